@@ -1,1 +1,4 @@
 //! uverbs
+#![deny(unsafe_code)]
+#![allow(dead_code)]
+mod kernel;

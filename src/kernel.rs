@@ -1,0 +1,226 @@
+//! The seam: every contact with the kernel is one call here.
+//!
+//! One method is one system call, without retries: those live above, where the simulated kernel
+//! can put them to the test. The protocol code runs unchanged on both kernels.
+
+pub(crate) mod abi;
+mod linux;
+pub(crate) mod rdma;
+#[cfg(feature = "sim")]
+pub mod sim;
+
+use std::ffi::CStr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+pub(crate) use rustix::fs::{FileType, OFlags};
+pub(crate) use rustix::io::Errno;
+
+/// What one system call gives.
+pub(crate) type Sys<T> = Result<T, Errno>;
+
+/// `f_type` of sysfs (`linux/magic.h`).
+pub(crate) const SYSFS_MAGIC: u64 = 0x6265_6572;
+
+/// The kernel that a host talks to.
+#[derive(Debug, Clone)]
+pub(crate) enum Kernel {
+    /// The one this process runs on.
+    Linux,
+    /// A simulated one.
+    #[cfg(feature = "sim")]
+    Sim(sim::Machine),
+}
+
+/// An owned descriptor, real or simulated; closed by Drop.
+#[derive(Debug)]
+pub(crate) enum Handle {
+    /// A descriptor of this process.
+    Real(OwnedFd),
+    /// One that exists in the simulated kernel alone.
+    #[cfg(feature = "sim")]
+    Sim(sim::SimHandle),
+}
+
+impl AsFd for Handle {
+    /// The real descriptor; of a simulated one the inert stand-in that a cmd fd carries.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Real(fd) => fd.as_fd(),
+            #[cfg(feature = "sim")]
+            Self::Sim(handle) => handle.as_fd(),
+        }
+    }
+}
+
+impl From<Handle> for OwnedFd {
+    fn from(handle: Handle) -> Self {
+        match handle {
+            Handle::Real(fd) => fd,
+            #[cfg(feature = "sim")]
+            Handle::Sim(handle) => handle.into_owned_fd(),
+        }
+    }
+}
+
+/// How far a path may lead (`openat2(2)`). BENEATH and NO_MAGICLINKS always hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Resolve {
+    /// Under /sys: no symbolic link on the way, no other mount.
+    Sys,
+    /// Under /dev: no symbolic link on the way; nodes in rootless containers are bind mounts.
+    Dev,
+}
+
+/// What `fstat(2)` says, as far as it matters here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Stat {
+    pub(crate) dev: u64,
+    pub(crate) ino: u64,
+    pub(crate) kind: FileType,
+    pub(crate) nlink: u64,
+    /// Device number of a node, as major and minor.
+    pub(crate) rdev: (u32, u32),
+    /// `st_ctime`: seconds and nanoseconds. No user can set it, unlike `st_mtime`.
+    pub(crate) ctime: (i64, u32),
+}
+
+/// One directory entry; the name lives as long as the call that shows it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct DirEntry<'a> {
+    pub(crate) ino: u64,
+    pub(crate) name: &'a [u8],
+}
+
+/// What one `recvfrom(2)` gave.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Datagram {
+    /// Full length of the message; more than the buffer holds when it was cut.
+    pub(crate) len: usize,
+    /// The sender's netlink port is 0: the kernel.
+    pub(crate) from_kernel: bool,
+}
+
+/// One attribute of an ioctl command (`struct ib_uverbs_attr`, `rdma/rdma_user_ioctl_cmds.h`).
+#[derive(Debug)]
+pub(crate) struct Attr<'a> {
+    pub(crate) id: u16,
+    pub(crate) data: AttrData<'a>,
+}
+
+#[derive(Debug)]
+pub(crate) enum AttrData<'a> {
+    /// Input bytes, inline when there are at most eight.
+    In(&'a [u8]),
+    /// A constant, eight bytes inline.
+    Const(u64),
+    /// Room for output: the kernel is told `len` and has all of `buffer` behind it, because
+    /// drivers up to 7.0 write their whole answer whatever `len` says.
+    Out { buffer: &'a mut [u8], len: u16 },
+}
+
+/// One command of the verbs ioctl ABI.
+#[derive(Debug)]
+pub(crate) struct VerbsCall<'a> {
+    pub(crate) object: u16,
+    pub(crate) method: u16,
+    pub(crate) driver_id: u32,
+    pub(crate) attrs: &'a mut [Attr<'a>],
+}
+
+/// Forwards a call to whichever kernel this is.
+macro_rules! forward {
+    ($kernel:expr, $call:ident ( $handle:expr $(, $arg:expr)* )) => {
+        match ($kernel, $handle) {
+            (Kernel::Linux, Handle::Real(fd)) => linux::$call(fd.as_fd() $(, $arg)*),
+            #[cfg(feature = "sim")]
+            (Kernel::Sim(machine), Handle::Sim(handle)) => machine.$call(handle $(, $arg)*),
+            #[cfg(feature = "sim")]
+            _ => Err(Errno::BADF),
+        }
+    };
+}
+
+impl Kernel {
+    /// `openat2(dir, path, {flags | O_CLOEXEC, resolve})`.
+    pub(crate) fn openat2(
+        &self,
+        dir: &Handle,
+        path: &CStr,
+        flags: OFlags,
+        resolve: Resolve,
+    ) -> Sys<Handle> {
+        forward!(self, openat2(dir, path, flags, resolve))
+    }
+
+    /// `fstat(fd)`.
+    pub(crate) fn fstat(&self, fd: &Handle) -> Sys<Stat> {
+        forward!(self, fstat(fd))
+    }
+
+    /// `fstatfs(fd).f_type`.
+    pub(crate) fn fstatfs_type(&self, fd: &Handle) -> Sys<u64> {
+        forward!(self, fstatfs_type(fd))
+    }
+
+    /// `readlinkat(fd, "")` on a link that was opened with `O_PATH | O_NOFOLLOW`: the length read.
+    pub(crate) fn readlink(&self, fd: &Handle, buffer: &mut [u8]) -> Sys<usize> {
+        forward!(self, readlink(fd, buffer))
+    }
+
+    /// `pread(fd, buffer, 0)`: of a sysfs attribute, the value as it is now.
+    pub(crate) fn pread(&self, fd: &Handle, buffer: &mut [u8]) -> Sys<usize> {
+        forward!(self, pread(fd, buffer))
+    }
+
+    /// One page of `getdents64(fd)`, each entry shown to `each`; false at the end.
+    pub(crate) fn getdents(
+        &self,
+        fd: &Handle,
+        each: &mut dyn FnMut(DirEntry<'_>),
+    ) -> Sys<bool> {
+        forward!(self, getdents(fd, each))
+    }
+
+    /// `socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC | SOCK_NONBLOCK, NETLINK_RDMA)`.
+    pub(crate) fn rdma_socket(&self) -> Sys<Handle> {
+        match self {
+            Self::Linux => linux::rdma_socket(),
+            #[cfg(feature = "sim")]
+            Self::Sim(machine) => machine.rdma_socket(),
+        }
+    }
+
+    /// `sendto(socket, message, MSG_DONTWAIT, kernel)`.
+    pub(crate) fn send(&self, socket: &Handle, message: &[u8]) -> Sys<usize> {
+        forward!(self, send(socket, message))
+    }
+
+    /// `recvfrom(socket, buffer, MSG_DONTWAIT | MSG_TRUNC)`: the kernel answers before the
+    /// request returns, so there is nothing to wait for.
+    pub(crate) fn recv(&self, socket: &Handle, buffer: &mut [u8]) -> Sys<Datagram> {
+        forward!(self, recv(socket, buffer))
+    }
+
+    /// `fstat` of a descriptor that came from outside.
+    pub(crate) fn fstat_cmd(&self, fd: BorrowedFd<'_>) -> Sys<Stat> {
+        match self {
+            Self::Linux => linux::fstat(fd),
+            #[cfg(feature = "sim")]
+            Self::Sim(machine) => machine.fstat_cmd(fd),
+        }
+    }
+
+    /// `ioctl(fd, RDMA_VERBS_IOCTL, call)`.
+    pub(crate) fn verbs_ioctl(&self, fd: BorrowedFd<'_>, call: &mut VerbsCall<'_>) -> Sys<()> {
+        match self {
+            Self::Linux => abi::verbs_ioctl(fd, call),
+            #[cfg(feature = "sim")]
+            Self::Sim(machine) => machine.verbs_ioctl(fd, call),
+        }
+    }
+
+    /// `gettid()`, as `RES_PID` names the thread that allocated a context.
+    pub(crate) fn gettid(&self) -> u32 {
+        rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned()
+    }
+}

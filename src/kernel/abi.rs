@@ -1,0 +1,107 @@
+//! What has to be handed to the kernel as raw memory: the one place of the library with `unsafe`.
+#![allow(unsafe_code)]
+
+use std::ffi::CStr;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use openat2::{OpenHow, ResolveFlags, openat2_cstr};
+use rustix::ioctl::{Opcode, Updater, opcode};
+
+use super::{AttrData, Errno, OFlags, Resolve, Sys, VerbsCall};
+
+/// `openat2(2)` beneath a directory descriptor.
+pub(super) fn openat2(
+    dir: BorrowedFd<'_>,
+    path: &CStr,
+    flags: OFlags,
+    resolve: Resolve,
+) -> Sys<OwnedFd> {
+    let flags = (flags | OFlags::CLOEXEC).bits().cast_signed();
+    let mut how = OpenHow::new(flags, 0);
+    how.resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_SYMLINKS;
+    if resolve == Resolve::Sys {
+        how.resolve |= ResolveFlags::NO_XDEV;
+    }
+    match openat2_cstr(Some(dir.as_raw_fd()), path, &how) {
+        // SAFETY: the call has just made this descriptor, and nothing else knows its number.
+        Ok(fd) => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+        Err(error) => Err(Errno::from_io_error(&error).unwrap_or(Errno::IO)),
+    }
+}
+
+/// How many attributes a command may have here; the kernel's own limit is a page of them.
+const MAX_ATTRS: usize = 8;
+
+/// `struct ib_uverbs_attr` (`rdma/rdma_user_ioctl_cmds.h`).
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct RawAttr {
+    id: u16,
+    len: u16,
+    flags: u16,
+    reserved: u16,
+    data: u64,
+}
+
+/// `struct ib_uverbs_ioctl_hdr` with its attributes behind it.
+#[repr(C)]
+#[derive(Default)]
+struct RawCall {
+    length: u16,
+    object_id: u16,
+    method_id: u16,
+    num_attrs: u16,
+    reserved1: u64,
+    driver_id: u32,
+    reserved2: u32,
+    attrs: [RawAttr; MAX_ATTRS],
+}
+
+/// Size of the header alone; the opcode is made of it.
+const HEADER: usize = 24;
+
+/// `RDMA_VERBS_IOCTL`: `_IOWR(0x1b, 1, struct ib_uverbs_ioctl_hdr)`.
+const RDMA_VERBS_IOCTL: Opcode = opcode::read_write::<[u8; HEADER]>(0x1b, 1);
+
+/// `UVERBS_ATTR_F_MANDATORY`: an attribute that the kernel does not know is an error.
+const MANDATORY: u16 = 1;
+
+/// One command of the verbs ioctl ABI on a cmd fd.
+pub(super) fn verbs_ioctl(fd: BorrowedFd<'_>, call: &mut VerbsCall<'_>) -> Sys<()> {
+    let count = call.attrs.len();
+    if count > MAX_ATTRS {
+        return Err(Errno::INVAL);
+    }
+    let mut raw = RawCall {
+        length: (HEADER + count * size_of::<RawAttr>()) as u16,
+        object_id: call.object,
+        method_id: call.method,
+        num_attrs: count as u16,
+        driver_id: call.driver_id,
+        ..RawCall::default()
+    };
+    for (raw, attr) in raw.attrs.iter_mut().zip(call.attrs.iter_mut()) {
+        let (len, data) = match &mut attr.data {
+            AttrData::In(bytes) if bytes.len() <= 8 => {
+                let mut inline = [0; 8];
+                inline[..bytes.len()].copy_from_slice(bytes);
+                (bytes.len(), u64::from_ne_bytes(inline))
+            }
+            AttrData::In(bytes) => (bytes.len(), bytes.as_ptr() as u64),
+            AttrData::Const(value) => (8, *value),
+            AttrData::Out { buffer, len } if usize::from(*len) <= buffer.len() => {
+                (usize::from(*len), buffer.as_mut_ptr() as u64)
+            }
+            AttrData::Out { .. } => return Err(Errno::INVAL),
+        };
+        let len = u16::try_from(len).map_err(|_| Errno::INVAL)?;
+        *raw = RawAttr { id: attr.id, len, flags: MANDATORY, reserved: 0, data };
+    }
+    // SAFETY: the argument is of the form that the opcode names: the kernel reads `length` bytes
+    // of it and writes flags within the same. (A descriptor of something else than a uverbs
+    // device answers ENOTTY; `RDMA_VERBS_IOCTL` is of no other driver's number space.)
+    let updater = unsafe { Updater::<RDMA_VERBS_IOCTL, RawCall>::new(&mut raw) };
+    // SAFETY: the memory that the attributes point to is borrowed by `call` for the whole call,
+    // outputs exclusively, each as long as the length it is given with.
+    unsafe { rustix::ioctl::ioctl(fd, updater) }
+}

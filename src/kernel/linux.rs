@@ -1,0 +1,90 @@
+//! The kernel this process runs on.
+
+use std::ffi::CStr;
+use std::mem::MaybeUninit;
+use std::os::fd::BorrowedFd;
+
+use rustix::fs::{RawDir, major, minor};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recvfrom, sendto,
+    socket_with,
+};
+
+use super::{Datagram, DirEntry, FileType, Handle, OFlags, Resolve, Stat, Sys, abi};
+
+/// A page of names: what glibc's readdir asks for at once.
+const DIR_PAGE: usize = 32 * 1024;
+
+pub(super) fn openat2(
+    dir: BorrowedFd<'_>,
+    path: &CStr,
+    flags: OFlags,
+    resolve: Resolve,
+) -> Sys<Handle> {
+    abi::openat2(dir, path, flags, resolve).map(Handle::Real)
+}
+
+// The fields differ in type between architectures: what is a cast here is none there.
+#[allow(clippy::unnecessary_cast, clippy::useless_conversion)]
+pub(super) fn fstat(fd: BorrowedFd<'_>) -> Sys<Stat> {
+    let stat = rustix::fs::fstat(fd)?;
+    Ok(Stat {
+        dev: stat.st_dev as u64,
+        ino: stat.st_ino as u64,
+        kind: FileType::from_raw_mode(stat.st_mode as _),
+        nlink: stat.st_nlink as u64,
+        rdev: (major(stat.st_rdev as _), minor(stat.st_rdev as _)),
+        ctime: (stat.st_ctime as i64, stat.st_ctime_nsec as u32),
+    })
+}
+
+#[allow(clippy::unnecessary_cast)]
+pub(super) fn fstatfs_type(fd: BorrowedFd<'_>) -> Sys<u64> {
+    Ok(rustix::fs::fstatfs(fd)?.f_type as u64)
+}
+
+pub(super) fn readlink(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> Sys<usize> {
+    rustix::fs::readlinkat_raw(fd, c"", buffer)
+}
+
+pub(super) fn pread(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> Sys<usize> {
+    rustix::io::pread(fd, buffer, 0)
+}
+
+pub(super) fn getdents(fd: BorrowedFd<'_>, each: &mut dyn FnMut(DirEntry<'_>)) -> Sys<bool> {
+    let mut page = [MaybeUninit::uninit(); DIR_PAGE];
+    let mut dir = RawDir::new(fd, &mut page);
+    let mut found = false;
+    // The place in the directory is the descriptor's, so a RawDir a page reads on from there. Its
+    // first error ends the page: it would repeat it for ever.
+    while !found || !dir.is_buffer_empty() {
+        match dir.next() {
+            None => return Ok(false),
+            Some(entry) => {
+                let entry = entry?;
+                each(DirEntry { ino: entry.ino(), name: entry.file_name().to_bytes() });
+                found = true;
+            }
+        }
+    }
+    Ok(true)
+}
+
+pub(super) fn rdma_socket() -> Sys<Handle> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, Some(netlink::RDMA))
+        .map(Handle::Real)
+}
+
+pub(super) fn send(socket: BorrowedFd<'_>, message: &[u8]) -> Sys<usize> {
+    let kernel = netlink::SocketAddrNetlink::new(0, 0);
+    sendto(socket, message, SendFlags::DONTWAIT | SendFlags::NOSIGNAL, &kernel)
+}
+
+pub(super) fn recv(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Sys<Datagram> {
+    let (_, len, from) = recvfrom(socket, buffer, RecvFlags::DONTWAIT | RecvFlags::TRUNC)?;
+    let from_kernel = from
+        .and_then(|address| netlink::SocketAddrNetlink::try_from(address).ok())
+        .is_some_and(|address| address.pid() == 0);
+    Ok(Datagram { len, from_kernel })
+}

@@ -1,0 +1,355 @@
+//! RDMA netlink messages (`rdma/rdma_netlink.h`, `linux/netlink.h`): requests are built and answers
+//! are taken apart here, byte by byte and strictly. Nothing in an answer is believed before its
+//! bounds are checked.
+
+use super::Errno;
+
+/// `RDMA_NLDEV_CMD_*`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u16)]
+pub(crate) enum Command {
+    Get = 1,
+    GetChardev = 15,
+    ResCtxGet = 22,
+}
+
+impl Command {
+    /// `RDMA_NL_GET_TYPE(RDMA_NL_NLDEV, command)`.
+    pub(crate) const fn message_type(self) -> u16 {
+        (5 << 10) + self as u16
+    }
+}
+
+/// `RDMA_NLDEV_ATTR_*`.
+pub(crate) mod attr {
+    pub(crate) const DEV_INDEX: u16 = 1;
+    pub(crate) const DEV_NAME: u16 = 2;
+    pub(crate) const FW_VERSION: u16 = 5;
+    pub(crate) const NODE_GUID: u16 = 6;
+    pub(crate) const SYS_IMAGE_GUID: u16 = 7;
+    pub(crate) const DEV_NODE_TYPE: u16 = 14;
+    pub(crate) const RES_PID: u16 = 28;
+    pub(crate) const RES_CTXN: u16 = 64;
+    pub(crate) const CHARDEV_TYPE: u16 = 69;
+    pub(crate) const CHARDEV: u16 = 72;
+    pub(crate) const UVERBS_DRIVER_ID: u16 = 73;
+    pub(crate) const RES_CTX: u16 = 86;
+    pub(crate) const RES_CTX_ENTRY: u16 = 87;
+}
+
+const NLM_F_REQUEST: u16 = 1;
+const NLM_F_DUMP: u16 = 0x300;
+pub(crate) const NLMSG_ERROR: u16 = 2;
+pub(crate) const NLMSG_DONE: u16 = 3;
+const HEADER: usize = 16;
+
+/// The bits of an attribute's type that are no flags (`NLA_TYPE_MASK`).
+const NLA_TYPE_MASK: u16 = 0x3fff;
+
+/// A message that is being written; both requests and the simulated kernel's answers.
+#[derive(Debug)]
+pub(crate) struct Writer(Vec<u8>);
+
+impl Writer {
+    /// A request, as a dump or not.
+    pub(crate) fn request(command: Command, dump: bool, seq: u32) -> Self {
+        let flags = NLM_F_REQUEST | if dump { NLM_F_DUMP } else { 0 };
+        Self::message(command.message_type(), flags, seq)
+    }
+
+    /// A message with an empty body.
+    pub(crate) fn message(kind: u16, flags: u16, seq: u32) -> Self {
+        let mut bytes = Vec::with_capacity(64);
+        bytes.extend_from_slice(&[0; 4]);
+        bytes.extend_from_slice(&kind.to_ne_bytes());
+        bytes.extend_from_slice(&flags.to_ne_bytes());
+        bytes.extend_from_slice(&seq.to_ne_bytes());
+        bytes.extend_from_slice(&[0; 4]);
+        Self(bytes)
+    }
+
+    /// One attribute, padded to four bytes.
+    pub(crate) fn attr(mut self, kind: u16, value: &[u8]) -> Self {
+        self.0.extend_from_slice(&((value.len() + 4) as u16).to_ne_bytes());
+        self.0.extend_from_slice(&kind.to_ne_bytes());
+        self.0.extend_from_slice(value);
+        self.0.resize(self.0.len().next_multiple_of(4), 0);
+        self
+    }
+
+    /// Bytes with no attribute around them: the errno of an answer.
+    #[cfg(any(test, feature = "sim"))]
+    pub(crate) fn raw(mut self, value: &[u8]) -> Self {
+        self.0.extend_from_slice(value);
+        self
+    }
+
+    /// The finished message.
+    pub(crate) fn finish(mut self) -> Vec<u8> {
+        let len = self.0.len() as u32;
+        self.0[..4].copy_from_slice(&len.to_ne_bytes());
+        self.0
+    }
+}
+
+/// Why an answer cannot be understood.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Bad(pub(crate) &'static str);
+
+/// A message that was taken apart.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Message<'a> {
+    pub(crate) kind: u16,
+    pub(crate) seq: u32,
+    pub(crate) body: &'a [u8],
+}
+
+impl<'a> Message<'a> {
+    /// The errno of an `NLMSG_ERROR` or `NLMSG_DONE`: none is success.
+    pub(crate) fn errno(&self) -> Result<Option<Errno>, Bad> {
+        // A dump that ended well may say so with an empty body.
+        if self.kind == NLMSG_DONE && self.body.is_empty() {
+            return Ok(None);
+        }
+        let code = self.body.first_chunk().ok_or(Bad("an errno that is cut short"))?;
+        match i32::from_ne_bytes(*code) {
+            0 => Ok(None),
+            code @ -4095..=-1 => Ok(Some(Errno::from_raw_os_error(-code))),
+            _ => Err(Bad("an errno out of range")),
+        }
+    }
+
+    /// Its attributes.
+    pub(crate) fn attrs(&self) -> Attrs<'a> {
+        Attrs(self.body)
+    }
+}
+
+/// The messages of one datagram. Ends at the first error.
+#[derive(Debug)]
+pub(crate) struct Messages<'a>(pub(crate) &'a [u8]);
+
+impl<'a> Iterator for Messages<'a> {
+    type Item = Result<Message<'a>, Bad>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.0.is_empty() {
+            return None;
+        }
+        let message = take_message(self.0);
+        match message {
+            Ok((message, rest)) => {
+                self.0 = rest;
+                Some(Ok(message))
+            }
+            Err(bad) => {
+                self.0 = &[];
+                Some(Err(bad))
+            }
+        }
+    }
+}
+
+fn take_message(bytes: &[u8]) -> Result<(Message<'_>, &[u8]), Bad> {
+    const SHORT: Bad = Bad("a message that is cut short");
+    let header: &[u8; HEADER] = bytes.first_chunk().ok_or(SHORT)?;
+    let len = u32::from_ne_bytes([header[0], header[1], header[2], header[3]]) as usize;
+    let body = bytes.get(HEADER..len).ok_or(SHORT)?;
+    let message = Message {
+        kind: u16::from_ne_bytes([header[4], header[5]]),
+        seq: u32::from_ne_bytes([header[8], header[9], header[10], header[11]]),
+        body,
+    };
+    let next = len.next_multiple_of(4).min(bytes.len());
+    Ok((message, &bytes[next..]))
+}
+
+/// Attributes of a message, or nested in one. Ends at the first error.
+#[derive(Debug)]
+pub(crate) struct Attrs<'a>(pub(crate) &'a [u8]);
+
+/// One attribute.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Attribute<'a> {
+    pub(crate) kind: u16,
+    pub(crate) value: &'a [u8],
+}
+
+impl<'a> Attribute<'a> {
+    fn fixed<const N: usize>(&self) -> Result<[u8; N], Bad> {
+        self.value.try_into().map_err(|_| Bad("a number of another size"))
+    }
+
+    pub(crate) fn u8(&self) -> Result<u8, Bad> {
+        self.fixed().map(u8::from_ne_bytes)
+    }
+
+    pub(crate) fn u32(&self) -> Result<u32, Bad> {
+        self.fixed().map(u32::from_ne_bytes)
+    }
+
+    pub(crate) fn u64(&self) -> Result<u64, Bad> {
+        self.fixed().map(u64::from_ne_bytes)
+    }
+
+    /// A string: the bytes before its one NUL, at most `max` of them.
+    pub(crate) fn string(&self, max: usize) -> Result<&'a [u8], Bad> {
+        match self.value.split_last() {
+            Some((0, text)) if text.len() <= max && !text.contains(&0) => Ok(text),
+            _ => Err(Bad("a string that is too long or not ended by its one NUL")),
+        }
+    }
+
+    pub(crate) fn nested(&self) -> Attrs<'a> {
+        Attrs(self.value)
+    }
+}
+
+impl<'a> Iterator for Attrs<'a> {
+    type Item = Result<Attribute<'a>, Bad>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.0.is_empty() {
+            return None;
+        }
+        let header = self.0.first_chunk::<4>();
+        let taken = header.and_then(|header| {
+            let len = usize::from(u16::from_ne_bytes([header[0], header[1]]));
+            let value = self.0.get(4..len)?;
+            let kind = u16::from_ne_bytes([header[2], header[3]]) & NLA_TYPE_MASK;
+            Some((Attribute { kind, value }, len))
+        });
+        let Some((attribute, len)) = taken else {
+            self.0 = &[];
+            return Some(Err(Bad("an attribute that is cut short")));
+        };
+        self.0 = &self.0[len.next_multiple_of(4).min(self.0.len())..];
+        Some(Ok(attribute))
+    }
+}
+
+/// `huge_encode_dev`: how `RDMA_NLDEV_ATTR_CHARDEV` carries a device number (`linux/kdev_t.h`).
+#[cfg(any(test, feature = "sim"))]
+pub(crate) fn encode_dev((major, minor): (u32, u32)) -> u64 {
+    let (major, minor) = (u64::from(major), u64::from(minor));
+    (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12)
+}
+
+/// The reverse of `huge_encode_dev`.
+pub(crate) fn decode_dev(dev: u64) -> Result<(u32, u32), Bad> {
+    if dev > u64::from(u32::MAX) {
+        return Err(Bad("a device number of more than 32 bits"));
+    }
+    let dev = dev as u32;
+    Ok(((dev & 0x000f_ff00) >> 8, (dev & 0xff) | ((dev >> 12) & 0x000f_ff00)))
+}
+
+/// What `RDMA_NLDEV_CMD_GET` says of one device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct DeviceInfo {
+    pub(crate) index: u32,
+    pub(crate) name: Box<[u8]>,
+    pub(crate) node_guid: u64,
+    pub(crate) sys_image_guid: u64,
+    pub(crate) node_type: u8,
+    pub(crate) fw_version: Box<[u8]>,
+}
+
+/// The longest name of a device (`IB_DEVICE_NAME_MAX` - 1).
+pub(crate) const NAME_MAX: usize = 63;
+
+impl DeviceInfo {
+    pub(crate) fn parse(message: &Message<'_>) -> Result<Self, Bad> {
+        let (mut index, mut name, mut guid) = (None, None, None);
+        let (mut sys_image_guid, mut node_type, mut fw_version) = (0, 0, Box::default());
+        for attribute in message.attrs() {
+            let attribute = attribute?;
+            match attribute.kind {
+                attr::DEV_INDEX => index = Some(attribute.u32()?),
+                attr::DEV_NAME => name = Some(attribute.string(NAME_MAX)?.into()),
+                attr::NODE_GUID => guid = Some(attribute.u64()?),
+                attr::SYS_IMAGE_GUID => sys_image_guid = attribute.u64()?,
+                attr::DEV_NODE_TYPE => node_type = attribute.u8()?,
+                attr::FW_VERSION => fw_version = attribute.string(255)?.into(),
+                _ => {}
+            }
+        }
+        Ok(Self {
+            index: index.ok_or(Bad("a device without an index"))?,
+            name: name.ok_or(Bad("a device without a name"))?,
+            node_guid: guid.ok_or(Bad("a device without a node GUID"))?,
+            sys_image_guid,
+            node_type,
+            fw_version,
+        })
+    }
+}
+
+/// What `RDMA_NLDEV_CMD_GET_CHARDEV` says of a device's uverbs node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Chardev {
+    pub(crate) dev: (u32, u32),
+    /// Absent for drivers that the kernel does not bind by id (mthca, hns).
+    pub(crate) driver_id: Option<u32>,
+}
+
+impl Chardev {
+    pub(crate) fn parse(message: &Message<'_>) -> Result<Self, Bad> {
+        let (mut dev, mut driver_id) = (None, None);
+        for attribute in message.attrs() {
+            let attribute = attribute?;
+            match attribute.kind {
+                attr::CHARDEV => dev = Some(decode_dev(attribute.u64()?)?),
+                attr::UVERBS_DRIVER_ID => driver_id = Some(attribute.u32()?),
+                _ => {}
+            }
+        }
+        Ok(Self { dev: dev.ok_or(Bad("a character device without its number"))?, driver_id })
+    }
+}
+
+/// One user context in a `RDMA_NLDEV_CMD_RES_CTX_GET` dump.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ContextEntry {
+    pub(crate) ctxn: u32,
+    /// The thread that allocated it; absent once that thread is gone or in another pid namespace.
+    pub(crate) thread: Option<u32>,
+}
+
+/// The contexts that one message of a dump lists, each given to `each`.
+pub(crate) fn parse_contexts(
+    message: &Message<'_>,
+    index: u32,
+    each: &mut dyn FnMut(ContextEntry),
+) -> Result<(), Bad> {
+    let mut of_index = None;
+    for attribute in message.attrs() {
+        let attribute = attribute?;
+        match attribute.kind {
+            attr::DEV_INDEX => of_index = Some(attribute.u32()?),
+            attr::RES_CTX => {
+                for entry in attribute.nested() {
+                    let entry = entry?;
+                    if entry.kind == attr::RES_CTX_ENTRY {
+                        each(parse_context(entry.nested())?);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    if of_index == Some(index) { Ok(()) } else { Err(Bad("contexts of another device")) }
+}
+
+fn parse_context(attrs: Attrs<'_>) -> Result<ContextEntry, Bad> {
+    let (mut ctxn, mut thread) = (None, None);
+    for attribute in attrs {
+        let attribute = attribute?;
+        match attribute.kind {
+            attr::RES_CTXN => ctxn = Some(attribute.u32()?),
+            attr::RES_PID => thread = Some(attribute.u32()?),
+            _ => {}
+        }
+    }
+    Ok(ContextEntry { ctxn: ctxn.ok_or(Bad("a context without a number"))?, thread })
+}
