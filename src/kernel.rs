@@ -173,11 +173,7 @@ impl Kernel {
     }
 
     /// One page of `getdents64(fd)`, each entry shown to `each`; false at the end.
-    pub(crate) fn getdents(
-        &self,
-        fd: &Handle,
-        each: &mut dyn FnMut(DirEntry<'_>),
-    ) -> Sys<bool> {
+    pub(crate) fn getdents(&self, fd: &Handle, each: &mut dyn FnMut(DirEntry<'_>)) -> Sys<bool> {
         forward!(self, getdents(fd, each))
     }
 

@@ -1,0 +1,218 @@
+//! Sysfs: opening and reading beneath a directory descriptor, and strict parsers for what is there.
+
+use std::ffi::{CStr, CString};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::kernel::rdma::{Bad, NAME_MAX};
+use crate::kernel::{DirEntry, Errno, FileType, Handle, Kernel, OFlags, Resolve, Stat, Sys};
+use crate::name::{DeviceNumber, Name};
+
+/// How often a call is made anew that was interrupted, or that lost a race against a rename or
+/// mount somewhere else (`openat2(2)`, EAGAIN).
+const RETRIES: usize = 8;
+
+/// Makes a call anew while it says EINTR or EAGAIN, within bounds; the last error stands.
+pub(crate) fn retry<T>(mut call: impl FnMut() -> Sys<T>) -> Sys<T> {
+    for _ in 1..RETRIES {
+        match call() {
+            Err(Errno::INTR | Errno::AGAIN) => {}
+            done => return done,
+        }
+    }
+    call()
+}
+
+/// Opens a directory beneath /sys, as a reference only.
+pub(crate) const DIRECTORY: OFlags = OFlags::PATH.union(OFlags::DIRECTORY);
+/// Opens a directory beneath /sys to sweep its names.
+pub(crate) const SWEEP: OFlags = OFlags::DIRECTORY;
+/// Opens a link itself.
+pub(crate) const LINK: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW);
+/// Opens an attribute; what poses as one must neither block nor become the terminal.
+const ATTRIBUTE: OFlags = OFlags::NOFOLLOW.union(OFlags::NONBLOCK).union(OFlags::NOCTTY);
+
+/// Opens something beneath a directory of /sys.
+pub(crate) fn open(kernel: &Kernel, dir: &Handle, path: &CStr, flags: OFlags) -> Result<Handle> {
+    retry(|| kernel.openat2(dir, path, flags, Resolve::Sys))
+        .map_err(|errno| Error::call(open_text("sys", path, flags), errno))
+}
+
+/// An `openat2` as strace prints it, with the directory by name.
+pub(crate) fn open_text(dir: &str, path: &CStr, flags: OFlags) -> String {
+    let mut text = String::new();
+    for (name, _) in flags.iter_names() {
+        text.push_str("O_");
+        text.push_str(name);
+        text.push('|');
+    }
+    let path = path.to_bytes().escape_ascii();
+    format!("openat2({dir}, \"{path}\", {text}O_CLOEXEC)")
+}
+
+/// What `fstat` says of an open descriptor.
+pub(crate) fn stat(kernel: &Kernel, fd: &Handle) -> Result<Stat> {
+    retry(|| kernel.fstat(fd)).map_err(|errno| Error::call("fstat", errno))
+}
+
+/// An attribute that is held open. Reading it anew gives its value of that moment; once the device
+/// is gone that fails with ENODEV, for ever (`kernfs_seq_start`, `fs/kernfs/file.c`).
+#[derive(Debug)]
+pub(crate) struct Attribute {
+    handle: Handle,
+    name: &'static CStr,
+}
+
+/// The longest value that is read here: longer than the longest that is accepted.
+const VALUE_MAX: usize = 128;
+
+impl Attribute {
+    /// Opens attribute `name` of the directory.
+    pub(crate) fn open(kernel: &Kernel, dir: &Handle, name: &'static CStr) -> Result<Self> {
+        Ok(Self { handle: open(kernel, dir, name, ATTRIBUTE)?, name })
+    }
+
+    /// `fstat` of it; an error when it is no regular file.
+    pub(crate) fn stat(&self, kernel: &Kernel) -> Result<Stat> {
+        let stat = stat(kernel, &self.handle)?;
+        if stat.kind == FileType::RegularFile {
+            Ok(stat)
+        } else {
+            Err(self.malformed(Bad("not a regular file")))
+        }
+    }
+
+    /// Its value now, without the line feed that ends it, as `parse` understands it.
+    pub(crate) fn read<T>(
+        &self,
+        kernel: &Kernel,
+        parse: impl FnOnce(&[u8]) -> std::result::Result<T, Bad>,
+    ) -> Result<T> {
+        let mut buffer = [0; VALUE_MAX];
+        let len = retry(|| kernel.pread(&self.handle, &mut buffer)).map_err(|errno| {
+            Error::call(format!("pread(\"{}\")", self.name.to_bytes().escape_ascii()), errno)
+        })?;
+        let value = buffer.get(..len).ok_or(Bad("longer than was asked for"));
+        value.and_then(line).and_then(parse).map_err(|bad| self.malformed(bad))
+    }
+
+    fn malformed(&self, bad: Bad) -> Error {
+        Error::malformed(format_args!("attribute {}", self.name.to_bytes().escape_ascii()), bad)
+    }
+}
+
+/// The text before the line feed that ends every value.
+pub(crate) fn line(value: &[u8]) -> std::result::Result<&[u8], Bad> {
+    match value.split_last() {
+        _ if value.len() == VALUE_MAX => Err(Bad("too long")),
+        Some((b'\n', text)) => Ok(text),
+        _ => Err(Bad("not ended by a line feed")),
+    }
+}
+
+/// `ibdev`: a device name, which may be any bytes but none and NUL.
+pub(crate) fn parse_name(text: &[u8]) -> std::result::Result<Name, Bad> {
+    match text.len() {
+        0 => Err(Bad("an empty name")),
+        1..=NAME_MAX if !text.contains(&0) => Ok(Name::new(text)),
+        1..=NAME_MAX => Err(Bad("a name with a NUL in it")),
+        _ => Err(Bad("a name of more than 63 bytes")),
+    }
+}
+
+/// `dev`: `major:minor`, in decimal digits.
+pub(crate) fn parse_device_number(text: &[u8]) -> std::result::Result<DeviceNumber, Bad> {
+    const BAD: Bad = Bad("not a device number");
+    let colon = text.iter().position(|&byte| byte == b':').ok_or(BAD)?;
+    let major = parse_decimal(&text[..colon]).ok_or(BAD)?;
+    let minor = parse_decimal(&text[colon + 1..]).ok_or(BAD)?;
+    // The kernel's dev_t has 12 and 20 bits (linux/kdev_t.h).
+    if major < 1 << 12 && minor < 1 << 20 { Ok((major, minor).into()) } else { Err(BAD) }
+}
+
+/// A decimal number as the kernel prints it: no sign, no leading zero.
+pub(crate) fn parse_decimal(digits: &[u8]) -> Option<u32> {
+    if digits.is_empty() || (digits[0] == b'0' && digits.len() > 1) {
+        return None;
+    }
+    digits.iter().try_fold(0u32, |sum, byte| {
+        let digit = byte.is_ascii_digit().then(|| u32::from(byte - b'0'))?;
+        sum.checked_mul(10)?.checked_add(digit)
+    })
+}
+
+/// The N of `uverbsN`.
+pub(crate) fn parse_uverbs(name: &[u8]) -> Option<u32> {
+    parse_decimal(name.strip_prefix(b"uverbs")?)
+}
+
+/// Where the class link of `uverbsN` leads: the path from /sys, which has no `..` in it.
+///
+/// Links of the kernel are `../../devices/…/infiniband_verbs/uverbsN`. Anything else is refused.
+pub(crate) fn parse_class_link(text: &[u8], number: u32) -> std::result::Result<CString, Bad> {
+    let path = text.strip_prefix(b"../../").ok_or(Bad("a class link that does not lead up"))?;
+    let mut parts = path.split(|&byte| byte == b'/');
+    if parts.next() != Some(b"devices") {
+        return Err(Bad("a class link that does not lead to devices/"));
+    }
+    let (mut parent, mut last): (&[u8], &[u8]) = (b"", b"");
+    for part in parts {
+        if matches!(part, b"" | b"." | b"..") {
+            return Err(Bad("a class link with an empty, . or .. part"));
+        }
+        (parent, last) = (last, part);
+    }
+    if parent != b"infiniband_verbs" || parse_uverbs(last) != Some(number) {
+        return Err(Bad("a class link that leads to another kind of device"));
+    }
+    CString::new(path).map_err(|_| Bad("a class link with a NUL in it"))
+}
+
+/// The longest link text that is accepted (`PATH_MAX`).
+const LINK_MAX: usize = 4096;
+
+/// Reads the class link of `uverbsN`: its target and the inode number of the directory there are
+/// two questions, this answers the first.
+pub(crate) fn read_class_link(kernel: &Kernel, sys: &Handle, number: u32) -> Result<CString> {
+    let path = uverbs_path("class/infiniband_verbs/", number);
+    let link = open(kernel, sys, &path, LINK)?;
+    let mut buffer = [0; LINK_MAX];
+    let len = retry(|| kernel.readlink(&link, &mut buffer)).map_err(|errno| {
+        Error::call(format!("readlinkat(\"{}\")", path.to_string_lossy()), errno)
+    })?;
+    match buffer.get(..len) {
+        Some(text) if len < LINK_MAX => parse_class_link(text, number),
+        _ => Err(Bad("a class link that is too long")),
+    }
+    .map_err(|bad| Error::malformed(path.to_string_lossy(), bad))
+}
+
+/// `prefix` and `uverbsN` as a path.
+pub(crate) fn uverbs_path(prefix: &str, number: u32) -> CString {
+    CString::new(format!("{prefix}uverbs{number}")).unwrap_or_default()
+}
+
+/// Whether an error says that something is no longer there.
+pub(crate) fn is_absent(error: &Error) -> bool {
+    matches!(error.errno(), Some(Errno::NOENT | Errno::NODEV | Errno::NXIO))
+        && error.kind() == ErrorKind::Os
+}
+
+/// How many pages of names a sweep reads: far more than 8,192 devices take, the kernel's limit.
+const PAGES: usize = 1024;
+
+/// Shows every entry of an open directory to `each`.
+pub(crate) fn sweep(
+    kernel: &Kernel,
+    directory: &Handle,
+    path: &'static str,
+    each: &mut dyn FnMut(DirEntry<'_>),
+) -> Result<()> {
+    for _ in 0..PAGES {
+        let more = retry(|| kernel.getdents(directory, each))
+            .map_err(|errno| Error::call(format!("getdents64(\"{path}\")"), errno))?;
+        if !more {
+            return Ok(());
+        }
+    }
+    Err(Error::new(ErrorKind::Malformed, format!("{path}: more entries than devices can be")))
+}

@@ -1,0 +1,385 @@
+//! A device: the counted record of one instance, and its transient directory descriptor.
+
+use std::ffi::CStr;
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
+
+use crate::attr::{self, Attribute};
+use crate::context::{Context, Opened};
+use crate::error::{Error, ErrorKind, Result};
+use crate::host::{Host, Policy};
+use crate::identity::{Instance, Timestamp};
+use crate::indices::Indices;
+use crate::kernel::Handle;
+use crate::name::{DeviceNumber, Guid, Name};
+use crate::open::{self, PinnedDevice};
+use crate::provider::DriverId;
+
+/// A device that was listed: a handle on one instance, which stays what it is when the device is
+/// gone. A clone is the same device.
+///
+/// It holds no descriptor. Two are equal when they are the same instance.
+#[derive(Clone)]
+pub struct Device(pub(crate) Arc<Record>);
+
+pub(crate) struct Record {
+    pub(crate) host: Host,
+    pub(crate) indices: Arc<Indices>,
+    /// The N of uverbsN.
+    pub(crate) number: u32,
+    /// Where its directory is, from /sys.
+    pub(crate) path: Box<CStr>,
+    pub(crate) sys_dev: u64,
+    pub(crate) ino: u64,
+    pub(crate) device_number: DeviceNumber,
+    state: Mutex<State>,
+}
+
+/// What changes of a record.
+pub(crate) struct State {
+    pub(crate) name: Name,
+    pub(crate) timestamp: Timestamp,
+    /// Joined once, it holds for the life of the inode.
+    pub(crate) joined: Option<Joined>,
+    /// What became of the device.
+    pub(crate) gone: Option<Gone>,
+    /// Its directory, while somebody uses it.
+    directory: Weak<Handle>,
+}
+
+/// What netlink knows of the instance for as long as it lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Joined {
+    pub(crate) index: u32,
+    pub(crate) driver_id: Option<u32>,
+}
+
+/// Why a device is no longer there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Gone {
+    Removed,
+    Replaced,
+}
+
+impl Gone {
+    pub(crate) fn kind(self) -> ErrorKind {
+        match self {
+            Self::Removed => ErrorKind::Removed,
+            Self::Replaced => ErrorKind::Replaced,
+        }
+    }
+}
+
+/// What is seen of a device at one moment, before there is a record of it.
+pub(crate) struct Sighting {
+    pub(crate) number: u32,
+    pub(crate) path: Box<CStr>,
+    pub(crate) instance: Instance,
+    pub(crate) name: Name,
+}
+
+impl Sighting {
+    /// Looks at uverbsN. The parts belong together: all are read through one descriptor.
+    pub(crate) fn take(host: &Host, number: u32) -> Result<Self> {
+        let (kernel, sys) = (host.kernel(), host.sys());
+        let path = attr::read_class_link(kernel, sys, number)?;
+        let directory = attr::open(kernel, sys, &path, attr::DIRECTORY)?;
+        let stat = attr::stat(kernel, &directory)?;
+        let dev = Attribute::open(kernel, &directory, c"dev")?;
+        let device_number = dev.read(kernel, attr::parse_device_number)?;
+        let ibdev = Attribute::open(kernel, &directory, c"ibdev")?;
+        let timestamp = ibdev.stat(kernel)?.ctime;
+        let name = ibdev.read(kernel, attr::parse_name)?;
+        let instance = Instance::new(&stat, device_number, timestamp);
+        Ok(Self { number, path: path.into(), instance, name })
+    }
+}
+
+impl Record {
+    pub(crate) fn new(host: Host, indices: Arc<Indices>, sighting: Sighting) -> Self {
+        let Sighting { number, path, instance, name } = sighting;
+        Self {
+            host,
+            indices,
+            number,
+            path,
+            sys_dev: instance.sys_dev,
+            ino: instance.ino,
+            device_number: instance.device_number,
+            state: Mutex::new(State {
+                name,
+                timestamp: instance.timestamp,
+                joined: None,
+                gone: None,
+                directory: Weak::new(),
+            }),
+        }
+    }
+
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|poison| poison.into_inner())
+    }
+
+    pub(crate) fn instance(&self) -> Instance {
+        Instance {
+            sys_dev: self.sys_dev,
+            ino: self.ino,
+            device_number: self.device_number,
+            timestamp: self.state().timestamp,
+        }
+    }
+
+    /// Whether a sighting is of this very instance.
+    pub(crate) fn is_seen_in(&self, sighting: &Sighting) -> bool {
+        let seen = &sighting.instance;
+        let same = *seen == self.instance();
+        // Where inode numbers may be used again the timestamp has to be the same too.
+        let strict = self.host.policy().strict_timestamps || !self.host.has_unique_inodes();
+        same && (!strict || seen.timestamp == self.state().timestamp)
+    }
+
+    /// Takes over what may change of an instance.
+    pub(crate) fn refresh(&self, sighting: &Sighting) {
+        let mut state = self.state();
+        state.timestamp = sighting.instance.timestamp;
+        if state.name != sighting.name {
+            tracing::debug!(from = %state.name, to = %sighting.name, "device renamed");
+            state.name = sighting.name.clone();
+        }
+    }
+
+    /// Name and uverbs name, for messages.
+    pub(crate) fn label(&self) -> String {
+        format!("{} (uverbs{})", self.state().name, self.number)
+    }
+
+    /// Its directory in /sys, shared by all who use the record at this moment. It may be the
+    /// directory of another instance by now, or of a dead one: the caller compares and reads.
+    pub(crate) fn directory(&self) -> Result<Arc<Handle>> {
+        if let Some(directory) = self.state().directory.upgrade() {
+            return Ok(directory);
+        }
+        let kernel = self.host.kernel();
+        let opened = Arc::new(attr::open(kernel, self.host.sys(), &self.path, attr::DIRECTORY)?);
+        let stat = attr::stat(kernel, &opened)?;
+        // Only the directory of this very instance is shared.
+        if (stat.dev, stat.ino) == (self.sys_dev, self.ino) {
+            self.state().directory = Arc::downgrade(&opened);
+        }
+        Ok(opened)
+    }
+
+    /// Notes for good that the device is gone.
+    pub(crate) fn mark(&self, gone: Gone) {
+        self.state().gone.get_or_insert(gone);
+    }
+
+    /// Whether the device is gone, as the class link says now; notes it. Errors that leave it open
+    /// count as "not known to be gone".
+    pub(crate) fn fate(&self) -> Option<Gone> {
+        if let Some(gone) = self.state().gone {
+            return Some(gone);
+        }
+        let (kernel, sys) = (self.host.kernel(), self.host.sys());
+        let found = attr::read_class_link(kernel, sys, self.number)
+            .and_then(|path| attr::open(kernel, sys, &path, attr::DIRECTORY))
+            .and_then(|directory| attr::stat(kernel, &directory));
+        let gone = match found {
+            Ok(stat) if (stat.dev, stat.ino) == (self.sys_dev, self.ino) => None,
+            Ok(_) => Some(Gone::Replaced),
+            Err(error) if attr::is_absent(&error) => Some(Gone::Removed),
+            Err(_) => None,
+        };
+        if let Some(gone) = gone {
+            self.mark(gone);
+        }
+        gone
+    }
+
+    /// Says of an error which device it was, and, where the device turns out to be gone, that.
+    pub(crate) fn explain(&self, error: Error) -> Error {
+        let telling = matches!(
+            error.kind(),
+            ErrorKind::Os | ErrorKind::NodeMismatch | ErrorKind::Unproven | ErrorKind::Unstable
+        );
+        let error = match telling.then(|| self.fate()).flatten() {
+            Some(gone) => error.as_kind(gone.kind()),
+            None => error,
+        };
+        error.of(|| self.label())
+    }
+}
+
+impl Device {
+    /// The name at the last listing or open, such as `mlx5_0`. Names change and are reused; they are
+    /// for display.
+    pub fn name(&self) -> Name {
+        self.0.state().name.clone()
+    }
+
+    /// The N of `uverbsN`. Reused at once when the device is gone.
+    pub fn uverbs_number(&self) -> u32 {
+        self.0.number
+    }
+
+    /// The device number of its node.
+    pub fn device_number(&self) -> DeviceNumber {
+        self.0.device_number
+    }
+
+    /// What tells this device from every other one.
+    pub fn instance(&self) -> Instance {
+        self.0.instance()
+    }
+
+    /// Whether it is already known that the device is gone. Asks nobody.
+    pub fn is_known_gone(&self) -> bool {
+        self.0.state().gone.is_some()
+    }
+
+    /// The device's index in RDMA netlink. It is learnt when it is first asked for and holds as long
+    /// as the device lives.
+    ///
+    /// # Errors
+    /// `Removed` or `Replaced` when the device is gone; `Unproven` when netlink is denied or does not
+    /// know the device.
+    pub fn index(&self) -> Result<u32> {
+        self.joined().map(|joined| joined.index)
+    }
+
+    /// The driver (`enum rdma_driver_id`, `rdma/ib_user_ioctl_verbs.h`); none for those that the
+    /// kernel does not tell (mthca, hns).
+    ///
+    /// # Errors
+    /// As [`index`](Self::index).
+    pub fn driver_id(&self) -> Result<Option<DriverId>> {
+        self.joined().map(|joined| joined.driver_id.map(DriverId::from_raw))
+    }
+
+    /// What the kernel says of the device over netlink.
+    ///
+    /// # Errors
+    /// As [`index`](Self::index).
+    pub fn query(&self) -> Result<DeviceFacts> {
+        let joined = self.joined()?;
+        let facts = || {
+            let pinned = open::pin_for_reading(&self.0)?;
+            let info = self.0.host.netlink()?.device(joined.index)?;
+            // The index is this device's for as long as the directory lives: still alive after
+            // the answer, it was this device's answer.
+            pinned.read_device_number()?;
+            info.ok_or_else(|| Error::new(ErrorKind::Unproven, "netlink does not know the index"))
+        };
+        let info = facts().map_err(|error| self.0.explain(error))?;
+        Ok(DeviceFacts {
+            index: joined.index,
+            driver_id: joined.driver_id.map(DriverId::from_raw),
+            node_guid: Guid(info.node_guid),
+            sys_image_guid: Guid(info.sys_image_guid),
+            node_type: info.node_type,
+            firmware_version: Name::new(&info.fw_version),
+        })
+    }
+
+    fn joined(&self) -> Result<Joined> {
+        if let Some(joined) = self.0.state().joined {
+            return Ok(joined);
+        }
+        open::pin_for_reading(&self.0)
+            .and_then(|pinned| self.0.indices.join(&self.0, &pinned))
+            .map_err(|error| self.0.explain(error))
+    }
+
+    /// Opens the device: a context on exactly this instance, or an error that says what happened.
+    ///
+    /// # Errors
+    /// `Removed`, `Replaced`: the device is gone. `NodeMismatch`: the node in /dev leads elsewhere.
+    /// `Unproven`: the kernel cannot be asked which device it is (netlink denied, Linux before 5.13).
+    /// `Unstable`: it would not stay still. `PermissionDenied`, `Os`: the first system call that
+    /// failed.
+    pub fn open(&self) -> Result<Context> {
+        self.open_with(self.0.host.policy())
+    }
+
+    /// Opens the device under a policy of its own.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_with(&self, policy: &Policy) -> Result<Context> {
+        match open::open(self, policy, false)? {
+            Opened::Proven(context) => Ok(context),
+            Opened::Unproven(context) => Err(context.into_error()),
+        }
+    }
+
+    /// Opens the device also where it cannot be proved to be the right one. Everything that can be
+    /// checked is checked, and what contradicts is refused; the result says which of the two it is.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), but for `Unproven`.
+    pub fn open_allow_unproven(&self, policy: &Policy) -> Result<Opened> {
+        open::open(self, policy, true)
+    }
+
+    /// Pins the device, so that a descriptor which another library opens can be verified against it
+    /// with [`PinnedDevice::verify`].
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn pin(&self) -> Result<PinnedDevice> {
+        open::pin(self)
+    }
+}
+
+/// What the kernel says of a device over RDMA netlink.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DeviceFacts {
+    /// Index of the device in netlink, never reused until ib_core is loaded anew.
+    pub index: u32,
+    /// The driver; none for those that the kernel does not tell.
+    pub driver_id: Option<DriverId>,
+    /// GUID of the node.
+    pub node_guid: Guid,
+    /// GUID of the system the node is part of.
+    pub sys_image_guid: Guid,
+    /// Kind of node (`enum rdma_node_type`): 1 for a channel adapter.
+    pub node_type: u8,
+    /// Version of the firmware, as the driver words it; empty where it has none.
+    pub firmware_version: Name,
+}
+
+impl PartialEq for Device {
+    fn eq(&self, other: &Self) -> bool {
+        self.instance() == other.instance()
+    }
+}
+
+impl Eq for Device {}
+
+impl Hash for Device {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.instance().hash(state);
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0.label())
+    }
+}
+
+impl fmt::Debug for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.0.state();
+        f.debug_struct("Device")
+            .field("name", &state.name)
+            .field("uverbs", &self.0.number)
+            .field("device_number", &self.0.device_number)
+            .field("ino", &self.0.ino)
+            .field("joined", &state.joined)
+            .field("gone", &state.gone)
+            .finish()
+    }
+}

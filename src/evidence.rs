@@ -1,0 +1,148 @@
+//! What was checked while a device was opened, and what each check found.
+
+use std::fmt;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::name::{DeviceNumber, Guid, Name};
+
+/// A step of the open protocol (see the crate's `open` module for what each does).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Step {
+    /// 1: is the record already known to be gone?
+    Known,
+    /// 2: pin the instance in /sys.
+    Pin,
+    /// 3: look at the node in /dev without opening it.
+    Node,
+    /// 4: open the node.
+    Open,
+    /// 5: look at the instance again, now that the node is open.
+    Revalidate,
+    /// 6: allocate the kernel context.
+    Allocate,
+    /// 7: prove through the descriptor what it is bound to.
+    Prove,
+}
+
+impl Step {
+    /// Its number, as the documentation counts them.
+    pub fn number(self) -> u8 {
+        self as u8 + 1
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = match self {
+            Self::Known => "known",
+            Self::Pin => "pin",
+            Self::Node => "node",
+            Self::Open => "open",
+            Self::Revalidate => "revalidate",
+            Self::Allocate => "allocate",
+            Self::Prove => "prove",
+        };
+        write!(f, "step {} ({text})", self.number())
+    }
+}
+
+/// A value that a check compared.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Value {
+    /// A word: what kind of thing, or that something is so.
+    Word(&'static str),
+    /// A number: an inode, an index, a count.
+    Number(u64),
+    /// A device number.
+    Device(DeviceNumber),
+    /// A GUID.
+    Guid(Guid),
+    /// A timestamp: seconds and nanoseconds.
+    Time(i64, u32),
+    /// A name.
+    Name(Name),
+}
+
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Word(word) => f.pad(word),
+            Self::Number(number) => number.fmt(f),
+            Self::Device(device) => device.fmt(f),
+            Self::Guid(guid) => guid.fmt(f),
+            Self::Time(seconds, nanoseconds) => f.pad(&format!("{seconds}.{nanoseconds:09}")),
+            Self::Name(name) => name.fmt(f),
+        }
+    }
+}
+
+/// One check: what was compared and whether it held.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Check {
+    /// The step it belongs to.
+    pub step: Step,
+    /// What was looked at.
+    pub what: &'static str,
+    /// What it had to be.
+    pub expected: Value,
+    /// What it was.
+    pub found: Value,
+}
+
+impl Check {
+    /// Whether it was as expected.
+    pub fn held(&self) -> bool {
+        self.expected == self.found
+    }
+}
+
+/// Everything that was checked on the way to a context, in order.
+///
+/// Of a [`Context`](crate::Context) every check held. Of an
+/// [`UnprovenContext`](crate::UnprovenContext) the ones that did not are among them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Evidence {
+    checks: Vec<Check>,
+    pub(crate) index: Option<u32>,
+    pub(crate) context_number: Option<u32>,
+}
+
+impl Evidence {
+    /// The checks, in the order in which they were made.
+    pub fn checks(&self) -> &[Check] {
+        &self.checks
+    }
+
+    /// The netlink index under which the kernel lists the context.
+    pub fn index(&self) -> Option<u32> {
+        self.index
+    }
+
+    /// The number (`RDMA_NLDEV_ATTR_RES_CTXN`) under which the kernel lists the context.
+    pub fn context_number(&self) -> Option<u32> {
+        self.context_number
+    }
+
+    /// The one place where something is compared: writes it down, and is an error of the given
+    /// kind when it differs.
+    pub(crate) fn require(
+        &mut self,
+        step: Step,
+        what: &'static str,
+        otherwise: ErrorKind,
+        expected: Value,
+        found: Value,
+    ) -> Result<()> {
+        let check = Check { step, what, expected, found };
+        let held = check.held();
+        self.checks.push(check.clone());
+        if held {
+            Ok(())
+        } else {
+            Err(Error::differs(otherwise, what, check.expected, check.found).at(step))
+        }
+    }
+}

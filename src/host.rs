@@ -1,0 +1,202 @@
+//! The host: where the library may look, and what it demands.
+
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, Weak};
+
+use cap_std::ambient_authority;
+use cap_std::fs::Dir;
+
+use crate::attr::{self, retry};
+use crate::error::{Error, ErrorKind, Result};
+use crate::kernel::{Errno, Handle, Kernel, Resolve, SYSFS_MAGIC};
+use crate::netlink::{Socket, Source};
+
+/// What is demanded of a host and of every open on it. The default is the strictest that works on
+/// an ordinary host.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Policy {
+    /// Take a moved timestamp of a device's `ibdev` attribute for another device. The kernel moves
+    /// it when it evicts a cached inode, so that this refuses devices that were not replaced.
+    pub strict_timestamps: bool,
+    /// Accept a `/sys` that is not sysfs. Nothing that is opened there is ever proved.
+    pub allow_foreign_sys: bool,
+}
+
+impl Policy {
+    /// The default policy.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets [`strict_timestamps`](Self::strict_timestamps).
+    pub fn strict_timestamps(mut self, yes: bool) -> Self {
+        self.strict_timestamps = yes;
+        self
+    }
+
+    /// Sets [`allow_foreign_sys`](Self::allow_foreign_sys).
+    pub fn allow_foreign_sys(mut self, yes: bool) -> Self {
+        self.allow_foreign_sys = yes;
+        self
+    }
+}
+
+/// The directories `/sys` and `/dev` and the RDMA netlink socket, and a [`Policy`].
+///
+/// Everything the library does goes through these. A clone is the same host.
+#[derive(Clone, Debug)]
+pub struct Host(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    kernel: Kernel,
+    sys: Handle,
+    dev: Handle,
+    netlink: Source,
+    policy: Policy,
+    is_sysfs: bool,
+}
+
+impl Host {
+    /// The host this process sees: `/sys`, `/dev`, and RDMA netlink. A missing netlink is no error
+    /// here: devices are listed without it, but none can be proved.
+    ///
+    /// # Errors
+    /// `Os` when `/sys` or `/dev` cannot be opened, `Unsupported` when `/sys` is not sysfs, or when
+    /// `openat2(2)` is missing (Linux before 5.6) or blocked by a filter.
+    pub fn open() -> Result<Self> {
+        Self::open_with(Policy::default())
+    }
+
+    /// The same with a policy.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_with(policy: Policy) -> Result<Self> {
+        let root = |path: &'static str| {
+            Dir::open_ambient_dir(path, ambient_authority()).map_err(|error| {
+                let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
+                Error::call(format!("openat(\"{path}\", O_DIRECTORY)"), errno)
+            })
+        };
+        let (sys, dev) = (root("/sys")?, root("/dev")?);
+        let netlink = Source::Ambient(Mutex::new(Weak::new()));
+        Self::make(Kernel::Linux, real(sys), real(dev), netlink, policy)
+    }
+
+    /// A host of what is handed in: the directories `/sys` and `/dev`, and a socket
+    /// `socket(AF_NETLINK, SOCK_RAW, NETLINK_RDMA)`. With these nothing else is needed: no path,
+    /// no `/proc`, no further socket; the process may be sandboxed before or after.
+    ///
+    /// The socket should be non-blocking or not, and shared with nobody. While it is open, ib_core
+    /// cannot be unloaded. Without one, devices are listed but none can be proved.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn from_parts(sys: Dir, dev: Dir, netlink: Option<OwnedFd>) -> Result<Self> {
+        Self::from_parts_with(sys, dev, netlink, Policy::default())
+    }
+
+    /// The same with a policy.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn from_parts_with(
+        sys: Dir,
+        dev: Dir,
+        netlink: Option<OwnedFd>,
+        policy: Policy,
+    ) -> Result<Self> {
+        let netlink = netlink.map_or(Source::Denied, |socket| {
+            Source::Given(Arc::new(Socket::new(Kernel::Linux, Handle::Real(socket))))
+        });
+        Self::make(Kernel::Linux, real(sys), real(dev), netlink, policy)
+    }
+
+    /// A host on a simulated kernel.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    #[cfg(feature = "sim")]
+    pub fn simulated(machine: &crate::sim::Machine, policy: Policy) -> Result<Self> {
+        let (sys, dev) = (Handle::Sim(machine.root_sys()), Handle::Sim(machine.root_dev()));
+        let netlink = Source::Ambient(Mutex::new(Weak::new()));
+        Self::make(Kernel::Sim(machine.clone()), sys, dev, netlink, policy)
+    }
+
+    fn make(
+        kernel: Kernel,
+        sys: Handle,
+        dev: Handle,
+        netlink: Source,
+        policy: Policy,
+    ) -> Result<Self> {
+        let probe = retry(|| kernel.openat2(&sys, c".", attr::DIRECTORY, Resolve::Sys));
+        probe.map_err(|errno| {
+            let error = Error::call(attr::open_text("sys", c".", attr::DIRECTORY), errno);
+            match errno {
+                Errno::NOSYS => error.as_kind(ErrorKind::Unsupported).hint(
+                    "openat2 is missing: it needs Linux 5.6, or a filter answers as if it were older",
+                ),
+                Errno::PERM => error.as_kind(ErrorKind::Unsupported).hint(
+                    "openat2 is blocked by a seccomp filter, such as a container's: allow it there",
+                ),
+                _ => error,
+            }
+        })?;
+        let magic = retry(|| kernel.fstatfs_type(&sys))
+            .map_err(|errno| Error::call("fstatfs(sys)", errno))?;
+        let is_sysfs = magic == SYSFS_MAGIC;
+        if !is_sysfs && !policy.allow_foreign_sys {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                format!("/sys is not sysfs (f_type {magic:#x}, not {SYSFS_MAGIC:#x})"),
+            ));
+        }
+        Ok(Self(Arc::new(Inner { kernel, sys, dev, netlink, policy, is_sysfs })))
+    }
+
+    /// What is demanded of this host.
+    pub fn policy(&self) -> &Policy {
+        &self.0.policy
+    }
+
+    /// Whether RDMA netlink can be asked. Without it devices are listed, but none can be proved.
+    ///
+    /// # Errors
+    /// Why it cannot.
+    pub fn check_netlink(&self) -> Result<()> {
+        self.netlink().map(drop)
+    }
+
+    pub(crate) fn kernel(&self) -> &Kernel {
+        &self.0.kernel
+    }
+
+    pub(crate) fn sys(&self) -> &Handle {
+        &self.0.sys
+    }
+
+    pub(crate) fn dev(&self) -> &Handle {
+        &self.0.dev
+    }
+
+    pub(crate) fn netlink(&self) -> Result<Arc<Socket>> {
+        self.0.netlink.socket(&self.0.kernel)
+    }
+
+    /// `/sys` is the kernel's own.
+    pub(crate) fn is_sysfs(&self) -> bool {
+        self.0.is_sysfs
+    }
+
+    /// Inode numbers are never used twice: sysfs on a 64-bit kernel.
+    pub(crate) fn has_unique_inodes(&self) -> bool {
+        self.0.is_sysfs && cfg!(target_pointer_width = "64")
+    }
+}
+
+fn real(dir: Dir) -> Handle {
+    Handle::Real(OwnedFd::from(dir.into_std_file()))
+}

@@ -1,0 +1,356 @@
+//! The open protocol, one function a step, in order.
+//!
+//! | step | function | what it makes sure of |
+//! |---|---|---|
+//! | 1 | [`known`] | the record is not already known to be gone |
+//! | 2 | [`pin_instance`] | the directory in /sys is the recorded instance, alive, and stays pinned |
+//! | 3 | [`look_at_node`] | the node in /dev is a character device with the pinned number |
+//! | 4 | [`open_node`] | what was opened is what was looked at |
+//! | 5 | [`revalidate`] | with the node open, the instance is still alive and in its place |
+//! | 6 | [`allocate`] | the kernel context, by the ioctl ABI |
+//! | 7 | [`proof::prove`] | asked through the descriptor, it is on the pinned instance |
+//! | 8 | | the pin is let go; the [`Context`](crate::Context) keeps the evidence |
+//!
+//! The pin holds the attributes `dev` and `ibdev` open, so that reading one again tells at that
+//! moment whether the device is alive: once removed, it never answers again. The directory goes
+//! before the character device, and that before the device number is free for another
+//! device: as long as `dev` answers, nobody else has the number.
+
+mod proof;
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use crate::attr::{self, Attribute, retry};
+use crate::context::{CmdFd, Context, Opened, UnprovenContext};
+use crate::device::{Device, Joined, Record};
+use crate::error::{Error, ErrorKind, Result};
+use crate::evidence::{Evidence, Step, Value};
+use crate::host::Policy;
+use crate::identity::Timestamp;
+use crate::kernel::{Errno, FileType, Handle, OFlags, Resolve, Stat};
+use crate::name::{DeviceNumber, Name};
+use crate::provider::DriverId;
+
+pub(crate) use proof::Proven;
+use proof::{Baseline, Proof};
+
+/// How often an open starts over because a timestamp or a name moved under it.
+const ATTEMPTS: usize = 3;
+
+/// Opens a device. With `allow_unproven` what cannot be proved comes back as such; what is
+/// contradicted is an error either way.
+pub(crate) fn open(device: &Device, policy: &Policy, allow_unproven: bool) -> Result<Opened> {
+    let record = &device.0;
+    for _ in 1..ATTEMPTS {
+        match attempt(device, policy, allow_unproven) {
+            Err(error) if error.kind() == ErrorKind::Unstable => {
+                tracing::debug!(device = record.label(), %error, "opening starts over");
+            }
+            done => return done.map_err(|error| record.explain(error)),
+        }
+    }
+    attempt(device, policy, allow_unproven).map_err(|error| record.explain(error))
+}
+
+fn attempt(device: &Device, policy: &Policy, allow_unproven: bool) -> Result<Opened> {
+    let record = &device.0;
+    let mut evidence = Evidence::default();
+    known(record)?;
+    let pin = pin_instance(record, policy, &mut evidence).map_err(|e| e.at(Step::Pin))?;
+    // Asked before anything is opened: where nothing can be proved there is no use in opening.
+    let baseline = match Baseline::take(record, &pin) {
+        Err(error) if error.kind() != ErrorKind::Unproven || !allow_unproven => {
+            return Err(error.at(Step::Prove));
+        }
+        baseline => baseline,
+    };
+    let node = look_at_node(record, &mut evidence).map_err(|e| e.at(Step::Node))?;
+    let fd = open_node(record, &node, &mut evidence).map_err(|e| e.at(Step::Open))?;
+    drop(node);
+    revalidate(record, &pin, &mut evidence).map_err(|e| e.at(Step::Revalidate))?;
+    let driver = driver_of(record, fd.as_fd()).map_err(|e| e.at(Step::Allocate))?;
+    let cmd = CmdFd::new(fd, driver, device.clone());
+    let proof = proof::allocate_and_prove(record, &pin, &cmd, baseline, &mut evidence)
+        .map_err(|e| e.at(Step::Prove))?;
+    Ok(match proof {
+        Proof::Proven(witness) => Opened::Proven(Context::new(cmd, evidence, witness)),
+        Proof::Unproven(reason) => {
+            let reason = reason.at(Step::Prove).of(|| record.label());
+            Opened::Unproven(UnprovenContext::new(cmd, evidence, reason))
+        }
+    })
+}
+
+/// Step 1: a device that is known to be gone is not looked for.
+fn known(record: &Record) -> Result<()> {
+    match record.state().gone {
+        Some(gone) => {
+            Err(Error::new(gone.kind(), "it is known since the last look").at(Step::Known))
+        }
+        None => Ok(()),
+    }
+}
+
+/// An instance that is held in place: while this exists, its inode numbers cannot be evicted, and
+/// its two attributes can be asked again.
+#[derive(Debug)]
+pub(crate) struct Pin {
+    _directory: Arc<Handle>,
+    dev: Attribute,
+    ibdev: Attribute,
+    kernel: crate::kernel::Kernel,
+    device_number: DeviceNumber,
+    name: Name,
+    timestamp: Timestamp,
+}
+
+impl Pin {
+    /// Reads `dev` through the pin: an answer means that the device is alive at this moment.
+    pub(crate) fn read_device_number(&self) -> Result<DeviceNumber> {
+        self.dev.read(&self.kernel, attr::parse_device_number)
+    }
+
+    fn read_name(&self) -> Result<Name> {
+        self.ibdev.read(&self.kernel, attr::parse_name)
+    }
+
+    fn read_timestamp(&self) -> Result<Timestamp> {
+        Ok(self.ibdev.stat(&self.kernel)?.ctime)
+    }
+}
+
+/// Step 2: the directory in /sys, compared with the record and held; `dev` and `ibdev` read through it.
+fn pin_instance(record: &Record, policy: &Policy, evidence: &mut Evidence) -> Result<Pin> {
+    let kernel = record.host.kernel();
+    let directory = record.directory()?;
+    let stat = attr::stat(kernel, &directory)?;
+    let same = |what, expected, found| (what, Value::Number(expected), Value::Number(found));
+    for (what, expected, found) in [
+        same("sysfs mount (st_dev)", record.sys_dev, stat.dev),
+        same("uverbs directory (inode)", record.ino, stat.ino),
+    ] {
+        evidence.require(Step::Pin, what, ErrorKind::Replaced, expected, found)?;
+    }
+    let ibdev = Attribute::open(kernel, &directory, c"ibdev")?;
+    let timestamp = ibdev.stat(kernel)?.ctime;
+    let dev = Attribute::open(kernel, &directory, c"dev")?;
+    let device_number = dev.read(kernel, attr::parse_device_number)?;
+    evidence.require(
+        Step::Pin,
+        "device number (dev)",
+        ErrorKind::Replaced,
+        Value::Device(record.device_number),
+        Value::Device(device_number),
+    )?;
+    let name = ibdev.read(kernel, attr::parse_name)?;
+    let known = record.state().timestamp;
+    if timestamp != known {
+        // Where inode numbers are unique this is an eviction. Where they may repeat it is what tells a
+        // replacement.
+        if policy.strict_timestamps || !record.host.has_unique_inodes() {
+            let (expected, found) = (time(known), time(timestamp));
+            evidence.require(Step::Pin, TIMESTAMP, ErrorKind::Replaced, expected, found)?;
+        }
+        tracing::debug!(device = record.label(), "timestamp refreshed: the inode was evicted");
+    }
+    let mut state = record.state();
+    state.timestamp = timestamp;
+    if state.name != name {
+        tracing::debug!(from = %state.name, to = %name, "device renamed");
+        state.name = name.clone();
+    }
+    drop(state);
+    let kernel = kernel.clone();
+    Ok(Pin { _directory: directory, dev, ibdev, kernel, device_number, name, timestamp })
+}
+
+const TIMESTAMP: &str = "timestamp (ibdev)";
+
+fn time((seconds, nanoseconds): Timestamp) -> Value {
+    Value::Time(seconds, nanoseconds)
+}
+
+/// A node that was looked at and not opened; holding it keeps its inode number from being reused.
+#[derive(Debug)]
+struct Node {
+    _handle: Handle,
+    stat: Stat,
+}
+
+const LOOK: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW);
+const CMD: OFlags =
+    OFlags::RDWR.union(OFlags::NOFOLLOW).union(OFlags::NONBLOCK).union(OFlags::NOCTTY);
+
+/// Opens the node's name beneath /dev. `/dev/infiniband` comes and goes with its nodes, so every look
+/// starts at /dev.
+fn open_dev(record: &Record, flags: OFlags) -> Result<Handle> {
+    let path = attr::uverbs_path("infiniband/", record.number);
+    let kernel = record.host.kernel();
+    retry(|| kernel.openat2(record.host.dev(), &path, flags, Resolve::Dev))
+        .map_err(|errno| Error::call(attr::open_text("dev", &path, flags), errno))
+}
+
+/// Step 3: what the node is, without opening it, for the side effects an open may have.
+fn look_at_node(record: &Record, evidence: &mut Evidence) -> Result<Node> {
+    let handle = open_dev(record, LOOK)?;
+    let stat = attr::stat(record.host.kernel(), &handle)?;
+    require_node(record, &stat, Step::Node, evidence)?;
+    Ok(Node { _handle: handle, stat })
+}
+
+/// A node has to be a character device with the record's number.
+fn require_node(record: &Record, stat: &Stat, step: Step, evidence: &mut Evidence) -> Result<()> {
+    let (expected, found) = (Value::Word(kind(FileType::CharacterDevice)), kind(stat.kind));
+    evidence.require(
+        step,
+        "kind of node",
+        ErrorKind::NodeMismatch,
+        expected,
+        Value::Word(found),
+    )?;
+    let (expected, found) = (record.device_number, stat.rdev.into());
+    evidence.require(
+        step,
+        "device number of the node",
+        ErrorKind::NodeMismatch,
+        Value::Device(expected),
+        Value::Device(found),
+    )
+}
+
+fn kind(kind: FileType) -> &'static str {
+    match kind {
+        FileType::CharacterDevice => "character device",
+        FileType::BlockDevice => "block device",
+        FileType::Directory => "directory",
+        FileType::Fifo => "FIFO",
+        FileType::RegularFile => "regular file",
+        FileType::Socket => "socket",
+        FileType::Symlink => "symbolic link",
+        FileType::Unknown => "unknown",
+    }
+}
+
+/// Step 4: open it by name and make sure that it is what was looked at.
+fn open_node(record: &Record, node: &Node, evidence: &mut Evidence) -> Result<Handle> {
+    let fd = open_dev(record, CMD).map_err(|error| match error.errno() {
+        // The pinned device owns its number and is mapped: a node that leads to nothing, or to a
+        // device that is gone, is a stale one. (If the pinned device itself went, `explain` says so.)
+        Some(Errno::NXIO | Errno::NODEV | Errno::IO) => error
+            .as_kind(ErrorKind::NodeMismatch)
+            .hint("the node may be a static one that is still bound to a removed device"),
+        _ => error,
+    })?;
+    let stat = attr::stat(record.host.kernel(), &fd)?;
+    require_node(record, &stat, Step::Open, evidence)?;
+    let (expected, found) = (node.stat.ino, stat.ino);
+    let (expected, found) = (Value::Number(expected), Value::Number(found));
+    evidence.require(Step::Open, "inode of the node", ErrorKind::NodeMismatch, expected, found)?;
+    Ok(fd)
+}
+
+/// Step 5: with the cmd fd open, the class link leads to the same directory, and both attributes
+/// and the timestamp are as they were when it was pinned.
+fn revalidate(record: &Record, pin: &Pin, evidence: &mut Evidence) -> Result<()> {
+    const STEP: Step = Step::Revalidate;
+    let kernel = record.host.kernel();
+    let path = attr::read_class_link(kernel, record.host.sys(), record.number)?;
+    let directory = attr::open(kernel, record.host.sys(), &path, attr::DIRECTORY)?;
+    let stat = attr::stat(kernel, &directory)?;
+    let (expected, found) = (Value::Number(record.ino), Value::Number(stat.ino));
+    evidence.require(STEP, "class link (inode)", ErrorKind::Replaced, expected, found)?;
+    let (expected, found) = (Value::Device(pin.device_number), pin.read_device_number()?);
+    let found = Value::Device(found);
+    evidence.require(STEP, "device number (dev)", ErrorKind::Replaced, expected, found)?;
+    let (expected, found) = (Value::Name(pin.name.clone()), Value::Name(pin.read_name()?));
+    evidence.require(STEP, "name (ibdev)", ErrorKind::Unstable, expected, found)?;
+    let (expected, found) = (time(pin.timestamp), time(pin.read_timestamp()?));
+    evidence.require(STEP, TIMESTAMP, ErrorKind::Unstable, expected, found)
+}
+
+/// The driver that the header of every command has to name: from netlink, or, where that does not
+/// tell, by asking the descriptor.
+fn driver_of(record: &Record, fd: BorrowedFd<'_>) -> Result<DriverId> {
+    if let Some(Joined { driver_id: Some(raw), .. }) = record.state().joined {
+        return Ok(DriverId::from_raw(raw));
+    }
+    proof::probe_driver(record.host.kernel(), fd)
+}
+
+/// Pins a device for reading: its index is learnt, its netlink answers are read, between two signs of
+/// life.
+pub(crate) fn pin_for_reading(record: &Record) -> Result<Pin> {
+    known(record)?;
+    pin_instance(record, record.host.policy(), &mut Evidence::default())
+        .map_err(|error| error.at(Step::Pin))
+}
+
+/// Steps 1 and 2, and the half of step 7 that comes before the context exists, for a node that
+/// somebody else opens.
+pub(crate) fn pin(device: &Device) -> Result<PinnedDevice> {
+    let record = &device.0;
+    let pinned = || {
+        known(record)?;
+        let mut evidence = Evidence::default();
+        let pin = pin_instance(record, record.host.policy(), &mut evidence)
+            .map_err(|error| error.at(Step::Pin))?;
+        let baseline = Baseline::take(record, &pin).map_err(|error| error.at(Step::Prove))?;
+        Ok(PinnedDevice { device: device.clone(), pin, baseline, evidence })
+    };
+    pinned().map_err(|error: Error| record.explain(error))
+}
+
+/// A device that is held in place while another library opens its node and allocates a context.
+///
+/// Made by [`Device::pin`]. Open the node, by `ibv_open_device` for instance, on the *same thread*
+/// after the pin, and give the cmd fd to [`verify`](Self::verify). Another thread in between, or a
+/// context that was allocated before the pin, cannot be told from somebody else's, and is `Unproven`.
+#[derive(Debug)]
+pub struct PinnedDevice {
+    device: Device,
+    pin: Pin,
+    baseline: Baseline,
+    evidence: Evidence,
+}
+
+impl PinnedDevice {
+    /// The device.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Proves that a cmd fd with a context is on this device: steps 4, 5 and 7 for a descriptor that
+    /// came by other means.
+    ///
+    /// # Errors
+    /// `NodeMismatch` when it is on another device, `Removed` or `Replaced` when the device is gone,
+    /// `Unproven` when the kernel cannot tell, `Unstable` when it moved meanwhile: pin and open anew.
+    pub fn verify(&self, fd: BorrowedFd<'_>) -> Result<Evidence> {
+        let record = &self.device.0;
+        let verified = || {
+            let mut evidence = self.evidence.clone();
+            let kernel = record.host.kernel();
+            let stat = retry(|| kernel.fstat_cmd(fd))
+                .map_err(|errno| Error::call("fstat", errno).at(Step::Open))?;
+            require_node(record, &stat, Step::Open, &mut evidence)?;
+            revalidate(record, &self.pin, &mut evidence).map_err(|e| e.at(Step::Revalidate))?;
+            let driver = driver_of(record, fd).map_err(|e| e.at(Step::Prove))?;
+            let (pin, baseline) = (&self.pin, &self.baseline);
+            match proof::prove(record, pin, fd, driver, baseline, &mut evidence) {
+                Ok(Proof::Proven(_)) => Ok(evidence),
+                Ok(Proof::Unproven(error)) | Err(error) => Err(error.at(Step::Prove)),
+            }
+        };
+        verified().map_err(|error| record.explain(error))
+    }
+}
+
+/// Step 6: the kernel context. Before the proof a wrong device may be given one, for a moment.
+fn allocate(cmd: &CmdFd) -> Result<()> {
+    let allocated = cmd.allocate().map_err(|error| match error.errno() {
+        Some(Errno::IO) => proof::on_dead_device(error),
+        _ => error,
+    });
+    allocated.map_err(|error| error.at(Step::Allocate))
+}
