@@ -1,1 +1,320 @@
-//! A simulated kernel.
+//! A simulated kernel behind the same seam as the real one: sysfs, /dev, RDMA netlink and the
+//! verbs ioctl, with the semantics that hot plug turns on. A [`Machine`] is one such kernel;
+//! between any two calls of the library its devices may be added, removed, replaced or renamed.
+//!
+//! It is no model of time: a call is one step, and what waits in a real kernel (the removal of a
+//! device that is still open) stays undone here until the last descriptor is closed.
+
+mod devices;
+mod files;
+mod hook;
+mod modules;
+mod netlink;
+mod nodes;
+mod spec;
+mod tree;
+mod truth;
+mod verbs;
+mod world;
+
+#[cfg(test)]
+mod tests;
+
+use std::ffi::CStr;
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use super::{Datagram, DirEntry, Errno, Handle, OFlags, Resolve, Stat, Sys, VerbsCall};
+use hook::Hook;
+pub use hook::{Call, CallKind, Verdict};
+pub use nodes::{NodeKind, Opened};
+pub use spec::{DeviceId, DeviceSpec, Stage};
+use tree::{DEV, NodeId, SOCKETS, SYS};
+pub use world::World;
+use world::{FileId, FileState};
+
+/// A simulated kernel. Clones are the same one.
+#[derive(Clone)]
+pub struct Machine {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    /// Descriptors that were dropped. They are closed when the world is entered next, so that a
+    /// drop takes no lock that somebody may hold: not even inside of a hook.
+    closing: Mutex<Vec<FileId>>,
+}
+
+struct State {
+    world: World,
+    hook: Option<Hook>,
+}
+
+impl fmt::Debug for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Machine").finish_non_exhaustive()
+    }
+}
+
+impl Default for Machine {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The descriptor behind every simulated one that has none of its own.
+fn inert() -> &'static OwnedFd {
+    static INERT: OnceLock<OwnedFd> = OnceLock::new();
+    INERT.get_or_init(|| world::pair().expect("a descriptor for the simulated kernel").0)
+}
+
+impl Machine {
+    /// A kernel with ib_uverbs loaded and without devices.
+    pub fn new() -> Self {
+        let state = Mutex::new(State { world: World::new(), hook: None });
+        Self { shared: Arc::new(Shared { state, closing: Mutex::default() }) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        let mut state = lock(&self.shared.state);
+        state.world.settle(&mut lock(&self.shared.closing));
+        state
+    }
+
+    /// Does something with the world, between two calls of the library.
+    pub fn with<T>(&self, act: impl FnOnce(&mut World) -> T) -> T {
+        act(&mut self.lock().world)
+    }
+
+    /// Has `hook` see every call of the library before it is done. The hook may change the world,
+    /// and its verdict may make the call fail; it must not use the machine itself, which is
+    /// locked meanwhile. There is one hook at a time.
+    pub fn on_call(&self, hook: impl FnMut(&mut World, &Call) -> Verdict + Send + 'static) {
+        // The hook before it may own descriptors; it is dropped without the lock.
+        let before = self.lock().hook.replace(Box::new(hook));
+        drop(before);
+    }
+
+    /// Takes the hook away.
+    pub fn clear_hook(&self) {
+        let hook = self.lock().hook.take();
+        drop(hook);
+    }
+
+    /// `/sys`, opened.
+    pub(crate) fn root_sys(&self) -> SimHandle {
+        self.root(SYS)
+    }
+
+    /// `/dev`, opened.
+    pub(crate) fn root_dev(&self) -> SimHandle {
+        self.root(DEV)
+    }
+
+    fn root(&self, node: NodeId) -> SimHandle {
+        let file = self.lock().world.open_file(node, FileState::Path);
+        self.handle(file, None)
+    }
+
+    fn handle(&self, file: FileId, stand_in: Option<OwnedFd>) -> SimHandle {
+        SimHandle { machine: self.clone(), file, stand_in }
+    }
+
+    /// The one entry of every call.
+    fn enter<T>(
+        &self,
+        kind: CallKind,
+        describe: impl FnOnce(&World) -> String,
+        act: impl FnOnce(&mut World, Verdict) -> Sys<T>,
+    ) -> Sys<T> {
+        let mut state = self.lock();
+        let State { world, hook } = &mut *state;
+        world.calls += 1;
+        world.tree.now = world.tree.now.wrapping_add(world.settings.tick);
+        let mut verdict = Verdict::Continue;
+        if hook.is_some() || world.log.is_some() {
+            let call = Call::new(kind, world.calls, describe(world));
+            if let Some(log) = &mut world.log {
+                log.push(call.to_string());
+            }
+            if let Some(hook) = hook {
+                verdict = hook(world, &call);
+            }
+        }
+        match verdict {
+            Verdict::Fail(errno) => Err(world::errno(errno)),
+            verdict => act(world, verdict),
+        }
+    }
+
+    /// A call on one file.
+    fn on_file<T>(
+        &self,
+        kind: CallKind,
+        handle: &SimHandle,
+        act: impl FnOnce(&mut World, Verdict, FileId) -> Sys<T>,
+    ) -> Sys<T> {
+        // A handle of another machine is no descriptor of this one.
+        if !Arc::ptr_eq(&self.shared, &handle.machine.shared) {
+            return Err(Errno::BADF);
+        }
+        let file = handle.file;
+        self.enter(kind, |world| world.describe(file), |world, verdict| act(world, verdict, file))
+    }
+
+    pub(crate) fn openat2(
+        &self,
+        dir: &SimHandle,
+        path: &CStr,
+        flags: OFlags,
+        _resolve: Resolve,
+    ) -> Sys<Handle> {
+        let (file, path) = (dir.file, path.to_bytes());
+        let describe = |world: &World| {
+            let dir = world.describe(file);
+            let how = if flags.contains(OFlags::PATH) { " O_PATH" } else { "" };
+            format!("{dir}: {}{how}", path.escape_ascii())
+        };
+        if !Arc::ptr_eq(&self.shared, &dir.machine.shared) {
+            return Err(Errno::BADF);
+        }
+        let act = |world: &mut World, _| world.openat2(file, path, flags);
+        let (file, stand_in) = self.enter(CallKind::Openat2, describe, act)?;
+        Ok(Handle::Sim(self.handle(file, stand_in)))
+    }
+
+    pub(crate) fn fstat(&self, fd: &SimHandle) -> Sys<Stat> {
+        self.on_file(CallKind::Fstat, fd, |world, _, file| world.fstat(file))
+    }
+
+    pub(crate) fn fstatfs_type(&self, fd: &SimHandle) -> Sys<u64> {
+        self.on_file(CallKind::Fstatfs, fd, |world, _, file| world.fstatfs_type(file))
+    }
+
+    pub(crate) fn readlink(&self, fd: &SimHandle, buffer: &mut [u8]) -> Sys<usize> {
+        self.on_file(CallKind::Readlink, fd, |world, _, file| world.readlink(file, buffer))
+    }
+
+    pub(crate) fn pread(&self, fd: &SimHandle, buffer: &mut [u8]) -> Sys<usize> {
+        self.on_file(CallKind::Pread, fd, |world, _, file| world.pread(file, buffer))
+    }
+
+    pub(crate) fn getdents(
+        &self,
+        fd: &SimHandle,
+        each: &mut dyn FnMut(DirEntry<'_>),
+    ) -> Sys<bool> {
+        // The entries are shown without the lock: who sees them may make calls.
+        let page = self.on_file(CallKind::Getdents, fd, |world, _, file| world.getdents(file))?;
+        for (ino, name) in &page {
+            each(DirEntry { ino: *ino, name });
+        }
+        Ok(!page.is_empty())
+    }
+
+    pub(crate) fn rdma_socket(&self) -> Sys<Handle> {
+        let file = self.enter(
+            CallKind::RdmaSocket,
+            |_| "NETLINK_RDMA".into(),
+            |world, _| match world.settings.deny_netlink {
+                Some(errno) => Err(errno),
+                None => Ok(world.open_file(SOCKETS, FileState::Socket(Default::default()))),
+            },
+        )?;
+        Ok(Handle::Sim(self.handle(file, None)))
+    }
+
+    pub(crate) fn send(&self, socket: &SimHandle, message: &[u8]) -> Sys<usize> {
+        let file = socket.file;
+        if !Arc::ptr_eq(&self.shared, &socket.machine.shared) {
+            return Err(Errno::BADF);
+        }
+        self.enter(
+            CallKind::Send,
+            |_| netlink::describe(message),
+            |world, verdict| match verdict {
+                Verdict::Lose => Ok(message.len()),
+                Verdict::Truncate(len) => {
+                    world.send(file, &message[..len.min(message.len())])?;
+                    Ok(message.len())
+                }
+                _ => world.send(file, message),
+            },
+        )
+    }
+
+    pub(crate) fn recv(&self, socket: &SimHandle, buffer: &mut [u8]) -> Sys<Datagram> {
+        self.on_file(CallKind::Recv, socket, |world, verdict, file| match verdict {
+            Verdict::Lose => {
+                world.lose(file)?;
+                world.recv(file, buffer)
+            }
+            Verdict::Truncate(len) => {
+                let len = len.min(buffer.len());
+                world.recv(file, &mut buffer[..len])
+            }
+            Verdict::Forge(bytes) => {
+                files::copy(&bytes, buffer);
+                Ok(Datagram { len: bytes.len(), from_kernel: false })
+            }
+            _ => world.recv(file, buffer),
+        })
+    }
+
+    pub(crate) fn fstat_cmd(&self, fd: BorrowedFd<'_>) -> Sys<Stat> {
+        let describe = |world: &World| {
+            world.file_of(fd).map_or("foreign".into(), |file| world.describe(file))
+        };
+        self.enter(CallKind::FstatCmd, describe, |world, _| {
+            world.fstat(world.file_of(fd).ok_or(Errno::BADF)?)
+        })
+    }
+
+    pub(crate) fn verbs_ioctl(&self, fd: BorrowedFd<'_>, call: &mut VerbsCall<'_>) -> Sys<()> {
+        let thread = rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned();
+        let (object, method) = (call.object, call.method);
+        self.enter(
+            CallKind::VerbsIoctl,
+            |_| format!("{object}.{method}"),
+            |world, _| world.verbs_ioctl(world.file_of(fd), thread, call),
+        )
+    }
+}
+
+/// A descriptor of a simulated kernel, closed by Drop.
+#[derive(Debug)]
+pub(crate) struct SimHandle {
+    machine: Machine,
+    file: FileId,
+    /// What stands for it in this process, if it was opened from a node.
+    stand_in: Option<OwnedFd>,
+}
+
+impl SimHandle {
+    /// The descriptor that stands for it in this process: its own if it was opened from a node,
+    /// else one that it shares with others.
+    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stand_in.as_ref().unwrap_or_else(|| inert()).as_fd()
+    }
+
+    /// Hands the stand-in out. The file stays open until that and all its duplicates are closed.
+    pub(crate) fn into_owned_fd(mut self) -> OwnedFd {
+        match self.stand_in.take() {
+            Some(fd) => fd,
+            None => inert().try_clone().expect("a descriptor for the simulated kernel"),
+        }
+    }
+}
+
+impl Drop for SimHandle {
+    fn drop(&mut self) {
+        drop(self.stand_in.take());
+        lock(&self.machine.shared.closing).push(self.file);
+    }
+}

@@ -1,0 +1,412 @@
+//! RDMA devices and their uverbs instances: registration, and removal stage by stage.
+
+use std::collections::BTreeMap;
+use std::ops::{Index, IndexMut};
+
+use super::spec::{DeviceId, DeviceSpec, Stage};
+use super::tree::{Kind, NodeId, SYS, Value};
+use super::world::World;
+
+/// `EBUSY` and the like, as the mutations of a [`World`] give them.
+pub(super) mod errno {
+    pub(in super::super) const NOENT: i32 = 2;
+    pub(in super::super) const BUSY: i32 = 16;
+    pub(in super::super) const EXIST: i32 = 17;
+    pub(in super::super) const INVAL: i32 = 22;
+    pub(in super::super) const NFILE: i32 = 23;
+    pub(in super::super) const OPNOTSUPP: i32 = 95;
+}
+
+/// `RDMA_MAX_PORTS`: so many uverbs numbers there are.
+const NUMBERS: u32 = 8192;
+
+/// One uverbs instance of a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct UverbsId(pub(super) u32);
+
+#[derive(Debug)]
+pub(super) struct IbDevice {
+    pub(super) spec: DeviceSpec,
+    pub(super) guid: u64,
+    pub(super) name: Box<[u8]>,
+    pub(super) index: u32,
+    dir: NodeId,
+    link: NodeId,
+    /// In dumps (`DEVICE_REGISTERED`).
+    pub(super) listed: bool,
+    /// Of the network namespace that asks.
+    pub(super) visible: bool,
+    pub(super) gone: bool,
+    /// The instance, its number and its marks, as netlink tells them.
+    pub(super) uverbs: Option<UverbsId>,
+    /// A removal that waits goes on by itself once it can.
+    goes_on: bool,
+    /// CTXN and the thread that allocated it.
+    pub(super) contexts: BTreeMap<u32, Option<u32>>,
+    pub(super) next_ctxn: u32,
+    pub(super) driver_data: Vec<u8>,
+}
+
+/// All devices that there ever were.
+#[derive(Debug, Default)]
+pub(super) struct Devices(Vec<IbDevice>);
+
+impl Index<DeviceId> for Devices {
+    type Output = IbDevice;
+
+    fn index(&self, id: DeviceId) -> &IbDevice {
+        &self.0[id.0 as usize]
+    }
+}
+
+impl IndexMut<DeviceId> for Devices {
+    fn index_mut(&mut self, id: DeviceId) -> &mut IbDevice {
+        &mut self.0[id.0 as usize]
+    }
+}
+
+impl Devices {
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut IbDevice> {
+        self.0.iter_mut()
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Uverbs {
+    pub(super) device: DeviceId,
+    pub(super) number: u32,
+    pub(super) dir: NodeId,
+    link: NodeId,
+    /// The stage that its removal comes to next.
+    pub(super) next: Stage,
+    /// Found by its device number.
+    pub(super) mapped: bool,
+    /// Its contexts are dead (`ib_dev` is NULL).
+    pub(super) disassociated: bool,
+    /// Open cmd fds.
+    pub(super) open: u32,
+    /// Nodes whose inode caches its cdev.
+    pub(super) cached_in: Vec<NodeId>,
+}
+
+/// The device number of `uverbsN`: 32 are fixed, the rest of a dynamic major.
+pub(super) fn device_number(number: u32) -> (u32, u32) {
+    if number < 32 { (231, 192 + number) } else { (510, number - 32) }
+}
+
+/// The reverse.
+pub(super) fn number_of_device((major, minor): (u32, u32)) -> Option<u32> {
+    match major {
+        231 if (192..224).contains(&minor) => Some(minor - 192),
+        510 => minor.checked_add(32),
+        _ => None,
+    }
+}
+
+pub(super) fn node_name(number: u32) -> Vec<u8> {
+    format!("uverbs{number}").into_bytes()
+}
+
+impl World {
+    /// Registers a device: `ENFILE` when its name is taken, also by one that is being removed.
+    pub fn add(&mut self, spec: DeviceSpec) -> Result<DeviceId, i32> {
+        let name = self.free_name(&spec.name)?;
+        let id = DeviceId(self.devices.0.len() as u32);
+        let index = self.next_index;
+        self.next_index += 1;
+        let guid = spec.guid.unwrap_or(0x0200_5eff_fe00_0001 + u64::from(id.0));
+        let glue = self.glue(&spec, b"infiniband");
+        let tree = &mut self.tree;
+        let dir = tree.add_dir(glue, &name);
+        let g = guid.to_be_bytes();
+        let words: Vec<String> =
+            g.chunks(2).map(|word| format!("{:02x}{:02x}", word[0], word[1])).collect();
+        tree.add_attr(dir, b"node_guid", format!("{}\n", words.join(":")).as_bytes());
+        tree.add_attr(dir, b"sys_image_guid", format!("{}\n", words.join(":")).as_bytes());
+        let node_type = match spec.node_type {
+            1 => "CA",
+            2 => "switch",
+            3 => "router",
+            4 => "RNIC",
+            _ => "<unknown>",
+        };
+        let text = format!("{}: {node_type}\n", spec.node_type);
+        tree.add_attr(dir, b"node_type", text.as_bytes());
+        tree.add_attr(dir, b"fw_ver", format!("{}\n", spec.fw_version).as_bytes());
+        let link = tree.add(self.infiniband, &name, Kind::LinkTo(dir));
+        self.devices.0.push(IbDevice {
+            spec,
+            guid,
+            name,
+            index,
+            dir,
+            link,
+            listed: true,
+            visible: true,
+            gone: false,
+            uverbs: None,
+            goes_on: false,
+            contexts: BTreeMap::new(),
+            next_ctxn: 0,
+            driver_data: Vec::new(),
+        });
+        self.indices.insert(index, id);
+        self.add_uverbs(id);
+        Ok(id)
+    }
+
+    fn free_name(&self, wanted: &[u8]) -> Result<Box<[u8]>, i32> {
+        let wanted: Vec<u8> =
+            wanted.iter().map(|&byte| if byte == b'/' { b'!' } else { byte }).collect();
+        let taken = |name: &[u8]| self.indices.values().any(|id| *self.devices[*id].name == *name);
+        let name = match wanted.windows(2).position(|two| two == b"%d") {
+            Some(at) => (0..u32::MAX)
+                .map(|n| [&wanted[..at], n.to_string().as_bytes(), &wanted[at + 2..]].concat())
+                .find(|name| !taken(name))
+                .ok_or(errno::NFILE)?,
+            None => wanted,
+        };
+        check_name(&name)?;
+        if taken(&name) { Err(errno::NFILE) } else { Ok(name.into()) }
+    }
+
+    /// The directory of a class under a device's parent, which exists while something is in it.
+    fn glue(&mut self, spec: &DeviceSpec, class: &[u8]) -> NodeId {
+        let tree = &mut self.tree;
+        let mut at = tree.dir(SYS, b"devices");
+        let parent = spec.parent.as_deref().unwrap_or("virtual");
+        for name in parent.split('/').filter(|name| !name.is_empty()) {
+            at = tree.dir(at, name.as_bytes());
+        }
+        if let Some(modalias) = &spec.modalias
+            && tree.child(at, b"modalias").is_none()
+        {
+            tree.add_attr(at, b"modalias", format!("{modalias}\n").as_bytes());
+        }
+        tree.dir(at, class)
+    }
+
+    /// Gives a device its uverbs instance, if ib_uverbs is loaded.
+    pub(super) fn add_uverbs(&mut self, id: DeviceId) {
+        let Some(class) = self.infiniband_verbs else { return };
+        // A device beyond the last number is left without one, as in the kernel.
+        let Some(number) = (0..NUMBERS).find(|n| !self.numbers.contains_key(n)) else { return };
+        let uverbs = UverbsId(self.uverbs.len() as u32);
+        let spec = self.devices[id].spec.clone();
+        let glue = self.glue(&spec, b"infiniband_verbs");
+        let (major, minor) = device_number(number);
+        let name = node_name(number);
+        let tree = &mut self.tree;
+        let dir = tree.add_dir(glue, &name);
+        let link = tree.add(class, &name, Kind::LinkTo(dir));
+        tree.add(dir, b"subsystem", Kind::LinkTo(class));
+        if spec.parent.is_some() {
+            let parent = tree[glue].parent;
+            tree.add(dir, b"device", Kind::LinkTo(parent));
+        }
+        tree.add(dir, b"ibdev", Kind::Attr(Value::NameOf(id)));
+        tree.add_attr(dir, b"abi_version", format!("{}\n", spec.abi_version).as_bytes());
+        tree.add_attr(dir, b"dev", format!("{major}:{minor}\n").as_bytes());
+        self.uverbs.push(Uverbs {
+            device: id,
+            number,
+            dir,
+            link,
+            next: Stage::NodeGone,
+            mapped: true,
+            disassociated: false,
+            open: 0,
+            cached_in: Vec::new(),
+        });
+        self.numbers.insert(number, uverbs);
+        self.make_kernel_node(number);
+        self.devices[id].uverbs = Some(uverbs);
+    }
+
+    /// Removes a device. If its driver does not disassociate and descriptors are open, all stages
+    /// up to [`Stage::NumberFreed`] are done now and the rest when the last one is closed; until
+    /// then its name and netlink index stay taken.
+    pub fn remove(&mut self, id: DeviceId) {
+        while self.remove_step(id).is_some() {}
+        self.devices[id].goes_on = true;
+    }
+
+    /// Does the next stage of a device's removal; none when it is over or has to wait until
+    /// descriptors are closed.
+    pub fn remove_step(&mut self, id: DeviceId) -> Option<Stage> {
+        let device = &mut self.devices[id];
+        if device.gone {
+            return None;
+        }
+        if device.listed {
+            device.listed = false;
+            return Some(Stage::Unlisted);
+        }
+        if let Some(uverbs) = device.uverbs {
+            return self.remove_uverbs_step(uverbs);
+        }
+        device.gone = true;
+        let (index, dir, link) = (device.index, device.dir, device.link);
+        self.indices.remove(&index);
+        self.tree.unlink(link);
+        self.unlink_device_dir(dir);
+        Some(Stage::Unregistered)
+    }
+
+    fn unlink_device_dir(&mut self, dir: NodeId) {
+        let glue = self.tree[dir].parent;
+        self.tree.unlink(dir);
+        self.tree.unlink_if_empty(glue);
+    }
+
+    /// One stage of the removal of a uverbs instance.
+    fn remove_uverbs_step(&mut self, id: UverbsId) -> Option<Stage> {
+        let uverbs = &mut self.uverbs[id.0 as usize];
+        let (device, number, dir, link) = (uverbs.device, uverbs.number, uverbs.dir, uverbs.link);
+        let stage = uverbs.next;
+        uverbs.next = match stage {
+            Stage::NodeGone => Stage::DevGone,
+            Stage::DevGone => Stage::LinkGone,
+            Stage::LinkGone => Stage::AttributesGone,
+            Stage::AttributesGone => Stage::DirectoryGone,
+            Stage::DirectoryGone => Stage::Unmapped,
+            Stage::Unmapped => Stage::NumberFreed,
+            Stage::NumberFreed => Stage::Disassociated,
+            stage => stage,
+        };
+        match stage {
+            Stage::NodeGone => self.remove_kernel_node(number),
+            Stage::DevGone => self.tree.unlink_child(dir, b"dev"),
+            Stage::LinkGone => {
+                self.tree.unlink(link);
+                self.tree.unlink_child(dir, b"subsystem");
+                self.tree.unlink_child(dir, b"device");
+            }
+            Stage::AttributesGone => {
+                self.tree.unlink_child(dir, b"ibdev");
+                self.tree.unlink_child(dir, b"abi_version");
+            }
+            Stage::DirectoryGone => self.unlink_device_dir(dir),
+            Stage::Unmapped => uverbs.mapped = false,
+            Stage::NumberFreed => {
+                self.numbers.remove(&number);
+            }
+            _ => {
+                if self.devices[device].spec.disassociates {
+                    self.uverbs[id.0 as usize].disassociated = true;
+                    self.devices[device].contexts.clear();
+                } else if uverbs_open(self, id) {
+                    return None;
+                }
+                self.uverbs[id.0 as usize].next = Stage::Unregistered;
+                self.forget_cdev(id);
+                self.devices[device].uverbs = None;
+            }
+        }
+        Some(stage)
+    }
+
+    /// Closing one of its descriptors lets go of what waits for the last.
+    pub(super) fn uverbs_closed(&mut self, id: UverbsId) {
+        let uverbs = &mut self.uverbs[id.0 as usize];
+        uverbs.open -= 1;
+        let device = uverbs.device;
+        self.forget_cdev(id);
+        if self.devices[device].goes_on && self.devices[device].uverbs == Some(id) {
+            self.remove(device);
+        }
+    }
+
+    /// Inodes cache a cdev until its last reference goes: its device's and every cmd fd's.
+    fn forget_cdev(&mut self, id: UverbsId) {
+        let uverbs = &mut self.uverbs[id.0 as usize];
+        if uverbs.open > 0 || uverbs.next != Stage::Unregistered {
+            return;
+        }
+        for node in std::mem::take(&mut uverbs.cached_in) {
+            if let Kind::Device { cdev, .. } = &mut self.tree[node].kind {
+                *cdev = cdev.filter(|cached| *cached != id);
+            }
+        }
+    }
+
+    /// Removes a device's uverbs instance alone; its descriptors must be closed or disassociate.
+    pub(super) fn remove_uverbs(&mut self, id: DeviceId) {
+        while let Some(uverbs) = self.devices[id].uverbs
+            && self.remove_uverbs_step(uverbs).is_some()
+        {}
+    }
+
+    /// Removes a device's uverbs instance and makes another, as a move to another network
+    /// namespace and back does. The RDMA device stays. `EOPNOTSUPP` for a driver that does not
+    /// disassociate.
+    pub fn recreate_uverbs(&mut self, id: DeviceId) -> Result<(), i32> {
+        if self.devices[id].gone || !self.devices[id].listed {
+            return Err(errno::NOENT);
+        }
+        if !self.devices[id].spec.disassociates {
+            return Err(errno::OPNOTSUPP);
+        }
+        self.remove_uverbs(id);
+        self.add_uverbs(id);
+        Ok(())
+    }
+
+    /// Gives a device another name, which may be hostile: `EEXIST` when it is taken, `EINVAL`
+    /// when it is empty, longer than 63 bytes or contains a NUL.
+    pub fn rename(&mut self, id: DeviceId, name: &[u8]) -> Result<(), i32> {
+        check_name(name)?;
+        if self.devices[id].gone {
+            return Err(errno::NOENT);
+        }
+        if self.indices.values().any(|other| *other != id && *self.devices[*other].name == *name) {
+            return Err(errno::EXIST);
+        }
+        self.devices[id].name = name.into();
+        let (dir, link) = (self.devices[id].dir, self.devices[id].link);
+        self.tree.rename(dir, name);
+        self.tree.rename(link, name);
+        Ok(())
+    }
+
+    /// Exchanges two devices' names.
+    pub fn swap_names(&mut self, a: DeviceId, b: DeviceId) -> Result<(), i32> {
+        let (name_a, name_b) = (self.devices[a].name.clone(), self.devices[b].name.clone());
+        self.rename(a, b"swapping names")?;
+        self.rename(b, &name_a)?;
+        self.rename(a, &name_b)
+    }
+
+    /// Whether the device belongs to the network namespace that asks, in exclusive mode: if not,
+    /// netlink and `class/infiniband` do not show it, and opening it fails with `EPERM`.
+    pub fn set_netns_visible(&mut self, id: DeviceId, visible: bool) {
+        self.devices[id].visible = visible;
+        let (dir, link) = (self.devices[id].dir, self.devices[id].link);
+        self.tree[dir].hidden = !visible;
+        self.tree[link].hidden = !visible;
+    }
+
+    /// Makes an attribute of the device's uverbs directory, or of its RDMA directory, say
+    /// something else, verbatim.
+    pub fn set_attribute(&mut self, id: DeviceId, name: &str, value: &[u8]) -> Result<(), i32> {
+        let uverbs = self.devices[id].uverbs.map(|uverbs| self.uverbs[uverbs.0 as usize].dir);
+        let node = [uverbs, Some(self.devices[id].dir)]
+            .into_iter()
+            .flatten()
+            .find_map(|dir| self.tree.child(dir, name.as_bytes()))
+            .ok_or(errno::NOENT)?;
+        if let Kind::Attr(attr) = &mut self.tree[node].kind {
+            *attr = Value::Bytes(value.into());
+        }
+        Ok(())
+    }
+}
+
+fn uverbs_open(world: &World, id: UverbsId) -> bool {
+    world.uverbs[id.0 as usize].open > 0
+}
+
+fn check_name(name: &[u8]) -> Result<(), i32> {
+    let good = !name.is_empty() && name.len() <= 63 && !name.contains(&0);
+    if good { Ok(()) } else { Err(errno::INVAL) }
+}

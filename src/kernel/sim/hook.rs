@@ -1,0 +1,175 @@
+//! What is told of a call before it is done, and what may be done about it; and the methods of
+//! the world on the machine.
+
+use std::fmt;
+use std::os::fd::BorrowedFd;
+
+use super::{DeviceId, DeviceSpec, Machine, NodeKind, Opened, Stage, World};
+
+pub(super) type Hook = Box<dyn FnMut(&mut World, &Call) -> Verdict + Send>;
+
+/// Which call it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum CallKind {
+    /// `openat2`.
+    Openat2,
+    /// `fstat` of a descriptor that the library opened.
+    Fstat,
+    /// `fstatfs`.
+    Fstatfs,
+    /// `readlinkat`.
+    Readlink,
+    /// `pread`.
+    Pread,
+    /// `getdents64`.
+    Getdents,
+    /// `socket`.
+    RdmaSocket,
+    /// `sendto`.
+    Send,
+    /// `recvfrom`.
+    Recv,
+    /// `fstat` of a descriptor that came from outside.
+    FstatCmd,
+    /// `ioctl`.
+    VerbsIoctl,
+}
+
+impl CallKind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Openat2 => "openat2",
+            Self::Fstat | Self::FstatCmd => "fstat",
+            Self::Fstatfs => "fstatfs",
+            Self::Readlink => "readlinkat",
+            Self::Pread => "pread",
+            Self::Getdents => "getdents64",
+            Self::RdmaSocket => "socket",
+            Self::Send => "sendto",
+            Self::Recv => "recvfrom",
+            Self::VerbsIoctl => "ioctl",
+        }
+    }
+}
+
+/// A call that is about to be done.
+#[derive(Debug, Clone)]
+pub struct Call {
+    kind: CallKind,
+    ordinal: u64,
+    detail: String,
+}
+
+impl Call {
+    pub(super) fn new(kind: CallKind, ordinal: u64, detail: String) -> Self {
+        Self { kind, ordinal, detail }
+    }
+
+    /// Which call it is.
+    pub fn kind(&self) -> CallKind {
+        self.kind
+    }
+
+    /// Which of all calls of the machine it is; the first is 1.
+    pub fn ordinal(&self) -> u64 {
+        self.ordinal
+    }
+
+    /// What it is done on, for people to read.
+    pub fn detail(&self) -> &str {
+        &self.detail
+    }
+}
+
+impl fmt::Display for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}({})", self.kind.name(), self.detail)
+    }
+}
+
+/// What becomes of a call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Verdict {
+    /// It is done.
+    Continue,
+    /// It fails with this errno, and nothing has happened.
+    Fail(i32),
+    /// Of send: the request vanishes. Of recv: the next datagram does, and the one after it is
+    /// given. Else as [`Verdict::Continue`].
+    Lose,
+    /// Of send: only so many bytes arrive. Of recv: the buffer has room for no more. Else as
+    /// [`Verdict::Continue`].
+    Truncate(usize),
+    /// Of recv: this datagram comes first, and from another process. Else as
+    /// [`Verdict::Continue`].
+    Forge(Vec<u8>),
+}
+
+/// Gives the machine the methods of its world.
+macro_rules! by_locking {
+    ($( $name:ident ( $($arg:ident: $type:ty),* ) $(-> $result:ty)?; )*) => {
+        impl Machine {
+            $(
+                #[doc = concat!("[`World::", stringify!($name), "`].")]
+                pub fn $name(&self, $($arg: $type),*) $(-> $result)? {
+                    self.with(|world| world.$name($($arg),*))
+                }
+            )*
+        }
+    };
+}
+
+by_locking! {
+    add(spec: DeviceSpec) -> Result<DeviceId, i32>;
+    remove(id: DeviceId);
+    remove_step(id: DeviceId) -> Option<Stage>;
+    recreate_uverbs(id: DeviceId) -> Result<(), i32>;
+    rename(id: DeviceId, name: &[u8]) -> Result<(), i32>;
+    swap_names(a: DeviceId, b: DeviceId) -> Result<(), i32>;
+    set_netns_visible(id: DeviceId, visible: bool);
+    set_attribute(id: DeviceId, name: &str, value: &[u8]) -> Result<(), i32>;
+    unload_ib_uverbs() -> Result<(), i32>;
+    load_ib_uverbs();
+    reload_ib_uverbs() -> Result<(), i32>;
+    reload_ib_core() -> Result<(), i32>;
+    force_reload_ib_core();
+    set_node(number: u32, kind: NodeKind);
+    node_ino(number: u32) -> Option<u64>;
+    foreign_context(id: DeviceId) -> Option<u32>;
+    close_foreign(id: DeviceId, ctxn: u32);
+    set_next_ctxn(id: DeviceId, ctxn: u32);
+    forget_thread(thread: u32);
+    evict();
+    listxattr(number: u32);
+    set_tick(nanoseconds: u64);
+    set_clock(nanoseconds: u64);
+    set_entries_a_page(entries: usize);
+    set_contexts_a_page(contexts: usize);
+    set_no_res_ctx(missing: bool);
+    set_hides_unlisted(hides: bool);
+    deny_netlink(errno: Option<i32>);
+    set_devtmpfs(devtmpfs: bool);
+    set_listxattr_moves(moves: bool);
+    set_sys_type(magic: u64);
+    record_calls(record: bool);
+    device_of(fd: BorrowedFd<'_>) -> Option<DeviceId>;
+    directory_of(fd: BorrowedFd<'_>) -> Option<u64>;
+    directory(id: DeviceId) -> Option<u64>;
+    ctxn_of(fd: BorrowedFd<'_>) -> Option<u32>;
+    instance_of(number: u32) -> Option<DeviceId>;
+    number_of(id: DeviceId) -> Option<u32>;
+    index_of(id: DeviceId) -> u32;
+    guid_of(id: DeviceId) -> u64;
+    name_of(id: DeviceId) -> Vec<u8>;
+    is_alive(id: DeviceId) -> bool;
+    is_gone(id: DeviceId) -> bool;
+    contexts_of(id: DeviceId) -> Vec<u32>;
+    driver_data_of(id: DeviceId) -> Vec<u8>;
+    overruns() -> u64;
+    open_handles() -> usize;
+    node_opens() -> Vec<Opened>;
+    calls() -> u64;
+    call_log() -> Vec<String>;
+}

@@ -1,0 +1,252 @@
+//! RDMA netlink: requests are answered at once, dumps one message ahead of who reads them.
+
+use std::collections::VecDeque;
+
+use super::super::rdma::{
+    Attrs, Command, Message, Messages, NLMSG_DONE, NLMSG_ERROR, Writer, attr, encode_dev,
+};
+use super::super::{Datagram, Errno, Sys};
+use super::devices::device_number;
+use super::spec::DeviceId;
+use super::world::{FileId, FileState, World};
+
+const NLM_F_REQUEST: u16 = 1;
+const NLM_F_MULTI: u16 = 2;
+const NLM_F_ACK: u16 = 4;
+const NLM_F_DUMP: u16 = 0x300;
+
+/// Attributes that only the simulated kernel writes.
+const PORT_INDEX: u16 = 3;
+const CHARDEV_ABI: u16 = 71;
+const CHARDEV_NAME: u16 = 70;
+
+/// Drivers that userspace shall not match by id: mthca and hns.
+const UNBOUND: [u32; 2] = [5, 12];
+
+#[derive(Debug, Default)]
+pub(super) struct Socket {
+    queue: VecDeque<Vec<u8>>,
+    dump: Option<Dump>,
+}
+
+/// A dump that is not at its end. It knows nothing but how many entries it has shown.
+#[derive(Debug, Clone, Copy)]
+struct Dump {
+    command: Command,
+    seq: u32,
+    index: Option<u32>,
+    position: usize,
+}
+
+impl World {
+    fn socket(&mut self, id: FileId) -> Sys<&mut Socket> {
+        match &mut self.file_mut(id)?.state {
+            FileState::Socket(socket) => Ok(socket),
+            FileState::Path => Err(Errno::BADF),
+            _ => Err(Errno::NOTSOCK),
+        }
+    }
+
+    pub(super) fn send(&mut self, id: FileId, bytes: &[u8]) -> Sys<usize> {
+        self.socket(id)?;
+        let mut messages = Messages(bytes);
+        loop {
+            let raw = messages.0;
+            let Some(Ok(message)) = messages.next() else { return Ok(bytes.len()) };
+            let flags = u16::from_ne_bytes([raw[6], raw[7]]);
+            if flags & NLM_F_REQUEST == 0 {
+                continue;
+            }
+            let result = self.request(id, &message, flags);
+            if result == Ok(()) && (flags & NLM_F_ACK == 0 || flags & NLM_F_DUMP != 0) {
+                continue;
+            }
+            let errno = result.err().map_or(0, |errno| -errno.raw_os_error());
+            let original = &raw[..(16 + message.body.len()).min(raw.len())];
+            let error = Writer::message(NLMSG_ERROR, 0, message.seq);
+            let error = error.raw(&errno.to_ne_bytes()).raw(original).finish();
+            self.socket(id)?.queue.push_back(error);
+        }
+    }
+
+    fn request(&mut self, id: FileId, message: &Message<'_>, flags: u16) -> Sys<()> {
+        let commands = [Command::Get, Command::GetChardev, Command::ResCtxGet];
+        let command = commands
+            .into_iter()
+            .find(|command| command.message_type() == message.kind)
+            .filter(|command| !(self.settings.no_res_ctx && *command == Command::ResCtxGet))
+            .ok_or(Errno::INVAL)?;
+        let index = number(message.attrs(), attr::DEV_INDEX);
+        if flags & NLM_F_DUMP != 0 {
+            if command == Command::GetChardev {
+                return Err(Errno::INVAL);
+            }
+            let socket = self.socket(id)?;
+            if socket.dump.is_some() {
+                return Err(Errno::BUSY);
+            }
+            socket.dump = Some(Dump { command, seq: message.seq, index, position: 0 });
+            return self.go_on(id);
+        }
+        let reply = match command {
+            Command::Get => {
+                let device = self.accessible(index)?;
+                self.device_message(device, message.seq, 0)
+            }
+            Command::GetChardev => self.chardev_message(message, index)?,
+            // Single contexts are not modelled.
+            Command::ResCtxGet => return Err(Errno::INVAL),
+        };
+        self.socket(id)?.queue.push_back(reply);
+        Ok(())
+    }
+
+    /// The device of an index, as a request by index finds it: also one whose removal waits.
+    fn accessible(&self, index: Option<u32>) -> Sys<DeviceId> {
+        let device = index.and_then(|index| self.indices.get(&index)).copied();
+        device
+            .filter(|id| {
+                self.devices[*id].visible
+                    && (self.devices[*id].listed || !self.settings.hides_unlisted)
+            })
+            .ok_or(Errno::INVAL)
+    }
+
+    fn device_message(&self, id: DeviceId, seq: u32, flags: u16) -> Vec<u8> {
+        let device = &self.devices[id];
+        let name = [&*device.name, b"\0"].concat();
+        let mut message = Writer::message(Command::Get.message_type(), flags, seq)
+            .attr(attr::DEV_INDEX, &device.index.to_ne_bytes())
+            .attr(attr::DEV_NAME, &name)
+            .attr(PORT_INDEX, &1_u32.to_ne_bytes());
+        if !device.spec.fw_version.is_empty() {
+            let version = [device.spec.fw_version.as_bytes(), b"\0"].concat();
+            message = message.attr(attr::FW_VERSION, &version);
+        }
+        message
+            .attr(attr::NODE_GUID, &device.guid.to_ne_bytes())
+            .attr(attr::SYS_IMAGE_GUID, &device.guid.to_ne_bytes())
+            .attr(attr::DEV_NODE_TYPE, &[device.spec.node_type])
+            .finish()
+    }
+
+    fn chardev_message(&self, message: &Message<'_>, index: Option<u32>) -> Sys<Vec<u8>> {
+        let kind = message
+            .attrs()
+            .map_while(Result::ok)
+            .find(|attribute| attribute.kind == attr::CHARDEV_TYPE)
+            .ok_or(Errno::INVAL)?;
+        let device = &self.devices[self.accessible(index)?];
+        // The mark of the client goes before its instance does.
+        let uverbs = device
+            .uverbs
+            .filter(|_| device.listed && kind.value == b"uverbs\0")
+            .ok_or(Errno::OPNOTSUPP)?;
+        let number = self.uverbs[uverbs.0 as usize].number;
+        let mut reply = Writer::message(Command::GetChardev.message_type(), 0, message.seq)
+            .attr(attr::CHARDEV, &encode_dev(device_number(number)).to_ne_bytes())
+            .attr(CHARDEV_ABI, &u64::from(device.spec.abi_version).to_ne_bytes())
+            .attr(CHARDEV_NAME, format!("uverbs{number}\0").as_bytes());
+        if !UNBOUND.contains(&device.spec.driver_id) {
+            let driver_id = device.spec.driver_id.to_ne_bytes();
+            reply = reply.attr(attr::UVERBS_DRIVER_ID, &driver_id);
+        }
+        Ok(reply.finish())
+    }
+
+    /// Makes the next message of a dump.
+    fn go_on(&mut self, id: FileId) -> Sys<()> {
+        let Some(mut dump) = self.socket(id)?.dump else { return Ok(()) };
+        let page = match dump.command {
+            Command::ResCtxGet => self.contexts_page(&mut dump),
+            _ => Ok(self.devices_page(&mut dump)),
+        };
+        let end = match page {
+            Ok(Some(page)) => {
+                let socket = self.socket(id)?;
+                socket.dump = Some(dump);
+                socket.queue.push_back(page);
+                return Ok(());
+            }
+            Ok(None) => 0,
+            Err(errno) => -errno.raw_os_error(),
+        };
+        let done = Writer::message(NLMSG_DONE, NLM_F_MULTI, dump.seq).raw(&end.to_ne_bytes());
+        let socket = self.socket(id)?;
+        socket.dump = None;
+        socket.queue.push_back(done.finish());
+        Ok(())
+    }
+
+    fn devices_page(&self, dump: &mut Dump) -> Option<Vec<u8>> {
+        let mut shown = self
+            .indices
+            .values()
+            .filter(|id| self.devices[**id].listed && self.devices[**id].visible);
+        let device = shown.nth(dump.position)?;
+        dump.position += 1;
+        Some(self.device_message(*device, dump.seq, NLM_F_MULTI))
+    }
+
+    fn contexts_page(&self, dump: &mut Dump) -> Sys<Option<Vec<u8>>> {
+        let device = &self.devices[self.accessible(dump.index)?];
+        let mut entries = Writer::message(0, 0, 0);
+        let before = dump.position;
+        let page = device.contexts.iter().skip(before).take(self.settings.contexts_a_page);
+        for (ctxn, thread) in page {
+            let mut entry = Writer::message(0, 0, 0).attr(attr::RES_CTXN, &ctxn.to_ne_bytes());
+            if let Some(thread) = thread {
+                entry = entry.attr(attr::RES_PID, &thread.to_ne_bytes());
+            }
+            entries = entries.attr(attr::RES_CTX_ENTRY, &nested(entry));
+            dump.position += 1;
+        }
+        if dump.position == before {
+            return Ok(None);
+        }
+        let name = [&*device.name, b"\0"].concat();
+        let message = Writer::message(Command::ResCtxGet.message_type(), NLM_F_MULTI, dump.seq)
+            .attr(attr::DEV_INDEX, &device.index.to_ne_bytes())
+            .attr(attr::DEV_NAME, &name)
+            .attr(attr::RES_CTX, &nested(entries));
+        Ok(Some(message.finish()))
+    }
+
+    /// Takes the next datagram, which lets a dump go on.
+    pub(super) fn recv(&mut self, id: FileId, buffer: &mut [u8]) -> Sys<Datagram> {
+        let datagram = self.socket(id)?.queue.pop_front().ok_or(Errno::AGAIN)?;
+        self.go_on(id)?;
+        super::files::copy(&datagram, buffer);
+        Ok(Datagram { len: datagram.len(), from_kernel: true })
+    }
+
+    /// The next datagram never arrives.
+    pub(super) fn lose(&mut self, id: FileId) -> Sys<()> {
+        self.recv(id, &mut []).map(drop)
+    }
+}
+
+/// What was written after the header of an unused message.
+fn nested(writer: Writer) -> Vec<u8> {
+    writer.finish().split_off(16)
+}
+
+fn number(attrs: Attrs<'_>, kind: u16) -> Option<u32> {
+    attrs.map_while(Result::ok).find(|attribute| attribute.kind == kind)?.u32().ok()
+}
+
+/// What a request is, for people to read.
+pub(super) fn describe(bytes: &[u8]) -> String {
+    let Some(Ok(message)) = Messages(bytes).next() else { return "malformed".into() };
+    let name = match message.kind & 0x3ff {
+        1 => "GET",
+        15 => "GET_CHARDEV",
+        22 => "RES_CTX_GET",
+        _ => "other",
+    };
+    let dump = if bytes[7] & 3 != 0 || bytes[6] & 3 == 3 { " dump" } else { "" };
+    match number(message.attrs(), attr::DEV_INDEX) {
+        Some(index) => format!("{name}{dump} {index}"),
+        None => format!("{name}{dump}"),
+    }
+}

@@ -1,0 +1,166 @@
+//! What is in /dev/infiniband, and what opening it does.
+
+use super::super::{Errno, Sys};
+use super::devices::{UverbsId, device_number, node_name, number_of_device};
+use super::spec::DeviceId;
+use super::tree::{DEV, Kind, NodeId};
+use super::world::World;
+
+/// What [`World::set_node`] puts at `/dev/infiniband/uverbsN`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum NodeKind {
+    /// What the kernel makes for the device that has the number, if there is one.
+    Kernel,
+    /// A node by hand with the right device number, as containers have it. It stays when the
+    /// device is removed, and its inode remembers the device that was last opened through it for
+    /// as long as anybody holds that one open.
+    Static,
+    /// A node by hand with another device number.
+    Device(u32, u32),
+    /// A symbolic link.
+    Symlink(String),
+    /// A named pipe.
+    Fifo,
+    /// A regular file.
+    Regular,
+    /// A directory.
+    Directory,
+    /// Whatever is there, without the permission to open it.
+    Forbidden,
+    /// Nothing.
+    Missing,
+}
+
+/// What an open in /dev reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Opened {
+    /// A cmd fd on this device.
+    Verbs(DeviceId),
+    /// A uverbs device number that did not let itself be opened.
+    Refused(u32, u32),
+    /// A character device of another kind.
+    Device(u32, u32),
+    /// A named pipe.
+    Fifo,
+    /// A regular file.
+    Regular,
+}
+
+impl World {
+    /// Puts something at `/dev/infiniband/uverbsN`, in place of what is there.
+    pub fn set_node(&mut self, number: u32, kind: NodeKind) {
+        let dir = self.tree.dir(DEV, b"infiniband");
+        let name = node_name(number);
+        if kind == NodeKind::Forbidden
+            && let Some(node) = self.tree.child(dir, &name)
+        {
+            self.tree[node].denied = true;
+            return;
+        }
+        self.tree.unlink_child(dir, &name);
+        let device = |rdev| Kind::Device { rdev, cdev: None };
+        let kind = match kind {
+            NodeKind::Kernel => {
+                self.tree.unlink_if_empty(dir);
+                if self.numbers.contains_key(&number) {
+                    self.make_node(number);
+                }
+                return;
+            }
+            NodeKind::Missing => {
+                self.tree.unlink_if_empty(dir);
+                return;
+            }
+            NodeKind::Directory => {
+                self.tree.add_dir(dir, &name);
+                return;
+            }
+            NodeKind::Forbidden => {
+                let node = self.tree.add(dir, &name, device(device_number(number)));
+                self.tree[node].denied = true;
+                return;
+            }
+            NodeKind::Static => device(device_number(number)),
+            NodeKind::Device(major, minor) => device((major, minor)),
+            NodeKind::Symlink(text) => Kind::LinkText(text.into_bytes().into()),
+            NodeKind::Fifo => Kind::Fifo,
+            NodeKind::Regular => Kind::Regular,
+        };
+        self.tree.add(dir, &name, kind);
+    }
+
+    /// devtmpfs makes the node of a new device, unless something has its name.
+    pub(super) fn make_kernel_node(&mut self, number: u32) {
+        if self.settings.devtmpfs {
+            self.make_node(number);
+        }
+    }
+
+    fn make_node(&mut self, number: u32) {
+        let dir = self.tree.dir(DEV, b"infiniband");
+        let name = node_name(number);
+        if self.tree.child(dir, &name).is_none() {
+            let kind = Kind::Device { rdev: device_number(number), cdev: None };
+            let node = self.tree.add(dir, &name, kind);
+            self.tree[node].by_kernel = true;
+        }
+    }
+
+    /// devtmpfs removes the node of a device if it made it.
+    pub(super) fn remove_kernel_node(&mut self, number: u32) {
+        let Some(dir) = self.tree.child(DEV, b"infiniband") else { return };
+        if let Some(node) = self.tree.child(dir, &node_name(number))
+            && self.tree[node].by_kernel
+        {
+            self.tree.unlink(node);
+            self.tree.unlink_if_empty(dir);
+        }
+    }
+
+    /// Opens a character device: the uverbs instance it leads to, or none when it is of another
+    /// kind.
+    pub(super) fn open_device(
+        &mut self,
+        node: NodeId,
+        rdev: (u32, u32),
+        cached: Option<UverbsId>,
+    ) -> Sys<Option<UverbsId>> {
+        let Some(number) = number_of_device(rdev) else {
+            self.opened.push(Opened::Device(rdev.0, rdev.1));
+            return Ok(None);
+        };
+        let result = self.open_uverbs(node, number, cached);
+        self.opened.push(match result {
+            Ok(id) => Opened::Verbs(self.uverbs[id.0 as usize].device),
+            Err(_) => Opened::Refused(rdev.0, rdev.1),
+        });
+        result.map(Some)
+    }
+
+    fn open_uverbs(
+        &mut self,
+        node: NodeId,
+        number: u32,
+        cached: Option<UverbsId>,
+    ) -> Sys<UverbsId> {
+        let id = match cached {
+            Some(id) => id,
+            None => {
+                let mapped = |id: &UverbsId| self.uverbs[id.0 as usize].mapped;
+                let id = self.numbers.get(&number).copied().filter(mapped).ok_or(Errno::NXIO)?;
+                if let Kind::Device { cdev, .. } = &mut self.tree[node].kind {
+                    *cdev = Some(id);
+                }
+                self.uverbs[id.0 as usize].cached_in.push(node);
+                id
+            }
+        };
+        let uverbs = &self.uverbs[id.0 as usize];
+        if uverbs.disassociated {
+            return Err(Errno::IO);
+        }
+        if self.devices[uverbs.device].visible { Ok(id) } else { Err(Errno::PERM) }
+    }
+}

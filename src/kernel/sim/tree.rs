@@ -1,0 +1,361 @@
+//! The file trees of sysfs and /dev: nodes, their cached inodes, and the walk of a path.
+
+use std::collections::BTreeMap;
+
+use super::super::{Errno, FileType, Stat, Sys};
+use super::devices::UverbsId;
+use super::spec::DeviceId;
+
+/// A node; never reused, so that a held one stays what it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct NodeId(u32);
+
+/// What sockets are opened on; it is in no tree.
+pub(super) const SOCKETS: NodeId = NodeId(0);
+/// The root of /sys.
+pub(super) const SYS: NodeId = NodeId(1);
+/// The root of /dev.
+pub(super) const DEV: NodeId = NodeId(2);
+
+/// The first inode number. The kernel's counter is past 32 bits, which is rare but allowed, so
+/// that a number that was cut short shows.
+const FIRST_INO: u64 = (1 << 32) + 18_000;
+
+/// `PATH_MAX`.
+const PATH_MAX: usize = 4096;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fs {
+    Sock,
+    Sys,
+    Dev,
+}
+
+#[derive(Debug)]
+pub(super) enum Value {
+    Bytes(Box<[u8]>),
+    /// The device's name as it is when it is read.
+    NameOf(DeviceId),
+}
+
+#[derive(Debug)]
+pub(super) enum Kind {
+    Socket,
+    Dir(BTreeMap<Box<[u8]>, NodeId>),
+    /// A link of sysfs, whose text follows renames.
+    LinkTo(NodeId),
+    /// A link by hand.
+    LinkText(Box<[u8]>),
+    Attr(Value),
+    /// A character device, with what its inode caches of the cdev it was once opened on.
+    Device {
+        rdev: (u32, u32),
+        cdev: Option<UverbsId>,
+    },
+    Fifo,
+    Regular,
+}
+
+#[derive(Debug)]
+pub(super) struct Node {
+    pub(super) name: Box<[u8]>,
+    pub(super) parent: NodeId,
+    pub(super) fs: Fs,
+    pub(super) kind: Kind,
+    /// Still to be found in its directory.
+    pub(super) linked: bool,
+    /// Belongs to another network namespace.
+    pub(super) hidden: bool,
+    /// Made by devtmpfs itself, and so removed by it.
+    pub(super) by_kernel: bool,
+    /// No permission to open it.
+    pub(super) denied: bool,
+    pins: u32,
+    /// Change time of the cached inode, if it is cached.
+    inode: Option<u64>,
+    /// Attributes of its own, once somebody made the kernel allocate them.
+    own_times: Option<u64>,
+}
+
+#[derive(Debug)]
+pub(super) struct Tree {
+    nodes: Vec<Node>,
+    /// The coarse clock, in nanoseconds since the epoch.
+    pub(super) now: u64,
+}
+
+impl std::ops::Index<NodeId> for Tree {
+    type Output = Node;
+
+    fn index(&self, id: NodeId) -> &Node {
+        &self.nodes[id.0 as usize]
+    }
+}
+
+impl std::ops::IndexMut<NodeId> for Tree {
+    fn index_mut(&mut self, id: NodeId) -> &mut Node {
+        &mut self.nodes[id.0 as usize]
+    }
+}
+
+impl Tree {
+    pub(super) fn new() -> Self {
+        let mut tree = Self { nodes: Vec::with_capacity(64), now: 1_700_000_000_000_000_000 };
+        tree.push(SOCKETS, b"socket:", Fs::Sock, Kind::Socket);
+        tree.push(SYS, b"sys", Fs::Sys, Kind::Dir(BTreeMap::new()));
+        tree.push(DEV, b"dev", Fs::Dev, Kind::Dir(BTreeMap::new()));
+        tree
+    }
+
+    fn push(&mut self, parent: NodeId, name: &[u8], fs: Fs, kind: Kind) -> NodeId {
+        let id = NodeId(self.nodes.len() as u32);
+        self.nodes.push(Node {
+            name: name.into(),
+            parent,
+            fs,
+            kind,
+            linked: true,
+            hidden: false,
+            by_kernel: false,
+            denied: false,
+            pins: 0,
+            // A tmpfs keeps its inodes; those of sysfs are made when somebody looks.
+            inode: (fs != Fs::Sys).then_some(self.now),
+            own_times: None,
+        });
+        id
+    }
+
+    /// Adds a node to a directory, in the place of whatever had that name.
+    pub(super) fn add(&mut self, parent: NodeId, name: &[u8], kind: Kind) -> NodeId {
+        let id = self.push(parent, name, self[parent].fs, kind);
+        if let Kind::Dir(children) = &mut self[parent].kind {
+            children.insert(name.into(), id);
+        }
+        id
+    }
+
+    pub(super) fn add_dir(&mut self, parent: NodeId, name: &[u8]) -> NodeId {
+        self.add(parent, name, Kind::Dir(BTreeMap::new()))
+    }
+
+    pub(super) fn add_attr(&mut self, parent: NodeId, name: &[u8], value: &[u8]) -> NodeId {
+        self.add(parent, name, Kind::Attr(Value::Bytes(value.into())))
+    }
+
+    /// The directory of that name, made if it is missing.
+    pub(super) fn dir(&mut self, parent: NodeId, name: &[u8]) -> NodeId {
+        self.child(parent, name).unwrap_or_else(|| self.add_dir(parent, name))
+    }
+
+    pub(super) fn child(&self, dir: NodeId, name: &[u8]) -> Option<NodeId> {
+        match &self[dir].kind {
+            Kind::Dir(children) => children.get(name).copied(),
+            _ => None,
+        }
+    }
+
+    /// Removes a node and all beneath it. Who holds one of them keeps it, dead.
+    pub(super) fn unlink(&mut self, id: NodeId) {
+        if !self[id].linked {
+            return;
+        }
+        self[id].linked = false;
+        let (parent, name) = (self[id].parent, self[id].name.clone());
+        if let Kind::Dir(siblings) = &mut self[parent].kind
+            && siblings.get(&name) == Some(&id)
+        {
+            siblings.remove(&name);
+        }
+        if let Kind::Dir(children) = &mut self[id].kind {
+            for child in std::mem::take(children).into_values() {
+                self.unlink(child);
+            }
+        }
+    }
+
+    pub(super) fn unlink_child(&mut self, dir: NodeId, name: &[u8]) {
+        if let Some(child) = self.child(dir, name) {
+            self.unlink(child);
+        }
+    }
+
+    /// Removes a directory that the kernel keeps only while something is in it.
+    pub(super) fn unlink_if_empty(&mut self, dir: NodeId) {
+        if matches!(&self[dir].kind, Kind::Dir(children) if children.is_empty()) {
+            self.unlink(dir);
+        }
+    }
+
+    /// Gives a node another name: the same node, the same inode number.
+    pub(super) fn rename(&mut self, id: NodeId, name: &[u8]) {
+        let old = std::mem::replace(&mut self[id].name, name.into());
+        let (parent, linked) = (self[id].parent, self[id].linked);
+        if let Kind::Dir(siblings) = &mut self[parent].kind
+            && linked
+        {
+            siblings.remove(&old);
+            siblings.insert(name.into(), id);
+        }
+    }
+
+    /// Follows `path` beneath `start`: no link is followed, nothing leads above `start`.
+    pub(super) fn walk(&mut self, start: NodeId, path: &[u8], no_follow: bool) -> Sys<NodeId> {
+        match path {
+            [] => return Err(Errno::NOENT),
+            [b'/', ..] => return Err(Errno::XDEV),
+            _ if path.len() >= PATH_MAX => return Err(Errno::NAMETOOLONG),
+            _ => {}
+        }
+        let mut at = start;
+        let mut names = path.split(|&byte| byte == b'/').filter(|name| !name.is_empty()).peekable();
+        while let Some(name) = names.next() {
+            if !matches!(self[at].kind, Kind::Dir(_)) {
+                return Err(Errno::NOTDIR);
+            }
+            at = match name {
+                b"." => at,
+                b".." if at == start => return Err(Errno::XDEV),
+                b".." => self[at].parent,
+                _ => self.child(at, name).filter(|&id| !self[id].hidden).ok_or(Errno::NOENT)?,
+            };
+            self.instantiate(at);
+            let last = names.peek().is_none() && !path.ends_with(b"/");
+            if self.is_link(at) && !(last && no_follow) {
+                return Err(Errno::LOOP);
+            }
+        }
+        if path.ends_with(b"/") && !matches!(self[at].kind, Kind::Dir(_)) {
+            return Err(Errno::NOTDIR);
+        }
+        Ok(at)
+    }
+
+    pub(super) fn is_link(&self, id: NodeId) -> bool {
+        matches!(self[id].kind, Kind::LinkTo(_) | Kind::LinkText(_))
+    }
+
+    /// What the link says.
+    pub(super) fn link_text(&self, id: NodeId) -> Option<Vec<u8>> {
+        let target = match &self[id].kind {
+            Kind::LinkText(text) => return Some(text.to_vec()),
+            Kind::LinkTo(target) => *target,
+            _ => return None,
+        };
+        // Up from the link's directory to the lowest common one, and down from there.
+        let above = self.ancestors(self[id].parent);
+        let mut down = self.ancestors(target);
+        let common = above.iter().rev().zip(down.iter().rev()).take_while(|(a, b)| a == b).count();
+        down.truncate(down.len() - common);
+        let mut text = b"../".repeat(above.len() - common);
+        for id in down.iter().rev() {
+            text.extend_from_slice(&self[*id].name);
+            text.push(b'/');
+        }
+        text.pop();
+        Some(text)
+    }
+
+    /// The node and all above it.
+    fn ancestors(&self, id: NodeId) -> Vec<NodeId> {
+        let mut all = vec![id];
+        let mut at = id;
+        while self[at].parent != at {
+            at = self[at].parent;
+            all.push(at);
+        }
+        all
+    }
+
+    /// The absolute path, for people to read.
+    pub(super) fn path(&self, id: NodeId) -> String {
+        use std::fmt::Write;
+        let mut path = String::new();
+        for id in self.ancestors(id).iter().rev() {
+            // Writing to a String cannot fail.
+            let _ = write!(path, "/{}", self[*id].name.escape_ascii());
+        }
+        path
+    }
+
+    fn instantiate(&mut self, id: NodeId) {
+        let now = self.now;
+        let node = &mut self[id];
+        if node.inode.is_none() {
+            node.inode = Some(node.own_times.unwrap_or(now));
+        }
+    }
+
+    /// An open descriptor holds the inode of its node and of all above it, not of those below.
+    pub(super) fn pin(&mut self, id: NodeId) {
+        let mut at = id;
+        loop {
+            self.instantiate(at);
+            self[at].pins += 1;
+            if self[at].parent == at {
+                return;
+            }
+            at = self[at].parent;
+        }
+    }
+
+    pub(super) fn unpin(&mut self, id: NodeId) {
+        let mut at = id;
+        loop {
+            self[at].pins -= 1;
+            if self[at].parent == at {
+                return;
+            }
+            at = self[at].parent;
+        }
+    }
+
+    /// Drops every inode of sysfs that nothing holds.
+    pub(super) fn evict(&mut self) {
+        for node in &mut self.nodes {
+            if node.fs == Fs::Sys && node.pins == 0 {
+                node.inode = None;
+            }
+        }
+    }
+
+    /// Gives the node times of its own, which moves them, once.
+    pub(super) fn take_own_times(&mut self, id: NodeId) {
+        if self[id].own_times.is_none() {
+            let now = self.now;
+            let node = &mut self[id];
+            node.own_times = Some(now);
+            node.inode = Some(now);
+        }
+    }
+
+    pub(super) fn ino(&self, id: NodeId) -> u64 {
+        FIRST_INO + u64::from(id.0)
+    }
+
+    pub(super) fn stat(&self, id: NodeId) -> Stat {
+        let node = &self[id];
+        let time = node.inode.unwrap_or(self.now);
+        let (kind, nlink, rdev) = match &node.kind {
+            Kind::Socket => (FileType::Socket, 1, (0, 0)),
+            Kind::Dir(_) => (FileType::Directory, 2, (0, 0)),
+            Kind::LinkTo(_) | Kind::LinkText(_) => (FileType::Symlink, 1, (0, 0)),
+            Kind::Attr(_) | Kind::Regular => (FileType::RegularFile, 1, (0, 0)),
+            Kind::Device { rdev, .. } => (FileType::CharacterDevice, 1, *rdev),
+            Kind::Fifo => (FileType::Fifo, 1, (0, 0)),
+        };
+        Stat {
+            dev: match node.fs {
+                Fs::Sock => 8,
+                Fs::Sys => 22,
+                Fs::Dev => 6,
+            },
+            ino: self.ino(id),
+            kind,
+            // A dead node of sysfs keeps its count (up to 7.0), one of a tmpfs does not.
+            nlink: if node.fs == Fs::Dev && !node.linked { 0 } else { nlink },
+            rdev,
+            ctime: ((time / 1_000_000_000) as i64, (time % 1_000_000_000) as u32),
+        }
+    }
+}

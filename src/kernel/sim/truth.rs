@@ -1,0 +1,114 @@
+//! What is really so, for tests to compare with.
+
+use std::os::fd::BorrowedFd;
+
+use super::devices::UverbsId;
+use super::nodes::Opened;
+use super::spec::DeviceId;
+use super::world::{FileState, World};
+
+impl World {
+    fn uverbs_of(&self, fd: BorrowedFd<'_>) -> Option<UverbsId> {
+        match self.file(self.file_of(fd)?).ok()?.state {
+            FileState::Cmd { uverbs, .. } => Some(uverbs),
+            _ => None,
+        }
+    }
+
+    /// The device that a cmd fd is bound to.
+    pub fn device_of(&self, fd: BorrowedFd<'_>) -> Option<DeviceId> {
+        Some(self.uverbs[self.uverbs_of(fd)?.0 as usize].device)
+    }
+
+    /// The inode number of the directory of the uverbs instance that a cmd fd is bound to, be the
+    /// directory there or not.
+    pub fn directory_of(&self, fd: BorrowedFd<'_>) -> Option<u64> {
+        Some(self.tree.ino(self.uverbs[self.uverbs_of(fd)?.0 as usize].dir))
+    }
+
+    /// The inode number of the directory of the device's uverbs instance, while it has one.
+    pub fn directory(&self, id: DeviceId) -> Option<u64> {
+        Some(self.tree.ino(self.uverbs[self.devices[id].uverbs?.0 as usize].dir))
+    }
+
+    /// The CTXN of the context on a cmd fd, if it has one.
+    pub fn ctxn_of(&self, fd: BorrowedFd<'_>) -> Option<u32> {
+        match self.file(self.file_of(fd)?).ok()?.state {
+            FileState::Cmd { ctxn, .. } => ctxn,
+            _ => None,
+        }
+    }
+
+    /// The device that has this uverbs number now.
+    pub fn instance_of(&self, number: u32) -> Option<DeviceId> {
+        self.numbers.get(&number).map(|uverbs| self.uverbs[uverbs.0 as usize].device)
+    }
+
+    /// The uverbs number that the device has now.
+    pub fn number_of(&self, id: DeviceId) -> Option<u32> {
+        let uverbs = self.devices[id].uverbs?;
+        let number = self.uverbs[uverbs.0 as usize].number;
+        (self.numbers.get(&number) == Some(&uverbs)).then_some(number)
+    }
+
+    /// The netlink index that the device has, or had.
+    pub fn index_of(&self, id: DeviceId) -> u32 {
+        self.devices[id].index
+    }
+
+    /// The device's node GUID.
+    pub fn guid_of(&self, id: DeviceId) -> u64 {
+        self.devices[id].guid
+    }
+
+    /// The device's name now, or its last.
+    pub fn name_of(&self, id: DeviceId) -> Vec<u8> {
+        self.devices[id].name.to_vec()
+    }
+
+    /// Whether the device is registered and its removal has not begun.
+    pub fn is_alive(&self, id: DeviceId) -> bool {
+        self.devices[id].listed
+    }
+
+    /// Whether the device's removal is over.
+    pub fn is_gone(&self, id: DeviceId) -> bool {
+        self.devices[id].gone
+    }
+
+    /// The CTXNs of the contexts on a device, of all processes.
+    pub fn contexts_of(&self, id: DeviceId) -> Vec<u32> {
+        self.devices[id].contexts.keys().copied().collect()
+    }
+
+    /// The driver data that the last GET_CONTEXT on the device brought.
+    pub fn driver_data_of(&self, id: DeviceId) -> Vec<u8> {
+        self.devices[id].driver_data.clone()
+    }
+
+    /// How often a driver's answer was longer than the memory behind the output. On a real kernel
+    /// each of them destroys memory of the program.
+    pub fn overruns(&self) -> u64 {
+        self.overruns
+    }
+
+    /// How many descriptors of this process are open.
+    pub fn open_handles(&self) -> usize {
+        self.files.values().filter(|file| !file.foreign).count()
+    }
+
+    /// Everything that was opened in /dev other than by `O_PATH`, in this order.
+    pub fn node_opens(&self) -> Vec<Opened> {
+        self.opened.clone()
+    }
+
+    /// How many calls there were.
+    pub fn calls(&self) -> u64 {
+        self.calls
+    }
+
+    /// The calls since [`World::record_calls`], as text.
+    pub fn call_log(&self) -> Vec<String> {
+        self.log.clone().unwrap_or_default()
+    }
+}

@@ -1,0 +1,177 @@
+//! The verbs ioctl ABI on a cmd fd.
+
+use super::super::{AttrData, Errno, Sys, VerbsCall};
+use super::files::copy;
+use super::spec::DeviceId;
+use super::world::{FileId, FileState, World};
+
+const INVOKE_WRITE: u16 = 0;
+const INFO_HANDLES: u16 = 1;
+const GET_CONTEXT: u16 = 3;
+const UHW_IN: u16 = 0x1000;
+const UHW_OUT: u16 = 0x1001;
+
+/// `IB_USER_VERBS_CMD_QUERY_DEVICE`, and how long its request and answer are.
+const QUERY_DEVICE: u64 = 1;
+const QUERY_DEVICE_IN: usize = 8;
+const QUERY_DEVICE_OUT: usize = 176;
+
+/// Attributes that each method knows.
+fn known(method: u16) -> Option<&'static [u16]> {
+    Some(match method {
+        INVOKE_WRITE => &[0, 1, 2, UHW_IN, UHW_OUT],
+        INFO_HANDLES => &[0, 1, 2],
+        GET_CONTEXT => &[0, 1, UHW_IN, UHW_OUT],
+        _ => return None,
+    })
+}
+
+impl World {
+    pub(super) fn verbs_ioctl(
+        &mut self,
+        id: Option<FileId>,
+        thread: u32,
+        call: &mut VerbsCall<'_>,
+    ) -> Sys<()> {
+        let id = id.ok_or(Errno::NOTTY)?;
+        let FileState::Cmd { uverbs, ctxn } = self.file(id)?.state else {
+            return Err(Errno::NOTTY);
+        };
+        let instance = &self.uverbs[uverbs.0 as usize];
+        let (device, disassociated) = (instance.device, instance.disassociated);
+        if call.driver_id != self.devices[device].spec.driver_id {
+            return Err(Errno::INVAL);
+        }
+        let known = known(call.method).filter(|_| call.object == 0);
+        let known = known.ok_or(Errno::PROTONOSUPPORT)?;
+        if disassociated && call.method != INFO_HANDLES {
+            return Err(Errno::IO);
+        }
+        for (at, attr) in call.attrs.iter().enumerate() {
+            // The library marks every attribute as mandatory.
+            if !known.contains(&attr.id) {
+                return Err(Errno::PROTONOSUPPORT);
+            }
+            if call.attrs[..at].iter().any(|before| before.id == attr.id) {
+                return Err(Errno::INVAL);
+            }
+        }
+        match call.method {
+            INFO_HANDLES => put(call, 1, &0_u32.to_ne_bytes()),
+            GET_CONTEXT => {
+                if ctxn.is_some() {
+                    return Err(Errno::INVAL);
+                }
+                self.get_context(device, call)?;
+                let ctxn = Some(self.new_ctxn(device, thread));
+                self.file_mut(id)?.state = FileState::Cmd { uverbs, ctxn };
+                Ok(())
+            }
+            _ if ctxn.is_none() => Err(Errno::INVAL),
+            _ => self.invoke_write(device, call),
+        }
+    }
+
+    fn get_context(&mut self, id: DeviceId, call: &mut VerbsCall<'_>) -> Sys<()> {
+        let input = input(call, UHW_IN).unwrap_or_default();
+        let spec = &self.devices[id].spec;
+        if input.len() < spec.driver_data_in || output_len(call, UHW_OUT) < spec.driver_data_out {
+            return Err(Errno::INVAL);
+        }
+        put(call, 0, &1_u32.to_ne_bytes())?;
+        put(call, 1, &1_u64.to_ne_bytes())?;
+        // Drivers up to 7.0 write all they have, whatever the length says.
+        let response = spec.response.clone();
+        if let Some((memory, _)) = output(call, UHW_OUT)
+            && copy(&response, memory) < response.len()
+        {
+            self.overruns += 1;
+        }
+        self.devices[id].driver_data = input;
+        Ok(())
+    }
+
+    fn invoke_write(&self, id: DeviceId, call: &mut VerbsCall<'_>) -> Sys<()> {
+        let command = call.attrs.iter().find(|attr| attr.id == 2).ok_or(Errno::INVAL)?;
+        let command = match &command.data {
+            AttrData::Const(value) => *value,
+            AttrData::In(bytes) => {
+                bytes.first_chunk().copied().map(u64::from_ne_bytes).ok_or(Errno::INVAL)?
+            }
+            AttrData::Out { .. } => return Err(Errno::INVAL),
+        };
+        if command != QUERY_DEVICE {
+            return Err(Errno::OPNOTSUPP);
+        }
+        let room = output_len(call, 1);
+        if input(call, 0).unwrap_or_default().len() < QUERY_DEVICE_IN || room < QUERY_DEVICE_OUT {
+            return Err(Errno::NOSPC);
+        }
+        let answer = query_device(self.devices[id].guid);
+        if let Some((memory, len)) = output(call, 1) {
+            let told = &mut memory[..len];
+            told.fill(0);
+            copy(&answer, told);
+        }
+        Ok(())
+    }
+}
+
+/// The bytes of an input attribute.
+fn input(call: &VerbsCall<'_>, id: u16) -> Option<Vec<u8>> {
+    call.attrs.iter().find(|attr| attr.id == id).and_then(|attr| match &attr.data {
+        AttrData::In(bytes) => Some(bytes.to_vec()),
+        AttrData::Const(value) => Some(value.to_ne_bytes().to_vec()),
+        AttrData::Out { .. } => None,
+    })
+}
+
+/// The memory of an output attribute, and the length that the kernel is told.
+fn output<'a>(call: &'a mut VerbsCall<'_>, id: u16) -> Option<(&'a mut [u8], usize)> {
+    let attr = call.attrs.iter_mut().find(|attr| attr.id == id)?;
+    match &mut attr.data {
+        AttrData::Out { buffer, len } => {
+            let len = usize::from(*len).min(buffer.len());
+            Some((buffer, len))
+        }
+        _ => None,
+    }
+}
+
+fn output_len(call: &mut VerbsCall<'_>, id: u16) -> usize {
+    output(call, id).map_or(0, |(_, len)| len)
+}
+
+/// Writes an output of fixed size, if it was asked for.
+fn put(call: &mut VerbsCall<'_>, id: u16, value: &[u8]) -> Sys<()> {
+    match output(call, id) {
+        None => Ok(()),
+        Some((_, len)) if len != value.len() => Err(Errno::INVAL),
+        Some((memory, _)) => {
+            memory[..value.len()].copy_from_slice(value);
+            Ok(())
+        }
+    }
+}
+
+/// `struct ib_uverbs_query_device_resp` (`rdma/ib_user_verbs.h`).
+fn query_device(guid: u64) -> [u8; QUERY_DEVICE_OUT] {
+    let mut answer = [0; QUERY_DEVICE_OUT];
+    let mut put = |at: usize, bytes: &[u8]| answer[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, &0x0001_0002_0003_u64.to_ne_bytes()); // fw_ver
+    put(8, &guid.to_be_bytes()); // node_guid
+    put(16, &guid.to_be_bytes()); // sys_image_guid
+    put(24, &u64::MAX.to_ne_bytes()); // max_mr_size
+    put(32, &0xffff_f000_u64.to_ne_bytes()); // page_size_cap
+    put(40, &0x15b3_u32.to_ne_bytes()); // vendor_id
+    put(52, &1024_u32.to_ne_bytes()); // max_qp
+    put(56, &4096_u32.to_ne_bytes()); // max_qp_wr
+    put(64, &30_u32.to_ne_bytes()); // max_sge
+    put(72, &1024_u32.to_ne_bytes()); // max_cq
+    put(76, &4096_u32.to_ne_bytes()); // max_cqe
+    put(80, &1024_u32.to_ne_bytes()); // max_mr
+    put(84, &1024_u32.to_ne_bytes()); // max_pd
+    put(168, &16_u16.to_ne_bytes()); // max_pkeys
+    put(171, &[1]); // phys_port_cnt
+    answer
+}

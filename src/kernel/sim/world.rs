@@ -1,0 +1,381 @@
+//! The state of the simulated kernel, its settings, and the truth that tests compare with.
+
+use std::collections::BTreeMap;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType};
+
+use super::super::{Errno, Sys};
+use super::devices::{Devices, Uverbs, UverbsId};
+use super::netlink::Socket;
+use super::nodes::Opened;
+use super::spec::DeviceId;
+use super::tree::{NodeId, SOCKETS, SYS, Tree};
+
+/// One open file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct FileId(pub(super) u64);
+
+#[derive(Debug)]
+pub(super) struct File {
+    pub(super) node: NodeId,
+    pub(super) state: FileState,
+    stand_in: Option<StandIn>,
+    /// Held by another process.
+    pub(super) foreign: bool,
+}
+
+#[derive(Debug)]
+pub(super) enum FileState {
+    Path,
+    Dir(DirPlace),
+    Attr,
+    /// A cmd fd, with the CTXN of its context.
+    Cmd {
+        uverbs: UverbsId,
+        ctxn: Option<u32>,
+    },
+    /// Something else that was opened under /dev.
+    Node,
+    Socket(Socket),
+}
+
+/// How far a directory was read.
+#[derive(Debug, Default)]
+pub(super) struct DirPlace {
+    pub(super) dots: usize,
+    pub(super) after: Option<Box<[u8]>>,
+}
+
+/// The world's end of a socket pair, whose other end stands for a simulated descriptor in the
+/// process. When that end and all its duplicates are closed, this one reads end of file.
+#[derive(Debug)]
+struct StandIn {
+    peer: OwnedFd,
+    key: (u64, u64),
+}
+
+impl StandIn {
+    fn is_closed(&self) -> bool {
+        let mut byte = [0];
+        // What somebody wrote into it is in the way of the end of file.
+        while let Ok((_, len)) = rustix::net::recv(&self.peer, &mut byte, RecvFlags::DONTWAIT) {
+            if len == 0 {
+                return true;
+            }
+        }
+        false
+    }
+}
+
+/// What identifies an open file of this process, whatever its number.
+fn key_of(fd: BorrowedFd<'_>) -> Sys<(u64, u64)> {
+    let stat = rustix::fs::fstat(fd)?;
+    Ok((stat.st_dev, stat.st_ino))
+}
+
+/// Two ends of a stream that carries nothing.
+pub(super) fn pair() -> Sys<(OwnedFd, OwnedFd)> {
+    let (family, kind) = (AddressFamily::UNIX, SocketType::STREAM);
+    rustix::net::socketpair(family, kind, SocketFlags::CLOEXEC, None)
+}
+
+/// A simulated kernel, as one call of it sees it: devices come and go by its methods.
+#[derive(Debug)]
+pub struct World {
+    pub(super) tree: Tree,
+    pub(super) devices: Devices,
+    pub(super) indices: BTreeMap<u32, DeviceId>,
+    pub(super) next_index: u32,
+    pub(super) uverbs: Vec<Uverbs>,
+    pub(super) numbers: BTreeMap<u32, UverbsId>,
+    /// `class/infiniband`.
+    pub(super) infiniband: NodeId,
+    /// `class/infiniband_verbs`, while ib_uverbs is loaded.
+    pub(super) infiniband_verbs: Option<NodeId>,
+    pub(super) files: BTreeMap<FileId, File>,
+    next_file: u64,
+    by_stand_in: BTreeMap<(u64, u64), FileId>,
+    /// Let go of by the library, and open as long as somebody has the stand-in.
+    released: Vec<FileId>,
+    pub(super) opened: Vec<Opened>,
+    pub(super) overruns: u64,
+    pub(super) calls: u64,
+    pub(super) log: Option<Vec<String>>,
+    pub(super) settings: Settings,
+}
+
+#[derive(Debug)]
+pub(super) struct Settings {
+    pub(super) tick: u64,
+    pub(super) devtmpfs: bool,
+    pub(super) entries_a_page: usize,
+    pub(super) contexts_a_page: usize,
+    pub(super) no_res_ctx: bool,
+    pub(super) hides_unlisted: bool,
+    pub(super) deny_netlink: Option<Errno>,
+    pub(super) sys_type: u64,
+    pub(super) listxattr_moves: bool,
+}
+
+/// An errno that a test named; what is none becomes `EIO`.
+pub(super) fn errno(raw: i32) -> Errno {
+    if (1..4096).contains(&raw) { Errno::from_raw_os_error(raw) } else { Errno::IO }
+}
+
+impl World {
+    pub(super) fn new() -> Self {
+        let mut tree = Tree::new();
+        let class = tree.add_dir(SYS, b"class");
+        let infiniband = tree.add_dir(class, b"infiniband");
+        let mut world = Self {
+            tree,
+            devices: Devices::default(),
+            indices: BTreeMap::new(),
+            next_index: 0,
+            uverbs: Vec::new(),
+            numbers: BTreeMap::new(),
+            infiniband,
+            infiniband_verbs: None,
+            files: BTreeMap::new(),
+            next_file: 0,
+            by_stand_in: BTreeMap::new(),
+            released: Vec::new(),
+            opened: Vec::new(),
+            overruns: 0,
+            calls: 0,
+            log: None,
+            settings: Settings {
+                tick: 4_000_000,
+                devtmpfs: true,
+                entries_a_page: 64,
+                contexts_a_page: 256,
+                no_res_ctx: false,
+                hides_unlisted: false,
+                deny_netlink: None,
+                sys_type: super::super::SYSFS_MAGIC,
+                listxattr_moves: true,
+            },
+        };
+        world.load_ib_uverbs();
+        world
+    }
+
+    pub(super) fn device_ids(&self) -> Vec<DeviceId> {
+        self.indices.values().copied().collect()
+    }
+
+    // Open files.
+
+    pub(super) fn open_file(&mut self, node: NodeId, state: FileState) -> FileId {
+        let id = FileId(self.next_file);
+        self.next_file += 1;
+        self.tree.pin(node);
+        if let FileState::Cmd { uverbs, .. } = state {
+            self.uverbs[uverbs.0 as usize].open += 1;
+        }
+        self.files.insert(id, File { node, state, stand_in: None, foreign: false });
+        id
+    }
+
+    /// Ties a file to the descriptor that stands for it in this process.
+    pub(super) fn stand_in(&mut self, id: FileId, (fd, peer): (OwnedFd, OwnedFd)) -> Sys<OwnedFd> {
+        use std::os::fd::AsFd;
+        let key = key_of(fd.as_fd())?;
+        if let Some(file) = self.files.get_mut(&id) {
+            file.stand_in = Some(StandIn { peer, key });
+            self.by_stand_in.insert(key, id);
+        }
+        Ok(fd)
+    }
+
+    pub(super) fn file(&self, id: FileId) -> Sys<&File> {
+        self.files.get(&id).ok_or(Errno::BADF)
+    }
+
+    pub(super) fn file_mut(&mut self, id: FileId) -> Sys<&mut File> {
+        self.files.get_mut(&id).ok_or(Errno::BADF)
+    }
+
+    /// The file that a descriptor of this process stands for.
+    pub(super) fn file_of(&self, fd: BorrowedFd<'_>) -> Option<FileId> {
+        self.by_stand_in.get(&key_of(fd).ok()?).copied()
+    }
+
+    pub(super) fn close(&mut self, id: FileId) {
+        let Some(file) = self.files.remove(&id) else { return };
+        if let Some(stand_in) = &file.stand_in {
+            self.by_stand_in.remove(&stand_in.key);
+        }
+        self.tree.unpin(file.node);
+        if let FileState::Cmd { uverbs, ctxn } = file.state {
+            let instance = &self.uverbs[uverbs.0 as usize];
+            let (device, dead) = (instance.device, instance.disassociated);
+            if let Some(ctxn) = ctxn
+                && !dead
+            {
+                self.devices[device].contexts.remove(&ctxn);
+            }
+            self.uverbs_closed(uverbs);
+        }
+    }
+
+    /// Closes what the library let go of, unless its stand-in was handed on and is still open.
+    pub(super) fn settle(&mut self, closing: &mut Vec<FileId>) {
+        self.released.append(closing);
+        let mut at = 0;
+        while let Some(&id) = self.released.get(at) {
+            let stand_in = self.files.get(&id).and_then(|file| file.stand_in.as_ref());
+            if stand_in.is_some_and(|stand_in| !stand_in.is_closed()) {
+                at += 1;
+            } else {
+                self.released.swap_remove(at);
+                self.close(id);
+            }
+        }
+    }
+
+    pub(super) fn cmd_fds(&self) -> impl Iterator<Item = (FileId, &File)> {
+        let files = self.files.iter().map(|(id, file)| (*id, file));
+        files.filter(|(_, file)| matches!(file.state, FileState::Cmd { .. }))
+    }
+
+    pub(super) fn sockets(&self) -> usize {
+        self.files.values().filter(|file| matches!(file.state, FileState::Socket(_))).count()
+    }
+
+    // What others do.
+
+    /// Another process opens the device and allocates a context: its CTXN. Until
+    /// [`World::close_foreign`] it holds the device open. None when the device cannot be opened.
+    pub fn foreign_context(&mut self, id: DeviceId) -> Option<u32> {
+        let uverbs = self.devices[id].uverbs?;
+        let instance = &self.uverbs[uverbs.0 as usize];
+        if !instance.mapped || instance.disassociated {
+            return None;
+        }
+        // Thread ids of other processes, which are never one of ours.
+        let thread = 0x4000_0000 + self.next_file as u32;
+        let ctxn = self.new_ctxn(id, thread);
+        let file = self.open_file(SOCKETS, FileState::Cmd { uverbs, ctxn: Some(ctxn) });
+        if let Some(file) = self.files.get_mut(&file) {
+            file.foreign = true;
+        }
+        Some(ctxn)
+    }
+
+    /// The other process closes what [`World::foreign_context`] opened.
+    pub fn close_foreign(&mut self, id: DeviceId, ctxn: u32) {
+        let found = self.cmd_fds().find(|(_, file)| match file.state {
+            FileState::Cmd { uverbs, ctxn: Some(theirs) } => {
+                file.foreign && theirs == ctxn && self.uverbs[uverbs.0 as usize].device == id
+            }
+            _ => false,
+        });
+        if let Some((file, _)) = found {
+            self.close(file);
+        }
+    }
+
+    pub(super) fn new_ctxn(&mut self, id: DeviceId, thread: u32) -> u32 {
+        let device = &mut self.devices[id];
+        while device.contexts.contains_key(&device.next_ctxn) {
+            device.next_ctxn = device.next_ctxn.wrapping_add(1);
+        }
+        let ctxn = device.next_ctxn;
+        device.next_ctxn = ctxn.wrapping_add(1);
+        device.contexts.insert(ctxn, Some(thread));
+        ctxn
+    }
+
+    /// The CTXN that the device gives out next, unless it is taken: for wrapping around.
+    pub fn set_next_ctxn(&mut self, id: DeviceId, ctxn: u32) {
+        self.devices[id].next_ctxn = ctxn;
+    }
+
+    /// The thread has exited: the contexts that it allocated no longer name it.
+    pub fn forget_thread(&mut self, thread: u32) {
+        for device in self.devices.iter_mut() {
+            for of in device.contexts.values_mut() {
+                *of = of.filter(|of| *of != thread);
+            }
+        }
+    }
+
+    /// Drops every cached inode of sysfs that nothing holds, as reclaim does: looked up again, it
+    /// has the same number and other times.
+    pub fn evict(&mut self) {
+        self.tree.evict();
+    }
+
+    /// Any user's `listxattr` on `uverbsN/ibdev`: its times move, once, though it is held; not
+    /// when [`World::set_listxattr_moves`] turned that off.
+    pub fn listxattr(&mut self, number: u32) {
+        if let Some(uverbs) = self.numbers.get(&number)
+            && let dir = self.uverbs[uverbs.0 as usize].dir
+            && let Some(ibdev) = self.tree.child(dir, b"ibdev")
+            && self.settings.listxattr_moves
+        {
+            self.tree.take_own_times(ibdev);
+        }
+    }
+
+    // Settings.
+
+    /// Nanoseconds that the coarse clock goes on with every call; 0 stops it. 4 ms unless told.
+    pub fn set_tick(&mut self, nanoseconds: u64) {
+        self.settings.tick = nanoseconds;
+    }
+
+    /// Sets the clock, in nanoseconds since the epoch; backwards, too.
+    pub fn set_clock(&mut self, nanoseconds: u64) {
+        self.tree.now = nanoseconds;
+    }
+
+    /// How many names one `getdents` gives at most; 64 unless told.
+    pub fn set_entries_a_page(&mut self, entries: usize) {
+        self.settings.entries_a_page = entries.max(1);
+    }
+
+    /// How many contexts one message of a dump lists at most; 256 unless told.
+    pub fn set_contexts_a_page(&mut self, contexts: usize) {
+        self.settings.contexts_a_page = contexts.max(1);
+    }
+
+    /// Whether the kernel is older than 5.13: it does not know `RES_CTX_GET`.
+    pub fn set_no_res_ctx(&mut self, missing: bool) {
+        self.settings.no_res_ctx = missing;
+    }
+
+    /// Whether netlink by index refuses a device as soon as its removal has begun, as newer
+    /// kernels may; as they are, they answer until nobody holds the device open.
+    pub fn set_hides_unlisted(&mut self, hides: bool) {
+        self.settings.hides_unlisted = hides;
+    }
+
+    /// Makes new netlink sockets fail with this errno.
+    pub fn deny_netlink(&mut self, errno: Option<i32>) {
+        self.settings.deny_netlink = errno.map(self::errno);
+    }
+
+    /// Whether the kernel makes the nodes in /dev. If not, as in a container, there are those
+    /// that [`World::set_node`] makes.
+    pub fn set_devtmpfs(&mut self, devtmpfs: bool) {
+        self.settings.devtmpfs = devtmpfs;
+    }
+
+    /// Whether `listxattr` moves times, as up to Linux 7.2.
+    pub fn set_listxattr_moves(&mut self, moves: bool) {
+        self.settings.listxattr_moves = moves;
+    }
+
+    /// What `fstatfs` says that /sys is.
+    pub fn set_sys_type(&mut self, magic: u64) {
+        self.settings.sys_type = magic;
+    }
+
+    /// Starts or stops recording the calls; what was recorded is forgotten.
+    pub fn record_calls(&mut self, record: bool) {
+        self.log = record.then(Vec::new);
+    }
+}
