@@ -1,2 +1,123 @@
-//! Placeholder until the first slice.
-fn main() {}
+//! Build tooling of the workspace: `cargo xtask lab run` boots a kernel and runs a command in it, `cargo xtask
+//! test` runs all tests, those in kernels included.
+
+mod cpio;
+mod guest;
+mod image;
+mod kernel;
+mod lab;
+mod module;
+mod packages;
+mod paths;
+mod qemu;
+mod test;
+mod tools;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::kernel::KernelChoice;
+use crate::lab::LabRun;
+
+/// Build tooling of the uverbs workspace.
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Kernels with RDMA devices under QEMU
+    Lab {
+        #[command(subcommand)]
+        command: LabCommand,
+    },
+    /// Run every test: the workspace's own, then the scenarios in each kernel
+    Test(TestArgs),
+}
+
+#[derive(Subcommand)]
+enum LabCommand {
+    /// Boot a kernel, run COMMAND in it as root, print its output, return its exit status
+    Run(RunArgs),
+}
+
+#[derive(Args)]
+struct RunArgs {
+    /// Debian kernel series (6.12, 6.1), or a directory with boot/vmlinuz-* and lib/modules/*
+    #[arg(long, default_value = "6.12")]
+    kernel: KernelChoice,
+
+    /// File to put in the guest: in /bin when executable, otherwise in /add
+    #[arg(long, value_name = "PATH")]
+    add: Vec<PathBuf>,
+
+    /// Kill the guest after this long
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    timeout: u64,
+
+    /// Memory of the guest
+    #[arg(long, value_name = "MB", default_value_t = 1024)]
+    memory: u32,
+
+    /// Processors of the guest
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    cpus: u32,
+
+    /// Take the workspace's binaries as they are; without this they are built first
+    #[arg(long)]
+    no_build: bool,
+
+    /// What to run
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
+}
+
+#[derive(Args)]
+struct TestArgs {
+    /// Kernel to run the scenarios in (repeatable; both 6.12 and 6.1 when not given)
+    #[arg(long)]
+    kernel: Vec<KernelChoice>,
+
+    /// Passed to `uverbs-lab scenarios`
+    #[arg(last = true, value_name = "FILTER")]
+    filter: Vec<OsString>,
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().task {
+        Task::Lab { command: LabCommand::Run(args) } => run(args),
+        Task::Test(args) => test::run(&args.kernel, &args.filter),
+    };
+    match result {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::from(lab::EXIT_LAB_FAILED)
+        }
+    }
+}
+
+fn run(args: RunArgs) -> anyhow::Result<u8> {
+    if !args.no_build {
+        guest::build()?;
+    }
+    let outcome = lab::run(&LabRun {
+        kernel: args.kernel,
+        add: args.add,
+        timeout: Duration::from_secs(args.timeout),
+        memory_mb: args.memory,
+        cpus: args.cpus,
+        command: args.command,
+    })?;
+    if let Some(problem) = outcome.problem() {
+        eprintln!("xtask: {problem}");
+    }
+    Ok(outcome.exit_code())
+}

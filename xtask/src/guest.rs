@@ -1,0 +1,64 @@
+//! The workspace's programs that go into the guest.
+
+use std::env;
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+
+use crate::{paths, tools};
+
+/// Builds them, one package at a time: built together, features of one would leak into another.
+pub(crate) fn build() -> Result<()> {
+    for args in [
+        ["--package", "uverbs-cli"].as_slice(),
+        ["--package", "uverbs-lab"].as_slice(),
+        ["--package", "uverbs", "--examples"].as_slice(),
+    ] {
+        let cargo = env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
+        tools::run(
+            std::process::Command::new(cargo)
+                .current_dir(paths::workspace())
+                .args(["build", "--quiet", "--release"])
+                .args(args),
+        )?;
+    }
+    Ok(())
+}
+
+/// Those that have been built: of release and debug builds the one built last.
+pub(crate) fn programs() -> Vec<PathBuf> {
+    let profiles = ["release", "debug"].map(|profile| paths::target().join(profile));
+    let mut programs: Vec<PathBuf> = Vec::new();
+    for name in ["uverbs", "uverbs-lab"] {
+        programs.extend(latest(profiles.iter().map(|dir| dir.join(name))));
+    }
+    for name in examples() {
+        programs.extend(latest(profiles.iter().map(|dir| dir.join("examples").join(&name))));
+    }
+    programs
+}
+
+fn latest(files: impl Iterator<Item = PathBuf>) -> Option<PathBuf> {
+    files
+        .filter(|file| tools::is_executable(file))
+        .max_by_key(|file| file.metadata().and_then(|meta| meta.modified()).ok())
+}
+
+/// The names of the root package's examples, from its sources: the build directory keeps those that are gone.
+fn examples() -> Vec<String> {
+    let Ok(entries) = fs::read_dir(paths::workspace().join("examples")) else {
+        return Vec::new();
+    };
+    let mut names: Vec<String> = entries
+        .filter_map(Result::ok)
+        .map(|entry| entry.path())
+        .filter(|path| {
+            path.extension().is_some_and(|ext| ext == "rs") || path.join("main.rs").is_file()
+        })
+        .filter_map(|path| Some(Path::new(path.file_stem()?).to_str()?.to_owned()))
+        .collect();
+    names.sort();
+    names
+}

@@ -1,0 +1,205 @@
+//! `cargo xtask lab run`: one command in one freshly booted kernel.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use crate::kernel::{self, KernelChoice};
+use crate::qemu::{self, Ended, Machine};
+use crate::{guest, image, packages, paths};
+
+/// Exit codes of the lab itself; a command's own status is passed on as it is.
+pub(crate) const EXIT_KERNEL_FAULT: u8 = 123;
+/// As timeout(1) has it.
+pub(crate) const EXIT_TIMED_OUT: u8 = 124;
+pub(crate) const EXIT_LAB_FAILED: u8 = 125;
+
+/// What to run, and in what.
+#[derive(Clone, Debug)]
+pub(crate) struct LabRun {
+    pub(crate) kernel: KernelChoice,
+    /// Files to put in the guest.
+    pub(crate) add: Vec<PathBuf>,
+    pub(crate) timeout: Duration,
+    pub(crate) memory_mb: u32,
+    pub(crate) cpus: u32,
+    pub(crate) command: Vec<OsString>,
+}
+
+/// How a run ended.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    /// `uname -r` of the guest.
+    pub(crate) release: String,
+    pub(crate) elapsed: Duration,
+    pub(crate) end: End,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// The command's exit status; 128 and the signal's number when a signal ended it.
+    Exited(u8),
+    /// The kernel oopsed, warned or reported a bug of its own: whatever the command said does not count.
+    KernelFault(String),
+    TimedOut(String),
+    /// The guest went down without a report.
+    Lost(String),
+}
+
+impl Outcome {
+    pub(crate) fn is_success(&self) -> bool {
+        self.end == End::Exited(0)
+    }
+
+    pub(crate) fn exit_code(&self) -> u8 {
+        match self.end {
+            End::Exited(status) => status,
+            End::KernelFault(_) => EXIT_KERNEL_FAULT,
+            End::TimedOut(_) => EXIT_TIMED_OUT,
+            End::Lost(_) => EXIT_LAB_FAILED,
+        }
+    }
+
+    /// What went wrong other than in the command.
+    pub(crate) fn problem(&self) -> Option<&str> {
+        match &self.end {
+            End::Exited(_) => None,
+            End::KernelFault(text) | End::TimedOut(text) | End::Lost(text) => Some(text),
+        }
+    }
+}
+
+/// Runs a command in a guest. Its output goes to our standard output as it comes.
+pub(crate) fn run(run: &LabRun) -> Result<Outcome> {
+    let started = Instant::now();
+    let lock = paths::lock()?;
+    packages::ensure_tools()?;
+    let kernel = kernel::get(&run.kernel)?;
+    let bootable = kernel.bootable()?;
+    let base = image::base(&kernel)?;
+    let dir = tempfile::Builder::new()
+        .prefix("run-")
+        .tempdir_in(paths::lab("runs")?)
+        .context("making a directory for this run")?;
+    let initramfs = dir.path().join("initramfs");
+    let limit = run.timeout.as_secs().saturating_add(30);
+    image::with_overlay(&base, &initramfs, &guest::programs(), &run.add, &run.command, limit)?;
+    drop(lock);
+
+    let ended = qemu::boot(&Machine {
+        kernel: &bootable,
+        initramfs: &initramfs,
+        dir: dir.path(),
+        memory_mb: run.memory_mb,
+        cpus: run.cpus,
+        timeout: run.timeout,
+    })?;
+    Ok(Outcome {
+        end: judge(&ended, run.timeout, &kernel.release)?,
+        release: kernel.release,
+        elapsed: started.elapsed(),
+    })
+}
+
+fn judge(ended: &Ended, timeout: Duration, release: &str) -> Result<End> {
+    if let Some(fault) = fault(ended) {
+        let log = keep_console(ended, release)?;
+        return Ok(End::KernelFault(format!(
+            "the guest's kernel ({release}) reported a fault (exit code {EXIT_KERNEL_FAULT}); all of its console is in {}\n{fault}",
+            log.display(),
+        )));
+    }
+    if ended.timed_out {
+        return Ok(End::TimedOut(format!(
+            "the guest ({release}) was killed after {} seconds{}",
+            timeout.as_secs(),
+            tail(&ended.console),
+        )));
+    }
+    Ok(match &ended.report {
+        Some(report) => End::Exited(report.status),
+        None => End::Lost(format!(
+            "the guest ({release}) went down without reporting{}",
+            tail(&ended.console),
+        )),
+    })
+}
+
+/// Taints that a fault leaves: bad page, oops, warning, soft lockup.
+const FAULT_TAINTS: u64 = 1 << 5 | 1 << 7 | 1 << 9 | 1 << 14;
+
+/// How the kernel begins what it says about its own mistakes.
+const FAULT_MARKS: [&str; 11] = [
+    "WARNING: ",
+    "BUG: ",
+    "kernel BUG at ",
+    "Oops: ",
+    "general protection fault",
+    "Kernel panic",
+    "Unable to handle ",
+    "cannot create duplicate filename",
+    "kobject_add_internal failed",
+    "unregister_netdevice: waiting",
+    "refcount_t: ",
+];
+
+/// The part of the console where the kernel's first fault begins.
+fn fault(ended: &Ended) -> Option<String> {
+    const LINES: usize = 60;
+    let lines: Vec<&str> = ended.console.lines().collect();
+    let first = lines.iter().position(|line| FAULT_MARKS.iter().any(|mark| line.contains(mark)));
+    if let Some(first) = first {
+        // The line before may be the "cut here" or the first half of it.
+        let from = first.saturating_sub(1);
+        let to = lines.len().min(from + LINES);
+        return Some(lines[from..to].join("\n"));
+    }
+    let tainted = ended.report.as_ref()?.tainted;
+    (tainted & FAULT_TAINTS != 0)
+        .then(|| format!("taint flags {tainted:#x}, nothing on the console"))
+}
+
+fn tail(console: &str) -> String {
+    const LINES: usize = 20;
+    let lines: Vec<&str> = console.lines().collect();
+    if lines.is_empty() {
+        return String::new();
+    }
+    let from = lines.len().saturating_sub(LINES);
+    format!("; the end of its console:\n{}", lines[from..].join("\n"))
+}
+
+fn keep_console(ended: &Ended, release: &str) -> Result<PathBuf> {
+    let name = format!("console-{release}-{}.log", std::process::id());
+    let path = paths::lab("logs")?.join(name);
+    fs::write(&path, &ended.console).with_context(|| format!("writing {}", path.display()))?;
+    Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::qemu::Report;
+
+    fn ended(console: &str, tainted: u64) -> Ended {
+        Ended {
+            timed_out: false,
+            report: Some(Report { status: 0, tainted }),
+            console: console.to_owned(),
+        }
+    }
+
+    #[test]
+    fn faults_are_found() {
+        // An out-of-tree module without a signature taints with 1 << 12 and 1 << 13.
+        assert_eq!(fault(&ended("loading out-of-tree module taints kernel.\n", 0x3000)), None);
+        let text =
+            "a\n------------[ cut here ]------------\nWARNING: CPU: 0 PID: 1 at x.c:1 f\nb\n";
+        let found = fault(&ended(text, 0)).unwrap_or_default();
+        assert!(found.starts_with("------------[ cut here"), "{found}");
+        assert!(fault(&ended("", 1 << 9)).is_some());
+    }
+}

@@ -1,0 +1,154 @@
+//! Debian packages: which are missing, installing them, and taking one apart without installing it.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+
+use crate::tools;
+
+/// Programs of the host and of the guest, and the package each comes from. The flag says whether the lab can do
+/// without.
+const NEEDED: [(&str, &str); 14] = [
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("busybox", "busybox-static"),
+    ("ip", "iproute2"),
+    ("rdma", "iproute2"),
+    ("ibv_devices", "ibverbs-utils"),
+    ("ibv_devinfo", "ibverbs-utils"),
+    ("ibv_rc_pingpong", "ibverbs-utils"),
+    ("strace", "strace"),
+    ("kmod", "kmod"),
+    ("depmod", "kmod"),
+    ("make", "make"),
+    ("gcc", "gcc"),
+    ("xz", "xz-utils"),
+    ("zstd", "zstd"),
+];
+
+/// Makes sure that everything the lab runs is there.
+pub(crate) fn ensure_tools() -> Result<()> {
+    let mut missing: Vec<&str> = NEEDED
+        .iter()
+        .filter(|(program, _)| tools::find(program).is_none())
+        .map(|(_, package)| *package)
+        .collect();
+    if crate::image::rxe_provider().is_none() {
+        missing.push("ibverbs-providers");
+    }
+    missing.sort_unstable();
+    missing.dedup();
+    ensure(&missing)
+}
+
+/// Installs packages when root, and says which to install otherwise.
+pub(crate) fn ensure(missing: &[&str]) -> Result<()> {
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let list = missing.join(" ");
+    if tools::find("apt-get").is_none() {
+        bail!("the lab needs what these Debian packages hold: {list}");
+    }
+    if !rustix::process::geteuid().is_root() {
+        bail!(
+            "the lab needs packages that are not installed: run `apt-get install --no-install-recommends {list}` as root"
+        );
+    }
+    eprintln!("xtask: installing {list}");
+    if install(missing).is_err() {
+        update()?;
+        install(missing)?;
+    }
+    Ok(())
+}
+
+fn install(packages: &[&str]) -> Result<()> {
+    tools::run(
+        tools::command("apt-get")
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .args(["install", "-y", "-q", "--no-install-recommends"])
+            .args(packages),
+    )
+}
+
+/// Renews the package lists, which only root may do.
+pub(crate) fn update() -> Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        bail!("the package lists may be out of date: run `apt-get update` as root");
+    }
+    tools::run(tools::command("apt-get").args(["update", "-q"]))
+}
+
+/// The names of all packages that begin so.
+pub(crate) fn names(prefix: &str) -> Result<Vec<String>> {
+    let text = tools::text(tools::command("apt-cache").args(["pkgnames", prefix]))?;
+    Ok(text.lines().map(str::to_owned).collect())
+}
+
+/// The versions in which each of these packages can be downloaded.
+pub(crate) fn versions(names: &[String]) -> Result<BTreeMap<String, Vec<String>>> {
+    let mut found: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    if names.is_empty() {
+        return Ok(found);
+    }
+    let text = tools::text(tools::command("apt-cache").arg("madison").args(names))?;
+    for line in text.lines().filter(|line| line.ends_with("Packages")) {
+        let mut fields = line.split('|').map(str::trim);
+        if let (Some(name), Some(version)) = (fields.next(), fields.next()) {
+            found.entry(name.to_owned()).or_default().push(version.to_owned());
+        }
+    }
+    Ok(found)
+}
+
+/// Whether the first version is later than the second, by Debian's rules.
+pub(crate) fn is_newer(version: &str, than: &str) -> bool {
+    tools::command("dpkg")
+        .args(["--compare-versions", version, "gt", than])
+        .status()
+        .is_ok_and(|status| status.success())
+}
+
+/// What a package depends on directly, without alternatives and versions.
+pub(crate) fn dependencies(name: &str, version: &str) -> Result<Vec<String>> {
+    let text = tools::text(
+        tools::command("apt-cache")
+            .args(["show", "--no-all-versions"])
+            .arg(format!("{name}={version}")),
+    )?;
+    let depends = text.lines().find_map(|line| line.strip_prefix("Depends:")).unwrap_or_default();
+    Ok(depends
+        .split(',')
+        .filter_map(|one| one.split_whitespace().next())
+        .map(str::to_owned)
+        .collect())
+}
+
+/// Downloads packages (`name` or `name=version`) and unpacks them into a directory, without installing them.
+pub(crate) fn unpack(packages: &[String], into: &Path) -> Result<()> {
+    let debs = into.join("debs");
+    fs::create_dir_all(&debs).with_context(|| format!("making {}", debs.display()))?;
+    eprintln!("xtask: downloading {}", packages.join(" "));
+    let download = || {
+        tools::run(
+            tools::command("apt-get")
+                .current_dir(&debs)
+                // As root apt would download as its own user, who cannot write here.
+                .args(["-o", "APT::Sandbox::User=root", "-q", "download"])
+                .args(packages),
+        )
+    };
+    if let Err(first) = download() {
+        update().context(first)?;
+        download()?;
+    }
+    for deb in fs::read_dir(&debs)? {
+        let args: [OsString; 3] = ["-x".into(), deb?.path().into(), into.into()];
+        tools::run(tools::command("dpkg-deb").args(args))?;
+    }
+    fs::remove_dir_all(&debs)?;
+    Ok(())
+}

@@ -1,0 +1,165 @@
+//! One guest under QEMU: starting it, passing its output on, bounding it in time.
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow};
+
+use crate::tools;
+
+/// The kernel's parameters. An oops ends the guest at once; the console has warnings and worse, for the log.
+/// Watchdogs are off because an emulated guest on a busy host is slow, not stuck.
+const PARAMETERS: &str = "console=ttyS0 quiet loglevel=5 panic=-1 oops=panic nowatchdog \
+    rcupdate.rcu_cpu_stall_suppress=1 sysctl.kernel.hung_task_timeout_secs=0 \
+    mitigations=off no5lvl nokaslr random.trust_cpu=on tsc=reliable";
+
+/// What a guest is made of.
+pub(crate) struct Machine<'a> {
+    pub(crate) kernel: &'a Path,
+    pub(crate) initramfs: &'a Path,
+    /// A directory of this run alone.
+    pub(crate) dir: &'a Path,
+    pub(crate) memory_mb: u32,
+    pub(crate) cpus: u32,
+    pub(crate) timeout: Duration,
+}
+
+/// How a guest ended, as seen from outside.
+pub(crate) struct Ended {
+    pub(crate) timed_out: bool,
+    /// What the guest reported when its command had ended.
+    pub(crate) report: Option<Report>,
+    /// The kernel's warnings and worse.
+    pub(crate) console: String,
+}
+
+/// The guest's own report.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Report {
+    pub(crate) status: u8,
+    /// The kernel's taint flags.
+    pub(crate) tainted: u64,
+}
+
+impl Report {
+    fn parse(text: &str) -> Option<Self> {
+        let mut words = text.lines().next()?.split(' ');
+        let status = words.next()?.strip_prefix("exit=")?.parse().ok()?;
+        let tainted = words.next()?.strip_prefix("tainted=")?.parse().ok()?;
+        Some(Self { status, tainted })
+    }
+}
+
+/// Boots the machine and stays with it to its end.
+pub(crate) fn boot(machine: &Machine<'_>) -> Result<Ended> {
+    let console = machine.dir.join("console.log");
+    let control = machine.dir.join("control");
+    let mut child = command(machine, &console, &control)
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("starting qemu-system-x86_64")?;
+    let output = child.stdout.take().ok_or_else(|| anyhow!("no pipe from qemu-system-x86_64"))?;
+    let copier = thread::spawn(move || copy(output));
+    let timed_out = wait(&mut child, machine.timeout)?;
+    let _ = copier.join();
+    let lossy =
+        |path: &Path| fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    Ok(Ended {
+        timed_out,
+        report: lossy(&control).ok().and_then(|text| Report::parse(&text)),
+        console: lossy(&console).unwrap_or_default(),
+    })
+}
+
+fn command(machine: &Machine<'_>, console: &Path, control: &Path) -> Command {
+    // Through setpriv, so that the guest does not outlive us however we end.
+    let mut command = match tools::find("setpriv") {
+        Some(setpriv) => {
+            let mut command = Command::new(setpriv);
+            command.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
+            command
+        }
+        None => tools::command("qemu-system-x86_64"),
+    };
+    command.stdin(Stdio::null());
+    command
+        .args(["-accel", "tcg,thread=multi", "-machine", "q35", "-cpu", "max"])
+        .args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"])
+        .args(["-smp", &machine.cpus.to_string()])
+        .args(["-m", &machine.memory_mb.to_string()])
+        .arg("-serial")
+        .arg(join("file:", console))
+        .args(["-device", "virtio-serial-pci"])
+        // Not as `stdio`, which hangs up when its input ends.
+        .args(["-chardev", "file,id=output,path=/dev/fd/1"])
+        .args(["-device", "virtserialport,chardev=output,name=lab.output"])
+        .arg("-chardev")
+        .arg(join("file,id=control,path=", control))
+        .args(["-device", "virtserialport,chardev=control,name=lab.control"])
+        .arg("-kernel")
+        .arg(machine.kernel)
+        .arg("-initrd")
+        .arg(machine.initramfs)
+        .args(["-append", PARAMETERS]);
+    command
+}
+
+fn join(prefix: &str, path: &Path) -> std::ffi::OsString {
+    let mut text = std::ffi::OsString::from(prefix);
+    text.push(path);
+    text
+}
+
+/// Passes the guest's output on as it comes. When nobody reads ours any more, the guest's is still taken.
+fn copy(mut from: impl Read) {
+    let mut buffer = vec![0; 65536];
+    let mut to = Some(io::stdout());
+    loop {
+        match from.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(length) => {
+                let written = to
+                    .as_mut()
+                    .map(|out| out.write_all(&buffer[..length]).and_then(|()| out.flush()));
+                if let Some(Err(_)) = written {
+                    to = None;
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => break,
+        }
+    }
+}
+
+/// Waits for the end, or brings it about when the time is over; tells which.
+fn wait(child: &mut Child, timeout: Duration) -> Result<bool> {
+    let deadline = Instant::now() + timeout;
+    loop {
+        if child.try_wait()?.is_some() {
+            return Ok(false);
+        }
+        if Instant::now() >= deadline {
+            child.kill()?;
+            child.wait()?;
+            return Ok(true);
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reports() {
+        let report = Report::parse("exit=3 tainted=4096\n");
+        assert_eq!(report, Some(Report { status: 3, tainted: 4096 }));
+        assert_eq!(Report::parse(""), None);
+        assert_eq!(Report::parse("exit=3"), None);
+    }
+}

@@ -1,0 +1,72 @@
+//! `cargo xtask test`: every test there is.
+
+use std::env;
+use std::ffi::OsString;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::kernel::KernelChoice;
+use crate::lab::{self, LabRun};
+use crate::{guest, paths};
+
+/// Enough for all scenarios under emulation on a slow host.
+const TIMEOUT: Duration = Duration::from_secs(1800);
+
+/// Runs the workspace's tests, then the scenarios in each kernel; goes on after a failure and sums up.
+pub(crate) fn run(kernels: &[KernelChoice], filter: &[OsString]) -> Result<u8> {
+    let kernels = match kernels {
+        [] => ["6.12", "6.1"].map(|series| KernelChoice::Series(series.to_owned())).to_vec(),
+        named => named.to_vec(),
+    };
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
+    let status = Command::new(cargo)
+        .current_dir(paths::workspace())
+        .args(["test", "--workspace"])
+        .status()
+        .context("running cargo test")?;
+    let mut failed = !status.success();
+    let mut summary = vec![format!("cargo test --workspace: {}", verdict(status.success()))];
+
+    guest::build()?;
+    for kernel in kernels {
+        let mut command: Vec<OsString> = vec!["uverbs-lab".into(), "scenarios".into()];
+        command.extend_from_slice(filter);
+        let result = lab::run(&LabRun {
+            kernel: kernel.clone(),
+            add: Vec::new(),
+            timeout: TIMEOUT,
+            memory_mb: 1024,
+            cpus: 2,
+            command,
+        });
+        match result {
+            Ok(outcome) => {
+                if let Some(problem) = outcome.problem() {
+                    eprintln!("xtask: {problem}");
+                }
+                failed |= !outcome.is_success();
+                summary.push(format!(
+                    "scenarios on {}: {} (exit code {}, {:.0} s)",
+                    outcome.release,
+                    verdict(outcome.is_success()),
+                    outcome.exit_code(),
+                    outcome.elapsed.as_secs_f64(),
+                ));
+            }
+            Err(error) => {
+                failed = true;
+                summary.push(format!("scenarios on {kernel}: FAILED: {error:#}"));
+            }
+        }
+    }
+    for line in summary {
+        println!("{line}");
+    }
+    Ok(u8::from(failed))
+}
+
+fn verdict(success: bool) -> &'static str {
+    if success { "passed" } else { "FAILED" }
+}
