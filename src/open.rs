@@ -59,7 +59,7 @@ fn attempt(device: &Device, policy: &Policy, allow_unproven: bool) -> Result<Ope
     known(record)?;
     let pin = pin_instance(record, policy, &mut evidence).map_err(|e| e.at(Step::Pin))?;
     // Asked before anything is opened: where nothing can be proved there is no use in opening.
-    let baseline = match Baseline::take(record, &pin) {
+    let baseline = match Baseline::take(record, &pin, true) {
         Err(error) if error.kind() != ErrorKind::Unproven || !allow_unproven => {
             return Err(error.at(Step::Prove));
         }
@@ -295,7 +295,8 @@ pub(crate) fn pin(device: &Device) -> Result<PinnedDevice> {
         let mut evidence = Evidence::default();
         let pin = pin_instance(record, record.host.policy(), &mut evidence)
             .map_err(|error| error.at(Step::Pin))?;
-        let baseline = Baseline::take(record, &pin).map_err(|error| error.at(Step::Prove))?;
+        let baseline =
+            Baseline::take(record, &pin, false).map_err(|error| error.at(Step::Prove))?;
         Ok(PinnedDevice { device: device.clone(), pin, baseline, evidence })
     };
     pinned().map_err(|error: Error| record.explain(error))

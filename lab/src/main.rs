@@ -1,2 +1,45 @@
-//! Placeholder until the first slice.
-fn main() {}
+//! What the lab runs in its guest, as root on a kernel of its own: scenarios that remove, replace,
+//! rename and fake real kernel devices, and look at what the library makes of it.
+//!
+//! `uverbs-lab scenarios [FILTER…]` runs them all, each in a process of its own and on a clean host;
+//! `uverbs-lab scenario NAME` runs one in this process; `uverbs-lab role NAME ARG…` is a program that
+//! a scenario starts under strace, as another user or in a namespace.
+
+mod alloc;
+mod guest;
+mod ibverbs;
+mod roles;
+mod runner;
+mod scenarios;
+
+use std::process::ExitCode;
+
+#[global_allocator]
+static COUNTER: alloc::Counting = alloc::Counting;
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    let done = match words[..] {
+        ["scenarios", ref filters @ ..] => return runner::run_all(filters),
+        ["scenario", name] => runner::run_one(name),
+        ["role", name, ref rest @ ..] => roles::run(name, rest),
+        ["list"] => {
+            scenarios::ALL.iter().for_each(|(name, _)| println!("{name}"));
+            Ok(())
+        }
+        _ => {
+            eprintln!(
+                "usage: uverbs-lab scenarios [FILTER...] | scenario NAME | role NAME ... | list"
+            );
+            return ExitCode::from(2);
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:?}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -205,11 +205,7 @@ impl Machine {
         self.on_file(CallKind::Pread, fd, |world, _, file| world.pread(file, buffer))
     }
 
-    pub(crate) fn getdents(
-        &self,
-        fd: &SimHandle,
-        each: &mut dyn FnMut(DirEntry<'_>),
-    ) -> Sys<bool> {
+    pub(crate) fn getdents(&self, fd: &SimHandle, each: &mut dyn FnMut(DirEntry<'_>)) -> Sys<bool> {
         // The entries are shown without the lock: who sees them may make calls.
         let page = self.on_file(CallKind::Getdents, fd, |world, _, file| world.getdents(file))?;
         for (ino, name) in &page {
@@ -268,9 +264,8 @@ impl Machine {
     }
 
     pub(crate) fn fstat_cmd(&self, fd: BorrowedFd<'_>) -> Sys<Stat> {
-        let describe = |world: &World| {
-            world.file_of(fd).map_or("foreign".into(), |file| world.describe(file))
-        };
+        let describe =
+            |world: &World| world.file_of(fd).map_or("foreign".into(), |file| world.describe(file));
         self.enter(CallKind::FstatCmd, describe, |world, _| {
             world.fstat(world.file_of(fd).ok_or(Errno::BADF)?)
         })

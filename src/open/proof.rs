@@ -38,6 +38,8 @@ pub(super) struct Baseline {
     index: u32,
     node_guid: Guid,
     thread: u32,
+    /// The context is allocated here, on this thread, and not by somebody else.
+    allocates: bool,
     /// This thread's contexts on the device; none where the list took more than one message.
     contexts: Option<Vec<u32>>,
 }
@@ -47,14 +49,14 @@ impl Baseline {
     ///
     /// # Errors
     /// Unproven where the kernel does not tell.
-    pub(super) fn take(record: &Record, pin: &Pin) -> Result<Self> {
-        Self::ask(record, pin).map_err(|error| match error.kind() {
+    pub(super) fn take(record: &Record, pin: &Pin, allocates: bool) -> Result<Self> {
+        Self::ask(record, pin, allocates).map_err(|error| match error.kind() {
             ErrorKind::Os | ErrorKind::PermissionDenied => error.as_kind(ErrorKind::Unproven),
             _ => error,
         })
     }
 
-    fn ask(record: &Record, pin: &Pin) -> Result<Self> {
+    fn ask(record: &Record, pin: &Pin, allocates: bool) -> Result<Self> {
         if !record.host.is_sysfs() {
             return Err(Error::new(
                 ErrorKind::Unproven,
@@ -67,7 +69,7 @@ impl Baseline {
         let thread = record.host.kernel().gettid();
         let contexts = socket.contexts(index, thread)?.ok_or_else(|| cannot_list(index))?;
         let contexts = contexts.in_one_message.then_some(contexts.numbers);
-        Ok(Self { socket, index, node_guid: Guid(info.node_guid), thread, contexts })
+        Ok(Self { socket, index, node_guid: Guid(info.node_guid), thread, allocates, contexts })
     }
 
     /// The contexts of `thread` on the device now.
@@ -141,7 +143,11 @@ pub(super) fn prove(
     if let Ok(new) = &listed {
         let (expected, found) = (Value::Number(1), Value::Number(new.len() as u64));
         let what = "new contexts of this thread under the index";
-        let otherwise = if new.is_empty() { ErrorKind::NodeMismatch } else { ErrorKind::Unproven };
+        // None is a contradiction where this thread has just allocated one for certain.
+        let otherwise = match new.len() {
+            0 if baseline.allocates => ErrorKind::NodeMismatch,
+            _ => ErrorKind::Unproven,
+        };
         evidence.require(Step::Prove, what, otherwise, expected, found)?;
         evidence.index = Some(baseline.index);
         evidence.context_number = new.first().copied();

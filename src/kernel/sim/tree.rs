@@ -242,10 +242,11 @@ impl Tree {
             Kind::LinkTo(target) => *target,
             _ => return None,
         };
-        // Up from the link's directory to the lowest common one, and down from there.
+        // Up from the link's directory to the lowest common one above the target, and down.
         let above = self.ancestors(self[id].parent);
         let mut down = self.ancestors(target);
-        let common = above.iter().rev().zip(down.iter().rev()).take_while(|(a, b)| a == b).count();
+        let both = above.iter().rev().zip(down[1..].iter().rev());
+        let common = both.take_while(|(a, b)| a == b).count();
         down.truncate(down.len() - common);
         let mut text = b"../".repeat(above.len() - common);
         for id in down.iter().rev() {

@@ -1,0 +1,127 @@
+//! libibverbs of the guest, as control: it has to open the replacement, or the scenarios do not see
+//! what they are there to see.
+#![allow(unsafe_code)]
+
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ptr;
+
+use anyhow::{Result, ensure};
+
+/// The functions that the control needs, resolved at run time.
+pub(crate) struct Ibverbs {
+    get_device_list: unsafe extern "C" fn(*mut c_int) -> *mut *mut c_void,
+    free_device_list: unsafe extern "C" fn(*mut *mut c_void),
+    get_device_name: unsafe extern "C" fn(*mut c_void) -> *const c_char,
+    get_device_guid: unsafe extern "C" fn(*mut c_void) -> u64,
+    open_device: unsafe extern "C" fn(*mut c_void) -> *mut c_void,
+    close_device: unsafe extern "C" fn(*mut c_void) -> c_int,
+    query_device: unsafe extern "C" fn(*mut c_void, *mut DeviceAttr) -> c_int,
+}
+
+/// `struct ibv_device_attr`, as far as its GUID; the rest is room.
+#[repr(C)]
+struct DeviceAttr {
+    fw_ver: [u8; 64],
+    node_guid: u64,
+    rest: [u8; 512],
+}
+
+/// A list of devices of libibverbs.
+pub(crate) struct List<'a> {
+    ibverbs: &'a Ibverbs,
+    list: *mut *mut c_void,
+    len: usize,
+}
+
+impl Ibverbs {
+    /// Loads libibverbs.
+    pub(crate) fn load() -> Result<Self> {
+        // SAFETY: the library's initialisers may run here: nothing else of it is loaded yet.
+        let library = unsafe { libc::dlopen(c"libibverbs.so.1".as_ptr(), libc::RTLD_NOW) };
+        ensure!(!library.is_null(), "libibverbs.so.1 cannot be loaded");
+        let find = |name: &CStr| -> Result<*mut c_void> {
+            // SAFETY: `library` is a live handle, never closed.
+            let symbol = unsafe { libc::dlsym(library, name.as_ptr()) };
+            ensure!(!symbol.is_null(), "libibverbs has no {name:?}");
+            Ok(symbol)
+        };
+        macro_rules! symbol {
+            ($name:literal) => {{
+                let symbol = find($name)?;
+                // SAFETY: it is the function of that name, whose type `verbs.h` declares as here.
+                unsafe { std::mem::transmute_copy(&symbol) }
+            }};
+        }
+        Ok(Self {
+            get_device_list: symbol!(c"ibv_get_device_list"),
+            free_device_list: symbol!(c"ibv_free_device_list"),
+            get_device_name: symbol!(c"ibv_get_device_name"),
+            get_device_guid: symbol!(c"ibv_get_device_guid"),
+            open_device: symbol!(c"ibv_open_device"),
+            close_device: symbol!(c"ibv_close_device"),
+            query_device: symbol!(c"ibv_query_device"),
+        })
+    }
+
+    /// `ibv_get_device_list`.
+    pub(crate) fn list(&self) -> Result<List<'_>> {
+        let mut len = 0;
+        // SAFETY: `len` is writable.
+        let list = unsafe { (self.get_device_list)(&raw mut len) };
+        ensure!(!list.is_null(), "ibv_get_device_list: {}", std::io::Error::last_os_error());
+        Ok(List { ibverbs: self, list, len: len as usize })
+    }
+}
+
+impl List<'_> {
+    fn device(&self, name: &str) -> Result<*mut c_void> {
+        for at in 0..self.len {
+            // SAFETY: the list has `len` entries.
+            let device = unsafe { *self.list.add(at) };
+            // SAFETY: a listed device has a name, which ends with NUL.
+            let found = unsafe { CStr::from_ptr((self.ibverbs.get_device_name)(device)) };
+            if found.to_bytes() == name.as_bytes() {
+                return Ok(device);
+            }
+        }
+        anyhow::bail!("libibverbs does not list {name}")
+    }
+
+    /// `ibv_get_device_guid` of a listed device.
+    pub(crate) fn guid(&self, name: &str) -> Result<u64> {
+        let device = self.device(name)?;
+        // SAFETY: the device is of this list.
+        Ok(u64::from_be(unsafe { (self.ibverbs.get_device_guid)(device) }))
+    }
+
+    /// Opens a listed device and leaves it open for as long as the process lives.
+    pub(crate) fn open_and_keep(&self, name: &str) -> Result<()> {
+        let device = self.device(name)?;
+        // SAFETY: the device is of this list, which is alive.
+        let context = unsafe { (self.ibverbs.open_device)(device) };
+        ensure!(!context.is_null(), "ibv_open_device: {}", std::io::Error::last_os_error());
+        Ok(())
+    }
+
+    /// Opens a listed device, asks it for its GUID and closes it.
+    pub(crate) fn guid_when_opened(&self, name: &str) -> Result<u64> {
+        let device = self.device(name)?;
+        // SAFETY: the device is of this list, which is alive.
+        let context = unsafe { (self.ibverbs.open_device)(device) };
+        ensure!(!context.is_null(), "ibv_open_device: {}", std::io::Error::last_os_error());
+        let mut attr = DeviceAttr { fw_ver: [0; 64], node_guid: 0, rest: [0; 512] };
+        // SAFETY: the context is open, and `attr` is longer than `struct ibv_device_attr`.
+        let status = unsafe { (self.ibverbs.query_device)(context, ptr::from_mut(&mut attr)) };
+        // SAFETY: the context is open and not used after this.
+        unsafe { (self.ibverbs.close_device)(context) };
+        ensure!(status == 0, "ibv_query_device: {status}");
+        Ok(u64::from_be(attr.node_guid))
+    }
+}
+
+impl Drop for List<'_> {
+    fn drop(&mut self) {
+        // SAFETY: the list is freed once, here.
+        unsafe { (self.ibverbs.free_device_list)(self.list) };
+    }
+}

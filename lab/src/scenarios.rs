@@ -1,0 +1,81 @@
+//! The scenarios, by what they are about.
+
+mod limits;
+mod listing;
+mod nodes;
+mod proof;
+mod replacing;
+mod traced;
+
+use anyhow::{Context as _, Result, ensure};
+use uverbs::{Context, Device, Error, ErrorKind, Guid, Host, Registry};
+
+/// A scenario: it passes when it returns no error.
+pub(crate) type Scenario = fn() -> Result<()>;
+
+/// All of them, in the order in which they run. Those that reload modules come last.
+pub(crate) const ALL: &[(&str, Scenario)] = &[
+    ("list_says_what_the_kernel_says", listing::says_what_the_kernel_says),
+    ("open_succeeds_with_evidence_on_each", listing::open_succeeds_with_evidence),
+    ("hostile_names_are_listed_and_escaped", listing::hostile_names),
+    ("a_wrong_attribute_is_an_error_for_that_device", listing::wrong_attribute),
+    ("a_handle_opens_after_its_list_was_dropped", listing::handle_outlives_list),
+    ("control_libibverbs_opens_the_replacement", replacing::control_libibverbs),
+    ("replaced_with_another_guid", replacing::other_guid),
+    ("replaced_with_the_same_guid", replacing::same_guid),
+    ("replaced_rxe", replacing::rxe),
+    ("removed", replacing::removed),
+    ("renamed", replacing::renamed),
+    ("evicted_from_the_cache", replacing::evicted),
+    ("timestamps_moved_by_listxattr", replacing::listxattr),
+    ("static_node_bound_to_the_old_device", nodes::static_node),
+    ("static_node_equal_guids", nodes::static_node_equal_guids),
+    ("hand_made_node_in_devtmpfs", nodes::hand_made),
+    ("static_node_rxe", nodes::static_node_rxe),
+    ("wrong_kinds_of_node", nodes::wrong_kinds),
+    ("forbidden_node", nodes::forbidden),
+    ("eight_threads_two_devices", proof::eight_threads),
+    ("contexts_come_and_go_in_another_process", proof::churn),
+    ("more_contexts_than_one_message_holds", proof::paged),
+    ("child_pid_namespace", proof::pid_namespace),
+    ("netlink_denied", proof::netlink_denied),
+    ("verify_refuses_what_is_not_listed", proof::verify),
+    ("strace_list_and_open", traced::list_and_open),
+    ("strace_wrong_node_is_not_opened", traced::wrong_node),
+    ("strace_replaced_node_is_not_opened", traced::replaced),
+    ("strace_known_gone_asks_nobody", traced::known_gone),
+    ("openat2_blocked", traced::openat2_blocked),
+    ("example_hotplug", traced::example_hotplug),
+    ("example_from_parts", traced::example_from_parts),
+    ("a_thousand_devices_sixteen_descriptors", limits::thousand),
+    ("uverbs_reloaded", replacing::uverbs_reloaded),
+    ("core_reloaded_with_index_reuse", replacing::core_reloaded),
+];
+
+/// A registry of this host.
+fn registry() -> Result<Registry> {
+    Ok(Registry::new(Host::open()?))
+}
+
+/// The listed device of that name.
+fn listed(registry: &Registry, name: &str) -> Result<Device> {
+    Ok(registry.devices()?.by_name(name)?)
+}
+
+/// Refused, for that reason.
+fn refused<T: std::fmt::Debug>(result: uverbs::Result<T>, kind: ErrorKind) -> Result<Error> {
+    let error = result.err().context("it was opened")?;
+    ensure!(error.kind() == kind, "expected {kind:?}, found {:?}: {error}", error.kind());
+    println!("    {error}");
+    Ok(error)
+}
+
+/// Opened, proved, and with that GUID.
+fn opened(result: uverbs::Result<Context>, guid: u64) -> Result<Context> {
+    let context = result?;
+    let found = context.query_device()?.node_guid;
+    ensure!(found == Guid(guid), "expected GUID {}, found {found}", Guid(guid));
+    let evidence = context.evidence();
+    ensure!(evidence.context_number().is_some() && evidence.checks().iter().all(|c| c.held()));
+    Ok(context)
+}

@@ -1,0 +1,125 @@
+//! What is listed is what the kernel has.
+
+use std::fs;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+use uverbs::ErrorKind;
+
+use super::{listed, opened, refused, registry};
+use crate::guest;
+
+/// Two rxe devices and three of the test HCA.
+fn five_devices() -> Result<Vec<String>> {
+    guest::add_rxe("rxe0", "d0")?;
+    guest::add_rxe("rxe1", "d1")?;
+    guest::hca("add name=tst guid=00000000000000a0 count=2 disassociate=1")?;
+    guest::hca("add name=odd guid=00000000000000b0 disassociate=0")?;
+    Ok(["rxe0", "rxe1", "tst0", "tst1", "odd"].map(String::from).into())
+}
+
+/// What `uverbs … --json` prints.
+fn uverbs_json(args: &[&str]) -> Result<Value> {
+    Ok(serde_json::from_str(&guest::stdout("uverbs", args)?)?)
+}
+
+pub(super) fn says_what_the_kernel_says() -> Result<()> {
+    let names = five_devices()?;
+    let list = uverbs_json(&["list", "--json"])?;
+    let devices = list["devices"].as_array().context("devices")?;
+    ensure!(devices.len() == names.len(), "listed: {list}");
+    let rdma: Value = serde_json::from_str(&guest::stdout("rdma", &["-j", "dev", "show"])?)?;
+    for name in names {
+        let ours = devices.iter().find(|device| device["name"] == *name).context("not listed")?;
+        let theirs = rdma.as_array().context("rdma")?.iter().find(|dev| dev["ifname"] == *name);
+        ensure!(ours["index"] == theirs.context("rdma")?["ifindex"], "{ours} {theirs:?}");
+        let guid = fs::read_to_string(format!("/sys/class/infiniband/{name}/node_guid"))?;
+        ensure!(ours["node_guid"] == guid.trim(), "{ours}");
+        let uverbs = ours["uverbs"].as_str().context("uverbs")?;
+        ensure!(guest::ibdev(uverbs)? == name, "{ours}");
+        let (major, minor) = guest::device_number(uverbs)?;
+        ensure!(ours["dev_t"] == format!("{major}:{minor}"), "{ours}");
+        ensure!(ours["driver"] == "rxe", "{ours}");
+    }
+    Ok(())
+}
+
+pub(super) fn open_succeeds_with_evidence() -> Result<()> {
+    for name in five_devices()? {
+        let open = uverbs_json(&["open", &name, "--json"])?;
+        ensure!(open["proven"] == true, "{open}");
+        let guid = fs::read_to_string(format!("/sys/class/infiniband/{name}/node_guid"))?;
+        ensure!(open["attributes"]["node_guid"] == guid.trim(), "{open}");
+        let checks = open["evidence"].as_array().context("evidence")?;
+        ensure!(checks.iter().all(|check| check["held"] == true), "{open}");
+        for step in ["pin", "node", "open", "revalidate", "prove"] {
+            ensure!(checks.iter().any(|check| check["step"] == step), "no step {step}: {open}");
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn hostile_names() -> Result<()> {
+    guest::hca("add name=good guid=00000000000000a0")?;
+    let registry = registry()?;
+    let good = listed(&registry, "good")?;
+    let mut current = "evil".to_owned();
+    guest::hca("add name=evil guid=00000000000000b0")?;
+    for hostile in ["a/b", "..", ".", "x\ny", "\u{1b}[31mred", "%s%n", &"n".repeat(63)] {
+        guest::rename(&current, hostile)?;
+        current = hostile.to_owned();
+        let devices = registry.devices()?;
+        ensure!(devices.len() == 2, "{hostile:?}: {devices:?}");
+        let device = devices.by_name(hostile)?;
+        ensure!(device.name().as_bytes() == hostile.as_bytes());
+        let printed = device.to_string();
+        ensure!(printed.bytes().all(|byte| (b' '..=b'~').contains(&byte)), "{printed:?}");
+        opened(device.open(), 0xb0).with_context(|| format!("{hostile:?}"))?;
+        opened(good.open(), 0xa0)?;
+        let table = guest::stdout("uverbs", &["list"])?;
+        ensure!(
+            table.bytes().all(|byte| byte == b'\n' || (b' '..=b'~').contains(&byte)),
+            "{table:?}"
+        );
+    }
+    Ok(())
+}
+
+pub(super) fn wrong_attribute() -> Result<()> {
+    guest::hca("add name=tst guid=00000000000000a0 count=3")?;
+    let victim = "/sys/class/infiniband_verbs/uverbs1";
+    for (attribute, contents) in [
+        ("ibdev", "no line feed"),
+        ("ibdev", "\n"),
+        ("ibdev", "a name\0with a NUL\n"),
+        ("dev", "231:193:1\n"),
+        ("dev", "-1:+2\n"),
+        ("dev", "99999999999:1\n"),
+    ] {
+        // Another file over the attribute: what a mount made by somebody else would do.
+        fs::write("/tmp/wrong", contents)?;
+        let path = format!("{victim}/{attribute}");
+        guest::run("mount", &["--bind", "/tmp/wrong", &path])?;
+        let devices = registry()?.devices();
+        guest::run("umount", &[&path])?;
+        let devices = devices?;
+        ensure!(devices.len() == 2, "{attribute} {contents:?}: {devices:?}");
+        let faults: Vec<_> = devices.faults().collect();
+        ensure!(faults.len() == 1 && faults[0].device() == Some("uverbs1"), "{faults:?}");
+        println!("    {}", faults[0]);
+    }
+    let devices = registry()?.devices()?;
+    ensure!(devices.len() == 3 && devices.faults().count() == 0);
+    refused(devices.by_name("tst7"), ErrorKind::NotFound)?;
+    Ok(())
+}
+
+pub(super) fn handle_outlives_list() -> Result<()> {
+    guest::hca("add name=tst guid=00000000000000a0")?;
+    let device = {
+        let registry = registry()?;
+        let devices = registry.devices()?;
+        devices.by_name("tst")?
+    };
+    opened(device.open(), 0xa0).map(drop)
+}

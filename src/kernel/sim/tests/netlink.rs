@@ -1,0 +1,205 @@
+//! RDMA netlink.
+
+use super::super::super::rdma::{
+    Chardev, Command, ContextEntry, DeviceInfo, Messages, NLMSG_DONE, NLMSG_ERROR, Writer, attr,
+    parse_contexts,
+};
+use super::*;
+
+impl Host {
+    fn ask(&self, socket: &Handle, command: Command, dump: bool, index: Option<u32>) {
+        let mut request = Writer::request(command, dump, 7);
+        if let Some(index) = index {
+            request = request.attr(attr::DEV_INDEX, &index.to_ne_bytes());
+        }
+        if command == Command::GetChardev {
+            request = request.attr(attr::CHARDEV_TYPE, b"uverbs\0");
+        }
+        let request = request.finish();
+        assert_eq!(self.kernel.send(socket, &request), Ok(request.len()));
+    }
+
+    fn next(&self, socket: &Handle) -> Sys<Vec<u8>> {
+        let mut buffer = [0; 4096];
+        let datagram = self.kernel.recv(socket, &mut buffer)?;
+        assert!(datagram.from_kernel);
+        Ok(buffer[..datagram.len].to_vec())
+    }
+
+    /// The answer by index: itself or the errno.
+    fn answer(&self, command: Command, index: u32) -> Result<Vec<u8>, Errno> {
+        let socket = self.kernel.rdma_socket().unwrap();
+        self.ask(&socket, command, false, Some(index));
+        let bytes = self.next(&socket).unwrap();
+        let message = Messages(&bytes).next().unwrap().unwrap();
+        assert_eq!(self.next(&socket), Err(Errno::AGAIN));
+        if message.kind == NLMSG_ERROR { Err(message.errno().unwrap().unwrap()) } else { Ok(bytes) }
+    }
+
+    fn contexts(&self, index: u32) -> (Vec<ContextEntry>, Option<Errno>) {
+        let socket = self.kernel.rdma_socket().unwrap();
+        self.ask(&socket, Command::ResCtxGet, true, Some(index));
+        let mut all = Vec::new();
+        loop {
+            let bytes = self.next(&socket).unwrap();
+            let message = Messages(&bytes).next().unwrap().unwrap();
+            if message.kind == NLMSG_DONE {
+                assert_eq!(message.body.len(), 4);
+                return (all, message.errno().unwrap());
+            }
+            parse_contexts(&message, index, &mut |entry| all.push(entry)).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_device_by_index() {
+    let host = Host::new();
+    let id = host.machine.add(DeviceSpec::new("a").guid(0x1234).driver(1, 1)).unwrap();
+    let hns = host.machine.add(DeviceSpec::new("b").driver(12, 1)).unwrap();
+    let bytes = host.answer(Command::Get, 0).unwrap();
+    let info = DeviceInfo::parse(&Messages(&bytes).next().unwrap().unwrap()).unwrap();
+    assert_eq!((&*info.name, info.node_guid, info.node_type), (&b"a"[..], 0x1234, 1));
+    let chardev = |index| {
+        let bytes = host.answer(Command::GetChardev, index)?;
+        Ok(Chardev::parse(&Messages(&bytes).next().unwrap().unwrap()).unwrap())
+    };
+    assert_eq!(chardev(0), Ok(Chardev { dev: (231, 192), driver_id: Some(1) }));
+    let bound = chardev(host.machine.index_of(hns));
+    assert_eq!(bound, Ok(Chardev { dev: (231, 193), driver_id: None }));
+    assert_eq!(chardev(5), Err(Errno::INVAL));
+    host.machine.set_netns_visible(id, false);
+    assert_eq!(chardev(0), Err(Errno::INVAL));
+    host.machine.set_netns_visible(id, true);
+    host.machine.unload_ib_uverbs().unwrap();
+    assert_eq!(chardev(0), Err(Errno::OPNOTSUPP));
+}
+
+#[test]
+fn a_dump_pages_by_position() {
+    let host = Host::new();
+    let ids: Vec<_> = (0..4).map(|n| host.add(&format!("d{n}"))).collect();
+    let socket = host.kernel.rdma_socket().unwrap();
+    host.ask(&socket, Command::Get, true, None);
+    let next = || {
+        let bytes = host.next(&socket).unwrap();
+        let message = Messages(&bytes).next().unwrap().unwrap();
+        assert_eq!(message.seq, 7);
+        (message.kind != NLMSG_DONE).then(|| DeviceInfo::parse(&message).unwrap().index)
+    };
+    // The first two are made by now; one of them goes, and the third is never shown.
+    assert_eq!(next(), Some(0));
+    host.machine.remove(ids[0]);
+    assert_eq!(next(), Some(1));
+    assert_eq!(next(), Some(3));
+    assert_eq!(next(), None);
+    assert_eq!(host.next(&socket), Err(Errno::AGAIN));
+}
+
+#[test]
+fn one_dump_at_a_time() {
+    let host = Host::new();
+    host.add("a");
+    let socket = host.kernel.rdma_socket().unwrap();
+    host.ask(&socket, Command::Get, true, None);
+    host.ask(&socket, Command::Get, true, None);
+    let device = host.next(&socket).unwrap();
+    assert!(DeviceInfo::parse(&Messages(&device).next().unwrap().unwrap()).is_ok());
+    let busy = host.next(&socket).unwrap();
+    let busy = Messages(&busy).next().unwrap().unwrap();
+    assert_eq!(busy.errno(), Ok(Some(Errno::BUSY)));
+}
+
+#[test]
+fn a_context_names_its_thread() {
+    let host = Host::new();
+    let (a, b) = (host.add("a"), host.add("b"));
+    let node = host.node(0).unwrap();
+    host.get_context(&node).unwrap();
+    let thread = host.kernel.gettid();
+    let ours = ContextEntry { ctxn: 0, thread: Some(thread) };
+    assert_eq!(host.contexts(0), (vec![ours], None));
+    assert_eq!(host.contexts(1), (vec![], None));
+    let foreign = host.machine.foreign_context(a).unwrap();
+    assert_ne!(host.contexts(0).0[1].thread, Some(thread));
+    host.machine.close_foreign(a, foreign);
+    host.machine.forget_thread(thread);
+    assert_eq!(host.contexts(0), (vec![ContextEntry { ctxn: 0, thread: None }], None));
+    // Numbers go on, they are not taken up again at once.
+    drop(node);
+    let node = host.node(0).unwrap();
+    host.get_context(&node).unwrap();
+    assert_eq!(host.machine.ctxn_of(node.as_fd()), Some(2));
+    assert!(host.machine.contexts_of(b).is_empty());
+}
+
+#[test]
+fn a_context_dump_fails_at_its_end() {
+    let host = Host::new();
+    let id = host.add("a");
+    assert_eq!(host.contexts(9), (vec![], Some(Errno::INVAL)));
+    host.machine.set_contexts_a_page(1);
+    for _ in 0..3 {
+        host.machine.foreign_context(id).unwrap();
+    }
+    assert_eq!(host.contexts(0).0.len(), 3);
+    // One closed behind the dump hides the one after.
+    let socket = host.kernel.rdma_socket().unwrap();
+    host.ask(&socket, Command::ResCtxGet, true, Some(0));
+    host.machine.close_foreign(id, 0);
+    let mut seen = Vec::new();
+    loop {
+        let bytes = host.next(&socket).unwrap();
+        let message = Messages(&bytes).next().unwrap().unwrap();
+        if message.kind == NLMSG_DONE {
+            break;
+        }
+        parse_contexts(&message, 0, &mut |entry| seen.push(entry.ctxn)).unwrap();
+    }
+    assert_eq!(seen, [0, 2]);
+    host.machine.set_no_res_ctx(true);
+    assert_eq!(host.answer(Command::ResCtxGet, 0), Err(Errno::INVAL));
+    assert!(host.answer(Command::Get, 0).is_ok());
+}
+
+#[test]
+fn a_blocked_removal_is_found_by_index_alone() {
+    let host = Host::new();
+    let id = host.add_stubborn("a");
+    let node = host.node(0).unwrap();
+    host.get_context(&node).unwrap();
+    host.machine.remove(id);
+    assert!(host.answer(Command::Get, 0).is_ok());
+    assert_eq!(host.answer(Command::GetChardev, 0), Err(Errno::OPNOTSUPP));
+    assert_eq!(host.contexts(0).0.len(), 1);
+    let socket = host.kernel.rdma_socket().unwrap();
+    host.ask(&socket, Command::Get, true, None);
+    let done = host.next(&socket).unwrap();
+    assert_eq!(Messages(&done).next().unwrap().unwrap().kind, NLMSG_DONE);
+    host.machine.set_hides_unlisted(true);
+    assert_eq!(host.answer(Command::Get, 0), Err(Errno::INVAL));
+    drop(node);
+    host.machine.set_hides_unlisted(false);
+    assert_eq!(host.answer(Command::Get, 0), Err(Errno::INVAL));
+}
+
+#[test]
+fn datagrams_are_cut_lost_and_forged() {
+    let host = Host::new();
+    host.add("a");
+    let socket = host.kernel.rdma_socket().unwrap();
+    let whole = host.answer(Command::Get, 0).unwrap().len();
+    host.ask(&socket, Command::Get, false, Some(0));
+    let mut short = [0; 20];
+    assert_eq!(host.kernel.recv(&socket, &mut short).unwrap().len, whole);
+    host.ask(&socket, Command::Get, false, Some(0));
+    let mut verdicts = vec![Verdict::Lose, Verdict::Forge(vec![1, 2, 3])];
+    host.machine.on_call(move |_, _| verdicts.pop().unwrap_or(Verdict::Continue));
+    let mut buffer = [0; 64];
+    let forged = host.kernel.recv(&socket, &mut buffer).unwrap();
+    assert!(!forged.from_kernel);
+    assert_eq!(&buffer[..forged.len], [1, 2, 3]);
+    assert_eq!(host.kernel.recv(&socket, &mut buffer).map(drop), Err(Errno::AGAIN));
+    host.machine.deny_netlink(Some(13));
+    assert_eq!(host.kernel.rdma_socket().map(drop), Err(Errno::ACCESS));
+}
