@@ -28,7 +28,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use super::{Datagram, DirEntry, Errno, Handle, OFlags, Resolve, Stat, Sys, VerbsCall};
 use hook::Hook;
 pub use hook::{Call, CallKind, Verdict};
-pub use nodes::{NodeKind, Opened};
+pub use nodes::{NodeKind, NodeOpened};
 pub use spec::{DeviceId, DeviceSpec, Stage};
 use tree::{DEV, NodeId, SOCKETS, SYS};
 pub use world::World;

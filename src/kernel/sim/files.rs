@@ -4,8 +4,8 @@ use std::ops::Bound;
 use std::os::fd::OwnedFd;
 
 use super::super::{Errno, OFlags, Stat, Sys};
-use super::devices::device_number;
-use super::nodes::Opened;
+use super::devices::node_name;
+use super::nodes::NodeOpened;
 use super::tree::{DEV, Fs, Kind, NodeId, SOCKETS, Value};
 use super::world::{DirPlace, FileId, FileState, World, pair};
 
@@ -50,8 +50,8 @@ impl World {
             Kind::Attr(_) if writes => Err(Errno::ACCESS),
             Kind::Attr(_) => Ok((self.open_file(node, FileState::Attr), None)),
             _ if denied => Err(Errno::ACCESS),
-            Kind::Fifo => self.open_other(node, Opened::Fifo),
-            Kind::Regular => self.open_other(node, Opened::Regular),
+            Kind::Fifo => self.open_other(node, NodeOpened::Fifo),
+            Kind::Regular => self.open_other(node, NodeOpened::Regular),
             Kind::Device { rdev, cdev } => {
                 // Before anything has happened, as it may fail for want of descriptors.
                 let pair = pair()?;
@@ -65,7 +65,7 @@ impl World {
         }
     }
 
-    fn open_other(&mut self, node: NodeId, opened: Opened) -> Sys<(FileId, Option<OwnedFd>)> {
+    fn open_other(&mut self, node: NodeId, opened: NodeOpened) -> Sys<(FileId, Option<OwnedFd>)> {
         let pair = pair()?;
         self.opened.push(opened);
         self.open_with(node, FileState::Node, pair)
@@ -180,13 +180,8 @@ impl World {
     /// The node at `/dev/infiniband/uverbsN`: its inode number.
     pub fn node_ino(&self, number: u32) -> Option<u64> {
         let dir = self.tree.child(DEV, b"infiniband")?;
-        let node = self.tree.child(dir, &super::devices::node_name(number))?;
+        let node = self.tree.child(dir, &node_name(number))?;
         Some(self.tree.ino(node))
-    }
-
-    /// The device number that `uverbsN` has, as major and minor.
-    pub fn device_number(number: u32) -> (u32, u32) {
-        device_number(number)
     }
 }
 

@@ -4,7 +4,7 @@
 use std::fmt;
 use std::os::fd::BorrowedFd;
 
-use super::{DeviceId, DeviceSpec, Machine, NodeKind, Opened, Stage, World};
+use super::{DeviceId, DeviceSpec, Machine, NodeKind, NodeOpened, Stage, World};
 
 pub(super) type Hook = Box<dyn FnMut(&mut World, &Call) -> Verdict + Send>;
 
@@ -169,7 +169,7 @@ by_locking! {
     driver_data_of(id: DeviceId) -> Vec<u8>;
     overruns() -> u64;
     open_handles() -> usize;
-    node_opens() -> Vec<Opened>;
+    node_opens() -> Vec<NodeOpened>;
     calls() -> u64;
     call_log() -> Vec<String>;
 }

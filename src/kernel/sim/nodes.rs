@@ -35,7 +35,7 @@ pub enum NodeKind {
 /// What an open in /dev reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Opened {
+pub enum NodeOpened {
     /// A cmd fd on this device.
     Verbs(DeviceId),
     /// A uverbs device number that did not let itself be opened.
@@ -128,13 +128,13 @@ impl World {
         cached: Option<UverbsId>,
     ) -> Sys<Option<UverbsId>> {
         let Some(number) = number_of_device(rdev) else {
-            self.opened.push(Opened::Device(rdev.0, rdev.1));
+            self.opened.push(NodeOpened::Device(rdev.0, rdev.1));
             return Ok(None);
         };
         let result = self.open_uverbs(node, number, cached);
         self.opened.push(match result {
-            Ok(id) => Opened::Verbs(self.uverbs[id.0 as usize].device),
-            Err(_) => Opened::Refused(rdev.0, rdev.1),
+            Ok(id) => NodeOpened::Verbs(self.uverbs[id.0 as usize].device),
+            Err(_) => NodeOpened::Refused(rdev.0, rdev.1),
         });
         result.map(Some)
     }
@@ -150,10 +150,7 @@ impl World {
             None => {
                 let mapped = |id: &UverbsId| self.uverbs[id.0 as usize].mapped;
                 let id = self.numbers.get(&number).copied().filter(mapped).ok_or(Errno::NXIO)?;
-                if let Kind::Device { cdev, .. } = &mut self.tree[node].kind {
-                    *cdev = Some(id);
-                }
-                self.uverbs[id.0 as usize].cached_in.push(node);
+                self.cache_in(node, id);
                 id
             }
         };
@@ -162,5 +159,25 @@ impl World {
             return Err(Errno::IO);
         }
         if self.devices[uverbs.device].visible { Ok(id) } else { Err(Errno::PERM) }
+    }
+
+    fn cache_in(&mut self, node: NodeId, id: UverbsId) {
+        if let Kind::Device { cdev, .. } = &mut self.tree[node].kind {
+            *cdev = Some(id);
+            self.uverbs[id.0 as usize].cached_in.push(node);
+        }
+    }
+
+    /// Has the inode of the node in /dev remember the cdev, if it fits and remembers none.
+    pub(super) fn cache_cdev(&mut self, id: UverbsId) {
+        let number = self.uverbs[id.0 as usize].number;
+        let dir = self.tree.child(DEV, b"infiniband");
+        let node = dir.and_then(|dir| self.tree.child(dir, &node_name(number)));
+        if let Some(node) = node
+            && let Kind::Device { rdev, cdev: None } = self.tree[node].kind
+            && rdev == device_number(number)
+        {
+            self.cache_in(node, id);
+        }
     }
 }

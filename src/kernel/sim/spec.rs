@@ -1,6 +1,7 @@
 //! What a device is like, and how far its removal has gone.
 
-/// One device as it was registered, until it is removed. Never reused.
+/// One device as it was registered, until it is removed. Never reused; it means nothing to another
+/// machine than the one that gave it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DeviceId(pub(super) u32);
 
@@ -97,14 +98,14 @@ impl DeviceSpec {
     }
 
     /// What the driver writes to the output of GET_CONTEXT: all of it, however short the output
-    /// says it is, as drivers up to Linux 7.0 do ([`World::overruns`]).
+    /// says it is, as drivers up to Linux 7.0 do ([`World::overruns`](super::World::overruns)).
     pub fn response(mut self, response: impl Into<Vec<u8>>) -> Self {
         self.response = response.into();
         self
     }
 }
 
-/// What [`World::remove_step`] has just done. In this order a removal goes.
+/// What [`World::remove_step`](super::World::remove_step) has just done. In this order a removal goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Stage {

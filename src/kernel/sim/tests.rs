@@ -9,7 +9,7 @@ use std::os::fd::AsFd;
 use super::super::{
     Attr, AttrData, Errno, FileType, Handle, Kernel, OFlags, Resolve, SYSFS_MAGIC, Sys, VerbsCall,
 };
-use super::{DeviceId, DeviceSpec, Machine, NodeKind, Opened, Stage, Verdict};
+use super::{DeviceId, DeviceSpec, Machine, NodeKind, NodeOpened, Stage, Verdict};
 
 const DIR: OFlags = OFlags::DIRECTORY;
 const PATH: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW);
@@ -375,19 +375,4 @@ fn descriptors_are_counted() {
     assert_eq!(machine.open_handles(), before);
     drop(host);
     assert_eq!(machine.open_handles(), 0);
-}
-
-#[test]
-#[ignore]
-fn bench() {
-    let t = std::time::Instant::now();
-    for _ in 0..20000 { let h = Host::new(); h.add("a"); std::hint::black_box(&h); }
-    println!("world {:?}", t.elapsed() / 20000);
-    let h = Host::new(); h.add("a");
-    let t = std::time::Instant::now();
-    for _ in 0..20000 { let n = h.node(0).unwrap(); h.get_context(&n).unwrap(); h.guid(&n).unwrap(); }
-    println!("node {:?}", t.elapsed() / 20000);
-    let t = std::time::Instant::now();
-    for _ in 0..20000 { let n = h.uverbs_dir(0).unwrap(); h.read(&n, "dev").unwrap(); }
-    println!("dir {:?}", t.elapsed() / 20000);
 }

@@ -3,7 +3,7 @@
 use std::os::fd::BorrowedFd;
 
 use super::devices::UverbsId;
-use super::nodes::Opened;
+use super::nodes::NodeOpened;
 use super::spec::DeviceId;
 use super::world::{FileState, World};
 
@@ -98,7 +98,7 @@ impl World {
     }
 
     /// Everything that was opened in /dev other than by `O_PATH`, in this order.
-    pub fn node_opens(&self) -> Vec<Opened> {
+    pub fn node_opens(&self) -> Vec<NodeOpened> {
         self.opened.clone()
     }
 

@@ -8,7 +8,7 @@ use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType};
 use super::super::{Errno, Sys};
 use super::devices::{Devices, Uverbs, UverbsId};
 use super::netlink::Socket;
-use super::nodes::Opened;
+use super::nodes::NodeOpened;
 use super::spec::DeviceId;
 use super::tree::{NodeId, SOCKETS, SYS, Tree};
 
@@ -98,7 +98,7 @@ pub struct World {
     by_stand_in: BTreeMap<(u64, u64), FileId>,
     /// Let go of by the library, and open as long as somebody has the stand-in.
     released: Vec<FileId>,
-    pub(super) opened: Vec<Opened>,
+    pub(super) opened: Vec<NodeOpened>,
     pub(super) overruns: u64,
     pub(super) calls: u64,
     pub(super) log: Option<Vec<String>>,
@@ -247,13 +247,16 @@ impl World {
     // What others do.
 
     /// Another process opens the device and allocates a context: its CTXN. Until
-    /// [`World::close_foreign`] it holds the device open. None when the device cannot be opened.
+    /// [`World::close_foreign`] it holds the device open. It goes through the node in /dev, if
+    /// there is a fitting one, whose inode remembers the device from then on. None when the
+    /// device cannot be opened.
     pub fn foreign_context(&mut self, id: DeviceId) -> Option<u32> {
         let uverbs = self.devices[id].uverbs?;
         let instance = &self.uverbs[uverbs.0 as usize];
         if !instance.mapped || instance.disassociated {
             return None;
         }
+        self.cache_cdev(uverbs);
         // Thread ids of other processes, which are never one of ours.
         let thread = 0x4000_0000 + self.next_file as u32;
         let ctxn = self.new_ctxn(id, thread);

@@ -19,7 +19,7 @@ fn a_node_opens_its_device() {
     assert_eq!(host.get_context(&node), Err(Errno::INVAL));
     assert_eq!(host.guid(&node), Ok(host.machine.guid_of(b)));
     assert_eq!(host.machine.contexts_of(b), [0]);
-    assert_eq!(host.machine.node_opens(), [Opened::Verbs(b)]);
+    assert_eq!(host.machine.node_opens(), [NodeOpened::Verbs(b)]);
     drop(node);
     assert!(host.machine.contexts_of(b).is_empty());
 }
@@ -95,11 +95,8 @@ fn a_static_node_binds_the_old_device_while_it_is_held() {
     let host = Host::new();
     host.machine.set_node(0, NodeKind::Static);
     let old = host.add_stubborn("rxe0");
-    let ctxn = {
-        // Somebody opened it through that very inode.
-        drop(host.node(0).unwrap());
-        host.machine.foreign_context(old).unwrap()
-    };
+    // Somebody opens it through that very inode.
+    let ctxn = host.machine.foreign_context(old).unwrap();
     host.machine.remove(old);
     assert!(!host.machine.is_gone(old));
     let new = host.add_stubborn("rxe1");
@@ -223,7 +220,7 @@ fn other_things_at_the_name_of_a_node() {
     let zero = host.node(0).unwrap();
     assert_eq!(host.get_context(&zero), Err(Errno::NOTTY));
     assert_eq!(host.kernel.fstat_cmd(zero.as_fd()).unwrap().rdev, (1, 3));
-    assert_eq!(host.machine.node_opens(), [Opened::Fifo, Opened::Device(1, 3)]);
+    assert_eq!(host.machine.node_opens(), [NodeOpened::Fifo, NodeOpened::Device(1, 3)]);
     host.machine.set_node(0, NodeKind::Missing);
     assert_eq!(host.node(0).map(drop), Err(Errno::NOENT));
 }
