@@ -3,6 +3,7 @@
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use crate::attr::retry;
 use crate::device::Device;
 use crate::error::{Error, ErrorKind, Result};
 use crate::evidence::Evidence;
@@ -73,8 +74,7 @@ impl CmdFd {
             driver_id: self.driver.to_raw(),
             attrs,
         };
-        self.kernel()
-            .verbs_ioctl(self.as_ref(), &mut call)
+        retry(|| self.kernel().verbs_ioctl(self.as_ref(), &mut call))
             .map_err(|errno| Error::call("ioctl(RDMA_VERBS_IOCTL, GET_CONTEXT)", errno))
     }
 
@@ -173,8 +173,7 @@ pub(crate) fn query_device(
             },
         ],
     };
-    kernel
-        .verbs_ioctl(fd, &mut call)
+    retry(|| kernel.verbs_ioctl(fd, &mut call))
         .map_err(|errno| Error::call("ioctl(RDMA_VERBS_IOCTL, QUERY_DEVICE)", errno))?;
     Ok(DeviceAttributes::parse(&response))
 }

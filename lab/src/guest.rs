@@ -1,6 +1,7 @@
 //! The guest: adding, removing and faking devices by the kernel's own means.
 
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
@@ -40,7 +41,9 @@ pub(crate) fn hca(command: &str) -> Result<()> {
     if !Path::new(HCA).exists() {
         run("modprobe", &["uverbs_test_hca"])?;
     }
-    fs::write(HCA, command).with_context(|| format!("test HCA: {command}"))
+    let mut control = fs::OpenOptions::new().write(true).open(HCA).context(HCA)?;
+    // One write is one command.
+    control.write_all(command.as_bytes()).with_context(|| format!("test HCA: {command}"))
 }
 
 /// What the test HCA says of its devices, one a line.

@@ -11,6 +11,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use super::{Pin, allocate};
+use crate::attr::retry;
 use crate::context::{CmdFd, query_device};
 use crate::device::Record;
 use crate::error::{Error, ErrorKind, Result};
@@ -214,7 +215,7 @@ pub(super) fn probe_driver(kernel: &Kernel, fd: BorrowedFd<'_>) -> Result<Driver
     for driver in DriverId::all() {
         let mut call =
             VerbsCall { object: 0, method: NO_METHOD, driver_id: driver.to_raw(), attrs: &mut [] };
-        match kernel.verbs_ioctl(fd, &mut call) {
+        match retry(|| kernel.verbs_ioctl(fd, &mut call)) {
             Err(Errno::PROTONOSUPPORT) => return Ok(driver),
             Err(Errno::INVAL) => {}
             Err(errno) => return Err(Error::call("ioctl(RDMA_VERBS_IOCTL)", errno)),
