@@ -216,3 +216,54 @@ pub(crate) fn sweep(
     }
     Err(Error::new(ErrorKind::Malformed, format!("{path}: more entries than devices can be")))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn numbers_come_back(major in 0u32..1 << 12, minor in 0u32..1 << 20) {
+            let text = format!("{major}:{minor}");
+            prop_assert_eq!(parse_device_number(text.as_bytes()), Ok((major, minor).into()));
+        }
+
+        #[test]
+        fn only_what_the_kernel_prints_is_a_number(text in "[0-9:+ -]{0,12}") {
+            if let Ok(number) = parse_device_number(text.as_bytes()) {
+                prop_assert_eq!(number.to_string(), text);
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_an_error_or_one_line(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = parse_device_number(&bytes);
+            let _ = parse_uverbs(&bytes);
+            if let Ok(name) = line(&bytes).and_then(parse_name) {
+                prop_assert_eq!([name.as_bytes(), b"\n"].concat(), bytes);
+            }
+        }
+
+        #[test]
+        fn a_link_stays_beneath_devices(
+            text in r"(\.\./){0,3}(devices/|class/|/)?([a-z.]{0,3}/){0,3}(infiniband_verbs/)?uverbs[0-2]"
+        ) {
+            if let Ok(path) = parse_class_link(text.as_bytes(), 1) {
+                let path = path.to_str().expect("of ASCII");
+                prop_assert!(path.starts_with("devices/") && path.ends_with("/infiniband_verbs/uverbs1"));
+                prop_assert!(path.split('/').all(|part| !matches!(part, "" | "." | "..")));
+            }
+        }
+    }
+
+    #[test]
+    fn class_links_of_the_kernel() {
+        let link = b"../../devices/pci0000:00/0000:00:03.0/infiniband_verbs/uverbs31";
+        assert!(parse_class_link(link, 31).is_ok());
+        assert!(parse_class_link(link, 3).is_err());
+        assert_eq!(parse_uverbs(b"uverbs0"), Some(0));
+        assert_eq!(parse_uverbs(b"uverbs00"), None);
+    }
+}

@@ -81,7 +81,7 @@ impl CmdFd {
     fn query_device(&self) -> Result<DeviceAttributes> {
         query_device(self.kernel(), self.as_ref(), self.driver)
             .map_err(|error| match error.errno() {
-                Some(Errno::IO) => error.as_kind(ErrorKind::Removed),
+                Some(Errno::IO) => error.into_kind(ErrorKind::Removed),
                 _ => error,
             })
             .map_err(|error| error.of(|| self.device.to_string()))

@@ -204,7 +204,7 @@ impl Record {
             ErrorKind::Os | ErrorKind::NodeMismatch | ErrorKind::Unproven | ErrorKind::Unstable
         );
         let error = match telling.then(|| self.fate()).flatten() {
-            Some(gone) => error.as_kind(gone.kind()),
+            Some(gone) => error.into_kind(gone.kind()),
             None => error,
         };
         error.of(|| self.label())

@@ -107,7 +107,7 @@ impl Error {
     }
 
     /// The same error as another kind, once more is known than where it came up.
-    pub(crate) fn as_kind(mut self, kind: ErrorKind) -> Self {
+    pub(crate) fn into_kind(mut self, kind: ErrorKind) -> Self {
         self.0.kind = kind;
         self
     }

@@ -74,6 +74,7 @@ impl Host {
     /// # Errors
     /// As [`open`](Self::open).
     pub fn open_with(policy: Policy) -> Result<Self> {
+        #[allow(clippy::disallowed_methods)] // the only two paths of the library
         let root = |path: &'static str| {
             Dir::open_ambient_dir(path, ambient_authority()).map_err(|error| {
                 let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
@@ -136,10 +137,10 @@ impl Host {
         probe.map_err(|errno| {
             let error = Error::call(attr::open_text("sys", c".", attr::DIRECTORY), errno);
             match errno {
-                Errno::NOSYS => error.as_kind(ErrorKind::Unsupported).hint(
+                Errno::NOSYS => error.into_kind(ErrorKind::Unsupported).hint(
                     "openat2 is missing: it needs Linux 5.6, or a filter answers as if it were older",
                 ),
-                Errno::PERM => error.as_kind(ErrorKind::Unsupported).hint(
+                Errno::PERM => error.into_kind(ErrorKind::Unsupported).hint(
                     "openat2 is blocked by a seccomp filter, such as a container's: allow it there",
                 ),
                 _ => error,

@@ -286,7 +286,7 @@ impl Source {
                 }
                 let handle = retry(|| kernel.rdma_socket()).map_err(|errno| {
                     Error::call("socket(AF_NETLINK, SOCK_RAW, NETLINK_RDMA)", errno)
-                        .as_kind(ErrorKind::Unproven)
+                        .into_kind(ErrorKind::Unproven)
                         .hint("without RDMA netlink nothing tells which device a context is on")
                 })?;
                 let socket = std::sync::Arc::new(Socket::new(kernel.clone(), handle));

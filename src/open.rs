@@ -238,7 +238,7 @@ fn open_node(record: &Record, node: &Node, evidence: &mut Evidence) -> Result<Ha
         // The pinned device owns its number and is mapped: a node that leads to nothing, or to a
         // device that is gone, is a stale one. (If the pinned device itself went, `explain` says so.)
         Some(Errno::NXIO | Errno::NODEV | Errno::IO) => error
-            .as_kind(ErrorKind::NodeMismatch)
+            .into_kind(ErrorKind::NodeMismatch)
             .hint("the node may be a static one that is still bound to a removed device"),
         _ => error,
     })?;

@@ -353,3 +353,91 @@ fn parse_context(attrs: Attrs<'_>) -> Result<ContextEntry, Bad> {
     }
     Ok(ContextEntry { ctxn: ctxn.ok_or(Bad("a context without a number"))?, thread })
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// An answer to RDMA_NLDEV_CMD_GET, its attributes in the order in which the kernel gives them.
+    fn device(name: &[u8]) -> Vec<u8> {
+        let name = [name, b"\0"].concat();
+        Writer::message(Command::Get.message_type(), 0, 7)
+            .attr(attr::DEV_INDEX, &3u32.to_ne_bytes())
+            .attr(attr::DEV_NAME, &name)
+            .attr(attr::NODE_GUID, &0xa0u64.to_ne_bytes())
+            .attr(attr::SYS_IMAGE_GUID, &0xa1u64.to_ne_bytes())
+            .attr(attr::DEV_NODE_TYPE, &[1])
+            .attr(attr::FW_VERSION, b"1.0\0")
+            .finish()
+    }
+
+    fn first(bytes: &[u8]) -> Message<'_> {
+        Messages(bytes).next().expect("a message").expect("well-formed")
+    }
+
+    #[test]
+    fn a_device_is_understood() {
+        let bytes = device(b"mlx5_0");
+        let message = first(&bytes);
+        assert_eq!((message.kind, message.seq), (0x1401, 7));
+        let info = DeviceInfo::parse(&message).expect("understood");
+        assert_eq!((info.index, &*info.name), (3, &b"mlx5_0"[..]));
+        assert_eq!((info.node_guid, info.sys_image_guid, info.node_type), (0xa0, 0xa1, 1));
+    }
+
+    #[test]
+    fn a_message_cut_anywhere_is_an_error() {
+        let bytes = device(b"mlx5_0");
+        for len in 1..bytes.len() {
+            assert!(Messages(&bytes[..len]).next().expect("something").is_err(), "{len}");
+        }
+        // The length says less than there is: an attribute is cut.
+        let mut short = bytes.clone();
+        short[..4].copy_from_slice(&22u32.to_ne_bytes());
+        assert!(DeviceInfo::parse(&first(&short)).is_err());
+    }
+
+    #[test]
+    fn errnos_are_told_from_success() {
+        let ended = |kind, body: &[u8]| {
+            let bytes = Writer::message(kind, 0, 1).raw(body).finish();
+            first(&bytes).errno()
+        };
+        assert_eq!(ended(NLMSG_DONE, &0i32.to_ne_bytes()), Ok(None));
+        assert_eq!(ended(NLMSG_DONE, &[]), Ok(None));
+        assert_eq!(ended(NLMSG_DONE, &(-22i32).to_ne_bytes()), Ok(Some(Errno::INVAL)));
+        assert_eq!(ended(NLMSG_ERROR, &(-1i32).to_ne_bytes()), Ok(Some(Errno::PERM)));
+        assert!(ended(NLMSG_ERROR, &[]).is_err());
+        assert!(ended(NLMSG_ERROR, &22i32.to_ne_bytes()).is_err());
+        assert!(ended(NLMSG_ERROR, &i32::MIN.to_ne_bytes()).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn device_numbers_come_back(major in 0u32..1 << 12, minor in 0u32..1 << 20) {
+            prop_assert_eq!(decode_dev(encode_dev((major, minor))), Ok((major, minor)));
+        }
+
+        #[test]
+        fn any_bytes_are_an_error_or_an_answer(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            for message in Messages(&bytes).flatten() {
+                let _ = message.errno();
+                let _ = DeviceInfo::parse(&message);
+                let _ = Chardev::parse(&message);
+                let _ = parse_contexts(&message, 0, &mut |_| {});
+            }
+        }
+
+        #[test]
+        fn a_byte_that_is_wrong_does_no_harm(at in 0usize..80, byte: u8) {
+            let mut bytes = device(b"mlx5_0");
+            let at = at % bytes.len();
+            bytes[at] = byte;
+            for message in Messages(&bytes).flatten() {
+                let _ = DeviceInfo::parse(&message);
+            }
+        }
+    }
+}

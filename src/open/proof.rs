@@ -52,7 +52,7 @@ impl Baseline {
     /// Unproven where the kernel does not tell.
     pub(super) fn take(record: &Record, pin: &Pin, allocates: bool) -> Result<Self> {
         Self::ask(record, pin, allocates).map_err(|error| match error.kind() {
-            ErrorKind::Os | ErrorKind::PermissionDenied => error.as_kind(ErrorKind::Unproven),
+            ErrorKind::Os | ErrorKind::PermissionDenied => error.into_kind(ErrorKind::Unproven),
             _ => error,
         })
     }
@@ -164,9 +164,9 @@ pub(super) fn prove(
 pub(super) fn on_dead_device(error: Error) -> Error {
     match error.errno() {
         Some(Errno::IO) => error
-            .as_kind(ErrorKind::NodeMismatch)
+            .into_kind(ErrorKind::NodeMismatch)
             .hint("the node is still bound to a device that is gone"),
-        Some(Errno::INVAL) => error.as_kind(ErrorKind::Unproven).hint("has it a context?"),
+        Some(Errno::INVAL) => error.into_kind(ErrorKind::Unproven).hint("has it a context?"),
         _ => error,
     }
 }

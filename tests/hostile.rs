@@ -1,0 +1,165 @@
+//! Trees that are not the kernel's: handed in, and refused or survived.
+#![allow(clippy::disallowed_methods)] // a test makes the trees that it hands in
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use cap_std::ambient_authority;
+use uverbs::{Dir, ErrorKind, Host, Policy, Registry};
+
+/// A directory of this test, removed at its end.
+struct Tree(PathBuf);
+
+impl Tree {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("uverbs-{name}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&path);
+        fs::create_dir_all(path.join("sys/class/infiniband_verbs")).expect("made");
+        fs::create_dir_all(path.join("dev/infiniband")).expect("made");
+        fs::write(path.join("sys/class/infiniband_verbs/abi_version"), "6\n").expect("made");
+        Self(path)
+    }
+
+    fn device(&self, number: u32) -> PathBuf {
+        let name = format!("uverbs{number}");
+        let directory = self.0.join("sys/devices/virtual/infiniband_verbs").join(&name);
+        fs::create_dir_all(&directory).expect("made");
+        fs::write(directory.join("dev"), format!("231:{}\n", 192 + number)).expect("made");
+        fs::write(directory.join("ibdev"), format!("rxe{number}\n")).expect("made");
+        self.link(number, &format!("../../devices/virtual/infiniband_verbs/{name}"));
+        directory
+    }
+
+    fn link(&self, number: u32, target: &str) {
+        let link = self.0.join(format!("sys/class/infiniband_verbs/uverbs{number}"));
+        let _ = fs::remove_file(&link);
+        symlink(target, link).expect("made");
+    }
+
+    fn host(&self, policy: Policy) -> uverbs::Result<Host> {
+        let dir = |path: &Path| Dir::open_ambient_dir(path, ambient_authority()).expect("opened");
+        Host::from_parts_with(dir(&self.0.join("sys")), dir(&self.0.join("dev")), None, policy)
+    }
+
+    fn registry(&self) -> Registry {
+        Registry::new(self.host(Policy::new().allow_foreign_sys(true)).expect("allowed by name"))
+    }
+}
+
+impl Drop for Tree {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+fn a_sys_that_is_not_sysfs_is_refused() {
+    let tree = Tree::new("foreign");
+    let error = tree.host(Policy::new()).expect_err("refused");
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    assert!(error.to_string().contains("not sysfs"), "{error}");
+}
+
+#[test]
+fn nothing_there_is_ever_proved() {
+    let tree = Tree::new("unproven");
+    tree.device(0);
+    let device = tree.registry().devices().expect("listed").by_name("rxe0").expect("there");
+    assert_eq!(device.open().expect_err("refused").kind(), ErrorKind::Unproven);
+}
+
+#[test]
+fn hostile_links_and_attributes_are_errors_for_their_device_alone() {
+    let tree = Tree::new("hostile");
+    tree.device(0);
+    let victim = tree.device(1);
+    let registry = tree.registry();
+    for target in [
+        "/etc",
+        "../../../../etc/infiniband_verbs/uverbs1",
+        "../../devices/../../infiniband_verbs/uverbs1",
+        "../../devices/virtual/infiniband_verbs/uverbs0",
+        "../../devices/virtual//infiniband_verbs/uverbs1",
+        "../../devices/virtual/./infiniband_verbs/uverbs1",
+        "../../class/infiniband_verbs/uverbs1",
+        "../../devices/virtual/net/uverbs1",
+        "uverbs0",
+        "\n",
+    ] {
+        tree.link(1, target);
+        expect_fault(&registry, &format!("link to {target:?}"));
+    }
+    tree.device(1);
+    for (attribute, contents) in [
+        ("dev", &b"231:193"[..]),
+        ("dev", b"231:193\n\n"),
+        ("dev", b"231:\n"),
+        ("dev", b"0231:193\n"),
+        ("dev", b"4096:0\n"),
+        ("dev", b"1:1048576\n"),
+        ("dev", b"\xff:1\n"),
+        ("dev", b""),
+        ("ibdev", b"\n"),
+        ("ibdev", b"no line feed"),
+        ("ibdev", &[b'n'; 65]),
+        ("ibdev", &[b'n'; 10_000]),
+        ("ibdev", b"a\0b\n"),
+    ] {
+        fs::write(victim.join(attribute), contents).expect("made");
+        expect_fault(&registry, &format!("{attribute} {:?}", contents.escape_ascii().to_string()));
+        tree.device(1);
+    }
+    // Attributes that are something else.
+    for what in ["symlink", "fifo", "directory"] {
+        let path = victim.join("ibdev");
+        fs::remove_file(&path).expect("removed");
+        match what {
+            "symlink" => symlink("dev", &path).expect("made"),
+            "directory" => fs::create_dir(&path).expect("made"),
+            _ => {
+                let status = std::process::Command::new("mkfifo").arg(&path).status();
+                assert!(status.expect("mkfifo").success());
+            }
+        }
+        expect_fault(&registry, what);
+        let _ = fs::remove_file(&path).or_else(|_| fs::remove_dir(&path));
+        tree.device(1);
+    }
+    let devices = registry.devices().expect("listed");
+    assert_eq!((devices.len(), devices.faults().count()), (2, 0));
+}
+
+fn expect_fault(registry: &Registry, what: &str) {
+    let devices = registry.devices().expect(what);
+    assert_eq!(devices.len(), 1, "{what}");
+    assert_eq!(devices.by_name("rxe0").expect("the other one").uverbs_number(), 0);
+    let faults: Vec<_> = devices.faults().collect();
+    assert_eq!(faults.len(), 1, "{what}");
+    assert_eq!(faults[0].device(), Some("uverbs1"), "{what}");
+    let printed = faults[0].to_string();
+    assert!(printed.bytes().all(|byte| (b' '..=b'~').contains(&byte)), "{printed:?}");
+}
+
+#[test]
+fn a_class_without_its_own_file_is_an_error_and_not_empty() {
+    let tree = Tree::new("class");
+    let registry = tree.registry();
+    assert!(registry.devices().expect("none").is_empty());
+    fs::remove_file(tree.0.join("sys/class/infiniband_verbs/abi_version")).expect("removed");
+    assert_eq!(registry.devices().expect_err("refused").kind(), ErrorKind::Unstable);
+    fs::remove_dir_all(tree.0.join("sys/class/infiniband_verbs")).expect("removed");
+    assert!(registry.devices().expect("ib_uverbs is not loaded").is_empty());
+}
+
+#[test]
+fn what_looks_like_a_device_and_is_none_is_passed_over() {
+    let tree = Tree::new("names");
+    tree.device(0);
+    for name in ["uverbs", "uverbs01", "uverbs-1", "uverbs4294967296", "uverbs0x", "xuverbs0"] {
+        let path = tree.0.join("sys/class/infiniband_verbs").join(name);
+        symlink("../../devices/virtual/infiniband_verbs/uverbs0", path).expect("made");
+    }
+    let devices = tree.registry().devices().expect("listed");
+    assert_eq!((devices.len(), devices.faults().count()), (1, 0));
+}
