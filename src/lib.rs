@@ -6,6 +6,8 @@ mod context;
 mod device;
 mod error;
 mod evidence;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod host;
 mod identity;
 mod indices;

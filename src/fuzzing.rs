@@ -1,0 +1,35 @@
+//! What the fuzz targets in `fuzz/` call; there only where cargo-fuzz compiles the crate.
+
+use crate::attr;
+use crate::kernel::rdma::{Chardev, DeviceInfo, Messages, parse_contexts};
+
+/// Bytes as the value of every attribute, and as the text of a class link.
+pub fn attributes(bytes: &[u8]) {
+    if let Ok(text) = attr::line(bytes) {
+        if let Ok(name) = attr::parse_name(text) {
+            assert_eq!(name.as_bytes(), text);
+            assert!(name.to_string().bytes().all(|byte| (b' '..=b'~').contains(&byte)));
+        }
+        if let Ok(number) = attr::parse_device_number(text) {
+            assert_eq!(number.to_string().as_bytes(), text);
+        }
+    }
+    if let Some(number) = attr::parse_uverbs(bytes) {
+        assert_eq!(format!("uverbs{number}").as_bytes(), bytes);
+    }
+    if let Ok(path) = attr::parse_class_link(bytes, 0) {
+        let mut parts = path.to_bytes().split(|&byte| byte == b'/');
+        assert_eq!(parts.next(), Some(&b"devices"[..]));
+        assert!(parts.all(|part| !matches!(part, b"" | b"." | b"..")));
+    }
+}
+
+/// Bytes as a datagram of RDMA netlink.
+pub fn netlink(bytes: &[u8]) {
+    for message in Messages(bytes).flatten() {
+        let _ = message.errno();
+        let _ = DeviceInfo::parse(&message);
+        let _ = Chardev::parse(&message);
+        let _ = parse_contexts(&message, 0, &mut |_| {});
+    }
+}
