@@ -63,7 +63,7 @@ impl Indices {
 
 /// Asks for the device number of an index while the pinned device is alive. It was alive before (the
 /// pin read its `dev`) and is alive after: in between nobody else had its device number, so an
-/// index with that number is this device's (KERNEL notes in `audits/kernel-facts.md`).
+/// index with that number is this device's (`audits/kernel-facts.md`).
 fn try_index(record: &Record, pin: &Pin, socket: &Socket, index: u32) -> Result<Option<Joined>> {
     match socket.chardev(index)? {
         Some(chardev) if record.device_number == chardev.dev.into() => {
