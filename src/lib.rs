@@ -1,4 +1,46 @@
 //! List RDMA verbs devices on Linux, and open exactly the one that was listed.
+//!
+//! A verbs device's name, node, device number and often its GUID are free for the next device as soon as
+//! it is unplugged. This crate tells instances apart by what the kernel never uses twice, and proves
+//! through the opened descriptor that it is on the instance that was listed.
+//!
+//! ```no_run
+//! use uverbs::{Host, Registry};
+//!
+//! # fn main() -> uverbs::Result<()> {
+//! let registry = Registry::new(Host::open()?);
+//! for device in &registry.devices()? {
+//!     println!("{device}: {}", device.device_number());
+//! }
+//! let context = registry.devices()?.by_name("mlx5_0")?.open()?;
+//! println!("{}", context.query_device()?.node_guid);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # The tour
+//! - [`Host`]: `/sys`, `/dev` and RDMA netlink, taken once; [`Host::from_parts`] takes them from the caller,
+//!   who may then sandbox the process. [`Policy`] says what is demanded.
+//! - [`Registry`]: looks at the host and keeps one record an instance. [`Registry::devices`] gives
+//!   [`Devices`], a list that stays as it is.
+//! - [`Device`]: a counted handle on one instance. It holds no descriptor and outlives the hardware.
+//! - [`Device::open`] gives a [`Context`], or an [`Error`] that names the device, the step and the cause.
+//!   [`Device::pin`] and [`PinnedDevice::verify`] do the same for a descriptor that another library opened.
+//! - [`Evidence`]: what was checked on the way, and what each check found.
+//!
+//! # It does not
+//! - fall back to anything weaker: where `openat2(2)` is missing or blocked, or netlink cannot prove, it fails
+//!   and says so; [`Device::open_allow_unproven`] is the way out by name, and gives another type;
+//! - wait: a system call may sleep in the kernel, the library never does;
+//! - read the environment, print, or keep a descriptor for a device;
+//! - move data: queue pairs and memory are the business of other libraries, over the cmd fd.
+//!
+//! # Needs
+//! Linux 5.6 to run and 5.13 to prove. On 32-bit kernels, where inode numbers may repeat, a moved timestamp
+//! counts as another device.
+//!
+//! # Features
+//! - `sim`: a simulated kernel, for tests and demonstrations ([`Host::open`] never uses it).
 #![deny(unsafe_code)]
 
 mod attr;

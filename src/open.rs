@@ -9,7 +9,7 @@
 //! | 5 | [`revalidate`] | with the node open, the instance is still alive and in its place |
 //! | 6 | [`allocate`] | the kernel context, by the ioctl ABI |
 //! | 7 | [`proof::prove`] | asked through the descriptor, it is on the pinned instance |
-//! | 8 | | the pin is let go; the [`Context`](crate::Context) keeps the evidence |
+//! | 8 | | the pin is let go; the [`Context`] keeps the evidence |
 //!
 //! The pin holds the attributes `dev` and `ibdev` open, so that reading one again tells at that
 //! moment whether the device is alive: once removed, it never answers again. The directory goes
