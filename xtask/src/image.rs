@@ -18,9 +18,21 @@ use crate::{module, paths, tools};
 /// The guest's first process.
 const INIT: &str = include_str!("../../lab/guest/init");
 
+/// A command of the guest that speaks to the test HCA.
+const HCA: &str = include_str!("../../lab/guest/hca");
+
 /// Tools that must be in the guest, and those that are taken along when the host has them.
-const TOOLS: [&str; 8] =
-    ["busybox", "kmod", "ip", "rdma", "ibv_devices", "ibv_devinfo", "ibv_rc_pingpong", "strace"];
+const TOOLS: [&str; 9] = [
+    "busybox",
+    "dash",
+    "kmod",
+    "ip",
+    "rdma",
+    "ibv_devices",
+    "ibv_devinfo",
+    "ibv_rc_pingpong",
+    "strace",
+];
 const OPTIONAL_TOOLS: [&str; 5] = ["setpriv", "unshare", "nsenter", "prlimit", "ibv_uc_pingpong"];
 
 /// What kmod is called as.
@@ -43,6 +55,9 @@ const MODULES: [&str; 13] = [
     "rdma_ucm",
 ];
 
+/// Stands for this program where it is counted among an image's files.
+const PROGRAM: &str = "xtask";
+
 /// Files of the guest by their path there, with the host's file each comes from.
 type Files = BTreeMap<String, PathBuf>;
 
@@ -63,13 +78,15 @@ pub(crate) fn base(kernel: &Kernel) -> Result<PathBuf> {
     add_modules(&mut files, kernel)?;
 
     let mut hasher = DefaultHasher::new();
-    env!("CARGO_PKG_VERSION").hash(&mut hasher);
-    INIT.hash(&mut hasher);
+    // This program counts too: it says what else is in the image.
+    let program = std::env::current_exe().context("finding this program")?;
+    files.insert(PROGRAM.to_owned(), program);
     for (path, file) in &files {
         let meta = file.metadata().with_context(|| format!("looking at {}", file.display()))?;
         (path, meta.len(), meta.mtime(), meta.mtime_nsec(), meta.mode()).hash(&mut hasher);
     }
     let dir = paths::lab("images")?;
+    files.remove(PROGRAM);
     let image = dir.join(format!("base-{}-{:016x}.cpio", kernel.release, hasher.finish()));
     if image.is_file() {
         return Ok(image);
@@ -157,6 +174,7 @@ fn write_skeleton<W: Write>(archive: &mut Archive<W>, files: &Files) -> Result<(
     archive.character_device("/dev/console", 5, 1)?;
     archive.character_device("/dev/null", 1, 3)?;
     archive.file("/init", 0o755, INIT.as_bytes())?;
+    archive.file("/usr/bin/hca", 0o755, HCA.as_bytes())?;
     archive.file(
         "/etc/passwd",
         0o644,
@@ -165,12 +183,17 @@ fn write_skeleton<W: Write>(archive: &mut Archive<W>, files: &Files) -> Result<(
     archive.file("/etc/group", 0o644, b"root:x:0:\nnogroup:x:65534:\n")?;
     // Every other provider would be warned about.
     archive.file("/etc/libibverbs.d/rxe.driver", 0o644, b"driver rxe\n")?;
+    // Not busybox's `sh`: that one runs its own applets in place of the programs on the path.
+    archive.symlink("/usr/bin/sh", "dash")?;
     for name in KMOD_NAMES {
         archive.symlink(&format!("/usr/bin/{name}"), "kmod")?;
     }
     for applet in tools::text(tools::command("busybox").arg("--list"))?.lines() {
         let path = format!("/usr/bin/{applet}");
-        if !files.contains_key(&path) && !KMOD_NAMES.contains(&applet) {
+        if !files.contains_key(&path)
+            && !KMOD_NAMES.contains(&applet)
+            && !["sh", "init"].contains(&applet)
+        {
             archive.symlink(&path, "busybox")?;
         }
     }

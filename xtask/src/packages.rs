@@ -9,11 +9,11 @@ use anyhow::{Context, Result, bail};
 
 use crate::tools;
 
-/// Programs of the host and of the guest, and the package each comes from. The flag says whether the lab can do
-/// without.
-const NEEDED: [(&str, &str); 14] = [
+/// Programs of the host and of the guest, and the package each comes from.
+const NEEDED: [(&str, &str); 15] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("busybox", "busybox-static"),
+    ("dash", "dash"),
     ("ip", "iproute2"),
     ("rdma", "iproute2"),
     ("ibv_devices", "ibverbs-utils"),
