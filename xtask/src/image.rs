@@ -33,7 +33,7 @@ const TOOLS: [&str; 9] = [
     "ibv_rc_pingpong",
     "strace",
 ];
-const OPTIONAL_TOOLS: [&str; 5] = ["setpriv", "unshare", "nsenter", "prlimit", "ibv_uc_pingpong"];
+const OPTIONAL_TOOLS: [&str; 5] = ["setpriv", "unshare", "nsenter", "prlimit", "ibv_asyncwatch"];
 
 /// What kmod is called as.
 const KMOD_NAMES: [&str; 6] = ["modprobe", "rmmod", "insmod", "lsmod", "modinfo", "depmod"];
