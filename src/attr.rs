@@ -31,10 +31,20 @@ pub(crate) const LINK: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW);
 /// Opens an attribute; what poses as one must neither block nor become the terminal.
 const ATTRIBUTE: OFlags = OFlags::NOFOLLOW.union(OFlags::NONBLOCK).union(OFlags::NOCTTY);
 
-/// Opens something beneath a directory of /sys.
-pub(crate) fn open(kernel: &Kernel, dir: &Handle, path: &CStr, flags: OFlags) -> Result<Handle> {
+/// Opens something beneath /sys.
+pub(crate) fn open(kernel: &Kernel, sys: &Handle, path: &CStr, flags: OFlags) -> Result<Handle> {
+    open_beneath(kernel, "sys", sys, path, flags)
+}
+
+fn open_beneath(
+    kernel: &Kernel,
+    name: &str,
+    dir: &Handle,
+    path: &CStr,
+    flags: OFlags,
+) -> Result<Handle> {
     retry(|| kernel.openat2(dir, path, flags, Resolve::Sys))
-        .map_err(|errno| Error::call(open_text("sys", path, flags), errno))
+        .map_err(|errno| Error::call(open_text(name, path, flags), errno))
 }
 
 /// An `openat2` as strace prints it, with the directory by name.
@@ -68,7 +78,7 @@ const VALUE_MAX: usize = 128;
 impl Attribute {
     /// Opens attribute `name` of the directory.
     pub(crate) fn open(kernel: &Kernel, dir: &Handle, name: &'static CStr) -> Result<Self> {
-        Ok(Self { handle: open(kernel, dir, name, ATTRIBUTE)?, name })
+        Ok(Self { handle: open_beneath(kernel, "uverbs directory", dir, name, ATTRIBUTE)?, name })
     }
 
     /// `fstat` of it; an error when it is no regular file.

@@ -199,9 +199,10 @@ impl Record {
 
     /// Says of an error which device it was, and, where the device turns out to be gone, that.
     pub(crate) fn explain(&self, error: Error) -> Error {
-        let telling = matches!(
+        // These are what they are whether the device is there or not.
+        let telling = !matches!(
             error.kind(),
-            ErrorKind::Os | ErrorKind::NodeMismatch | ErrorKind::Unproven | ErrorKind::Unstable
+            ErrorKind::Unsupported | ErrorKind::Malformed | ErrorKind::PermissionDenied
         );
         let error = match telling.then(|| self.fate()).flatten() {
             Some(gone) => error.into_kind(gone.kind()),

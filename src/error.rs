@@ -51,7 +51,7 @@ struct Repr {
 
 #[derive(Debug, thiserror::Error)]
 enum Cause {
-    #[error("{call}: {} ({})", errno_name(*errno), io::Error::from(*errno))]
+    #[error("{call}: {}", errno_text(*errno))]
     Call { call: String, errno: Errno },
     #[error("{what}: expected {expected}, found {found}")]
     Differs { what: &'static str, expected: Value, found: Value },
@@ -215,8 +215,15 @@ impl From<Error> for io::Error {
     }
 }
 
+/// An errno as strace prints it: name and meaning.
+fn errno_text(errno: Errno) -> String {
+    let meaning = io::Error::from(errno).to_string();
+    let meaning = meaning.split(" (os error").next().unwrap_or_default();
+    format!("{} ({meaning})", errno_name(errno))
+}
+
 /// The symbolic name of an errno, as strace prints it; the number of one that is rare here.
-pub(crate) fn errno_name(errno: Errno) -> String {
+fn errno_name(errno: Errno) -> String {
     let name = match errno {
         Errno::ACCESS => "EACCES",
         Errno::AGAIN => "EAGAIN",

@@ -152,13 +152,13 @@ pub(crate) fn clean() -> Result<()> {
     for module in ["ib_uverbs", "rdma_rxe"] {
         run("modprobe", &[module])?;
     }
-    for link in names("/sys/class/infiniband") {
-        // Fails for devices that are not rxe's.
-        let _ = Command::new("rdma").args(["link", "delete", &link]).output();
-    }
     if Path::new(HCA).exists() {
         hca("del-all")?;
         hca("wait-idle")?;
+    }
+    // What is left is soft-RoCE.
+    for link in names("/sys/class/infiniband") {
+        delete_rxe(&link)?;
     }
     until("no device left", || {
         !names("/sys/class/infiniband_verbs").iter().any(|name| name.starts_with("uverbs"))
