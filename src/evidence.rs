@@ -30,11 +30,10 @@ impl Step {
     pub fn number(self) -> u8 {
         self as u8 + 1
     }
-}
 
-impl fmt::Display for Step {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let text = match self {
+    /// Its name, in one word.
+    pub fn name(self) -> &'static str {
+        match self {
             Self::Known => "known",
             Self::Pin => "pin",
             Self::Node => "node",
@@ -42,8 +41,13 @@ impl fmt::Display for Step {
             Self::Revalidate => "revalidate",
             Self::Allocate => "allocate",
             Self::Prove => "prove",
-        };
-        write!(f, "step {} ({text})", self.number())
+        }
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "step {} ({})", self.number(), self.name())
     }
 }
 

@@ -248,18 +248,28 @@ impl Devices {
     /// `NotFound`; `Ambiguous` when two have it (Linux 7.3 keeps names unique per namespace only).
     pub fn by_name(&self, name: impl AsRef<[u8]>) -> Result<Device> {
         let name = name.as_ref();
-        let mut matches = self.iter().filter(|device| device.name().as_bytes() == name);
+        let asked = format_args!("\"{}\"", name.escape_ascii());
+        self.by(asked, |device| device.name().as_bytes() == name)
+    }
+
+    /// The one device of which something is true; `asked` says what, in errors.
+    ///
+    /// # Errors
+    /// `NotFound`, `Ambiguous`.
+    pub fn by(
+        &self,
+        asked: impl fmt::Display,
+        is_it: impl FnMut(&&Device) -> bool,
+    ) -> Result<Device> {
+        let mut matches = self.iter().filter(is_it);
         match (matches.next(), matches.next()) {
             (Some(device), None) => Ok(device.clone()),
-            (None, _) => {
-                let name = name.escape_ascii().to_string();
-                Err(Error::new(ErrorKind::NotFound, format!("\"{name}\" is not listed")))
+            (None, _) => Err(Error::new(ErrorKind::NotFound, format!("{asked} is not listed"))),
+            (Some(one), Some(other)) => {
+                let (one, other) = (one.uverbs_number(), other.uverbs_number());
+                let both = format!("{asked} is both uverbs{one} and uverbs{other}");
+                Err(Error::new(ErrorKind::Ambiguous, both))
             }
-            (Some(one), Some(other)) => Err(Error::new(
-                ErrorKind::Ambiguous,
-                format!("both uverbs{} and uverbs{}", one.uverbs_number(), other.uverbs_number()),
-            )
-            .of(|| name.escape_ascii().to_string())),
         }
     }
 }
