@@ -1,2 +1,119 @@
-//! Placeholder until the first slice.
-fn main() {}
+//! The command `uverbs`: lists RDMA verbs devices, opens exactly the one that was listed, shows the
+//! evidence, and audits a host.
+
+mod facts;
+mod list;
+mod man;
+mod open;
+mod output;
+mod select;
+mod show;
+mod table;
+
+use std::process::ExitCode;
+
+use clap::builder::{OsStringValueParser, TypedValueParser};
+use clap::{Args, Parser, Subcommand};
+use output::{Failure, Out, note};
+use select::Selector;
+use serde::Serialize;
+
+/// What is said where there are no devices.
+const DEMO_HINT: &str =
+    if cfg!(feature = "demo") { "; `uverbs demo` shows the command without any" } else { "" };
+
+const EXIT_STATUS: &str = "\
+Exit status:
+  0  done
+  1  refused or failed, or `check` found something wrong
+  2  wrong usage
+
+With --json an error is also printed on stdout, as
+  {\"error\": {\"kind\", \"device\", \"step\", \"message\", \"errno\"}}";
+
+/// List RDMA verbs devices, and open exactly the one that was listed.
+#[derive(Parser)]
+#[command(name = "uverbs", version, after_help = EXIT_STATUS, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Say more on stderr
+    #[arg(short, long, global = true)]
+    verbose: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    List(list::ListArgs),
+    Show(show::ShowArgs),
+    Open(open::OpenArgs),
+    Completions(man::CompletionsArgs),
+    Man(man::ManArgs),
+}
+
+/// The device that a subcommand is about.
+#[derive(Args)]
+struct DeviceArg {
+    /// NAME, uverbsN, name=NAME, index=N or guid=GUID
+    #[arg(value_name = "DEVICE", value_parser = selector_parser())]
+    selector: Selector,
+}
+
+fn selector_parser() -> impl TypedValueParser<Value = Selector> {
+    OsStringValueParser::new().try_map(|text| Selector::parse(&text))
+}
+
+/// An error, with --json.
+#[derive(Serialize)]
+struct ErrorJson {
+    error: Failure,
+}
+
+impl Command {
+    fn wants_json(&self) -> bool {
+        match self {
+            Self::List(args) => args.json,
+            Self::Show(args) => args.json,
+            Self::Open(args) => args.json,
+            _ => false,
+        }
+    }
+
+    /// Does it; whether all is well.
+    fn run(&self, verbose: bool, out: &mut Out) -> Result<bool, Failure> {
+        match self {
+            Self::List(args) => list::run(args, verbose, out),
+            Self::Show(args) => show::run(args, out),
+            Self::Open(args) => open::run(args, out),
+            Self::Completions(args) => man::completions(args, out),
+            Self::Man(args) => man::man(args, out),
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let mut out = Out::default();
+    match cli.command.run(cli.verbose, &mut out) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            note(&error);
+            if cli.command.wants_json() {
+                // What cannot be written is what was just said.
+                let _ = out.json(&ErrorJson { error });
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        super::Cli::command().debug_assert();
+    }
+}

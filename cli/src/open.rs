@@ -1,0 +1,297 @@
+//! `uverbs open DEVICE`.
+
+use std::io;
+use std::time::Duration;
+
+use clap::Args;
+use serde::Serialize;
+use uverbs::{Check, Device, DeviceAttributes, Error, Evidence, Host, Opened, Policy, Registry};
+
+use crate::DeviceArg;
+use crate::facts::DeviceJson;
+use crate::output::{BAD, Failure, GOOD, Out, WARN, note};
+use crate::table::{Cell, Table};
+
+/// Opens a device, proves that it is the one that was listed, and prints the evidence.
+#[derive(Args)]
+pub(crate) struct OpenArgs {
+    #[command(flatten)]
+    device: DeviceArg,
+    /// Keep it open so long, a day at most
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    hold: Option<Duration>,
+    /// Wait for Enter between listing and opening, so that the device can be swapped meanwhile
+    #[arg(long)]
+    wait_for_enter: bool,
+    /// Open it also where it cannot be proved to be the right one
+    #[arg(long)]
+    allow_unproven: bool,
+    /// Take a moved timestamp for another device
+    #[arg(long)]
+    strict_timestamps: bool,
+    /// Print JSON: {"device", "proven", "unproven_reason", "context", "index", "evidence": [...], "attributes"}
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// What is printed of an open that succeeded.
+#[derive(Serialize)]
+struct OpenJson {
+    device: DeviceJson,
+    proven: bool,
+    /// Why it is not proven.
+    unproven_reason: Option<Failure>,
+    /// The number under which the kernel lists the context.
+    context: Option<u32>,
+    /// The netlink index of the device that it lists it for.
+    index: Option<u32>,
+    evidence: Vec<CheckJson>,
+    attributes: AttributesJson,
+}
+
+/// One check. What was compared is text.
+#[derive(Serialize)]
+struct CheckJson {
+    step: &'static str,
+    step_number: u8,
+    what: &'static str,
+    expected: String,
+    found: String,
+    held: bool,
+}
+
+#[derive(Serialize)]
+struct AttributesJson {
+    firmware_version: u64,
+    node_guid: String,
+    sys_image_guid: String,
+    max_mr_size: u64,
+    vendor_id: u32,
+    vendor_part_id: u32,
+    hardware_version: u32,
+    max_qp: u32,
+    max_cq: u32,
+    max_mr: u32,
+    max_pd: u32,
+    phys_port_count: u8,
+}
+
+pub(crate) fn run(args: &OpenArgs, out: &mut Out) -> Result<bool, Failure> {
+    let policy = Policy::new().strict_timestamps(args.strict_timestamps);
+    let registry = Registry::new(Host::open_with(policy.clone())?);
+    let device = args.device.selector.find(&registry.devices()?)?;
+    if args.wait_for_enter {
+        let prompt = format!("listed {device}; press Enter to open\n");
+        // Where stdout is JSON it stays JSON.
+        if args.json {
+            note(prompt.trim_end())
+        } else {
+            out.text(&prompt)?
+        }
+        let read = io::stdin().read_line(&mut String::new());
+        read.map_err(|error| Failure::os("cannot read stdin", &error))?;
+    }
+    let opened = open(&device, &policy, args.allow_unproven)?;
+    let attributes = match &opened {
+        Opened::Proven(context) => context.query_device(),
+        Opened::Unproven(context) => context.query_device(),
+    }?;
+    let (evidence, reason) = match &opened {
+        Opened::Proven(context) => (context.evidence(), None),
+        Opened::Unproven(context) => (context.evidence(), Some(context.reason())),
+    };
+    if args.json {
+        out.json(&json(&device, evidence, reason, &attributes))?;
+    } else {
+        let mut text = evidence_table(evidence, 0).render();
+        text.push('\n');
+        text.push_str(&attributes_table(&attributes).render());
+        text.push_str(&format!("\n{}\n", verdict(&device, evidence, reason)));
+        out.text(&text)?;
+    }
+    if let Some(reason) = reason {
+        note(format_args!("{WARN}WARNING{WARN:#}: this may be another device: {reason}"));
+    }
+    if let Some(time) = args.hold {
+        note(format_args!("holding it open for {} s", time.as_secs_f64()));
+        std::thread::sleep(time);
+    }
+    drop(opened);
+    Ok(true)
+}
+
+fn open(device: &Device, policy: &Policy, allow_unproven: bool) -> uverbs::Result<Opened> {
+    if allow_unproven {
+        device.open_allow_unproven(policy)
+    } else {
+        device.open_with(policy).map(Opened::Proven)
+    }
+}
+
+fn json(
+    device: &Device,
+    evidence: &Evidence,
+    reason: Option<&Error>,
+    attributes: &DeviceAttributes,
+) -> OpenJson {
+    // What netlink says once more; that it may not answer any more does not undo the open.
+    let facts = device.query().ok();
+    OpenJson {
+        device: DeviceJson::new(device, facts.as_ref()),
+        proven: reason.is_none(),
+        unproven_reason: reason.map(Failure::from),
+        context: evidence.context_number(),
+        index: evidence.index(),
+        evidence: evidence.checks().iter().map(CheckJson::from).collect(),
+        attributes: AttributesJson {
+            firmware_version: attributes.firmware_version,
+            node_guid: attributes.node_guid.to_string(),
+            sys_image_guid: attributes.sys_image_guid.to_string(),
+            max_mr_size: attributes.max_mr_size,
+            vendor_id: attributes.vendor_id,
+            vendor_part_id: attributes.vendor_part_id,
+            hardware_version: attributes.hardware_version,
+            max_qp: attributes.max_qp,
+            max_cq: attributes.max_cq,
+            max_mr: attributes.max_mr,
+            max_pd: attributes.max_pd,
+            phys_port_count: attributes.phys_port_count,
+        },
+    }
+}
+
+impl From<&Check> for CheckJson {
+    fn from(check: &Check) -> Self {
+        Self {
+            step: check.step.name(),
+            step_number: check.step.number(),
+            what: check.what,
+            expected: check.expected.to_string(),
+            found: check.found.to_string(),
+            held: check.held(),
+        }
+    }
+}
+
+/// The evidence, a line for each check.
+pub(crate) fn evidence_table(evidence: &Evidence, indent: usize) -> Table {
+    let mut table = Table::new(indent, &["STEP", "", "CHECK", "EXPECTED", "FOUND", ""]);
+    for check in evidence.checks() {
+        let held =
+            if check.held() { Cell::styled("ok", GOOD) } else { Cell::styled("FAILED", BAD) };
+        table.row([
+            check.step.number().into(),
+            check.step.name().into(),
+            check.what.into(),
+            (&check.expected).into(),
+            (&check.found).into(),
+            held,
+        ]);
+    }
+    table
+}
+
+fn attributes_table(attributes: &DeviceAttributes) -> Table {
+    let mut table = Table::plain(0);
+    let hex = |number: u32| format!("{number:#06x}");
+    for (what, value) in [
+        ("node GUID", attributes.node_guid.to_string()),
+        ("system image GUID", attributes.sys_image_guid.to_string()),
+        ("vendor", hex(attributes.vendor_id)),
+        ("vendor part", attributes.vendor_part_id.to_string()),
+        ("hardware version", hex(attributes.hardware_version)),
+        ("firmware version", format!("{:#x}", attributes.firmware_version)),
+        ("ports", attributes.phys_port_count.to_string()),
+        ("queue pairs, at most", attributes.max_qp.to_string()),
+        ("completion queues, at most", attributes.max_cq.to_string()),
+        ("protection domains, at most", attributes.max_pd.to_string()),
+        ("memory regions, at most", attributes.max_mr.to_string()),
+        ("memory region, at most", format!("{} bytes", attributes.max_mr_size)),
+    ] {
+        table.row([what.into(), value.into()]);
+    }
+    table
+}
+
+/// What the open came to, in one line.
+pub(crate) fn verdict(device: &Device, evidence: &Evidence, reason: Option<&Error>) -> String {
+    let (node, name) = (device.uverbs_number(), device.name());
+    match (reason, evidence.context_number(), evidence.index()) {
+        (None, Some(context), Some(index)) => format!(
+            "{GOOD}proved{GOOD:#}: /dev/infiniband/uverbs{node} is {name}, \
+             context {context} under index {index}"
+        ),
+        (None, ..) => format!("{GOOD}proved{GOOD:#}: /dev/infiniband/uverbs{node} is {name}"),
+        (Some(_), ..) => format!(
+            "{BAD}UNPROVEN{BAD:#}: nothing contradicts that /dev/infiniband/uverbs{node} is {name}, \
+             and nothing proves it"
+        ),
+    }
+}
+
+/// A time in seconds, a day at most.
+fn seconds(text: &str) -> Result<Duration, String> {
+    const DAY: f64 = 86_400.0;
+    text.parse::<f64>()
+        .ok()
+        .filter(|seconds| (0.0..=DAY).contains(seconds))
+        .map(Duration::from_secs_f64)
+        .ok_or_else(|| "a number of seconds from 0 to 86400".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hold_is_a_day_at_most() {
+        assert_eq!(seconds("0"), Ok(Duration::ZERO));
+        assert_eq!(seconds("1.5"), Ok(Duration::from_millis(1500)));
+        assert_eq!(seconds("86400"), Ok(Duration::from_secs(86_400)));
+        for text in ["-1", "86401", "inf", "NaN", "", "1s"] {
+            assert!(seconds(text).is_err(), "{text}");
+        }
+    }
+
+    #[cfg(feature = "demo")]
+    mod simulated {
+        use super::*;
+        use uverbs::sim::{DeviceSpec, Machine};
+
+        fn listed(machine: &Machine) -> Device {
+            machine.add(DeviceSpec::new("rxe0").guid(0xa0)).expect("added");
+            let host = Host::simulated(machine, Policy::new()).expect("a host");
+            Registry::new(host).devices().expect("a list").by_name("rxe0").expect("listed")
+        }
+
+        #[test]
+        fn json_has_the_documented_keys() {
+            let device = listed(&Machine::new());
+            let context = device.open().expect("opened");
+            let attributes = context.query_device().expect("attributes");
+            let json = json(&device, context.evidence(), None, &attributes);
+            let json = serde_json::to_value(json).expect("JSON");
+            assert_eq!(json["proven"], true);
+            assert!(json["unproven_reason"].is_null());
+            assert_eq!(json["device"]["name"], "rxe0");
+            assert_eq!(json["attributes"]["node_guid"], "0000:0000:0000:00a0");
+            assert!(json["context"].is_u64() && json["index"].is_u64());
+            let check = &json["evidence"][0];
+            let keys: Vec<_> = check.as_object().expect("an object").keys().cloned().collect();
+            assert_eq!(keys, ["expected", "found", "held", "step", "step_number", "what"]);
+            assert_eq!((&check["step"], &check["step_number"]), (&"pin".into(), &2.into()));
+        }
+
+        #[test]
+        fn unproven_is_said_and_never_called_proved() {
+            let machine = Machine::new();
+            let device = listed(&machine);
+            machine.deny_netlink(Some(1));
+            let opened = open(&device, &Policy::new(), true).expect("opened");
+            let Opened::Unproven(context) = opened else { panic!("cannot be proved") };
+            let text = verdict(&device, context.evidence(), Some(context.reason()));
+            assert!(text.contains("UNPROVEN") && !text.contains("proved"), "{text}");
+            open(&device, &Policy::new(), false).expect_err("refused");
+        }
+    }
+}
