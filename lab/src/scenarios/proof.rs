@@ -95,6 +95,12 @@ pub(super) fn paged() -> Result<()> {
     let first = opened(device.open(), 0xa0)?;
     let second = opened(device.open(), 0xa0)?;
     ensure!(first.evidence().context_number() != second.evidence().context_number());
+    // Also while the list changes under the dump.
+    let churn = Background::start(&["churn", "tst"])?;
+    for _ in 0..10 {
+        opened(device.open(), 0xa0)?;
+    }
+    churn.end()?;
     // Who brings the descriptor along cannot have that.
     let pinned = device.pin()?;
     let third = device.open()?;
