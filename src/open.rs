@@ -307,6 +307,10 @@ pub(crate) fn pin(device: &Device) -> Result<PinnedDevice> {
 /// Made by [`Device::pin`]. Open the node, by `ibv_open_device` for instance, on the *same thread*
 /// after the pin, and give the cmd fd to [`verify`](Self::verify). Another thread in between, or a
 /// context that was allocated before the pin, cannot be told from somebody else's, and is `Unproven`.
+///
+/// The kernel lists contexts, not descriptors: between the two this thread must allocate no *other*
+/// context on the device, or that one may be taken for the descriptor's. What
+/// [`Device::open`] gives needs no such care.
 #[derive(Debug)]
 pub struct PinnedDevice {
     device: Device,
