@@ -75,9 +75,9 @@ impl Ibverbs {
 
 impl List<'_> {
     fn device(&self, name: &str) -> Result<*mut c_void> {
-        for at in 0..self.len {
-            // SAFETY: the list has `len` entries.
-            let device = unsafe { *self.list.add(at) };
+        // SAFETY: the list has `len` entries and lives as long as `self`.
+        let devices = unsafe { std::slice::from_raw_parts(self.list, self.len) };
+        for &device in devices {
             // SAFETY: a listed device has a name, which ends with NUL.
             let found = unsafe { CStr::from_ptr((self.ibverbs.get_device_name)(device)) };
             if found.to_bytes() == name.as_bytes() {
