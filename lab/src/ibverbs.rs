@@ -78,8 +78,10 @@ impl List<'_> {
         // SAFETY: the list has `len` entries and lives as long as `self`.
         let devices = unsafe { std::slice::from_raw_parts(self.list, self.len) };
         for &device in devices {
-            // SAFETY: a listed device has a name, which ends with NUL.
-            let found = unsafe { CStr::from_ptr((self.ibverbs.get_device_name)(device)) };
+            // SAFETY: the device is of this list.
+            let name_of = unsafe { (self.ibverbs.get_device_name)(device) };
+            // SAFETY: a listed device has a name, which ends with NUL and lives with the list.
+            let found = unsafe { CStr::from_ptr(name_of) };
             if found.to_bytes() == name.as_bytes() {
                 return Ok(device);
             }
