@@ -1,6 +1,9 @@
 //! The command `uverbs`: lists RDMA verbs devices, opens exactly the one that was listed, shows the
 //! evidence, and audits a host.
 
+mod check;
+#[cfg(feature = "demo")]
+mod demo;
 mod facts;
 mod list;
 mod man;
@@ -47,6 +50,9 @@ enum Command {
     List(list::ListArgs),
     Show(show::ShowArgs),
     Open(open::OpenArgs),
+    Check(check::CheckArgs),
+    #[cfg(feature = "demo")]
+    Demo(demo::DemoArgs),
     Completions(man::CompletionsArgs),
     Man(man::ManArgs),
 }
@@ -75,6 +81,7 @@ impl Command {
             Self::List(args) => args.json,
             Self::Show(args) => args.json,
             Self::Open(args) => args.json,
+            Self::Check(args) => args.json,
             _ => false,
         }
     }
@@ -85,6 +92,9 @@ impl Command {
             Self::List(args) => list::run(args, verbose, out),
             Self::Show(args) => show::run(args, out),
             Self::Open(args) => open::run(args, out),
+            Self::Check(args) => check::run(args, out),
+            #[cfg(feature = "demo")]
+            Self::Demo(args) => demo::run(args, out),
             Self::Completions(args) => man::completions(args, out),
             Self::Man(args) => man::man(args, out),
         }

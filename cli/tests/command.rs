@@ -1,0 +1,152 @@
+//! The command as a program: what it prints, how it exits. Nothing here depends on the devices of the
+//! host, nor on there being a /sys.
+
+use std::fs::File;
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+fn command(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_uverbs"));
+    command.args(args).stdin(Stdio::null());
+    command
+}
+
+fn run(args: &[&str]) -> Output {
+    command(args).output().expect("the command runs")
+}
+
+fn stdout(output: &Output) -> &str {
+    str::from_utf8(&output.stdout).expect("text")
+}
+
+fn stderr(output: &Output) -> &str {
+    str::from_utf8(&output.stderr).expect("text")
+}
+
+#[test]
+fn help_names_every_subcommand() {
+    let output = run(&["--help"]);
+    assert_eq!(output.status.code(), Some(0));
+    for name in ["list", "show", "open", "check", "completions", "man", "Exit status"] {
+        assert!(stdout(&output).contains(name), "{name}");
+    }
+    assert_eq!(stdout(&output).contains("demo"), cfg!(feature = "demo"));
+    for subcommand in ["list", "show", "open", "check"] {
+        let output = run(&[subcommand, "--help"]);
+        assert_eq!(output.status.code(), Some(0), "{subcommand}");
+        assert!(stdout(&output).contains("--json"), "{subcommand}");
+    }
+}
+
+#[test]
+fn wrong_usage_is_2() {
+    for args in [
+        &[][..],
+        &["nothing"],
+        &["open"],
+        &["open", ""],
+        &["open", "rxe0", "--hold", "-1"],
+        &["open", "rxe0", "--hold=86401"],
+        &["show", "index=one"],
+        &["show", "guid=12"],
+        &["completions", "tcsh-but-not-quite"],
+    ] {
+        let output = run(args);
+        assert_eq!(output.status.code(), Some(2), "{args:?}");
+        assert!(stdout(&output).is_empty() && !stderr(&output).is_empty(), "{args:?}");
+    }
+}
+
+#[cfg(feature = "demo")]
+#[test]
+fn demo_shows_what_is_opened_and_what_is_refused() {
+    let output = run(&["demo"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(stderr(&output).is_empty());
+    for words in ["SIMULATED", "wrong device", "(Replaced)", "(NodeMismatch)", "proved: "] {
+        assert!(stdout(&output).contains(words), "{words}");
+    }
+    assert!(!stdout(&output).contains('\u{1b}'), "no colour but on a terminal");
+}
+
+#[test]
+fn no_such_device_is_1_and_an_error_in_json() {
+    const NAME: &str = "no\u{1b}[31m such\ndevice";
+    for subcommand in ["show", "open"] {
+        let output = run(&[subcommand, NAME, "--json"]);
+        assert_eq!(output.status.code(), Some(1), "{subcommand}");
+        let json: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let error = json["error"].as_object().expect("an error");
+        for key in ["kind", "device", "step", "message", "errno"] {
+            assert!(error.contains_key(key), "{key}");
+        }
+        let message = error["message"].as_str().expect("a message");
+        assert_eq!(stderr(&output), format!("uverbs: {message}\n"));
+        assert!(!stderr(&output).contains('\u{1b}'));
+
+        let output = run(&[subcommand, NAME]);
+        assert_eq!(output.status.code(), Some(1), "{subcommand}");
+        assert!(stdout(&output).is_empty());
+        assert!(stderr(&output).starts_with("uverbs: "));
+    }
+}
+
+#[test]
+fn list_and_check_print_json_whatever_the_host() {
+    let output = run(&["list", "--json"]);
+    let json: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    match output.status.code() {
+        Some(0) => assert!(json["devices"].is_array() && json["faults"] == serde_json::json!([])),
+        Some(1) => assert!(json["faults"].is_array() || json["error"].is_object()),
+        code => panic!("{code:?}"),
+    }
+    let output = run(&["check", "--json"]);
+    let json: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert!(json["checked"].is_array());
+    let findings = json["findings"].as_array().expect("findings");
+    let is_wrong = findings.iter().any(|finding| finding["severity"] != "info");
+    assert_eq!(output.status.code(), Some(i32::from(is_wrong)));
+}
+
+#[test]
+fn a_closed_pipe_is_no_error() {
+    for args in [&["--help"][..], &["completions", "bash"], &["man"], &["check"]] {
+        let usual = command(args).stdout(Stdio::null()).status().expect("it runs");
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let output = command(args).stdout(writer).output().expect("it runs");
+        assert_eq!(output.status.code(), usual.code(), "{args:?}");
+        assert!(output.stderr.is_empty(), "{args:?}: {}", stderr(&output));
+    }
+}
+
+#[test]
+fn a_full_disk_is_an_error() {
+    let Ok(full) = File::options().write(true).open("/dev/full") else { return };
+    let output = command(&["man"]).stdout(full).output().expect("it runs");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("cannot write to stdout"), "{}", stderr(&output));
+}
+
+#[test]
+fn completions_and_manual_pages() {
+    for shell in ["bash", "zsh", "fish"] {
+        let output = run(&["completions", shell]);
+        assert_eq!(output.status.code(), Some(0), "{shell}");
+        assert!(
+            stdout(&output).contains("uverbs") && stdout(&output).contains("strict-timestamps"),
+            "{shell}"
+        );
+    }
+    let output = run(&["man"]);
+    assert!(stdout(&output).contains(".TH uverbs 1"));
+
+    let dir = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("man");
+    let output = run(&["man", "--dir", dir.to_str().expect("a path")]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    for page in ["uverbs.1", "uverbs-list.1", "uverbs-open.1", "uverbs-check.1"] {
+        let text = std::fs::read_to_string(dir.join(page)).expect(page);
+        assert!(text.contains(".TH"), "{page}");
+    }
+}
