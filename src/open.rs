@@ -130,7 +130,7 @@ fn pin_instance(record: &Record, policy: &Policy, evidence: &mut Evidence) -> Re
         same("sysfs mount (st_dev)", record.sys_dev, stat.dev),
         same("uverbs directory (inode)", record.ino, stat.ino),
     ] {
-        evidence.require(Step::Pin, what, ErrorKind::Replaced, expected, found)?;
+        evidence.require(Step::Pin, what, ErrorKind::Replaced, expected, || Ok(found))?;
     }
     let ibdev = Attribute::open(kernel, &directory, c"ibdev")?;
     let timestamp = ibdev.stat(kernel)?.ctime;
@@ -141,7 +141,7 @@ fn pin_instance(record: &Record, policy: &Policy, evidence: &mut Evidence) -> Re
         "device number (dev)",
         ErrorKind::Replaced,
         Value::Device(record.device_number),
-        Value::Device(device_number),
+        || Ok(Value::Device(device_number)),
     )?;
     let name = ibdev.read(kernel, attr::parse_name)?;
     let known = record.state().timestamp;
@@ -150,7 +150,7 @@ fn pin_instance(record: &Record, policy: &Policy, evidence: &mut Evidence) -> Re
         // replacement.
         if policy.strict_timestamps || !record.host.has_unique_inodes() {
             let (expected, found) = (time(known), time(timestamp));
-            evidence.require(Step::Pin, TIMESTAMP, ErrorKind::Replaced, expected, found)?;
+            evidence.require(Step::Pin, TIMESTAMP, ErrorKind::Replaced, expected, || Ok(found))?;
         }
         tracing::debug!(device = record.label(), "timestamp refreshed: the inode was evicted");
     }
@@ -202,20 +202,16 @@ fn look_at_node(record: &Record, evidence: &mut Evidence) -> Result<Node> {
 /// A node has to be a character device with the record's number.
 fn require_node(record: &Record, stat: &Stat, step: Step, evidence: &mut Evidence) -> Result<()> {
     let (expected, found) = (Value::Word(kind(FileType::CharacterDevice)), kind(stat.kind));
-    evidence.require(
-        step,
-        "kind of node",
-        ErrorKind::NodeMismatch,
-        expected,
-        Value::Word(found),
-    )?;
+    evidence.require(step, "kind of node", ErrorKind::NodeMismatch, expected, || {
+        Ok(Value::Word(found))
+    })?;
     let (expected, found) = (record.device_number, stat.rdev.into());
     evidence.require(
         step,
         "device number of the node",
         ErrorKind::NodeMismatch,
         Value::Device(expected),
-        Value::Device(found),
+        || Ok(Value::Device(found)),
     )
 }
 
@@ -246,7 +242,8 @@ fn open_node(record: &Record, node: &Node, evidence: &mut Evidence) -> Result<Ha
     require_node(record, &stat, Step::Open, evidence)?;
     let (expected, found) = (node.stat.ino, stat.ino);
     let (expected, found) = (Value::Number(expected), Value::Number(found));
-    evidence.require(Step::Open, "inode of the node", ErrorKind::NodeMismatch, expected, found)?;
+    let what = "inode of the node";
+    evidence.require(Step::Open, what, ErrorKind::NodeMismatch, expected, || Ok(found))?;
     Ok(fd)
 }
 
@@ -254,19 +251,24 @@ fn open_node(record: &Record, node: &Node, evidence: &mut Evidence) -> Result<Ha
 /// and the timestamp are as they were when it was pinned.
 fn revalidate(record: &Record, pin: &Pin, evidence: &mut Evidence) -> Result<()> {
     const STEP: Step = Step::Revalidate;
-    let kernel = record.host.kernel();
-    let path = attr::read_class_link(kernel, record.host.sys(), record.number)?;
-    let directory = attr::open(kernel, record.host.sys(), &path, attr::DIRECTORY)?;
-    let stat = attr::stat(kernel, &directory)?;
-    let (expected, found) = (Value::Number(record.ino), Value::Number(stat.ino));
-    evidence.require(STEP, "class link (inode)", ErrorKind::Replaced, expected, found)?;
-    let (expected, found) = (Value::Device(pin.device_number), pin.read_device_number()?);
-    let found = Value::Device(found);
-    evidence.require(STEP, "device number (dev)", ErrorKind::Replaced, expected, found)?;
-    let (expected, found) = (Value::Name(pin.name.clone()), Value::Name(pin.read_name()?));
-    evidence.require(STEP, "name (ibdev)", ErrorKind::Unstable, expected, found)?;
-    let (expected, found) = (time(pin.timestamp), time(pin.read_timestamp()?));
-    evidence.require(STEP, TIMESTAMP, ErrorKind::Unstable, expected, found)
+    let (kernel, sys) = (record.host.kernel(), record.host.sys());
+    let expected = Value::Number(record.ino);
+    evidence.require(STEP, "class link (inode)", ErrorKind::Replaced, expected, || {
+        let path = attr::read_class_link(kernel, sys, record.number)?;
+        let directory = attr::open(kernel, sys, &path, attr::DIRECTORY)?;
+        Ok(Value::Number(attr::stat(kernel, &directory)?.ino))
+    })?;
+    let expected = Value::Device(pin.device_number);
+    evidence.require(STEP, "device number (dev)", ErrorKind::Replaced, expected, || {
+        pin.read_device_number().map(Value::Device)
+    })?;
+    let expected = Value::Name(pin.name.clone());
+    evidence.require(STEP, "name (ibdev)", ErrorKind::Unstable, expected, || {
+        pin.read_name().map(Value::Name)
+    })?;
+    let expected = time(pin.timestamp);
+    evidence
+        .require(STEP, TIMESTAMP, ErrorKind::Unstable, expected, || pin.read_timestamp().map(time))
 }
 
 /// The driver that the header of every command has to name: from netlink, or, where that does not

@@ -135,21 +135,22 @@ pub(super) fn prove(
     baseline: &Baseline,
     evidence: &mut Evidence,
 ) -> Result<Proof> {
-    let attributes = query_device(record.host.kernel(), fd, driver).map_err(on_dead_device)?;
-    let (expected, found) = (Value::Guid(baseline.node_guid), Value::Guid(attributes.node_guid));
-    let (what, otherwise) = ("node GUID, through the descriptor", ErrorKind::NodeMismatch);
-    evidence.require(Step::Prove, what, otherwise, expected, found)?;
+    let (what, expected) = ("node GUID, through the descriptor", Value::Guid(baseline.node_guid));
+    evidence.require(Step::Prove, what, ErrorKind::NodeMismatch, expected, || {
+        let attributes = query_device(record.host.kernel(), fd, driver).map_err(on_dead_device)?;
+        Ok(Value::Guid(attributes.node_guid))
+    })?;
 
     let listed = listed(record, baseline)?;
     if let Ok(new) = &listed {
-        let (expected, found) = (Value::Number(1), Value::Number(new.len() as u64));
-        let what = "new contexts of this thread under the index";
         // None is a contradiction where this thread has just allocated one for certain.
         let otherwise = match new.len() {
             0 if baseline.allocates => ErrorKind::NodeMismatch,
             _ => ErrorKind::Unproven,
         };
-        evidence.require(Step::Prove, what, otherwise, expected, found)?;
+        let what = "new contexts of this thread under the index";
+        let found = Value::Number(new.len() as u64);
+        evidence.require(Step::Prove, what, otherwise, Value::Number(1), || Ok(found))?;
         evidence.index = Some(baseline.index);
         evidence.context_number = new.first().copied();
     }
@@ -202,14 +203,11 @@ const REPEATS: usize = 8;
 /// The last look: the pinned device was alive all the while, so its index and its device number
 /// were its own.
 pub(super) fn alive(record: &Record, pin: &Pin, evidence: &mut Evidence) -> Result<()> {
-    let (expected, found) = (record.device_number, pin.read_device_number()?);
-    evidence.require(
-        Step::Prove,
-        "device number (dev), at the end",
-        ErrorKind::Replaced,
-        Value::Device(expected),
-        Value::Device(found),
-    )
+    let what = "device number (dev), at the end";
+    let expected = Value::Device(record.device_number);
+    evidence.require(Step::Prove, what, ErrorKind::Replaced, expected, || {
+        pin.read_device_number().map(Value::Device)
+    })
 }
 
 /// Asks a cmd fd for its driver, where netlink does not tell: a command that does not exist is EINVAL
