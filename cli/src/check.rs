@@ -137,12 +137,10 @@ fn look_at_devices(audit: &mut Audit, host: &Host, devices: &Devices) {
 }
 
 fn look_at_name(audit: &mut Audit, device: &Device) {
-    let name = device.name();
-    if is_hostile(name.as_bytes()) {
-        audit.warning(
-            device.to_string(),
-            format!("its name leads scripts and terminals astray: rename it (rdma dev set {name} name NEW)"),
-        );
+    if is_hostile(device.name().as_bytes()) {
+        // The name is not part of the hint, which somebody may paste into a shell.
+        let message = "its name may lead scripts astray: rename it (rdma dev set OLD name NEW)";
+        audit.warning(device.to_string(), message);
     }
 }
 
