@@ -20,7 +20,7 @@ mod world;
 #[cfg(test)]
 mod tests;
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -105,6 +105,21 @@ impl Machine {
     pub fn clear_hook(&self) {
         let hook = self.lock().hook.take();
         drop(hook);
+    }
+
+    /// Opens the node of that number by its name and allocates a context for rxe, as a library does
+    /// that checks nothing. The calls are seen by the hook like any others.
+    ///
+    /// # Errors
+    /// The errno of the call that failed.
+    pub fn open_unguarded(&self, number: u32) -> Result<OwnedFd, i32> {
+        let path = CString::new(format!("infiniband/uverbs{number}")).unwrap_or_default();
+        let flags = OFlags::RDWR | OFlags::NONBLOCK;
+        let opened = self.openat2(&self.root_dev(), &path, flags, Resolve::Dev);
+        let fd = OwnedFd::from(opened.map_err(Errno::raw_os_error)?);
+        let mut call = VerbsCall { object: 0, method: 3, driver_id: 14, attrs: &mut [] };
+        self.verbs_ioctl(fd.as_fd(), &mut call).map_err(Errno::raw_os_error)?;
+        Ok(fd)
     }
 
     /// `/sys`, opened.
