@@ -2,10 +2,12 @@
 //! rename and fake real kernel devices, and look at what the library makes of it.
 //!
 //! `uverbs-lab scenarios [FILTER…]` runs them all, each in a process of its own and on a clean host;
-//! `uverbs-lab scenario NAME` runs one in this process; `uverbs-lab role NAME ARG…` is a program that
-//! a scenario starts under strace, as another user or in a namespace.
+//! `uverbs-lab scenario NAME` runs one in this process; `uverbs-lab boundary [--full]` disturbs
+//! programs at each of their system calls; `uverbs-lab role NAME ARG…` is a program that a scenario
+//! starts under strace, as another user or in a namespace.
 
 mod alloc;
+mod boundary;
 mod guest;
 mod ibverbs;
 mod roles;
@@ -23,6 +25,7 @@ fn main() -> ExitCode {
     let done = match words[..] {
         ["scenarios", ref filters @ ..] => return runner::run_all(filters),
         ["scenario", name] => runner::run_one(name),
+        ["boundary", ref rest @ ..] => boundary::run(rest),
         ["role", name, ref rest @ ..] => roles::run(name, rest),
         ["list"] => {
             scenarios::ALL.iter().for_each(|(name, _)| println!("{name}"));
@@ -30,7 +33,7 @@ fn main() -> ExitCode {
         }
         _ => {
             eprintln!(
-                "usage: uverbs-lab scenarios [FILTER...] | scenario NAME | role NAME ... | list"
+                "usage: uverbs-lab scenarios [FILTER...] | scenario NAME | boundary [--full] | role NAME ... | list"
             );
             return ExitCode::from(2);
         }

@@ -47,6 +47,8 @@ pub(crate) const ALL: &[(&str, Scenario)] = &[
     ("openat2_blocked", traced::openat2_blocked),
     ("example_hotplug", traced::example_hotplug),
     ("example_from_parts", traced::example_from_parts),
+    ("every_system_call_bounded", crate::boundary::sampled),
+    ("control_every_system_call", crate::boundary::control),
     ("a_thousand_devices_sixteen_descriptors", limits::thousand),
     ("uverbs_reloaded", replacing::uverbs_reloaded),
     ("core_reloaded_with_index_reuse", replacing::core_reloaded),
