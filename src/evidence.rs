@@ -157,7 +157,7 @@ impl Evidence {
 }
 
 /// Leaving a check out, to see what it is good for. There in builds with `--cfg uverbs_leave_out` alone,
-/// which nothing but `cargo xtask prove` makes.
+/// which is no feature: nobody turns it on by accident.
 #[cfg(uverbs_leave_out)]
 pub mod leave_out {
     use std::cell::Cell;

@@ -6,7 +6,8 @@
 //! open; and it ends. Which instance a descriptor is really bound to is asked of the simulated kernel, by
 //! the inode of its uverbs directory.
 //!
-//! `UVERBS_EXPLORE=full` tries all pairs in place of some (`cargo xtask prove`).
+//! `UVERBS_EXPLORE=full` tries all pairs in place of some. With `RUSTFLAGS="--cfg uverbs_leave_out"` each
+//! check is left out in turn, to see what it is good for.
 
 use std::collections::BTreeMap;
 use std::fmt;
