@@ -1,10 +1,13 @@
 //! What is listed is what the kernel has.
 
 use std::fs;
+use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
+use cap_std::ambient_authority;
+use cap_std::fs::Dir;
 use serde_json::Value;
-use uverbs::ErrorKind;
+use uverbs::{ErrorKind, Host, Policy, Registry};
 
 use super::{listed, opened, refused, registry};
 use crate::guest;
@@ -85,27 +88,26 @@ pub(super) fn hostile_names() -> Result<()> {
     Ok(())
 }
 
-pub(super) fn wrong_attribute() -> Result<()> {
+/// What is mounted over an attribute or a directory is not even read.
+pub(super) fn mounted_over() -> Result<()> {
     guest::hca("add name=tst guid=00000000000000a0 count=3")?;
-    let victim = "/sys/class/infiniband_verbs/uverbs1";
-    for (attribute, contents) in [
-        ("ibdev", "no line feed"),
-        ("ibdev", "\n"),
-        ("ibdev", "a name\0with a NUL\n"),
-        ("dev", "231:193:1\n"),
-        ("dev", "-1:+2\n"),
-        ("dev", "99999999999:1\n"),
+    let victim = fs::canonicalize("/sys/class/infiniband_verbs/uverbs1")?;
+    fs::create_dir("/tmp/other")?;
+    fs::write("/tmp/other/ibdev", "tst1\n")?;
+    fs::write("/tmp/other/dev", "231:193\n")?;
+    for (source, target) in [
+        ("/tmp/other/ibdev", victim.join("ibdev")),
+        ("/tmp/other/dev", victim.join("dev")),
+        ("/tmp/other", victim),
     ] {
-        // Another file over the attribute: what a mount made by somebody else would do.
-        fs::write("/tmp/wrong", contents)?;
-        let path = format!("{victim}/{attribute}");
-        guest::run("mount", &["--bind", "/tmp/wrong", &path])?;
+        guest::run("mount", &["--bind", source, &target.to_string_lossy()])?;
         let devices = registry()?.devices();
-        guest::run("umount", &[&path])?;
+        guest::run("umount", &[&target.to_string_lossy()])?;
         let devices = devices?;
-        ensure!(devices.len() == 2, "{attribute} {contents:?}: {devices:?}");
+        ensure!(devices.len() == 2, "{source}: {devices:?}");
         let faults: Vec<_> = devices.faults().collect();
         ensure!(faults.len() == 1 && faults[0].device() == Some("uverbs1"), "{faults:?}");
+        ensure!(faults[0].raw_os_error() == Some(libc::EXDEV), "{}", faults[0]);
         println!("    {}", faults[0]);
     }
     let devices = registry()?.devices()?;
@@ -122,4 +124,50 @@ pub(super) fn handle_outlives_list() -> Result<()> {
         devices.by_name("tst")?
     };
     opened(device.open(), 0xa0).map(drop)
+}
+
+/// Contents that no kernel writes, in a tree that the policy allows by name to stand for /sys.
+pub(super) fn wrong_contents() -> Result<()> {
+    let devices = Path::new("/tmp/tree/devices/virtual/infiniband_verbs");
+    let class = Path::new("/tmp/tree/class/infiniband_verbs");
+    fs::create_dir_all(class)?;
+    fs::write(class.join("abi_version"), "6\n")?;
+    let write = |number: u32, attribute: &str, contents: &[u8]| {
+        fs::write(devices.join(format!("uverbs{number}")).join(attribute), contents)
+    };
+    for number in 0..2 {
+        let name = format!("uverbs{number}");
+        fs::create_dir_all(devices.join(&name))?;
+        let target = format!("../../devices/virtual/infiniband_verbs/{name}");
+        std::os::unix::fs::symlink(target, class.join(&name))?;
+        write(number, "dev", format!("231:{}\n", 192 + number).as_bytes())?;
+        write(number, "ibdev", format!("rxe{number}\n").as_bytes())?;
+    }
+    let root = |path| Dir::open_ambient_dir(path, ambient_authority());
+    let policy = Policy::new().allow_foreign_sys(true);
+    let host = Host::from_parts_with(root("/tmp/tree")?, root("/dev")?, None, policy)?;
+    let registry = Registry::new(host);
+    ensure!(registry.devices()?.len() == 2);
+    for (attribute, contents, good) in [
+        ("ibdev", &b"no line feed"[..], &b"rxe1\n"[..]),
+        ("ibdev", b"\n", b"rxe1\n"),
+        ("ibdev", b"a name\0with a NUL\n", b"rxe1\n"),
+        ("ibdev", &[b'n'; 5000], b"rxe1\n"),
+        ("dev", b"231:193:1\n", b"231:193\n"),
+        ("dev", b"-1:+2\n", b"231:193\n"),
+        ("dev", b"99999999999:1\n", b"231:193\n"),
+        ("dev", b"", b"231:193\n"),
+    ] {
+        write(1, attribute, contents)?;
+        // Inodes are not unique here, so that every listing reads them all.
+        let devices = registry.devices()?;
+        let faults: Vec<_> = devices.faults().collect();
+        ensure!(devices.len() == 1 && faults.len() == 1, "{attribute}: {devices:?} {faults:?}");
+        ensure!(faults[0].kind() == ErrorKind::Malformed, "{}", faults[0]);
+        ensure!(faults[0].device() == Some("uverbs1"), "{}", faults[0]);
+        println!("    {}", faults[0]);
+        write(1, attribute, good)?;
+    }
+    ensure!(registry.devices()?.len() == 2);
+    Ok(())
 }

@@ -160,8 +160,8 @@ pub(super) fn uverbs_reloaded() -> Result<()> {
         ensure!(registry.devices()?.is_empty(), "listed without ib_uverbs");
         guest::run("modprobe", &["ib_uverbs"])?;
     }
-    refused(device.open(), ErrorKind::Replaced)
-        .or_else(|_| refused(device.open(), ErrorKind::Removed))?;
+    // The list in between found it gone.
+    refused(device.open(), ErrorKind::Removed)?;
     let fresh = listed(&registry, "rxe0")?;
     ensure!(fresh != device);
     opened(fresh.open(), fresh.query()?.node_guid.0).map(drop)
