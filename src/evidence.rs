@@ -156,24 +156,24 @@ impl Evidence {
     }
 }
 
-/// Leaving a check out, to see what it is good for. There in builds with `--cfg uverbs_leave_out` alone,
+/// Leaving checks out, to see what they are good for. There in builds with `--cfg uverbs_leave_out` alone,
 /// which is no feature: nobody turns it on by accident.
 #[cfg(uverbs_leave_out)]
 pub mod leave_out {
-    use std::cell::Cell;
+    use std::sync::RwLock;
 
     use super::Step;
 
-    thread_local! {
-        static LEFT_OUT: Cell<Option<(Step, &'static str)>> = const { Cell::new(None) };
-    }
+    static LEFT_OUT: RwLock<Vec<(Step, &'static str)>> = RwLock::new(Vec::new());
 
-    /// Leaves a check out of what this thread does from now on; none is left out with `None`.
-    pub fn leave_out(check: Option<(Step, &'static str)>) {
-        LEFT_OUT.set(check);
+    /// Leaves these checks, and no others, out of whatever this process does from now on.
+    pub fn leave_out(checks: &[(Step, &'static str)]) {
+        let mut left_out = LEFT_OUT.write().unwrap_or_else(|poison| poison.into_inner());
+        *left_out = checks.to_vec();
     }
 
     pub(super) fn is_left_out(step: Step, what: &str) -> bool {
-        LEFT_OUT.get().is_some_and(|(left, check)| (left, check) == (step, what))
+        let left_out = LEFT_OUT.read().unwrap_or_else(|poison| poison.into_inner());
+        left_out.iter().any(|(left, check)| (*left, *check) == (step, what))
     }
 }

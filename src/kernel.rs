@@ -217,6 +217,10 @@ impl Kernel {
 
     /// `gettid()`, as `RES_PID` names the thread that allocated a context.
     pub(crate) fn gettid(&self) -> u32 {
-        rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned()
+        match self {
+            Self::Linux => linux::gettid(),
+            #[cfg(feature = "sim")]
+            Self::Sim(machine) => machine.gettid(),
+        }
     }
 }

@@ -179,8 +179,8 @@ fn the_node_is_looked_at_before_it_is_opened() {
     let asked = listed(&machine, "rxe0");
     // Swapped between the look and the open: opened once, refused, closed.
     machine.on_call(|world, call| {
-        let opens = call.kind() == CallKind::Openat2 && call.detail().ends_with("/uverbs0");
-        if opens && call.detail().contains("/dev") {
+        let opens = call.kind() == CallKind::Openat2 && call.detail(world).ends_with("/uverbs0");
+        if opens && call.detail(world).contains("/dev") {
             world.set_node(0, NodeKind::Device(1, 3));
         }
         Verdict::Continue

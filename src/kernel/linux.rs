@@ -88,3 +88,7 @@ pub(super) fn recv(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Sys<Datagram> {
         .is_some_and(|address| address.pid() == 0);
     Ok(Datagram { len, from_kernel })
 }
+
+pub(super) fn gettid() -> u32 {
+    rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned()
+}

@@ -5,7 +5,7 @@
 use super::Errno;
 
 /// `RDMA_NLDEV_CMD_*`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u16)]
 pub(crate) enum Command {
     Get = 1,

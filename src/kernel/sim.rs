@@ -8,6 +8,7 @@
 mod devices;
 mod files;
 mod hook;
+mod mixer;
 mod modules;
 mod netlink;
 mod nodes;
@@ -22,12 +23,14 @@ mod tests;
 
 use std::ffi::{CStr, CString};
 use std::fmt;
+use std::hash::Hash as _;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use super::{Datagram, DirEntry, Errno, Handle, OFlags, Resolve, Stat, Sys, VerbsCall};
+use super::{AttrData, Datagram, DirEntry, Errno, Handle, OFlags, Resolve, Stat, Sys, VerbsCall};
 use hook::Hook;
 pub use hook::{Call, CallKind, Verdict};
+use mixer::Mixer;
 pub use nodes::{NodeKind, NodeOpened};
 pub use spec::{DeviceId, DeviceSpec, Stage};
 use tree::{DEV, NodeId, SOCKETS, SYS};
@@ -64,6 +67,42 @@ impl Default for Machine {
     }
 }
 
+/// What a call answers, as far as the program can tell one answer from another. (Of files it sees
+/// what it asks of them; buffers are told where they are filled.)
+trait Told {
+    fn tell(&self, told: &mut Mixer);
+}
+
+impl Told for (FileId, Option<OwnedFd>) {
+    fn tell(&self, told: &mut Mixer) {
+        self.0.hash(told);
+    }
+}
+
+impl Told for Stat {
+    fn tell(&self, told: &mut Mixer) {
+        (self.dev, self.ino, self.nlink, self.rdev, self.ctime).hash(told);
+    }
+}
+
+impl Told for Datagram {
+    fn tell(&self, told: &mut Mixer) {
+        (self.len, self.from_kernel).hash(told);
+    }
+}
+
+macro_rules! told {
+    ($($type:ty),*) => {
+        $(impl Told for $type {
+            fn tell(&self, told: &mut Mixer) {
+                self.hash(told);
+            }
+        })*
+    };
+}
+
+told!(FileId, u64, usize, files::Page, ());
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -95,7 +134,7 @@ impl Machine {
     /// Has `hook` see every call of the library before it is done. The hook may change the world,
     /// and its verdict may make the call fail; it must not use the machine itself, which is
     /// locked meanwhile. There is one hook at a time.
-    pub fn on_call(&self, hook: impl FnMut(&mut World, &Call) -> Verdict + Send + 'static) {
+    pub fn on_call(&self, hook: impl FnMut(&mut World, &Call<'_>) -> Verdict + Send + 'static) {
         // The hook before it may own descriptors; it is dropped without the lock.
         let before = self.lock().hook.replace(Box::new(hook));
         drop(before);
@@ -142,10 +181,10 @@ impl Machine {
     }
 
     /// The one entry of every call.
-    fn enter<T>(
+    fn enter<T: Told>(
         &self,
         kind: CallKind,
-        describe: impl FnOnce(&World) -> String,
+        describe: impl Fn(&World) -> String,
         act: impl FnOnce(&mut World, Verdict) -> Sys<T>,
     ) -> Sys<T> {
         let mut state = self.lock();
@@ -153,23 +192,32 @@ impl Machine {
         world.calls += 1;
         world.tree.now = world.tree.now.wrapping_add(world.settings.tick);
         let mut verdict = Verdict::Continue;
-        if hook.is_some() || world.log.is_some() {
-            let call = Call::new(kind, world.calls, describe(world));
-            if let Some(log) = &mut world.log {
-                log.push(call.to_string());
-            }
-            if let Some(hook) = hook {
-                verdict = hook(world, &call);
-            }
+        let call = Call::new(kind, world.calls, &describe);
+        if world.log.is_some() {
+            let text = call.text(world);
+            world.log.get_or_insert_default().push(text);
         }
-        match verdict {
+        if let Some(hook) = hook {
+            verdict = hook(world, &call);
+        }
+        let result = match verdict {
             Verdict::Fail(errno) => Err(world::errno(errno)),
             verdict => act(world, verdict),
+        };
+        match &result {
+            Ok(value) => value.tell(&mut world.told),
+            Err(errno) => errno.raw_os_error().hash(&mut world.told),
         }
+        result
+    }
+
+    /// The calling thread's number on this machine.
+    pub(crate) fn gettid(&self) -> u32 {
+        self.with(|world| world.thread(super::linux::gettid()))
     }
 
     /// A call on one file.
-    fn on_file<T>(
+    fn on_file<T: Told>(
         &self,
         kind: CallKind,
         handle: &SimHandle,
@@ -213,11 +261,19 @@ impl Machine {
     }
 
     pub(crate) fn readlink(&self, fd: &SimHandle, buffer: &mut [u8]) -> Sys<usize> {
-        self.on_file(CallKind::Readlink, fd, |world, _, file| world.readlink(file, buffer))
+        self.on_file(CallKind::Readlink, fd, |world, _, file| {
+            let len = world.readlink(file, buffer)?;
+            buffer[..len].hash(&mut world.told);
+            Ok(len)
+        })
     }
 
     pub(crate) fn pread(&self, fd: &SimHandle, buffer: &mut [u8]) -> Sys<usize> {
-        self.on_file(CallKind::Pread, fd, |world, _, file| world.pread(file, buffer))
+        self.on_file(CallKind::Pread, fd, |world, _, file| {
+            let len = world.pread(file, buffer)?;
+            buffer[..len].hash(&mut world.told);
+            Ok(len)
+        })
     }
 
     pub(crate) fn getdents(&self, fd: &SimHandle, each: &mut dyn FnMut(DirEntry<'_>)) -> Sys<bool> {
@@ -234,7 +290,7 @@ impl Machine {
             CallKind::RdmaSocket,
             |_| "NETLINK_RDMA".into(),
             |world, _| match world.settings.deny_netlink {
-                Some(errno) => Err(errno),
+                Some(errno) => Err(world::errno(errno)),
                 None => Ok(world.open_file(SOCKETS, FileState::Socket(Default::default()))),
             },
         )?;
@@ -261,20 +317,24 @@ impl Machine {
     }
 
     pub(crate) fn recv(&self, socket: &SimHandle, buffer: &mut [u8]) -> Sys<Datagram> {
-        self.on_file(CallKind::Recv, socket, |world, verdict, file| match verdict {
-            Verdict::Lose => {
-                world.lose(file)?;
-                world.recv(file, buffer)
-            }
-            Verdict::Truncate(len) => {
-                let len = len.min(buffer.len());
-                world.recv(file, &mut buffer[..len])
-            }
-            Verdict::Forge(bytes) => {
-                files::copy(&bytes, buffer);
-                Ok(Datagram { len: bytes.len(), from_kernel: false })
-            }
-            _ => world.recv(file, buffer),
+        self.on_file(CallKind::Recv, socket, |world, verdict, file| {
+            let datagram = match verdict {
+                Verdict::Lose => {
+                    world.lose(file)?;
+                    world.recv(file, buffer)
+                }
+                Verdict::Truncate(len) => {
+                    let len = len.min(buffer.len());
+                    world.recv(file, &mut buffer[..len])
+                }
+                Verdict::Forge(bytes) => {
+                    files::copy(&bytes, buffer);
+                    Ok(Datagram { len: bytes.len(), from_kernel: false })
+                }
+                _ => world.recv(file, buffer),
+            }?;
+            buffer[..datagram.len.min(buffer.len())].hash(&mut world.told);
+            Ok(datagram)
         })
     }
 
@@ -287,12 +347,20 @@ impl Machine {
     }
 
     pub(crate) fn verbs_ioctl(&self, fd: BorrowedFd<'_>, call: &mut VerbsCall<'_>) -> Sys<()> {
-        let thread = rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned();
+        let thread = self.gettid();
         let (object, method) = (call.object, call.method);
         self.enter(
             CallKind::VerbsIoctl,
             |_| format!("{object}.{method}"),
-            |world, _| world.verbs_ioctl(world.file_of(fd), thread, call),
+            |world, _| {
+                world.verbs_ioctl(world.file_of(fd), thread, call)?;
+                for attr in &*call.attrs {
+                    if let AttrData::Out { buffer, .. } = &attr.data {
+                        buffer.hash(&mut world.told);
+                    }
+                }
+                Ok(())
+            },
         )
     }
 }

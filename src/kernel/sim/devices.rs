@@ -21,10 +21,10 @@ pub(super) mod errno {
 const NUMBERS: u32 = 8192;
 
 /// One uverbs instance of a device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct UverbsId(pub(super) u32);
 
-#[derive(Debug)]
+#[derive(Debug, Hash)]
 pub(super) struct IbDevice {
     pub(super) spec: DeviceSpec,
     pub(super) guid: u64,
@@ -48,7 +48,7 @@ pub(super) struct IbDevice {
 }
 
 /// All devices that there ever were.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Hash)]
 pub(super) struct Devices(Vec<IbDevice>);
 
 impl Index<DeviceId> for Devices {
@@ -71,7 +71,7 @@ impl Devices {
     }
 }
 
-#[derive(Debug)]
+#[derive(Debug, Hash)]
 pub(super) struct Uverbs {
     pub(super) device: DeviceId,
     pub(super) number: u32,

@@ -6,7 +6,7 @@ use std::os::fd::BorrowedFd;
 
 use super::{DeviceId, DeviceSpec, Machine, NodeKind, NodeOpened, Stage, World};
 
-pub(super) type Hook = Box<dyn FnMut(&mut World, &Call) -> Verdict + Send>;
+pub(super) type Hook = Box<dyn FnMut(&mut World, &Call<'_>) -> Verdict + Send>;
 
 /// Which call it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -54,16 +54,19 @@ impl CallKind {
 }
 
 /// A call that is about to be done.
-#[derive(Debug, Clone)]
-pub struct Call {
+pub struct Call<'a> {
     kind: CallKind,
     ordinal: u64,
-    detail: String,
+    describe: &'a dyn Fn(&World) -> String,
 }
 
-impl Call {
-    pub(super) fn new(kind: CallKind, ordinal: u64, detail: String) -> Self {
-        Self { kind, ordinal, detail }
+impl<'a> Call<'a> {
+    pub(super) fn new(
+        kind: CallKind,
+        ordinal: u64,
+        describe: &'a dyn Fn(&World) -> String,
+    ) -> Self {
+        Self { kind, ordinal, describe }
     }
 
     /// Which call it is.
@@ -76,15 +79,20 @@ impl Call {
         self.ordinal
     }
 
-    /// What it is done on, for people to read.
-    pub fn detail(&self) -> &str {
-        &self.detail
+    /// What it is done on in this world, for people to read.
+    pub fn detail(&self, world: &World) -> String {
+        (self.describe)(world)
+    }
+
+    /// The call as text.
+    pub(super) fn text(&self, world: &World) -> String {
+        format!("{}({})", self.kind.name(), self.detail(world))
     }
 }
 
-impl fmt::Display for Call {
+impl fmt::Debug for Call<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}({})", self.kind.name(), self.detail)
+        f.debug_struct("Call").field("kind", &self.kind).finish_non_exhaustive()
     }
 }
 
@@ -150,6 +158,10 @@ by_locking! {
     set_no_res_ctx(missing: bool);
     set_hides_unlisted(hides: bool);
     deny_netlink(errno: Option<i32>);
+    refuse_request(errno: i32);
+    break_dump(errno: i32);
+    fingerprint() -> u64;
+    closed() -> u64;
     set_devtmpfs(devtmpfs: bool);
     set_listxattr_moves(moves: bool);
     set_sys_type(magic: u64);
@@ -166,6 +178,7 @@ by_locking! {
     is_alive(id: DeviceId) -> bool;
     is_gone(id: DeviceId) -> bool;
     contexts_of(id: DeviceId) -> Vec<u32>;
+    foreign_contexts_of(id: DeviceId) -> Vec<u32>;
     driver_data_of(id: DeviceId) -> Vec<u8>;
     overruns() -> u64;
     open_handles() -> usize;

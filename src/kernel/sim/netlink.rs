@@ -8,7 +8,7 @@ use super::super::rdma::{
 use super::super::{Datagram, Errno, Sys};
 use super::devices::device_number;
 use super::spec::DeviceId;
-use super::world::{FileId, FileState, World};
+use super::world::{FileId, FileState, World, errno};
 
 const NLM_F_REQUEST: u16 = 1;
 const NLM_F_MULTI: u16 = 2;
@@ -23,14 +23,14 @@ const CHARDEV_NAME: u16 = 70;
 /// Drivers that userspace shall not match by id: mthca and hns.
 const UNBOUND: [u32; 2] = [5, 12];
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Hash)]
 pub(super) struct Socket {
     queue: VecDeque<Vec<u8>>,
     dump: Option<Dump>,
 }
 
 /// A dump that is not at its end. It knows nothing but how many entries it has shown.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Hash)]
 struct Dump {
     command: Command,
     seq: u32,
@@ -70,6 +70,9 @@ impl World {
     }
 
     fn request(&mut self, id: FileId, message: &Message<'_>, flags: u16) -> Sys<()> {
+        if let Some(refused) = self.settings.refuse_request.take() {
+            return Err(errno(refused));
+        }
         let commands = [Command::Get, Command::GetChardev, Command::ResCtxGet];
         let command = commands
             .into_iter()
@@ -157,9 +160,10 @@ impl World {
     /// Makes the next message of a dump.
     fn go_on(&mut self, id: FileId) -> Sys<()> {
         let Some(mut dump) = self.socket(id)?.dump else { return Ok(()) };
-        let page = match dump.command {
-            Command::ResCtxGet => self.contexts_page(&mut dump),
-            _ => Ok(self.devices_page(&mut dump)),
+        let page = match (self.settings.break_dump.take(), dump.command) {
+            (Some(broken), _) => Err(errno(broken)),
+            (None, Command::ResCtxGet) => self.contexts_page(&mut dump),
+            (None, _) => Ok(self.devices_page(&mut dump)),
         };
         let end = match page {
             Ok(Some(page)) => {

@@ -7,7 +7,7 @@ pub struct DeviceId(pub(super) u32);
 
 /// What a device to be registered is like. [`DeviceSpec::default`] is one whose driver lets go of
 /// its contexts when it is removed.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Hash)]
 #[non_exhaustive]
 pub struct DeviceSpec {
     pub(super) name: Vec<u8>,
@@ -106,7 +106,7 @@ impl DeviceSpec {
 }
 
 /// What [`World::remove_step`](super::World::remove_step) has just done. In this order a removal goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Stage {
     /// No longer in netlink dumps, and its character device no longer told.

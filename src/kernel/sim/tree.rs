@@ -7,7 +7,7 @@ use super::devices::UverbsId;
 use super::spec::DeviceId;
 
 /// A node; never reused, so that a held one stays what it was.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct NodeId(u32);
 
 /// What sockets are opened on; it is in no tree.
@@ -24,21 +24,21 @@ const FIRST_INO: u64 = (1 << 32) + 18_000;
 /// `PATH_MAX`.
 const PATH_MAX: usize = 4096;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Fs {
     Sock,
     Sys,
     Dev,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Hash)]
 pub(super) enum Value {
     Bytes(Box<[u8]>),
     /// The device's name as it is when it is read.
     NameOf(DeviceId),
 }
 
-#[derive(Debug)]
+#[derive(Debug, Hash)]
 pub(super) enum Kind {
     Socket,
     Dir(BTreeMap<Box<[u8]>, NodeId>),
@@ -56,7 +56,7 @@ pub(super) enum Kind {
     Regular,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Hash)]
 pub(super) struct Node {
     pub(super) name: Box<[u8]>,
     pub(super) parent: NodeId,
@@ -77,7 +77,7 @@ pub(super) struct Node {
     own_times: Option<u64>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Hash)]
 pub(super) struct Tree {
     nodes: Vec<Node>,
     /// The coarse clock, in nanoseconds since the epoch.
@@ -119,8 +119,9 @@ impl Tree {
             by_kernel: false,
             denied: false,
             pins: 0,
-            // A tmpfs keeps its inodes; those of sysfs are made when somebody looks.
-            inode: (fs != Fs::Sys).then_some(self.now),
+            // A tmpfs keeps its inodes, whose times nobody asks; those of sysfs are made when
+            // somebody looks.
+            inode: (fs != Fs::Sys).then_some(0),
             own_times: None,
         });
         id

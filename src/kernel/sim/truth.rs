@@ -81,6 +81,19 @@ impl World {
         self.devices[id].contexts.keys().copied().collect()
     }
 
+    /// The CTXNs of those that other processes have.
+    pub fn foreign_contexts_of(&self, id: DeviceId) -> Vec<u32> {
+        let theirs = self.cmd_fds().filter_map(|(_, file)| match file.state {
+            FileState::Cmd { uverbs, ctxn }
+                if file.foreign && self.uverbs[uverbs.0 as usize].device == id =>
+            {
+                ctxn
+            }
+            _ => None,
+        });
+        theirs.collect()
+    }
+
     /// The driver data that the last GET_CONTEXT on the device brought.
     pub fn driver_data_of(&self, id: DeviceId) -> Vec<u8> {
         self.devices[id].driver_data.clone()

@@ -1,19 +1,21 @@
 //! The state of the simulated kernel, its settings, and the truth that tests compare with.
 
 use std::collections::BTreeMap;
+use std::hash::{Hash, Hasher};
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType};
 
 use super::super::{Errno, Sys};
 use super::devices::{Devices, Uverbs, UverbsId};
+use super::mixer::Mixer;
 use super::netlink::Socket;
 use super::nodes::NodeOpened;
 use super::spec::DeviceId;
 use super::tree::{NodeId, SOCKETS, SYS, Tree};
 
 /// One open file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct FileId(pub(super) u64);
 
 #[derive(Debug)]
@@ -25,7 +27,7 @@ pub(super) struct File {
     pub(super) foreign: bool,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Hash)]
 pub(super) enum FileState {
     Path,
     Dir(DirPlace),
@@ -41,7 +43,7 @@ pub(super) enum FileState {
 }
 
 /// How far a directory was read.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Hash)]
 pub(super) struct DirPlace {
     pub(super) dots: usize,
     pub(super) after: Option<Box<[u8]>>,
@@ -95,6 +97,8 @@ pub struct World {
     pub(super) infiniband_verbs: Option<NodeId>,
     pub(super) files: BTreeMap<FileId, File>,
     next_file: u64,
+    next_foreign: u64,
+    closed: u64,
     by_stand_in: BTreeMap<(u64, u64), FileId>,
     /// Let go of by the library, and open as long as somebody has the stand-in.
     released: Vec<FileId>,
@@ -102,10 +106,15 @@ pub struct World {
     pub(super) overruns: u64,
     pub(super) calls: u64,
     pub(super) log: Option<Vec<String>>,
+    /// Threads of this process, in the order in which they came here: their numbers, other than those
+    /// that the real kernel gives, are the same in each run.
+    threads: Vec<u32>,
+    /// Everything that calls have answered so far.
+    pub(super) told: Mixer,
     pub(super) settings: Settings,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Hash)]
 pub(super) struct Settings {
     pub(super) tick: u64,
     pub(super) devtmpfs: bool,
@@ -113,10 +122,18 @@ pub(super) struct Settings {
     pub(super) contexts_a_page: usize,
     pub(super) no_res_ctx: bool,
     pub(super) hides_unlisted: bool,
-    pub(super) deny_netlink: Option<Errno>,
+    pub(super) deny_netlink: Option<i32>,
     pub(super) sys_type: u64,
     pub(super) listxattr_moves: bool,
+    pub(super) refuse_request: Option<i32>,
+    pub(super) break_dump: Option<i32>,
 }
+
+/// The first file of another process.
+const FOREIGN: u64 = 1 << 32;
+
+/// The number of the first thread: others' are far from it.
+const FIRST_THREAD: u32 = 1000;
 
 /// An errno that a test named; what is none becomes `EIO`.
 pub(super) fn errno(raw: i32) -> Errno {
@@ -139,12 +156,16 @@ impl World {
             infiniband_verbs: None,
             files: BTreeMap::new(),
             next_file: 0,
+            next_foreign: 0,
+            closed: 0,
             by_stand_in: BTreeMap::new(),
             released: Vec::new(),
             opened: Vec::new(),
             overruns: 0,
             calls: 0,
             log: None,
+            threads: Vec::new(),
+            told: Mixer::default(),
             settings: Settings {
                 tick: 4_000_000,
                 devtmpfs: true,
@@ -155,10 +176,43 @@ impl World {
                 deny_netlink: None,
                 sys_type: super::super::SYSFS_MAGIC,
                 listxattr_moves: true,
+                refuse_request: None,
+                break_dump: None,
             },
         };
         world.load_ib_uverbs();
         world
+    }
+
+    /// The number that a thread of this process has here.
+    pub(super) fn thread(&mut self, real: u32) -> u32 {
+        let known = self.threads.iter().position(|thread| *thread == real);
+        let at = known.unwrap_or_else(|| {
+            self.threads.push(real);
+            self.threads.len() - 1
+        });
+        FIRST_THREAD + at as u32
+    }
+
+    /// Two worlds of one fingerprint, reached from the same start by the same program, go on alike
+    /// whatever is done to both: what they are and everything that their calls have answered is the
+    /// same. For searches that need not look at the same state twice.
+    pub fn fingerprint(&self) -> u64 {
+        let mut state = self.told;
+        self.tree.hash(&mut state);
+        self.devices.hash(&mut state);
+        self.indices.hash(&mut state);
+        self.next_index.hash(&mut state);
+        self.uverbs.hash(&mut state);
+        self.numbers.hash(&mut state);
+        self.infiniband.hash(&mut state);
+        self.infiniband_verbs.hash(&mut state);
+        for (id, file) in &self.files {
+            (id, file.node, &file.state, file.foreign).hash(&mut state);
+        }
+        (self.next_file, self.next_foreign, &self.released, self.threads.len()).hash(&mut state);
+        self.settings.hash(&mut state);
+        state.finish()
     }
 
     pub(super) fn device_ids(&self) -> Vec<DeviceId> {
@@ -170,12 +224,16 @@ impl World {
     pub(super) fn open_file(&mut self, node: NodeId, state: FileState) -> FileId {
         let id = FileId(self.next_file);
         self.next_file += 1;
+        self.open_as(id, node, state, false);
+        id
+    }
+
+    fn open_as(&mut self, id: FileId, node: NodeId, state: FileState, foreign: bool) {
         self.tree.pin(node);
         if let FileState::Cmd { uverbs, .. } = state {
             self.uverbs[uverbs.0 as usize].open += 1;
         }
-        self.files.insert(id, File { node, state, stand_in: None, foreign: false });
-        id
+        self.files.insert(id, File { node, state, stand_in: None, foreign });
     }
 
     /// Ties a file to the descriptor that stands for it in this process.
@@ -204,6 +262,7 @@ impl World {
 
     pub(super) fn close(&mut self, id: FileId) {
         let Some(file) = self.files.remove(&id) else { return };
+        self.closed += 1;
         if let Some(stand_in) = &file.stand_in {
             self.by_stand_in.remove(&stand_in.key);
         }
@@ -235,6 +294,11 @@ impl World {
         }
     }
 
+    /// How many files were closed so far.
+    pub fn closed(&self) -> u64 {
+        self.closed
+    }
+
     pub(super) fn cmd_fds(&self) -> impl Iterator<Item = (FileId, &File)> {
         let files = self.files.iter().map(|(id, file)| (*id, file));
         files.filter(|(_, file)| matches!(file.state, FileState::Cmd { .. }))
@@ -258,12 +322,12 @@ impl World {
         }
         self.cache_cdev(uverbs);
         // Thread ids of other processes, which are never one of ours.
-        let thread = 0x4000_0000 + self.next_file as u32;
+        let thread = 0x4000_0000 + self.next_foreign as u32;
         let ctxn = self.new_ctxn(id, thread);
-        let file = self.open_file(SOCKETS, FileState::Cmd { uverbs, ctxn: Some(ctxn) });
-        if let Some(file) = self.files.get_mut(&file) {
-            file.foreign = true;
-        }
+        // Numbered apart, so that the files of the library have the same numbers without it.
+        let file = FileId(FOREIGN + self.next_foreign);
+        self.next_foreign += 1;
+        self.open_as(file, SOCKETS, FileState::Cmd { uverbs, ctxn: Some(ctxn) }, true);
         Some(ctxn)
     }
 
@@ -358,7 +422,18 @@ impl World {
 
     /// Makes new netlink sockets fail with this errno.
     pub fn deny_netlink(&mut self, errno: Option<i32>) {
-        self.settings.deny_netlink = errno.map(self::errno);
+        self.settings.deny_netlink = errno;
+    }
+
+    /// Refuses the next request of netlink with this errno.
+    pub fn refuse_request(&mut self, errno: i32) {
+        self.settings.refuse_request = Some(errno);
+    }
+
+    /// Has a dump of netlink, the one that is under way or else the next, end in this errno where
+    /// its next message would be: the errno is inside of `NLMSG_DONE`.
+    pub fn break_dump(&mut self, errno: i32) {
+        self.settings.break_dump = Some(errno);
     }
 
     /// Whether the kernel makes the nodes in /dev. If not, as in a container, there are those

@@ -1,0 +1,211 @@
+//! What happens between two kernel calls, or to one.
+
+use uverbs::sim::{Call, CallKind, DeviceId, DeviceSpec, NodeKind, Verdict, World};
+
+/// Something that is done to the world before a call, or to the call.
+#[derive(Clone, Copy)]
+pub(crate) struct Event {
+    pub(crate) name: &'static str,
+    act: fn(&mut World, DeviceId) -> Verdict,
+    /// The call fails, or an answer is lost or changed; nothing happens to the world.
+    pub(crate) is_fault: bool,
+    /// The program has to come out as if nothing had happened.
+    pub(crate) is_harmless: bool,
+    /// The calls that it makes a difference to: before any other it might as well come one later.
+    pub(crate) matters_to: &'static [Class],
+}
+
+/// What a call looks at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Class {
+    SysOpen,
+    SysStat,
+    SysRead,
+    SysList,
+    Link,
+    DevOpen,
+    DevStat,
+    Socket,
+    Send,
+    Recv,
+    Command,
+    Other,
+}
+
+use Class::*;
+
+impl Class {
+    pub(crate) fn of(call: &Call<'_>, world: &World) -> Self {
+        let is_dev = || call.detail(world).starts_with("/dev");
+        match call.kind() {
+            CallKind::Openat2 if is_dev() => DevOpen,
+            CallKind::Openat2 => SysOpen,
+            CallKind::Fstat if is_dev() => DevStat,
+            CallKind::Fstat => SysStat,
+            CallKind::FstatCmd => DevStat,
+            CallKind::Pread => SysRead,
+            CallKind::Getdents => SysList,
+            CallKind::Readlink => Link,
+            CallKind::RdmaSocket => Socket,
+            CallKind::Send => Send,
+            CallKind::Recv => Recv,
+            CallKind::VerbsIoctl => Command,
+            _ => Other,
+        }
+    }
+}
+
+/// Whatever may notice that a device is gone, or another one is there.
+const DEVICE: &[Class] = &[SysOpen, SysRead, SysList, DevOpen, DevStat, Send, Recv, Command, Link];
+const NODE: &[Class] = &[DevOpen, DevStat];
+const NAME: &[Class] = &[SysOpen, SysRead, SysList, Link, Send, Recv];
+const CONTEXT: &[Class] = &[DevOpen, Send, Recv, Command];
+const ANSWER: &[Class] = &[Send, Recv];
+const SOCKET: &[Class] = &[Socket];
+const ALL: &[Class] = &[
+    SysOpen, SysStat, SysRead, SysList, Link, DevOpen, DevStat, Socket, Send, Recv, Command, Other,
+];
+
+impl Event {
+    /// Does it; `id` is the device that is asked for.
+    pub(crate) fn happen(&self, world: &mut World, id: DeviceId) -> Verdict {
+        (self.act)(world, id)
+    }
+}
+
+macro_rules! mutations {
+    ($($name:literal $($harmless:ident)?, $class:ident: |$world:ident, $id:ident| $act:expr;)*) => {
+        &[$(Event {
+            name: $name,
+            act: |$world, $id| { let _ = ($id, $act); Verdict::Continue },
+            is_fault: false,
+            is_harmless: mutations!(@ $($harmless)?),
+            matters_to: $class,
+        }),*]
+    };
+    (@ harmless) => { true };
+    (@) => { false };
+}
+
+macro_rules! faults {
+    ($($name:literal $($harmless:ident)?, $class:ident: $verdict:expr;)*) => {
+        &[$(Event {
+            name: $name,
+            act: |_, _| $verdict,
+            is_fault: true,
+            is_harmless: mutations!(@ $($harmless)?),
+            matters_to: $class,
+        }),*]
+    };
+}
+
+/// What the world does with the device that is asked for.
+pub(crate) const MUTATIONS: &[Event] = mutations! {
+    "remove", DEVICE: |world, id| world.remove(id);
+    "remove, one stage", DEVICE: |world, id| world.remove_step(id);
+    "remove, four stages", DEVICE: |world, id| (0..4).for_each(|_| { world.remove_step(id); });
+    "replace, same name and GUID", DEVICE: |world, id| replace(world, id, "rxe0", 0xa0);
+    "replace, same name, other GUID", DEVICE: |world, id| replace(world, id, "rxe0", 0xb0);
+    "replace, other name", DEVICE: |world, id| replace(world, id, "other", 0xb0);
+    "replace, other device number", DEVICE: |world, id| {
+        world.remove(id);
+        let _ = world.add(spec("other", 0xb0));
+        world.add(spec("rxe0", 0xa0))
+    };
+    "replace, and replace that", DEVICE: |world, id| {
+        replace(world, id, "rxe0", 0xb0);
+        if let Some(second) = world.instance_of(0) {
+            replace(world, second, "rxe0", 0xa0);
+        }
+    };
+    "replace under a held node, same GUID", DEVICE: |world, id| replace_held(world, id, 0xa0);
+    "replace under a held node, other GUID", DEVICE: |world, id| replace_held(world, id, 0xb0);
+    "recreate uverbs", DEVICE: |world, id| world.recreate_uverbs(id);
+    "rename" harmless, NAME: |world, id| world.rename(id, b"renamed");
+    "swap names" harmless, NAME: |world, id| swap_names(world, id);
+    "evict" harmless, ALL: |world, _id| world.evict();
+    "listxattr" harmless, ALL: |world, _id| world.listxattr(0);
+    "node: link", NODE: |world, _id| world.set_node(0, NodeKind::Symlink("uverbs1".into()));
+    "node: FIFO", NODE: |world, _id| world.set_node(0, NodeKind::Fifo);
+    "node: regular file", NODE: |world, _id| world.set_node(0, NodeKind::Regular);
+    "node: directory", NODE: |world, _id| world.set_node(0, NodeKind::Directory);
+    "node: another device", NODE: |world, _id| world.set_node(0, NodeKind::Device(1, 3));
+    "node: the other uverbs device", NODE: |world, _id| world.set_node(0, NodeKind::Device(231, 193));
+    "node: by hand", NODE: |world, _id| world.set_node(0, NodeKind::Static);
+    "node: forbidden", NODE: |world, _id| world.set_node(0, NodeKind::Forbidden);
+    "node: missing", NODE: |world, _id| world.set_node(0, NodeKind::Missing);
+    "node: the kernel's", NODE: |world, _id| world.set_node(0, NodeKind::Kernel);
+    "reload ib_uverbs", DEVICE: |world, _id| world.reload_ib_uverbs();
+    "reload ib_core, index reused", DEVICE: |world, _id| {
+        world.force_reload_ib_core();
+        world.add(spec("rxe0", 0xa0))
+    };
+    "to another namespace", DEVICE: |world, id| world.set_netns_visible(id, false);
+    "back from another namespace", DEVICE: |world, id| world.set_netns_visible(id, true);
+    "a foreign context" harmless, CONTEXT: |world, id| world.foreign_context(id);
+    "the oldest context closes", CONTEXT: |world, id| close_oldest(world, id);
+    "the list takes more messages", CONTEXT: |world, id| {
+        world.set_contexts_a_page(1);
+        (0..2).for_each(|_| { world.foreign_context(id); });
+    };
+    "no list of contexts", ANSWER: |world, _id| world.set_no_res_ctx(true);
+    "netlink denied", SOCKET: |world, _id| world.deny_netlink(Some(1));
+    "netlink hides what is being removed", ANSWER: |world, _id| world.set_hides_unlisted(true);
+    "netlink request refused, EBUSY", ANSWER: |world, _id| world.refuse_request(16);
+    "netlink request refused, EINVAL", ANSWER: |world, _id| world.refuse_request(22);
+    "netlink dump ends in ENOMEM", ANSWER: |world, _id| world.break_dump(12);
+    "netlink dump ends in EINVAL", ANSWER: |world, _id| world.break_dump(22);
+};
+
+/// What a call may fail with, or lose.
+pub(crate) const FAULTS: &[Event] = faults! {
+    "EPERM", ALL: Verdict::Fail(1);
+    "EINTR" harmless, ALL: Verdict::Fail(4);
+    "EIO", ALL: Verdict::Fail(5);
+    "EAGAIN" harmless, ALL: Verdict::Fail(11);
+    "ENOMEM", ALL: Verdict::Fail(12);
+    "EMFILE", ALL: Verdict::Fail(24);
+    "ENOBUFS", ALL: Verdict::Fail(105);
+    "lost", ANSWER: Verdict::Lose;
+    "cut short", ANSWER: Verdict::Truncate(20);
+    "from another process", ANSWER: Verdict::Forge(vec![0; 16]);
+};
+
+/// All of it.
+pub(crate) fn all() -> impl Iterator<Item = &'static Event> + Clone {
+    MUTATIONS.iter().chain(FAULTS)
+}
+
+/// A device of the driver that lets go of its contexts or not, as the one that is asked for.
+pub(crate) fn spec(name: &str, guid: u64) -> DeviceSpec {
+    DeviceSpec::new(name).guid(guid)
+}
+
+fn replace(world: &mut World, id: DeviceId, name: &str, guid: u64) {
+    world.remove(id);
+    // Where the removal waits the old name is taken.
+    if world.add(spec(name, guid).disassociates(false)).is_err() {
+        let _ = world.add(spec("second", guid).disassociates(false));
+    }
+}
+
+/// Somebody holds the device open through a node that was made by hand, even inside of devtmpfs: the
+/// node survives the removal, and leads to the old device as long as that is held.
+fn replace_held(world: &mut World, id: DeviceId, guid: u64) {
+    world.set_node(0, NodeKind::Static);
+    world.foreign_context(id);
+    replace(world, id, "rxe0", guid);
+}
+
+fn swap_names(world: &mut World, id: DeviceId) {
+    if let Some(other) = world.instance_of(1) {
+        let _ = world.swap_names(id, other);
+    }
+}
+
+fn close_oldest(world: &mut World, id: DeviceId) {
+    let foreign = world.foreign_contexts_of(id);
+    if let Some(ctxn) = foreign.first() {
+        world.close_foreign(id, *ctxn);
+    }
+}

@@ -1,0 +1,89 @@
+//! What each check is good for: it is left out, and what then goes wrong is looked for.
+//!
+//! Where nothing does, another check stands behind it; so two are left out at a time, too.
+
+use std::sync::{Arc, Mutex};
+
+use uverbs::sim::{DeviceSpec, Machine};
+use uverbs::{Host, Policy, Registry, Step, leave_out};
+
+use crate::happens::Event;
+use crate::is_full;
+use crate::play::{Plan, Play};
+use crate::search::{Limits, everything, explore_all};
+
+type Check = (Step, &'static str);
+
+#[test]
+fn each_check_earns_its_place() {
+    let checks = checks();
+    let depth = if is_full() { 2 } else { 1 };
+    let mut needed = Vec::new();
+    println!("| step | check left out | what then goes wrong |\n|---|---|---|");
+    for &(step, what) in &checks {
+        let wrong = (1..=depth).find_map(|depth| first_wrong(&[(step, what)], depth));
+        if wrong.is_some() {
+            needed.push((step, what));
+        }
+        let wrong = wrong.unwrap_or_else(|| "nothing was found".to_owned());
+        println!("| {} | {what} | {wrong} |", step.number());
+    }
+    assert!(!needed.is_empty(), "an exploration that never finds a wrong binding proves nothing");
+    if !is_full() {
+        return;
+    }
+    println!("\n| left out together | what then goes wrong |\n|---|---|");
+    for (at, &first) in checks.iter().enumerate() {
+        for &second in checks.iter().skip(at + 1) {
+            if needed.contains(&first) || needed.contains(&second) {
+                continue;
+            }
+            if let Some(wrong) = first_wrong(&[first, second], 1) {
+                let [(a, one), (b, other)] = [first, second];
+                println!("| {} {one}; {} {other} | {wrong} |", a.number(), b.number());
+            }
+        }
+    }
+}
+
+/// All checks of an open.
+fn checks() -> Vec<Check> {
+    let machine = Machine::new();
+    machine.add(DeviceSpec::new("rxe0")).expect("added");
+    let registry = Registry::new(Host::simulated(&machine, Policy::new()).expect("a host"));
+    let device = registry.devices().expect("a list").by_name("rxe0").expect("listed");
+    let context = device.open().expect("opened");
+    context.evidence().checks().iter().map(|check| (check.step, check.what)).collect()
+}
+
+/// The shortest plan that leads to the wrong device.
+fn first_wrong(left_out: &[Check], depth: usize) -> Option<String> {
+    leave_out::leave_out(left_out);
+    let limits = Limits { depth, stride: 1, first_wrong: true };
+    let tally = explore_all(|_| true, limits, &everything());
+    let wrong = tally.wrong.into_iter().min_by_key(|(_, plan)| plan.len());
+    let told = wrong.map(|(play, plan)| trace(play, &plan));
+    leave_out::leave_out(&[]);
+    told
+}
+
+/// A play and its plan, with the calls that the events come before.
+fn trace(play: Play, plan: Plan<'_>) -> String {
+    let calls: Vec<u64> = plan.iter().map(|(at, _)| *at).collect();
+    let texts = Arc::new(Mutex::new(Vec::new()));
+    let shared = texts.clone();
+    play.execute(plan, move |number, call, world| {
+        if calls.contains(&number) {
+            let text = format!("{:?} {}", call.kind(), call.detail(world));
+            shared.lock().expect("no panic").push((number, text));
+        }
+        false
+    });
+    let texts = texts.lock().expect("no panic");
+    let before = |(at, event): &(u64, &'static Event)| {
+        let text = texts.iter().find(|(number, _)| number == at).map_or("?", |(_, text)| text);
+        format!("{} before call {at} ({text})", event.name)
+    };
+    let events: Vec<String> = plan.iter().map(before).collect();
+    format!("{:?}, {}: {}", play.program, play.setup, events.join("; "))
+}

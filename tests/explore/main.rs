@@ -1,0 +1,95 @@
+//! Everything that may happen, at every kernel call, on the simulated kernel.
+//!
+//! A world with two devices; a program that lists and opens, opens what was listed before, pins and
+//! verifies, or asks; one event before any one of its kernel calls, two before any two, three before any
+//! three. Whatever comes of it has to lie in a stated set; what is opened is the instance that was asked
+//! for; nothing is left open; and it ends. Which instance a descriptor is really bound to is asked of the
+//! simulated kernel, by the inode of its uverbs directory.
+//!
+//! `UVERBS_EXPLORE=full` tries all pairs in place of some, and more triples; for that build with
+//! `--release`. With `RUSTFLAGS="--cfg uverbs_leave_out"` each check is left out in turn, to see what it is
+//! good for.
+
+mod happens;
+#[cfg(uverbs_leave_out)]
+mod leave_out;
+mod play;
+mod search;
+
+use happens::Event;
+use play::{PROGRAMS, Play, Program, Setup};
+use search::{Limits, compare_later, everything, explore_all};
+
+/// Whether all of it is to be tried.
+#[allow(clippy::disallowed_methods)] // a test's own switch: the library reads no variable
+fn is_full() -> bool {
+    std::env::var("UVERBS_EXPLORE").is_ok_and(|value| value == "full")
+}
+
+/// Worlds of which one, in the bounded run, stands for all that differ in the clock or the crowd.
+fn is_plain(play: Play) -> bool {
+    !play.setup.crowded && !play.setup.one_tick
+}
+
+#[test]
+fn an_event_that_does_not_matter_may_come_later() {
+    let full = is_full();
+    let mut compared = 0;
+    for program in PROGRAMS {
+        for setup in Setup::all() {
+            let play = Play { program, setup };
+            if full || is_plain(play) {
+                compared += compare_later(play);
+            }
+        }
+    }
+    println!("{compared} events, each before a call that it does not matter to and one call later");
+    assert!(compared > 1000, "hardly anything was compared: {compared}");
+}
+
+/// One event before every call, and two before every two: some of these, or all.
+#[test]
+fn one_and_two_events() {
+    let full = is_full();
+    let limits = Limits { depth: 2, stride: if full { 1 } else { 797 }, first_wrong: false };
+    let tally = explore_all(|_| true, limits, &everything());
+    tally.print(if full { "one and two events, all" } else { "one event all, two some" });
+}
+
+/// Three events: of those that change which device is which, where the driver or the node makes it
+/// hard; some, or all.
+#[test]
+fn three_events() {
+    let full = is_full();
+    let limits = Limits { depth: 3, stride: if full { 1 } else { 397 }, first_wrong: false };
+    let hard = |play: Play| {
+        is_plain(play)
+            && match play.program {
+                Program::Query => false,
+                Program::Open => full || !play.setup.disassociates,
+                Program::ListAndOpen | Program::Verify => full,
+            }
+    };
+    let tally = explore_all(hard, limits, &identity_events());
+    tally.print(if full { "three events, all" } else { "three events, some" });
+}
+
+/// The events that change which device is which, one of each sort; and an error in between.
+fn identity_events() -> Vec<&'static Event> {
+    const NAMES: [&str; 11] = [
+        "remove, one stage",
+        "remove, four stages",
+        "replace, same name and GUID",
+        "replace under a held node, same GUID",
+        "recreate uverbs",
+        "swap names",
+        "listxattr",
+        "node: the other uverbs device",
+        "node: by hand",
+        "the oldest context closes",
+        "EIO",
+    ];
+    let events: Vec<_> = happens::all().filter(|event| NAMES.contains(&event.name)).collect();
+    assert_eq!(events.len(), NAMES.len(), "an event is called otherwise");
+    events
+}

@@ -1,0 +1,306 @@
+//! The search: every event at every call of a play, and so on with what came of it.
+//!
+//! A plan is an execution of its own, from the start. Where the world and all that its calls have
+//! answered are as they were in another execution, the rest of the two is the same, and what can
+//! happen in it need not be tried twice. So most plans are cut short or need not be tried at all:
+//! those whose event changes nothing, and those where it may as well come one call later.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use crate::happens::{self, Class, Event};
+use uverbs::ErrorKind;
+
+use crate::play::{Execution, PROGRAMS, Plan, Play, Program, Setup, Show};
+
+/// What may come of a program, whatever happens: nothing else, and never the wrong device.
+const ALLOWED: &[&str] = &[
+    "ok",
+    "NotFound",
+    "Removed",
+    "Replaced",
+    "Unstable",
+    "NodeMismatch",
+    "Unproven",
+    "PermissionDenied",
+    "Malformed",
+    "Os",
+];
+
+/// An open starts over twice: it bears two things that move under it.
+const OFTEN: usize = 3;
+
+/// What was explored, and what came of it.
+#[derive(Default)]
+pub(crate) struct Tally {
+    /// Executions that were judged, by the number of events.
+    executions: [u64; 4],
+    /// Executions that were cut short, since their rest was known.
+    pruned: u64,
+    /// By the last event and the outcome.
+    outcomes: BTreeMap<(&'static str, String), u64>,
+    /// Bound to the wrong device: the plays and their plans.
+    pub(crate) wrong: Vec<(Play, Vec<(u64, &'static Event)>)>,
+}
+
+impl Tally {
+    fn judge(&mut self, play: Play, plan: Plan<'_>, execution: &Execution) {
+        self.executions[plan.len()] += 1;
+        if execution.wrong {
+            self.wrong.push((play, plan.to_vec()));
+        }
+        let outcome = execution.outcome();
+        assert!(ALLOWED.contains(&outcome.as_str()), "{outcome}: {play:?}: {}", Show(plan));
+        let name = plan.last().map_or("nothing", |(_, event)| event.name);
+        *self.outcomes.entry((name, outcome)).or_default() += 1;
+    }
+
+    fn add(&mut self, other: Self) {
+        for (sum, more) in self.executions.iter_mut().zip(other.executions) {
+            *sum += more;
+        }
+        self.pruned += other.pruned;
+        self.wrong.extend(other.wrong);
+        for (key, count) in other.outcomes {
+            *self.outcomes.entry(key).or_default() += count;
+        }
+    }
+
+    pub(crate) fn print(&self, what: &str) {
+        for ((event, outcome), count) in &self.outcomes {
+            println!("{event:40} {outcome:18} {count}");
+        }
+        let [none, one, two, three] = self.executions;
+        println!(
+            "{what}: {} executions ({none} undisturbed, {one} with one event, {two} with two, {three} with three; \
+             {} cut short where their rest was known), {} wrong, 0 left open",
+            self.executions.iter().sum::<u64>() + self.pruned,
+            self.pruned,
+            self.wrong.len(),
+        );
+        for (play, plan) in self.wrong.iter().take(5) {
+            println!("WRONG: {play:?}: {}", Show(plan));
+        }
+        assert!(self.wrong.is_empty(), "it came to the wrong device");
+    }
+}
+
+/// The states that were seen, each with how many more events were tried from there.
+type Seen = Arc<Mutex<HashMap<u64, usize>>>;
+
+/// What is looked for, and how far.
+#[derive(Clone, Copy)]
+pub(crate) struct Limits {
+    /// How many events.
+    pub(crate) depth: usize,
+    /// Of the plans with the most events, one of so many is tried.
+    pub(crate) stride: u64,
+    /// End at the first wrong binding.
+    pub(crate) first_wrong: bool,
+}
+
+/// A call that an event may come before.
+#[derive(Clone, Copy)]
+struct Point {
+    number: u64,
+    class: Class,
+    /// The program closed something after the call and before the next one.
+    closes: bool,
+}
+
+impl Point {
+    /// Whether it makes a difference that the event comes before this call and not before the next.
+    fn matters(&self, event: &Event) -> bool {
+        self.closes || event.matters_to.contains(&self.class)
+    }
+}
+
+/// What is seen of an execution while it runs.
+#[derive(Default)]
+struct Watched {
+    points: Vec<Point>,
+    closed: u64,
+    /// From here on it is known.
+    known: bool,
+}
+
+struct Search {
+    play: Play,
+    limits: Limits,
+    events: Vec<&'static Event>,
+    seen: Seen,
+    turn: u64,
+    undisturbed: Result<(), ErrorKind>,
+    tally: Tally,
+}
+
+impl Search {
+    fn new(play: Play, limits: Limits, events: &[&'static Event]) -> Self {
+        Self {
+            play,
+            limits,
+            events: events.to_vec(),
+            seen: Seen::default(),
+            turn: 0,
+            undisturbed: Ok(()),
+            tally: Tally::default(),
+        }
+    }
+
+    fn visit(&mut self, plan: &mut Vec<(u64, &'static Event)>) {
+        let left = self.limits.depth - plan.len();
+        let (execution, watched) = self.execute(plan, left);
+        if watched.known {
+            self.tally.pruned += 1;
+        } else {
+            self.tally.judge(self.play, plan, &execution);
+            self.require_harmless(plan, &execution);
+        }
+        if left == 0 {
+            return;
+        }
+        // From the end: what is the same one call later is known by then.
+        for point in watched.points.iter().rev() {
+            for event in self.events.clone() {
+                if self.limits.first_wrong && !self.tally.wrong.is_empty() {
+                    return;
+                }
+                if !point.matters(event) || (left == 1 && !self.has_its_turn()) {
+                    continue;
+                }
+                plan.push((point.number, event));
+                self.visit(plan);
+                plan.pop();
+            }
+        }
+    }
+
+    /// What does no harm is no error, unless it happens too often.
+    fn require_harmless(&mut self, plan: Plan<'_>, execution: &Execution) {
+        if plan.is_empty() {
+            self.undisturbed = execution.result;
+        }
+        let harmless = |event: &Event| event.is_harmless && (plan.len() == 1 || !event.is_fault);
+        let is_harmless = plan.len() < OFTEN && plan.iter().all(|(_, event)| harmless(event));
+        let result = execution.result;
+        // Who pins may have to pin anew, where something moved or was added to the list.
+        let again = self.play.program == Program::Verify
+            && matches!(result, Err(ErrorKind::Unstable | ErrorKind::Unproven));
+        assert!(
+            !is_harmless || result == self.undisturbed || result.is_ok() || again,
+            "{result:?}: {:?}: {}",
+            self.play,
+            Show(plan)
+        );
+    }
+
+    fn has_its_turn(&mut self) -> bool {
+        self.turn += 1;
+        self.turn.is_multiple_of(self.limits.stride)
+    }
+
+    /// Runs a plan, until what may come of it is known.
+    fn execute(&self, plan: Plan<'_>, left: usize) -> (Execution, Watched) {
+        let (from, is_fault) = plan.last().map_or((0, false), |(at, event)| (*at, event.is_fault));
+        // A fault changes nothing before its call is over.
+        let from = if is_fault { from + 1 } else { from };
+        let watched = Arc::new(Mutex::new(Watched::default()));
+        let (seen, shared) = (self.seen.clone(), watched.clone());
+        let execution = self.play.execute(plan, move |number, call, world| {
+            if number < from || (left == 0 && number > from) {
+                return false;
+            }
+            let mut watched = shared.lock().expect("no panic");
+            if watched.known {
+                return false;
+            }
+            let closes = watched.closed != world.closed();
+            watched.closed = world.closed();
+            if let Some(before) = watched.points.last_mut() {
+                before.closes = closes;
+            }
+            let mut seen = seen.lock().expect("no panic");
+            let state = world.fingerprint();
+            watched.known = seen.get(&state).is_some_and(|tried| *tried >= left);
+            if !watched.known {
+                seen.insert(state, left);
+                if left > 0 {
+                    let class = Class::of(call, world);
+                    watched.points.push(Point { number, class, closes: false });
+                }
+            }
+            watched.known
+        });
+        let watched = std::mem::take(&mut *watched.lock().expect("no panic"));
+        (execution, watched)
+    }
+}
+
+/// All programs in all worlds that `wanted` takes, on all processors.
+pub(crate) fn explore_all(
+    wanted: impl Fn(Play) -> bool,
+    limits: Limits,
+    events: &[&'static Event],
+) -> Tally {
+    let plays: Vec<Play> = PROGRAMS
+        .into_iter()
+        .flat_map(|program| Setup::all().map(move |setup| Play { program, setup }))
+        .filter(|play| wanted(*play))
+        .collect();
+    let next = AtomicUsize::new(0);
+    let total = Mutex::new(Tally::default());
+    let workers = thread::available_parallelism().map_or(1, |n| n.get());
+    thread::scope(|scope| {
+        for _ in 0..workers {
+            scope.spawn(|| {
+                while let Some(play) = plays.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let mut search = Search::new(*play, limits, events);
+                    search.visit(&mut Vec::new());
+                    total.lock().expect("no panic").add(search.tally);
+                }
+            });
+        }
+    });
+    total.into_inner().expect("no panic")
+}
+
+/// Everything that can happen.
+pub(crate) fn everything() -> Vec<&'static Event> {
+    happens::all().collect()
+}
+
+/// Whether it is really the same, as [`Event::matters_to`] says, when an event comes one call later:
+/// for all calls of a play; how many were compared.
+pub(crate) fn compare_later(play: Play) -> u64 {
+    let state_at = |plan: Plan<'_>, at: u64| {
+        let state = Arc::new(Mutex::new(None));
+        let shared = state.clone();
+        play.execute(plan, move |number, _, world| {
+            if number == at {
+                *shared.lock().expect("no panic") = Some(world.fingerprint());
+            }
+            number == at
+        });
+        state.lock().expect("no panic").take()
+    };
+    let search = Search::new(play, Limits { depth: 1, stride: 1, first_wrong: false }, &[]);
+    let (_, watched) = search.execute(&[], 1);
+    let mut compared = 0;
+    for point in &watched.points {
+        for event in happens::all().filter(|event| !point.matters(event)) {
+            let (now, later) = (point.number, point.number + 1);
+            // Nothing comes after the last call.
+            let Some(after) = state_at(&[(later, event)], later) else { continue };
+            compared += 1;
+            assert_eq!(
+                state_at(&[(now, event)], later),
+                Some(after),
+                "{play:?}: {} matters before call {now}",
+                event.name
+            );
+        }
+    }
+    compared
+}
