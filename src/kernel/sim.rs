@@ -11,6 +11,7 @@ mod hook;
 mod modules;
 mod netlink;
 mod nodes;
+mod probe;
 mod spec;
 mod tree;
 mod truth;
@@ -29,6 +30,7 @@ use super::{Datagram, DirEntry, Errno, Handle, OFlags, Resolve, Stat, Sys, Verbs
 use hook::Hook;
 pub use hook::{Call, CallKind, Verdict};
 pub use nodes::{NodeKind, NodeOpened};
+pub use probe::{As, Facts, Probe, Probed, Root};
 pub use spec::{DeviceId, DeviceSpec, Stage};
 use tree::{DEV, NodeId, SOCKETS, SYS};
 pub use world::World;
