@@ -21,13 +21,9 @@ use real::Real;
 use script::{NEEDS, Needs, Script};
 use side::Simulated;
 
-/// How long the sampled scenario may run for each of [`NEEDS`].
-const BUDGET: [Duration; 4] = [
-    Duration::from_secs(24),
-    Duration::from_secs(6),
-    Duration::from_secs(4),
-    Duration::from_secs(6),
-];
+/// How long the sampled scenario may run, and the share of it, in tenths, that each of [`NEEDS`] gets.
+const BUDGET: Duration = Duration::from_secs(40);
+const SHARES: [u32; 4] = [6, 2, 1, 1];
 
 /// After so many differences there is no use in more.
 const ENOUGH: usize = 20;
@@ -44,20 +40,22 @@ struct Tally {
 }
 
 pub(crate) fn run(args: &[&str]) -> Result<()> {
-    let full = match args {
-        [] => false,
-        ["--full"] => true,
-        _ => bail!("usage: uverbs-lab compare [--full]"),
+    let budget = match args {
+        [] => Some(BUDGET),
+        ["--full"] => None,
+        ["--seconds", seconds] => Some(Duration::from_secs(seconds.parse()?)),
+        _ => bail!("usage: uverbs-lab compare [--full | --seconds N]"),
     };
     guest::clean()?;
-    compare(full)
+    compare(budget)
 }
 
 pub(crate) fn sampled() -> Result<()> {
-    compare(false)
+    compare(Some(BUDGET))
 }
 
-fn compare(full: bool) -> Result<()> {
+/// Plays as many scripts as the budget allows, or all.
+fn compare(budget: Option<Duration>) -> Result<()> {
     let limit = Some(16384);
     rustix::process::setrlimit(
         rustix::process::Resource::Nofile,
@@ -70,7 +68,7 @@ fn compare(full: bool) -> Result<()> {
     ensure!(!total.is_multiple_of(STRIDE), "the stride leaves scripts out");
     let order: Vec<_> = (0..total).map(|turn| &scripts[turn * STRIDE % total]).collect();
     let (foreign, mut tally) = (Foreign::new(), Tally::default());
-    for (needs, budget) in NEEDS.into_iter().zip(BUDGET) {
+    for (needs, share) in NEEDS.into_iter().zip(SHARES) {
         let elsewhere = match needs {
             Needs::Exclusive => Some(Elsewhere::new()?),
             _ => None,
@@ -83,7 +81,8 @@ fn compare(full: bool) -> Result<()> {
         let started = Instant::now();
         let mut played = 0;
         for script in order.iter().filter(|script| script.needs() == Some(needs)) {
-            if !full && started.elapsed() > budget || tally.differences.len() >= ENOUGH {
+            let over = budget.is_some_and(|budget| started.elapsed() > budget * share / 10);
+            if over || tally.differences.len() >= ENOUGH {
                 break;
             }
             if needs == Needs::FreshCore {
@@ -139,7 +138,7 @@ impl Tally {
     }
 }
 
-/// Both records, with what differs marked.
+/// What differs of the two records.
 fn show(script: &Script, real: &Record, simulated: &Record) -> String {
     let mut lines = vec![format!("{script:?}")];
     for at in 0..real.len().max(simulated.len()) {

@@ -3,7 +3,7 @@
 //!
 //! `uverbs-lab scenarios [FILTER…]` runs them all, each in a process of its own and on a clean host;
 //! `uverbs-lab scenario NAME` runs one in this process; `uverbs-lab boundary [--full]` disturbs
-//! programs at each of their system calls; `uverbs-lab compare [--full]` holds the simulated kernel against
+//! programs at each of their system calls; `uverbs-lab compare [--full | --seconds N]` holds the simulated kernel against
 //! the real one; `uverbs-lab role NAME ARG…` is a program that a scenario
 //! starts under strace, as another user or in a namespace.
 
@@ -36,7 +36,7 @@ fn main() -> ExitCode {
         }
         _ => {
             eprintln!(
-                "usage: uverbs-lab scenarios [FILTER...] | scenario NAME | boundary [--full] | compare [--full] | role NAME ... | list"
+                "usage: uverbs-lab scenarios [FILTER...] | scenario NAME | boundary [--full] | compare [--full | --seconds N] | role NAME ... | list"
             );
             return ExitCode::from(2);
         }

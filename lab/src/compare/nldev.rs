@@ -1,7 +1,7 @@
 //! RDMA netlink as an administrator uses it: renaming, and moving between network namespaces.
 
 use std::fs::File;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -10,6 +10,7 @@ use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, sendto,
     socket_with,
 };
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
 /// `rdma/rdma_netlink.h`.
 const SET: u16 = (5 << 10) + 2;
@@ -73,38 +74,50 @@ fn set_exclusive(exclusive: bool) -> Result<()> {
 
 /// Another network namespace, in exclusive mode; shared mode again when it is dropped.
 pub(super) struct Elsewhere {
-    home: Option<File>,
-    there: Option<(File, OwnedFd)>,
+    namespaces: Option<Namespaces>,
+}
+
+struct Namespaces {
+    home: File,
+    there: File,
 }
 
 impl Elsewhere {
     pub(super) fn new() -> Result<Self> {
         set_exclusive(true)?;
-        let mut elsewhere = Self { home: None, there: None };
+        // From here on the mode is set back, whatever fails.
+        let mut elsewhere = Self { namespaces: None };
         let namespace = || File::open("/proc/thread-self/ns/net").context("namespace");
-        elsewhere.home = Some(namespace()?);
+        let home = namespace()?;
         let made = std::thread::spawn(move || {
             leave()?;
-            // It stays in the namespace in which it was made.
-            anyhow::Ok((namespace()?, socket()?))
+            namespace()
         });
-        elsewhere.there = Some(made.join().expect("no panic")?);
+        let there = made.join().expect("no panic")?;
+        elsewhere.namespaces = Some(Namespaces { home, there });
         Ok(elsewhere)
     }
 
     /// Moves a device there, or back.
     pub(super) fn set(&self, index: u32, away: bool) -> Result<std::result::Result<(), i32>> {
-        let home = self.home.as_ref().context("no namespace")?;
-        let (there, socket_there) = self.there.as_ref().context("no other namespace")?;
-        let (fd, from) = if away { (there, &socket()?) } else { (home, socket_there) };
-        let fd = fd.as_raw_fd().to_ne_bytes();
-        request(from, SET, &[(DEV_INDEX, &index.to_ne_bytes()), (NET_NS_FD, &fd)])
+        let Namespaces { home, there } = self.namespaces.as_ref().context("no namespaces")?;
+        let (from, to) = if away { (home, there) } else { (there, home) };
+        let fd = to.as_raw_fd().to_ne_bytes();
+        // Who asks has to be where the device is.
+        std::thread::scope(|scope| {
+            let asking = scope.spawn(|| {
+                let kind = Some(LinkNameSpaceType::Network);
+                move_into_link_name_space(from.as_fd(), kind).context("setns")?;
+                request(&socket()?, SET, &[(DEV_INDEX, &index.to_ne_bytes()), (NET_NS_FD, &fd)])
+            });
+            asking.join().expect("no panic")
+        })
     }
 }
 
 impl Drop for Elsewhere {
     fn drop(&mut self) {
-        self.there = None;
+        self.namespaces = None;
         if let Err(error) = set_exclusive(false) {
             eprintln!("{error:?}");
         }
@@ -114,7 +127,6 @@ impl Drop for Elsewhere {
 /// This thread is in a network namespace of its own from now on.
 #[allow(unsafe_code)]
 fn leave() -> Result<()> {
-    use rustix::thread::{UnshareFlags, unshare_unsafe};
     // SAFETY: it is the descriptor table that must not be unshared, and it is not.
     Ok(unsafe { unshare_unsafe(UnshareFlags::NEWNET) }?)
 }

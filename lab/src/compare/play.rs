@@ -309,7 +309,10 @@ impl<'a> Player<'a> {
                 },
                 _ => "nothing to verify".to_owned(),
             }),
-            Step::Look => self.look(),
+            Step::Look => {
+                self.look()?;
+                Ok("looked".to_owned())
+            }
         }
     }
 
@@ -357,7 +360,7 @@ impl<'a> Player<'a> {
     }
 
     /// What the kernel says, call by call.
-    fn look(&self) -> Result<String> {
+    fn look(&mut self) -> Result<()> {
         let mut seen = Vec::new();
         let names = |root, path| self.probe.open(root, path, As::File).and_then(|dir| dir.names());
         seen.push(format!("uverbs {:?}", names(Root::Sys, "class/infiniband_verbs")));
@@ -407,9 +410,8 @@ impl<'a> Player<'a> {
                 if ctime == self.stamped { "as listed" } else { "moved" },
                 text(directory.open("dev", As::File).and_then(|dev| dev.read())),
                 text(directory.open("ibdev", As::File).and_then(|ibdev| ibdev.read())),
-                self.probe
-                    .open(Root::Sys, &format!("{DIRECTORY}0"), As::File)
-                    .and_then(|dir| dir.names()),
+                // Anew, as the place in a directory is the descriptor's.
+                directory.open(".", As::File).and_then(|dir| dir.names()),
             ));
         }
         if let Some(context) = &self.held.unguarded {
@@ -419,13 +421,13 @@ impl<'a> Player<'a> {
                 context.query_device()
             ));
         }
-        Ok(seen.join("; "))
+        self.record.append(&mut seen);
+        Ok(())
     }
 
     /// A last look, one at the node by opening it, and that nothing is left when all let go.
     fn finish(mut self) -> Result<Record> {
-        let seen = self.look()?;
-        self.write("at the end", &seen)?;
+        self.look()?;
         let opened = open_unguarded(&self.probe);
         let came = match &opened {
             Ok(opened) => format!("{:?}", opened.query_device()),
