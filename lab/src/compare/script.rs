@@ -205,6 +205,12 @@ fn setups() -> Vec<Setup> {
     all
 }
 
+/// The device is removed while the program holds it open, and its driver does not let go.
+pub(super) fn removal_that_waits() -> Script {
+    let setup = Setup { disassociates: false, nodes: Nodes::Kernel, held: false, crowded: false };
+    Script { setup, program: Program::Watch, mutations: vec![(0, Mutation::Remove)] }
+}
+
 /// Every mutation alone, before every step and after the last, in every world; and nothing at all.
 pub(super) fn singles() -> Vec<Script> {
     let mut scripts = Vec::new();

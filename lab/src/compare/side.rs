@@ -62,6 +62,14 @@ impl Simulated {
         machine.set_listxattr_moves(listxattr_moves(&guest::release()));
         Self { machine, devices: Vec::new() }
     }
+
+    /// One that refuses netlink requests by index where the real one answers them: while a removal
+    /// waits.
+    pub(super) fn wrong(setup: &Setup) -> Self {
+        let simulated = Self::new(setup);
+        simulated.machine.set_hides_unlisted(true);
+        simulated
+    }
 }
 
 /// Up to Linux 7.2.
