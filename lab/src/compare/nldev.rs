@@ -103,16 +103,28 @@ impl Elsewhere {
         let Namespaces { home, there } = self.namespaces.as_ref().context("no namespaces")?;
         let (from, to) = if away { (home, there) } else { (there, home) };
         let fd = to.as_raw_fd().to_ne_bytes();
-        // Who asks has to be where the device is.
-        std::thread::scope(|scope| {
-            let asking = scope.spawn(|| {
-                let kind = Some(LinkNameSpaceType::Network);
-                move_into_link_name_space(from.as_fd(), kind).context("setns")?;
-                request(&socket()?, SET, &[(DEV_INDEX, &index.to_ne_bytes()), (NET_NS_FD, &fd)])
-            });
-            asking.join().expect("no panic")
+        within(from, || {
+            request(&socket()?, SET, &[(DEV_INDEX, &index.to_ne_bytes()), (NET_NS_FD, &fd)])
         })
     }
+
+    /// Renames a device that is there.
+    pub(super) fn rename(&self, index: u32, name: &str) -> Result<std::result::Result<(), i32>> {
+        let Namespaces { there, .. } = self.namespaces.as_ref().context("no namespaces")?;
+        within(there, || rename(index, name))
+    }
+}
+
+/// Does something in a namespace: who asks has to be where the device is.
+fn within<T: Send>(namespace: &File, act: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    std::thread::scope(|scope| {
+        let acting = scope.spawn(|| {
+            let kind = Some(LinkNameSpaceType::Network);
+            move_into_link_name_space(namespace.as_fd(), kind).context("setns")?;
+            act()
+        });
+        acting.join().expect("no panic")
+    })
 }
 
 impl Drop for Elsewhere {

@@ -29,6 +29,9 @@ struct Hca {
     /// None once the module that had it is unloaded.
     id: Option<u64>,
     index: u32,
+    name: String,
+    /// In the other network namespace.
+    away: bool,
 }
 
 /// The real kernel.
@@ -72,12 +75,13 @@ impl<'a> Real<'a> {
         }))
     }
 
-    fn last_added() -> Result<Hca> {
+    fn last_added(name: &str) -> Result<Hca> {
         let state = guest::hca_state()?;
         let line = state.lines().last().context("no device after one was added")?;
         let value = |key: &str| line.split(' ').find_map(|word| word.strip_prefix(key));
         let id = value("id=").context("id")?.parse()?;
-        Ok(Hca { id: Some(id), index: value("index=").context("index")?.parse()? })
+        let index = value("index=").context("index")?.parse()?;
+        Ok(Hca { id: Some(id), index, name: name.to_owned(), away: false })
     }
 }
 
@@ -93,7 +97,7 @@ impl Side for Real<'_> {
         ));
         match added {
             Ok(()) => {
-                self.devices.push(Self::last_added()?);
+                self.devices.push(Self::last_added(name)?);
                 Ok(Ok(()))
             }
             Err(error) => match error.downcast_ref::<std::io::Error>().map(|e| e.raw_os_error()) {
@@ -107,7 +111,7 @@ impl Side for Real<'_> {
         if self.line(device)?.is_none_or(|line| line.removing) {
             return Ok(());
         }
-        let Hca { id, index } = self.devices[device];
+        let Hca { id, index, .. } = self.devices[device];
         let number = Probe::new(&self.host()?).chardev(index).map(|(_, minor)| minor - 192);
         guest::hca(&format!("del id={}", id.context("no id")?))?;
         // Nobody but the program holds it, so that it waits where the program has a context.
@@ -131,18 +135,20 @@ impl Side for Real<'_> {
     }
 
     fn rename(&mut self, device: usize, name: &str) -> Result<Asked> {
-        nldev::rename(self.devices[device].index, name)
+        let hca = &mut self.devices[device];
+        // An administrator of the namespace that it is in does it.
+        let renamed = match self.elsewhere.filter(|_| hca.away) {
+            Some(elsewhere) => elsewhere.rename(hca.index, name)?,
+            None => nldev::rename(hca.index, name)?,
+        };
+        if renamed.is_ok() {
+            name.clone_into(&mut hca.name);
+        }
+        Ok(renamed)
     }
 
     fn swap_names(&mut self, device: usize, other: usize) -> Result<Asked> {
-        let name = |device: usize| {
-            let device = Probe::new(&self.host()?).device(self.devices[device].index);
-            Ok::<_, anyhow::Error>(
-                device.map(|(name, _)| String::from_utf8_lossy(&name).into_owned()),
-            )
-        };
-        let (first, second) = (name(device)?, name(other)?);
-        let (Ok(first), Ok(second)) = (first, second) else { return Ok(Err(libc::ENOENT)) };
+        let (first, second) = (self.devices[device].name.clone(), self.devices[other].name.clone());
         for (device, name) in [(device, "swapping names"), (other, &first), (device, &second)] {
             if let Err(errno) = self.rename(device, name)? {
                 return Ok(Err(errno));
@@ -154,8 +160,10 @@ impl Side for Real<'_> {
     fn change_namespace(&mut self, device: usize, for_good: bool) -> Result<Asked> {
         let elsewhere = self.elsewhere.context("no other namespace")?;
         let index = self.devices[device].index;
+        ensure!(!self.devices[device].away, "there is no third namespace");
         let moved = elsewhere.set(index, true)?;
         if moved.is_err() || for_good {
+            self.devices[device].away = moved.is_ok();
             return Ok(moved);
         }
         let back = elsewhere.set(index, false)?;

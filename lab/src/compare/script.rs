@@ -184,6 +184,15 @@ impl Script {
             Mutation::ReloadCore => Needs::FreshCore,
             _ => Needs::Nothing,
         });
+        // Once it moved away for good it would need a third namespace to move to.
+        let moves =
+            |mutation: &Mutation| matches!(mutation, Mutation::MoveAway | Mutation::RecreateUverbs);
+        let moved = self.mutations.iter().position(|(_, one)| *one == Mutation::MoveAway);
+        if let Some(at) = moved
+            && self.mutations[at + 1..].iter().any(|(_, one)| moves(one))
+        {
+            return None;
+        }
         let all: Vec<_> = each.filter(|needs| *needs != Needs::Nothing).collect();
         let first = all.first().copied().unwrap_or(Needs::Nothing);
         all.iter().all(|needs| *needs == first).then_some(first)
