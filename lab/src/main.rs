@@ -3,11 +3,13 @@
 //!
 //! `uverbs-lab scenarios [FILTER…]` runs them all, each in a process of its own and on a clean host;
 //! `uverbs-lab scenario NAME` runs one in this process; `uverbs-lab boundary [--full]` disturbs
-//! programs at each of their system calls; `uverbs-lab role NAME ARG…` is a program that a scenario
+//! programs at each of their system calls; `uverbs-lab compare [--full | --seconds N]` holds the simulated kernel against
+//! the real one; `uverbs-lab role NAME ARG…` is a program that a scenario
 //! starts under strace, as another user or in a namespace.
 
 mod alloc;
 mod boundary;
+mod compare;
 mod guest;
 mod ibverbs;
 mod roles;
@@ -26,6 +28,7 @@ fn main() -> ExitCode {
         ["scenarios", ref filters @ ..] => return runner::run_all(filters),
         ["scenario", name] => runner::run_one(name),
         ["boundary", ref rest @ ..] => boundary::run(rest),
+        ["compare", ref rest @ ..] => compare::run(rest),
         ["role", name, ref rest @ ..] => roles::run(name, rest),
         ["list"] => {
             scenarios::ALL.iter().for_each(|(name, _)| println!("{name}"));
@@ -33,7 +36,7 @@ fn main() -> ExitCode {
         }
         _ => {
             eprintln!(
-                "usage: uverbs-lab scenarios [FILTER...] | scenario NAME | boundary [--full] | role NAME ... | list"
+                "usage: uverbs-lab scenarios [FILTER...] | scenario NAME | boundary [--full] | compare [--full | --seconds N] | role NAME ... | list"
             );
             return ExitCode::from(2);
         }

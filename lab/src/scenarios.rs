@@ -53,6 +53,7 @@ pub(crate) const ALL: &[(&str, Scenario)] = &[
     ("a_thousand_devices_sixteen_descriptors", limits::thousand),
     ("uverbs_reloaded", replacing::uverbs_reloaded),
     ("core_reloaded_with_index_reuse", replacing::core_reloaded),
+    ("simulator_is_true", crate::compare::sampled),
 ];
 
 /// A registry of this host.

@@ -207,6 +207,8 @@ impl World {
         tree.add(dir, b"ibdev", Kind::Attr(Value::NameOf(id)));
         tree.add_attr(dir, b"abi_version", format!("{}\n", spec.abi_version).as_bytes());
         tree.add_attr(dir, b"dev", format!("{major}:{minor}\n").as_bytes());
+        tree.add_attr(dir, b"uevent", format!("MAJOR={major}\nMINOR={minor}\n").as_bytes());
+        tree.add_dir(dir, b"power");
         self.uverbs.push(Uverbs {
             device: id,
             number,
@@ -275,7 +277,10 @@ impl World {
             stage => stage,
         };
         match stage {
-            Stage::NodeGone => self.remove_kernel_node(number),
+            Stage::NodeGone => {
+                self.tree.unlink_child(dir, b"power");
+                self.remove_kernel_node(number);
+            }
             Stage::DevGone => self.tree.unlink_child(dir, b"dev"),
             Stage::LinkGone => {
                 self.tree.unlink(link);
@@ -283,6 +288,7 @@ impl World {
                 self.tree.unlink_child(dir, b"device");
             }
             Stage::AttributesGone => {
+                self.tree.unlink_child(dir, b"uevent");
                 self.tree.unlink_child(dir, b"ibdev");
                 self.tree.unlink_child(dir, b"abi_version");
             }

@@ -51,8 +51,12 @@ pub enum NodeOpened {
 impl World {
     /// Puts something at `/dev/infiniband/uverbsN`, in place of what is there.
     pub fn set_node(&mut self, number: u32, kind: NodeKind) {
-        let dir = self.tree.dir(DEV, b"infiniband");
         let name = node_name(number);
+        let dir = match self.tree.child(DEV, b"infiniband") {
+            Some(dir) => dir,
+            None if kind == NodeKind::Missing => return,
+            None => self.tree.add_dir(DEV, b"infiniband"),
+        };
         if kind == NodeKind::Forbidden
             && let Some(node) = self.tree.child(dir, &name)
         {
@@ -63,16 +67,13 @@ impl World {
         let device = |rdev| Kind::Device { rdev, cdev: None };
         let kind = match kind {
             NodeKind::Kernel => {
-                self.tree.unlink_if_empty(dir);
                 if self.numbers.contains_key(&number) {
                     self.make_node(number);
                 }
                 return;
             }
-            NodeKind::Missing => {
-                self.tree.unlink_if_empty(dir);
-                return;
-            }
+            // The directory stays: only devtmpfs removes an empty one.
+            NodeKind::Missing => return,
             NodeKind::Directory => {
                 self.tree.add_dir(dir, &name);
                 return;
@@ -99,7 +100,11 @@ impl World {
     }
 
     fn make_node(&mut self, number: u32) {
-        let dir = self.tree.dir(DEV, b"infiniband");
+        let dir = self.tree.child(DEV, b"infiniband").unwrap_or_else(|| {
+            let dir = self.tree.add_dir(DEV, b"infiniband");
+            self.tree[dir].by_kernel = true;
+            dir
+        });
         let name = node_name(number);
         if self.tree.child(dir, &name).is_none() {
             let kind = Kind::Device { rdev: device_number(number), cdev: None };
@@ -115,7 +120,10 @@ impl World {
             && self.tree[node].by_kernel
         {
             self.tree.unlink(node);
-            self.tree.unlink_if_empty(dir);
+            // One that somebody made by hand stays.
+            if self.tree[dir].by_kernel {
+                self.tree.unlink_if_empty(dir);
+            }
         }
     }
 

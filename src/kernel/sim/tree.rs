@@ -340,7 +340,10 @@ impl Tree {
         let time = node.inode.unwrap_or(self.now);
         let (kind, nlink, rdev) = match &node.kind {
             Kind::Socket => (FileType::Socket, 1, (0, 0)),
-            Kind::Dir(_) => (FileType::Directory, 2, (0, 0)),
+            Kind::Dir(children) => {
+                let dirs = children.values().filter(|id| matches!(self[**id].kind, Kind::Dir(_)));
+                (FileType::Directory, 2 + dirs.count() as u64, (0, 0))
+            }
             Kind::LinkTo(_) | Kind::LinkText(_) => (FileType::Symlink, 1, (0, 0)),
             Kind::Attr(_) | Kind::Regular => (FileType::RegularFile, 1, (0, 0)),
             Kind::Device { rdev, .. } => (FileType::CharacterDevice, 1, *rdev),

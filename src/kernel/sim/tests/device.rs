@@ -252,3 +252,41 @@ fn a_move_of_namespace_makes_another_instance() {
     assert_eq!(host.read(&ib, "node_type").unwrap(), b"1: CA\n");
     assert_eq!(host.machine.recreate_uverbs(stubborn), Err(95));
 }
+
+#[test]
+fn a_uverbs_directory_has_what_a_real_one_has() {
+    let host = Host::new();
+    let id = host.add("a");
+    let dir = host.uverbs_dir(0).unwrap();
+    let expected = [".", "..", "abi_version", "dev", "ibdev", "power", "subsystem", "uevent"];
+    assert_eq!(host.names(&dir).unwrap(), expected);
+    // Itself, its name and power.
+    assert_eq!(host.kernel.fstat(&dir).unwrap().nlink, 3);
+    host.machine.remove(id);
+    assert_eq!(host.kernel.fstat(&dir).unwrap().nlink, 2);
+}
+
+#[test]
+fn devtmpfs_removes_its_own_empty_directory_alone() {
+    let host = Host::new();
+    let there = || host.at(&host.dev, "infiniband", DIR).map(drop);
+    let id = host.add("a");
+    assert_eq!(there(), Ok(()));
+    // Emptied by hand it stays, until a node of the kernel's comes and goes.
+    host.machine.set_node(0, NodeKind::Missing);
+    assert_eq!(there(), Ok(()));
+    host.machine.remove(id);
+    assert_eq!(there(), Ok(()));
+    let id = host.add("b");
+    host.machine.remove(id);
+    assert_eq!(there(), Err(Errno::NOENT));
+    // Nothing is made to be missing.
+    host.machine.set_node(0, NodeKind::Missing);
+    assert_eq!(there(), Err(Errno::NOENT));
+    // One that was made by hand stays.
+    host.machine.set_node(1, NodeKind::Fifo);
+    let id = host.add("c");
+    host.machine.set_node(1, NodeKind::Missing);
+    host.machine.remove(id);
+    assert_eq!(there(), Ok(()));
+}

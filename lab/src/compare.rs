@@ -1,0 +1,178 @@
+//! Whether the simulated kernel is true: each script is played on the kernel that this runs on and on a
+//! simulated one, by the same code, and whatever is seen has to be the same. A difference fails.
+
+mod foreign;
+mod nldev;
+mod play;
+mod real;
+mod script;
+mod side;
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::guest;
+use foreign::Foreign;
+use nldev::Elsewhere;
+use play::{Record, play};
+use real::Real;
+use script::{NEEDS, Needs, Script};
+use side::{Side, Simulated};
+
+/// How long the sampled scenario may run, and the share of it, in tenths, that each of [`NEEDS`] gets.
+const BUDGET: Duration = Duration::from_secs(40);
+const SHARES: [u32; 4] = [5, 2, 1, 2];
+
+/// After so many differences there is no use in more.
+const ENOUGH: usize = 20;
+
+/// Goes through a list in an order that leaves nothing out and takes of everything early.
+const STRIDE: usize = 7919;
+
+#[derive(Default)]
+struct Tally {
+    singles: usize,
+    pairs: usize,
+    lines: usize,
+    differences: Vec<String>,
+}
+
+pub(crate) fn run(args: &[&str]) -> Result<()> {
+    let budget = match args {
+        [] => Some(BUDGET),
+        ["--full"] => None,
+        ["--seconds", seconds] => Some(Duration::from_secs(seconds.parse()?)),
+        _ => bail!("usage: uverbs-lab compare [--full | --seconds N]"),
+    };
+    guest::clean()?;
+    compare(budget)
+}
+
+pub(crate) fn sampled() -> Result<()> {
+    compare(Some(BUDGET))
+}
+
+/// Plays as many scripts as the budget allows, or all.
+fn compare(budget: Option<Duration>) -> Result<()> {
+    let limit = Some(16384);
+    rustix::process::setrlimit(
+        rustix::process::Resource::Nofile,
+        rustix::process::Rlimit { current: limit, maximum: limit },
+    )?;
+    let mut scripts = script::singles();
+    let all_singles = scripts.len();
+    scripts.extend(script::pairs());
+    let total = scripts.len();
+    ensure!(!total.is_multiple_of(STRIDE), "the stride leaves scripts out");
+    let order: Vec<_> = (0..total).map(|turn| &scripts[turn * STRIDE % total]).collect();
+    let (foreign, mut tally) = (Foreign::new(), Tally::default());
+    control(&foreign)?;
+    for (needs, share) in NEEDS.into_iter().zip(SHARES) {
+        let elsewhere = match needs {
+            Needs::Exclusive => Some(Elsewhere::new()?),
+            _ => None,
+        };
+        if needs == Needs::NoRxe {
+            // The module of the test HCA must not be there meanwhile: rxe takes what has its driver id.
+            let _ = Command::new("rmmod").arg("uverbs_test_hca").output()?;
+            guest::run("rmmod", &["rdma_rxe"])?;
+        }
+        if needs == Needs::FreshCore {
+            guest::run("modprobe", &["rdma_rxe"])?;
+        }
+        let started = Instant::now();
+        let mut played = 0;
+        for script in order.iter().filter(|script| script.needs() == Some(needs)) {
+            let over = budget.is_some_and(|budget| started.elapsed() > budget * share / 10);
+            if over || tally.differences.len() >= ENOUGH {
+                break;
+            }
+            if needs == Needs::FreshCore {
+                guest::reload(true)?;
+            }
+            tally.play(script, &foreign, elsewhere.as_ref())?;
+            played += 1;
+        }
+        ensure!(played > 0, "no script that needs {needs:?} was played");
+        println!("    {needs:?}: {played} scripts in {:.1} s", started.elapsed().as_secs_f64());
+    }
+    println!(
+        "{}: {} scripts with one mutation or none of {all_singles}, {} with two of {}; {} lines compared, {} scripts differ",
+        guest::release(),
+        tally.singles,
+        tally.pairs,
+        total - all_singles,
+        tally.lines,
+        tally.differences.len()
+    );
+    ensure!(tally.differences.is_empty(), "different:\n{}", tally.differences.join("\n"));
+    Ok(())
+}
+
+impl Tally {
+    fn play(
+        &mut self,
+        script: &Script,
+        foreign: &Foreign,
+        elsewhere: Option<&Elsewhere>,
+    ) -> Result<()> {
+        let real = on_real(script, foreign, elsewhere)?;
+        let simulated = on_simulated(Simulated::new(&script.setup), script, foreign)?;
+        match script.mutations.len() {
+            0 | 1 => self.singles += 1,
+            _ => self.pairs += 1,
+        }
+        self.lines += real.len();
+        if real != simulated {
+            let shown = show(script, &real, &simulated);
+            println!("{shown}");
+            self.differences.push(shown);
+        }
+        Ok(())
+    }
+}
+
+fn on_real(script: &Script, foreign: &Foreign, elsewhere: Option<&Elsewhere>) -> Result<Record> {
+    let played = || {
+        let mut real = Real::new(&script.setup, elsewhere)?;
+        let record = play(&mut real, foreign, script);
+        Side::clean(&mut real)?;
+        record
+    };
+    played().with_context(|| format!("on the real kernel: {script:?}"))
+}
+
+fn on_simulated(mut kernel: Simulated, script: &Script, foreign: &Foreign) -> Result<Record> {
+    play(&mut kernel, foreign, script)
+        .with_context(|| format!("on the simulated kernel: {script:?}"))
+}
+
+/// A simulated kernel that is known to be wrong has to be caught.
+fn control(foreign: &Foreign) -> Result<()> {
+    let script = script::removal_that_waits();
+    let real = on_real(&script, foreign, None)?;
+    let simulated = on_simulated(Simulated::wrong(&script.setup), &script, foreign)?;
+    ensure!(real != simulated, "a wrong kernel was not caught: the comparison proves nothing");
+    Ok(())
+}
+
+/// What differs of the two records.
+fn show(script: &Script, real: &Record, simulated: &Record) -> String {
+    let mut lines = vec![format!("{script:?}")];
+    for at in 0..real.len().max(simulated.len()) {
+        match (real.get(at), simulated.get(at)) {
+            (Some(real), Some(simulated)) if real == simulated => {
+                lines.push(format!("      {real}"))
+            }
+            (real, simulated) => {
+                let word =
+                    |record: Option<&String>| record.cloned().unwrap_or("nothing".to_owned());
+                lines.push(format!("REAL  {}", word(real)));
+                lines.push(format!("SIM   {}", word(simulated)));
+            }
+        }
+    }
+    lines.join("\n")
+}

@@ -1,0 +1,39 @@
+//! Another thread, whose contexts are somebody else's as far as the kernel tells.
+
+use std::sync::mpsc::{Sender, channel};
+
+use anyhow::{Context as _, Result};
+use uverbs::sim::{As, Probe, Probed, Root};
+
+type Task = Box<dyn FnOnce() + Send>;
+
+/// A thread that lives as long as this does: once it is gone the kernel no longer names it.
+pub(super) struct Foreign(Sender<Task>);
+
+impl Foreign {
+    pub(super) fn new() -> Self {
+        let (sender, tasks) = channel::<Task>();
+        // It ends with the sender.
+        std::thread::spawn(move || tasks.into_iter().for_each(|task| task()));
+        Self(sender)
+    }
+
+    /// Opens uverbs0 there and allocates a context, checking nothing: the errno where that fails.
+    pub(super) fn open(&self, probe: &Probe) -> Result<std::result::Result<Probed, i32>> {
+        let (sender, result) = channel();
+        let probe = probe.clone();
+        let task = move || {
+            // Nobody listens only when this process gives up.
+            let _ = sender.send(open_unguarded(&probe));
+        };
+        self.0.send(Box::new(task)).ok().context("the other thread is gone")?;
+        result.recv().context("the other thread is gone")
+    }
+}
+
+/// Opens uverbs0 and allocates a context, checking nothing.
+pub(super) fn open_unguarded(probe: &Probe) -> std::result::Result<Probed, i32> {
+    let opened = probe.open(Root::Dev, "infiniband/uverbs0", As::Node)?;
+    opened.get_context()?;
+    Ok(opened)
+}

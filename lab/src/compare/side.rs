@@ -1,0 +1,174 @@
+//! The two kernels that a script is played on, and what may be done to each.
+
+use anyhow::{Context as _, Result};
+use uverbs::sim::{DeviceId, DeviceSpec, Machine, NodeKind};
+use uverbs::{Host, Policy};
+
+use super::script::{Node, Nodes, Setup};
+use crate::guest;
+
+/// How an administrator's request ended: the errno that it was refused with. What the errno is differs
+/// where the requests do, so that only whether it was refused is compared.
+pub(super) type Asked = std::result::Result<(), i32>;
+
+/// How many contexts make their list take more than one message.
+pub(super) const CROWD: usize = 1700;
+const SIMULATED_CROWD: usize = 5;
+
+/// A kernel whose devices come and go. Devices are known by their place in the order in which they
+/// were added.
+pub(super) trait Side {
+    fn host(&self) -> Result<Host>;
+    /// Registers a device; refused where its name is taken.
+    fn add(&mut self, name: &str, guid: u64, disassociates: bool) -> Result<Asked>;
+    /// Removes one; where that waits, it is left waiting. Does nothing when it is already gone.
+    fn remove(&mut self, device: usize) -> Result<()>;
+    fn rename(&mut self, device: usize, name: &str) -> Result<Asked>;
+    fn swap_names(&mut self, device: usize, other: usize) -> Result<Asked>;
+    /// Moves it to another network namespace and, unless that is for good, back.
+    fn change_namespace(&mut self, device: usize, for_good: bool) -> Result<Asked>;
+    fn evict(&mut self) -> Result<()>;
+    fn listxattr(&mut self) -> Result<()>;
+    /// Puts something at `/dev/infiniband/uverbsN`.
+    fn set_node(&mut self, number: u32, node: Node) -> Result<()>;
+    fn reload_uverbs(&mut self) -> Result<Asked>;
+    /// Also ends all devices.
+    fn reload_core(&mut self) -> Result<()>;
+    fn devices(&self) -> usize;
+    fn index(&self, device: usize) -> u32;
+    /// How many contexts a device has; none when its removal is over.
+    fn contexts(&self, device: usize) -> Result<Option<usize>>;
+    /// How many contexts are a crowd here.
+    fn crowd(&self) -> usize;
+    /// Waits until what goes on by itself, once nobody holds it, has gone on.
+    fn settle(&mut self) -> Result<()>;
+    /// Leaves nothing behind.
+    fn clean(&mut self) -> Result<()>;
+}
+
+/// The simulated kernel.
+pub(super) struct Simulated {
+    machine: Machine,
+    devices: Vec<DeviceId>,
+}
+
+impl Simulated {
+    pub(super) fn new(setup: &Setup) -> Self {
+        let machine = Machine::new();
+        machine.set_devtmpfs(setup.nodes != Nodes::Tmpfs);
+        if setup.crowded {
+            machine.set_contexts_a_page(2);
+        }
+        machine.set_listxattr_moves(listxattr_moves(&guest::release()));
+        Self { machine, devices: Vec::new() }
+    }
+
+    /// One that refuses netlink requests by index where the real one answers them: while a removal
+    /// waits.
+    pub(super) fn wrong(setup: &Setup) -> Self {
+        let simulated = Self::new(setup);
+        simulated.machine.set_hides_unlisted(true);
+        simulated
+    }
+}
+
+/// Up to Linux 7.2.
+fn listxattr_moves(release: &str) -> bool {
+    let mut words = release.split('.').map(|word| word.parse().unwrap_or(0));
+    (words.next().unwrap_or(0), words.next().unwrap_or(0)) < (7, 3)
+}
+
+impl Side for Simulated {
+    fn host(&self) -> Result<Host> {
+        Ok(Host::simulated(&self.machine, Policy::new())?)
+    }
+
+    fn add(&mut self, name: &str, guid: u64, disassociates: bool) -> Result<Asked> {
+        let spec = DeviceSpec::new(name).guid(guid).disassociates(disassociates);
+        let added = self.machine.add(spec);
+        self.devices.extend(added.iter());
+        Ok(added.map(drop))
+    }
+
+    fn remove(&mut self, device: usize) -> Result<()> {
+        self.machine.remove(self.devices[device]);
+        Ok(())
+    }
+
+    fn rename(&mut self, device: usize, name: &str) -> Result<Asked> {
+        Ok(self.machine.rename(self.devices[device], name.as_bytes()))
+    }
+
+    fn swap_names(&mut self, device: usize, other: usize) -> Result<Asked> {
+        Ok(self.machine.swap_names(self.devices[device], self.devices[other]))
+    }
+
+    fn change_namespace(&mut self, device: usize, for_good: bool) -> Result<Asked> {
+        let device = self.devices[device];
+        let changed = self.machine.recreate_uverbs(device);
+        if changed.is_ok() && for_good {
+            self.machine.set_netns_visible(device, false);
+        }
+        Ok(changed)
+    }
+
+    fn evict(&mut self) -> Result<()> {
+        self.machine.evict();
+        Ok(())
+    }
+
+    fn listxattr(&mut self) -> Result<()> {
+        self.machine.listxattr(0);
+        Ok(())
+    }
+
+    fn set_node(&mut self, number: u32, node: Node) -> Result<()> {
+        let kind = match node {
+            Node::Symlink => NodeKind::Symlink("uverbs1".into()),
+            Node::Fifo => NodeKind::Fifo,
+            Node::Regular => NodeKind::Regular,
+            Node::Directory => NodeKind::Directory,
+            Node::AnotherDevice => NodeKind::Device(1, 3),
+            Node::OtherUverbs => NodeKind::Device(231, 193),
+            Node::Static => NodeKind::Static,
+            Node::Missing => NodeKind::Missing,
+        };
+        self.machine.set_node(number, kind);
+        Ok(())
+    }
+
+    fn reload_uverbs(&mut self) -> Result<Asked> {
+        Ok(self.machine.reload_ib_uverbs())
+    }
+
+    fn reload_core(&mut self) -> Result<()> {
+        let reloaded = self.machine.reload_ib_core();
+        reloaded.ok().context("ib_core is in use on the simulated kernel")
+    }
+
+    fn devices(&self) -> usize {
+        self.devices.len()
+    }
+
+    fn index(&self, device: usize) -> u32 {
+        self.machine.index_of(self.devices[device])
+    }
+
+    fn contexts(&self, device: usize) -> Result<Option<usize>> {
+        let device = self.devices[device];
+        let gone = self.machine.is_gone(device);
+        Ok((!gone).then(|| self.machine.contexts_of(device).len()))
+    }
+
+    fn crowd(&self) -> usize {
+        SIMULATED_CROWD
+    }
+
+    fn settle(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn clean(&mut self) -> Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,276 @@
+//! System calls one at a time on whichever kernel a host has, for holding the simulated one against
+//! the real one. The calls are the seam's, so that what differs is the kernel.
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use super::super::rdma::{
+    Chardev, Command, DeviceInfo, Message, Messages, NLMSG_DONE, NLMSG_ERROR, Writer, attr,
+    parse_contexts,
+};
+use super::super::{Errno, FileType, Handle, Kernel, OFlags, Resolve, Stat, VerbsCall};
+use crate::attr::retry;
+use crate::context::query_device;
+use crate::host::Host;
+use crate::provider::DriverId;
+
+/// rxe's, which needs no driver data.
+const DRIVER: DriverId = DriverId::Rxe;
+
+/// Makes system calls as a program does that checks nothing. Errors are their errno.
+#[derive(Debug, Clone)]
+pub struct Probe(Host);
+
+/// Where a path begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Root {
+    /// `/sys`
+    Sys,
+    /// `/dev`
+    Dev,
+}
+
+/// As what something is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum As {
+    /// A reference (`O_PATH | O_NOFOLLOW`).
+    Reference,
+    /// A file to read, or a directory to list.
+    File,
+    /// A node to use (`O_RDWR`).
+    Node,
+}
+
+impl As {
+    fn flags(self) -> OFlags {
+        OFlags::NOFOLLOW
+            | match self {
+                Self::Reference => OFlags::PATH,
+                Self::File => OFlags::NONBLOCK,
+                Self::Node => OFlags::RDWR | OFlags::NONBLOCK | OFlags::NOCTTY,
+            }
+    }
+}
+
+/// A descriptor that a [`Probe`] opened.
+#[derive(Debug)]
+pub struct Probed {
+    kernel: Kernel,
+    handle: Handle,
+}
+
+/// What `fstat` says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Facts {
+    /// Inode number.
+    pub ino: u64,
+    /// What kind of file it is, in a word.
+    pub kind: String,
+    /// Count of links.
+    pub nlink: u64,
+    /// Device number of a node.
+    pub rdev: (u32, u32),
+    /// Change time.
+    pub ctime: (i64, u32),
+}
+
+impl Probe {
+    /// On the kernel of this host.
+    pub fn new(host: &Host) -> Self {
+        Self(host.clone())
+    }
+
+    /// `openat2` beneath a root, without following links.
+    ///
+    /// # Errors
+    /// Its errno.
+    pub fn open(&self, root: Root, path: &str, how: As) -> Result<Probed, i32> {
+        let (dir, resolve) = match root {
+            Root::Sys => (self.0.sys(), Resolve::Sys),
+            Root::Dev => (self.0.dev(), Resolve::Dev),
+        };
+        open(self.0.kernel(), dir, path, how, resolve)
+    }
+
+    /// Name and node GUID that netlink gives for an index.
+    ///
+    /// # Errors
+    /// The errno it is refused with.
+    pub fn device(&self, index: u32) -> Result<(Vec<u8>, u64), i32> {
+        let mut found = Err(Errno::NODATA.raw_os_error());
+        self.ask(Command::Get, index, |message| {
+            found = DeviceInfo::parse(message)
+                .map(|info| (info.name.to_vec(), info.node_guid))
+                .map_err(|_| Errno::BADMSG.raw_os_error());
+        })?;
+        found
+    }
+
+    /// The device number of the node that belongs to an index.
+    ///
+    /// # Errors
+    /// The errno it is refused with.
+    pub fn chardev(&self, index: u32) -> Result<(u32, u32), i32> {
+        let mut found = Err(Errno::NODATA.raw_os_error());
+        self.ask(Command::GetChardev, index, |message| {
+            found = Chardev::parse(message)
+                .map(|chardev| chardev.dev)
+                .map_err(|_| Errno::BADMSG.raw_os_error());
+        })?;
+        found
+    }
+
+    /// How many contexts an index has, of all threads, and how many of them are this thread's.
+    ///
+    /// # Errors
+    /// The errno it is refused with.
+    pub fn contexts(&self, index: u32) -> Result<(usize, usize), i32> {
+        let thread = Some(self.0.kernel().gettid());
+        let (mut all, mut own) = (0, 0);
+        self.ask(Command::ResCtxGet, index, |message| {
+            let counted = parse_contexts(message, index, &mut |entry| {
+                all += 1;
+                own += usize::from(entry.thread == thread);
+            });
+            // Never of a list that could be read.
+            all += usize::from(counted.is_err()) * 1_000_000;
+        })?;
+        Ok((all, own))
+    }
+
+    /// One request about an index on a socket of its own; `each` sees the answer.
+    fn ask(
+        &self,
+        command: Command,
+        index: u32,
+        mut each: impl FnMut(&Message<'_>),
+    ) -> Result<(), i32> {
+        let kernel = self.0.kernel();
+        let socket = kernel.rdma_socket().map_err(Errno::raw_os_error)?;
+        let dump = command == Command::ResCtxGet;
+        let mut request =
+            Writer::request(command, dump, 1).attr(attr::DEV_INDEX, &index.to_ne_bytes());
+        if command == Command::GetChardev {
+            request = request.attr(attr::CHARDEV_TYPE, b"uverbs\0");
+        }
+        kernel.send(&socket, &request.finish()).map_err(Errno::raw_os_error)?;
+        let mut buffer = vec![0; 32 * 1024];
+        loop {
+            let datagram = kernel.recv(&socket, &mut buffer).map_err(Errno::raw_os_error)?;
+            let bytes = buffer.get(..datagram.len).ok_or(Errno::MSGSIZE.raw_os_error())?;
+            for message in Messages(bytes) {
+                let message = message.map_err(|_| Errno::BADMSG.raw_os_error())?;
+                if matches!(message.kind, NLMSG_DONE | NLMSG_ERROR) {
+                    let errno = message.errno().map_err(|_| Errno::BADMSG.raw_os_error())?;
+                    return errno.map_or(Ok(()), |errno| Err(errno.raw_os_error()));
+                }
+                each(&message);
+            }
+            if !dump {
+                return Ok(());
+            }
+        }
+    }
+}
+
+fn open(
+    kernel: &Kernel,
+    dir: &Handle,
+    path: &str,
+    how: As,
+    resolve: Resolve,
+) -> Result<Probed, i32> {
+    let path = CString::new(path).unwrap_or_default();
+    let handle = retry(|| kernel.openat2(dir, &path, how.flags(), resolve));
+    let handle = handle.map_err(Errno::raw_os_error)?;
+    Ok(Probed { kernel: kernel.clone(), handle })
+}
+
+impl Probed {
+    /// `openat2` beneath this directory in /sys.
+    ///
+    /// # Errors
+    /// Its errno.
+    pub fn open(&self, path: &str, how: As) -> Result<Self, i32> {
+        open(&self.kernel, &self.handle, path, how, Resolve::Sys)
+    }
+
+    /// `fstat`.
+    ///
+    /// # Errors
+    /// Its errno.
+    pub fn facts(&self) -> Result<Facts, i32> {
+        let stat = self.kernel.fstat(&self.handle).map_err(Errno::raw_os_error)?;
+        let Stat { ino, kind, nlink, rdev, ctime, .. } = stat;
+        // Of anything but a node it means nothing.
+        let rdev = if kind == FileType::CharacterDevice { rdev } else { (0, 0) };
+        Ok(Facts { ino, kind: format!("{kind:?}"), nlink, rdev, ctime })
+    }
+
+    /// `pread` from the beginning.
+    ///
+    /// # Errors
+    /// Its errno.
+    pub fn read(&self) -> Result<Vec<u8>, i32> {
+        let mut buffer = [0; 4096];
+        let len = self.kernel.pread(&self.handle, &mut buffer).map_err(Errno::raw_os_error)?;
+        Ok(buffer[..len].to_vec())
+    }
+
+    /// The text of a link that was opened as [`As::Reference`].
+    ///
+    /// # Errors
+    /// Its errno.
+    pub fn link(&self) -> Result<Vec<u8>, i32> {
+        let mut buffer = [0; 4096];
+        let len = self.kernel.readlink(&self.handle, &mut buffer).map_err(Errno::raw_os_error)?;
+        Ok(buffer[..len].to_vec())
+    }
+
+    /// The names in a directory that was opened as [`As::File`], sorted; not `.` and `..`.
+    ///
+    /// # Errors
+    /// The errno of `getdents64`.
+    pub fn names(&self) -> Result<Vec<String>, i32> {
+        let mut names = Vec::new();
+        loop {
+            let more = self.kernel.getdents(&self.handle, &mut |entry| {
+                if !matches!(entry.name, b"." | b"..") {
+                    names.push(entry.name.escape_ascii().to_string());
+                }
+            });
+            if !more.map_err(Errno::raw_os_error)? {
+                names.sort();
+                return Ok(names);
+            }
+        }
+    }
+
+    /// GET_CONTEXT, as for rxe.
+    ///
+    /// # Errors
+    /// Its errno.
+    pub fn get_context(&self) -> Result<(), i32> {
+        let mut call =
+            VerbsCall { object: 0, method: 3, driver_id: DRIVER.to_raw(), attrs: &mut [] };
+        self.kernel.verbs_ioctl(self.as_fd(), &mut call).map_err(Errno::raw_os_error)
+    }
+
+    /// The node GUID that QUERY_DEVICE gives.
+    ///
+    /// # Errors
+    /// Its errno.
+    pub fn query_device(&self) -> Result<u64, i32> {
+        match query_device(&self.kernel, self.as_fd(), DRIVER) {
+            Ok(attributes) => Ok(attributes.node_guid.0),
+            Err(error) => Err(error.raw_os_error().unwrap_or_default()),
+        }
+    }
+}
+
+impl AsFd for Probed {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.handle.as_fd()
+    }
+}
