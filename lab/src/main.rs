@@ -2,7 +2,7 @@
 //! rename and fake real kernel devices, and look at what the library makes of it.
 //!
 //! `uverbs-lab scenarios [FILTER…]` runs them all, each in a process of its own and on a clean host;
-//! `uverbs-lab scenario NAME` runs one in this process; `uverbs-lab boundary [--full]` disturbs
+//! `uverbs-lab scenario NAME` runs one in this process; `uverbs-lab boundary [--full [--shard I/N]]` disturbs
 //! programs at each of their system calls; `uverbs-lab role NAME ARG…` is a program that a scenario
 //! starts under strace, as another user or in a namespace.
 
@@ -33,7 +33,7 @@ fn main() -> ExitCode {
         }
         _ => {
             eprintln!(
-                "usage: uverbs-lab scenarios [FILTER...] | scenario NAME | boundary [--full] | role NAME ... | list"
+                "usage: uverbs-lab scenarios [FILTER...] | scenario NAME | boundary [--full [--shard I/N]] | role NAME ... | list"
             );
             return ExitCode::from(2);
         }
