@@ -8,10 +8,9 @@ use super::world::World;
 
 /// Says what came of it, in a word or as `WRONG: …`. The program is stopped and has everything open.
 pub(super) fn judge(world: &World, program: Program, run: &Run, disturbed: bool) -> Result<String> {
-    let line = match &run.end {
-        End::Died(how) => return Ok(format!("WRONG: died: {how}")),
-        End::Hung(at) => return Ok(format!("WRONG: hung at {at}")),
-        End::Said(line) => line,
+    let line = match said(&run.end) {
+        Ok(line) => line,
+        Err(lost) => return Ok(lost),
     };
     if disturbed && !run.reached {
         // With more threads than one the number of calls is not always the same.
@@ -44,4 +43,13 @@ pub(super) fn judge(world: &World, program: Program, run: &Run, disturbed: bool)
         }
         _ => format!("WRONG: it said {line:?}"),
     })
+}
+
+/// What it said before it was stopped; the outcome where it did not live to say anything.
+pub(super) fn said(end: &End) -> std::result::Result<&str, String> {
+    match end {
+        End::Said(line) => Ok(line),
+        End::Died(how) => Err(format!("WRONG: died: {how}")),
+        End::Hung(at) => Err(format!("WRONG: hung at {at}")),
+    }
 }

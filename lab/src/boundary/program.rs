@@ -58,16 +58,7 @@ impl Program {
 
     /// Starts it; it stops when it is ready.
     pub(super) fn start(self) -> Result<Process> {
-        Process::fork(|say| {
-            let done = catch_unwind(AssertUnwindSafe(|| self.run(&say)));
-            let what = match done {
-                Ok(Ok(())) => return 0,
-                Ok(Err(error)) => format!("failed {error:#}"),
-                Err(_) => "panicked".to_owned(),
-            };
-            let _ = writeln!(&say, "{what}");
-            1
-        })
+        start(|say| self.run(say))
     }
 
     fn run(self, say: &File) -> Result<()> {
@@ -150,6 +141,19 @@ impl Program {
             Self::IbvOpenDevice => unreachable!("it was run above"),
         }
     }
+}
+
+/// Starts what is to be traced. When it fails or panics it says so and ends.
+pub(super) fn start(work: impl FnOnce(&File) -> Result<()>) -> Result<Process> {
+    Process::fork(|say| {
+        let what = match catch_unwind(AssertUnwindSafe(|| work(&say))) {
+            Ok(Ok(())) => return 0,
+            Ok(Err(error)) => format!("failed {error:#}"),
+            Err(_) => "panicked".to_owned(),
+        };
+        let _ = writeln!(&say, "{what}");
+        1
+    })
 }
 
 /// What it asked for, and what it has.

@@ -20,7 +20,7 @@ const OPTIONS: c_int =
 const SYSCALL_STOP: c_int = libc::SIGTRAP | 0x80;
 
 /// How long a program may take, longer than libibverbs waits for a node (5 s).
-const LIMIT: Duration = Duration::from_secs(30);
+pub(super) const LIMIT: Duration = Duration::from_secs(30);
 
 /// How a program came out of it.
 pub(super) enum End {
@@ -75,6 +75,7 @@ pub(super) fn prepare() -> Result<()> {
 pub(super) fn run(
     process: Process,
     at: Option<usize>,
+    limit: Duration,
     meanwhile: impl FnOnce() -> Result<()>,
 ) -> Result<Run> {
     let mut tracer = Tracer {
@@ -83,6 +84,7 @@ pub(super) fn run(
         calls: Vec::new(),
         marks: 0,
         at,
+        limit,
         started: Instant::now(),
     };
     let mut meanwhile = Some(meanwhile);
@@ -108,6 +110,7 @@ struct Tracer {
     calls: Vec<String>,
     marks: usize,
     at: Option<usize>,
+    limit: Duration,
     started: Instant,
 }
 
@@ -120,7 +123,7 @@ impl Tracer {
     fn next(&mut self) -> Result<Next> {
         loop {
             let Some((tid, status)) = self.process.changed()? else {
-                if self.started.elapsed() > LIMIT {
+                if self.started.elapsed() > self.limit {
                     let threads: Vec<_> = self.threads.values().map(String::as_str).collect();
                     return Ok(Next::End(End::Hung(threads.join("; "))));
                 }

@@ -238,7 +238,7 @@ impl World {
         }
         if let Kind::Hca { .. } = self.kind {
             guest::hca("del-all")?;
-            guest::hca("wait-idle")?;
+            guest::until("the test HCA to be idle", || self.removed_all().unwrap_or(false))?;
         }
         let waiting: BTreeSet<u32> = self.removals.iter().map(|(index, _)| *index).collect();
         for (_, mut removal) in self.removals.drain(..) {
