@@ -96,7 +96,7 @@ struct Way {
 /// Runs each program undisturbed; gives the ways in which each can be disturbed.
 fn ways(programs: &[Program]) -> Result<Vec<Way>> {
     let mut ways = Vec::new();
-    for kind in Kind::all() {
+    for kind in Kind::all()? {
         for &program in programs {
             let (run, outcome) = execute(program, Mutation::Nothing, kind, None)?;
             let (name, calls) = (program.name(), run.calls.len());

@@ -93,6 +93,8 @@ pub(super) fn run(
             Next::Boundary(tid) => {
                 if let Some(meanwhile) = meanwhile.take() {
                     meanwhile()?;
+                    // The time is the program's.
+                    tracer.started = Instant::now();
                 }
                 tracer.resume(tid, 0)?;
             }

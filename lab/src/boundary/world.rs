@@ -25,10 +25,9 @@ const CROWD: usize = 1700;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Kind {
     /// The test HCA, whose removal cuts contexts off or waits for them.
-    Hca {
-        disassociate: bool,
-    },
-    Rxe,
+    Hca { disassociate: bool },
+    /// Soft-RoCE, whose removal cuts contexts off from Linux 7.3 on.
+    Rxe { disassociate: bool },
 }
 
 impl Kind {
@@ -36,19 +35,47 @@ impl Kind {
         match self {
             Self::Hca { disassociate: true } => "HCA disassociate=1",
             Self::Hca { disassociate: false } => "HCA disassociate=0",
-            Self::Rxe => "rxe",
+            Self::Rxe { .. } => "rxe",
         }
     }
 
+    /// Whether removal cuts contexts off; otherwise it waits for them.
+    fn disassociates(self) -> bool {
+        let (Self::Hca { disassociate } | Self::Rxe { disassociate }) = self;
+        disassociate
+    }
+
     /// Those that this kernel has.
-    pub(super) fn all() -> Vec<Self> {
-        let hca = [true, false].map(|disassociate| Self::Hca { disassociate });
+    pub(super) fn all() -> Result<Vec<Self>> {
+        let rxe = Self::Rxe { disassociate: rxe_disassociates()? };
         if guest::hca("wait-idle").is_ok() {
-            return [&hca[..], &[Self::Rxe]].concat();
+            let hca = [true, false].map(|disassociate| Self::Hca { disassociate });
+            return Ok([&hca[..], &[rxe]].concat());
         }
         println!("test HCA: not on this kernel");
-        vec![Self::Rxe]
+        Ok(vec![rxe])
     }
+}
+
+/// Removes one that is held open, and sees whether the removal waits.
+fn rxe_disassociates() -> Result<bool> {
+    let mut world = World::new(Kind::Rxe { disassociate: false });
+    world.add("tst", 0, 0xa0)?;
+    world.held = Some(File::options().read(true).write(true).open(NODE)?);
+    let index = link::index_of("tst")?;
+    world.remove("tst", index)?;
+    let end = Instant::now() + Duration::from_secs(2);
+    let mut disassociates = false;
+    while !disassociates && Instant::now() < end {
+        sleep(Duration::from_millis(5));
+        disassociates = world.is_removed(index)?;
+    }
+    world.clean()?;
+    println!(
+        "rxe: removal {}",
+        if disassociates { "cuts contexts off" } else { "waits for contexts" }
+    );
+    Ok(disassociates)
 }
 
 /// A device instance, as the kernel that made it knows it.
@@ -96,7 +123,7 @@ impl World {
                     "add name={name} guid={guid:016x} disassociate={}",
                     u8::from(disassociate)
                 ))?,
-                Kind::Rxe => link::add_rxe(name, &self.netdev(guid)?)?,
+                Kind::Rxe { .. } => link::add_rxe(name, &self.netdev(guid)?)?,
             }
             let found = number_of(name)?;
             if found == Some(number) {
@@ -151,7 +178,7 @@ impl World {
     pub(super) fn contexts(&self) -> Result<BTreeMap<u32, usize>> {
         let mut contexts = match self.kind {
             Kind::Hca { .. } => hca_contexts()?,
-            Kind::Rxe => {
+            Kind::Rxe { .. } => {
                 let each = self.instances.values();
                 let counted = each.map(|one| Ok((one.index, link::contexts(one.index)?)));
                 counted.collect::<Result<BTreeMap<_, _>>>()?
@@ -179,7 +206,7 @@ impl World {
         let number = number_of(name)?.context("it is not there")?;
         match self.kind {
             Kind::Hca { .. } => guest::hca(&format!("del name={name}"))?,
-            Kind::Rxe => {
+            Kind::Rxe { .. } => {
                 let removal = Process::fork(|_| i32::from(link::delete_rxe(index).is_err()))?;
                 self.removals.push((index, removal));
             }
@@ -191,7 +218,7 @@ impl World {
     pub(super) fn is_removed(&mut self, index: u32) -> Result<bool> {
         match self.kind {
             Kind::Hca { .. } => Ok(!hca_contexts()?.contains_key(&index)),
-            Kind::Rxe => {
+            Kind::Rxe { .. } => {
                 for (_, removal) in self.removals.iter_mut().filter(|(of, _)| *of == index) {
                     if !removal.ends_within(Duration::ZERO)? {
                         return Ok(false);
@@ -217,7 +244,7 @@ impl World {
 
     /// Waits until the removal is through, or goes on when it waits itself.
     pub(super) fn let_go(&mut self, index: u32) -> Result<bool> {
-        let cut_off = self.kind == Kind::Hca { disassociate: true };
+        let cut_off = self.kind.disassociates();
         let limit = Duration::from_millis(if cut_off { 10_000 } else { 60 });
         let end = Instant::now() + limit;
         while !self.is_removed(index)? {
