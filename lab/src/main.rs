@@ -2,9 +2,9 @@
 //! rename and fake real kernel devices, and look at what the library makes of it.
 //!
 //! `uverbs-lab scenarios [FILTER…]` runs them all, each in a process of its own and on a clean host;
-//! `uverbs-lab scenario NAME` runs one in this process; `uverbs-lab boundary [--full [--shard I/N]]` disturbs
-//! programs at each of their system calls; `uverbs-lab role NAME ARG…` is a program that a scenario
-//! starts under strace, as another user or in a namespace.
+//! `uverbs-lab scenario NAME` runs one in this process; `uverbs-lab boundary [--full [--shard I/N]]`
+//! disturbs programs at each of their system calls; `uverbs-lab role NAME ARG…` is a program that a
+//! scenario starts under strace, as another user or in a namespace.
 
 mod alloc;
 mod boundary;
