@@ -59,10 +59,10 @@ pub(crate) fn run(args: &[&str]) -> Result<()> {
         "new contexts of this thread under the index",
     )));
     guest::clean()?;
-    let ours = table(&program::OURS, extent)?;
-    ours.print();
-    let control = table(&program::CONTROL, extent)?;
-    control.print();
+    let ours = table(&program::OURS, extent, true)?;
+    ours.summary();
+    let control = table(&program::CONTROL, extent, true)?;
+    control.summary();
     println!("{}, ours: {}", guest::release(), ours.count());
     println!("{}, control: {}", guest::release(), control.count());
     ours.all_right()?;
@@ -70,13 +70,13 @@ pub(crate) fn run(args: &[&str]) -> Result<()> {
 }
 
 pub(crate) fn sampled() -> Result<()> {
-    let table = table(&program::OURS, Extent::Sample)?;
+    let table = table(&program::OURS, Extent::Sample, false)?;
     table.summary();
     table.all_right()
 }
 
 pub(crate) fn control() -> Result<()> {
-    let table = table(&program::CONTROL, Extent::Sample)?;
+    let table = table(&program::CONTROL, Extent::Sample, false)?;
     table.summary();
     table.caught()
 }
@@ -111,7 +111,7 @@ fn ways(programs: &[Program]) -> Result<Vec<Way>> {
     Ok(ways)
 }
 
-fn table(programs: &[Program], extent: Extent) -> Result<Table> {
+fn table(programs: &[Program], extent: Extent, show: bool) -> Result<Table> {
     let started = Instant::now();
     trace::prepare()?;
     // Adding and removing devices waits for grace periods more than for anything else.
@@ -140,11 +140,11 @@ fn table(programs: &[Program], extent: Extent) -> Result<Table> {
         let row = Row { program, kind, mutation, at };
         match execute(program, mutation, kind, Some(at)) {
             Ok((run, outcome)) => {
-                table.add(row, run.calls.last().cloned().unwrap_or_default(), outcome);
+                table.add(show, row, run.calls.last().cloned().unwrap_or_default(), outcome);
             }
             // What was done so far is shown all the same.
             Err(error) => {
-                table.add(row, String::new(), format!("WRONG: the lab: {error:#}"));
+                table.add(show, row, String::new(), format!("WRONG: the lab: {error:#}"));
                 failures += 1;
                 if failures == LAB_FAILURES || guest::clean().is_err() {
                     println!("    the lab fails: no more is run");

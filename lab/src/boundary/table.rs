@@ -31,14 +31,13 @@ fn is_wrong(outcome: &str) -> bool {
 }
 
 impl Table {
-    pub(super) fn add(&mut self, row: Row, call: String, outcome: String) {
-        if is_wrong(&outcome) {
-            println!(
-                "    {} at {} {call}, {:?}: {outcome}",
-                row.program.name(),
-                row.at,
-                row.mutation
-            );
+    /// Notes what came of one execution, and shows it at once: one line of fields between tabs. Without
+    /// `show` only what is wrong.
+    pub(super) fn add(&mut self, show: bool, row: Row, call: String, outcome: String) {
+        let outcome = outcome.replace(['\n', '\t'], " ");
+        if show || is_wrong(&outcome) {
+            let (program, kind) = (row.program.name(), row.kind.name());
+            println!("row\t{program}\t{}\t{call}\t{kind}\t{:?}\t{outcome}", row.at, row.mutation);
         }
         self.rows.insert(row, (call, outcome));
     }
@@ -64,15 +63,6 @@ impl Table {
         ensure!(caught > 0, "libibverbs was not caught: the boundaries prove nothing");
         ensure!(caught == self.wrong(), "the control is wrong in other ways than the known one");
         Ok(())
-    }
-
-    /// One line a row, of fields between tabs, and the summary.
-    pub(super) fn print(&self) {
-        for (row, (call, outcome)) in &self.rows {
-            let (program, kind) = (row.program.name(), row.kind.name());
-            println!("row\t{program}\t{}\t{call}\t{kind}\t{:?}\t{outcome}", row.at, row.mutation);
-        }
-        self.summary();
     }
 
     /// One line for each program, device type and mutation, with the outcomes counted.
