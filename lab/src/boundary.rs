@@ -48,6 +48,8 @@ pub(crate) fn run(args: &[&str]) -> Result<()> {
             let (shard, of) = shard.split_once('/').context("--shard I/N")?;
             let (shard, of): (usize, usize) = (shard.parse()?, of.parse()?);
             ensure!((1..=of).contains(&shard), "--shard I/N: I is from 1 to N");
+            // Each has to have a part of the control at which it is caught.
+            ensure!(of <= 8, "--shard I/N: N is at most 8");
             Extent::Full { shard: shard - 1, of }
         }
         _ => bail!("usage: uverbs-lab boundary [--full [--shard I/N]]"),
