@@ -236,6 +236,8 @@ fn open_node(record: &Record, node: &Node, evidence: &mut Evidence) -> Result<Ha
         Some(Errno::NXIO | Errno::NODEV | Errno::IO) => error
             .into_kind(ErrorKind::NodeMismatch)
             .hint("the node may be a static one that is still bound to a removed device"),
+        // It was a character device when it was looked at.
+        Some(Errno::LOOP | Errno::ISDIR) => error.into_kind(ErrorKind::NodeMismatch),
         _ => error,
     })?;
     let stat = attr::stat(record.host.kernel(), &fd)?;

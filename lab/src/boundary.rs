@@ -2,273 +2,195 @@
 //! replaces, renames, evicts or holds the device meanwhile, and the program goes on. What it opens has
 //! to be what was asked for; libibverbs, as control, has to be caught at opening something else.
 
-mod mutate;
+mod judge;
+mod link;
+mod mutation;
+mod process;
+mod program;
+mod selfcheck;
+mod table;
 mod trace;
+mod world;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::os::fd::{AsFd as _, BorrowedFd};
-use std::process::{Command, Stdio};
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use uverbs::{Host, Registry};
 
-use crate::ibverbs::Ibverbs;
-use crate::{guest, roles, runner};
-use mutate::{Mutation, World};
+use crate::guest;
+use mutation::Mutation;
+use program::Program;
+use table::{Row, Table};
+use world::{Kind, World};
 
-/// What is stopped.
-const OURS: [&str; 3] = ["list+open", "open", "verify"];
-const CONTROL: [&str; 1] = ["ibv_open_device"];
+/// How long a sampled scenario may run; what does not fit is left out evenly.
+const BUDGET: Duration = Duration::from_secs(35);
 
-/// How long the sampled scenarios may run; what does not fit is left out evenly.
-const BUDGET: Duration = Duration::from_secs(45);
+/// After so many failures of the lab itself the rest would tell nothing.
+const LAB_FAILURES: usize = 5;
 
-/// By program, mutation, disassociate, boundary and outcome.
-type Row = (&'static str, Mutation, bool, usize, String);
-
-#[derive(Default)]
-struct Table {
-    rows: BTreeMap<Row, String>,
-    wrong: Vec<String>,
+/// Which executions are run.
+#[derive(Clone, Copy)]
+enum Extent {
+    Sample,
+    /// All of them, or every `of`th.
+    Full {
+        shard: usize,
+        of: usize,
+    },
 }
 
 pub(crate) fn run(args: &[&str]) -> Result<()> {
-    let full = match args {
-        [] => false,
-        ["--full"] => true,
-        _ => bail!("usage: uverbs-lab boundary [--full]"),
+    let extent = match args {
+        [] => Extent::Sample,
+        ["--full"] => Extent::Full { shard: 0, of: 1 },
+        ["--full", "--shard", shard] => {
+            let (shard, of) = shard.split_once('/').context("--shard I/N")?;
+            let (shard, of): (usize, usize) = (shard.parse()?, of.parse()?);
+            ensure!((1..=of).contains(&shard), "--shard I/N: I is from 1 to N");
+            // Each has to have a part of the control at which it is caught.
+            ensure!(of <= 8, "--shard I/N: N is at most 8");
+            Extent::Full { shard: shard - 1, of }
+        }
+        _ => bail!("usage: uverbs-lab boundary [--full [--shard I/N]]"),
     };
+    // Whether the judge would see it: the library without the check that the others come down to.
+    #[cfg(uverbs_leave_out)]
+    uverbs::leave_out::leave_out(Some((
+        uverbs::Step::Prove,
+        "new contexts of this thread under the index",
+    )));
     guest::clean()?;
-    let ours = table(&OURS, full)?;
-    ours.print();
-    let control = table(&CONTROL, full)?;
-    control.print();
-    println!("{}: {} executions, {} wrong", guest::release(), ours.rows.len(), ours.wrong.len());
-    println!("control: {} executions, {} wrong", control.rows.len(), control.wrong.len());
+    let ours = table(&program::OURS, extent, true)?;
+    ours.summary();
+    let control = table(&program::CONTROL, extent, true)?;
+    control.summary();
+    println!("{}, ours: {}", guest::release(), ours.count());
+    println!("{}, control: {}", guest::release(), control.count());
     ours.all_right()?;
     control.caught()
 }
 
 pub(crate) fn sampled() -> Result<()> {
-    let table = table(&OURS, false)?;
+    let table = table(&program::OURS, Extent::Sample, false)?;
     table.summary();
     table.all_right()
 }
 
 pub(crate) fn control() -> Result<()> {
-    let table = table(&CONTROL, false)?;
+    let table = table(&program::CONTROL, Extent::Sample, false)?;
     table.summary();
     table.caught()
 }
 
-impl Table {
-    fn all_right(&self) -> Result<()> {
-        ensure!(!self.rows.is_empty(), "nothing was run");
-        ensure!(self.wrong.is_empty(), "wrong:\n{}", self.wrong.join("\n"));
-        Ok(())
-    }
+pub(crate) use selfcheck::deaths_hangs_and_threads;
 
-    fn caught(&self) -> Result<()> {
-        ensure!(!self.wrong.is_empty(), "libibverbs was not caught: the boundaries prove nothing");
-        Ok(())
-    }
-
-    fn print(&self) {
-        for ((program, mutation, disassociate, boundary, outcome), call) in &self.rows {
-            let disassociate = u8::from(*disassociate);
-            println!(
-                "{program} | {boundary} {call} | {mutation:?} disassociate={disassociate} | {outcome}"
-            );
-        }
-        self.summary();
-    }
-
-    fn summary(&self) {
-        let mut counts: BTreeMap<_, BTreeMap<&str, usize>> = BTreeMap::new();
-        for (program, mutation, disassociate, _, outcome) in self.rows.keys() {
-            let outcomes = counts.entry((program, mutation, disassociate)).or_default();
-            *outcomes.entry(outcome).or_default() += 1;
-        }
-        for ((program, mutation, disassociate), outcomes) in counts {
-            let outcomes: Vec<_> = outcomes.iter().map(|(what, n)| format!("{what} {n}")).collect();
-            let disassociate = u8::from(*disassociate);
-            println!(
-                "    {program} | {mutation:?} disassociate={disassociate} | {}",
-                outcomes.join(", ")
-            );
-        }
-        println!("    {} executions, {} wrong", self.rows.len(), self.wrong.len());
-    }
+/// A program and what is done to it, on what.
+#[derive(Clone, Copy)]
+struct Way {
+    program: Program,
+    mutation: Mutation,
+    kind: Kind,
+    /// How many system calls the program makes when nothing is done to it.
+    calls: usize,
 }
 
-fn table(programs: &[&'static str], full: bool) -> Result<Table> {
-    let started = Instant::now();
-    let mut table = Table::default();
-    let mut kinds = Vec::new();
-    let mut most = 0;
-    for program in programs {
-        let (outcome, calls) = execute(program, Mutation::Nothing, true, None)?;
-        ensure!(outcome == "opened", "{program}, undisturbed: {outcome}");
-        println!("    {program}: {} system calls", calls.len());
-        most = most.max(calls.len());
-        for mutation in mutate::ALL {
-            kinds.extend([true, false].map(|cuts_off| (*program, mutation, cuts_off, calls.len())));
+/// Runs each program undisturbed; gives the ways in which each can be disturbed.
+fn ways(programs: &[Program]) -> Result<Vec<Way>> {
+    let mut ways = Vec::new();
+    for kind in Kind::all()? {
+        for &program in programs {
+            let (run, outcome) = execute(program, Mutation::Nothing, kind, None)?;
+            let (name, calls) = (program.name(), run.calls.len());
+            ensure!(outcome == "opened", "{name}, {}, undisturbed: {outcome}", kind.name());
+            let crowded = program == Program::OpenCrowded;
+            ensure!((run.threads > 1) == crowded, "{name}: {} threads", run.threads);
+            println!("    {name}, {}: {calls} calls", kind.name());
+            let mutations = if crowded { &mutation::CROWDED[..] } else { &mutation::ALL };
+            ways.extend(mutations.iter().map(|&mutation| Way { program, mutation, kind, calls }));
         }
     }
-    // The sample takes every kind in turn, each time elsewhere, the same each time.
-    let rounds = (0..most).flat_map(|round| (0..kinds.len()).map(move |kind| (round, kind)));
+    Ok(ways)
+}
+
+fn table(programs: &[Program], extent: Extent, show: bool) -> Result<Table> {
+    let started = Instant::now();
+    trace::prepare()?;
+    // Adding and removing devices waits for grace periods more than for anything else.
+    let _ = std::fs::write("/sys/kernel/rcu_expedited", "1");
+    let ways = ways(programs)?;
+    let most = ways.iter().map(|way| way.calls).max().context("nothing to run")?;
+    let mut table = Table::default();
     let mut done = BTreeSet::new();
-    for (round, kind) in rounds {
-        if !full && started.elapsed() > BUDGET {
-            break;
-        }
-        let (program, mutation, disassociate, len) = kinds[kind];
-        let at = if full { round } else { (round * 17 + kind * 29) % len };
-        if at >= len || !done.insert((kind, at)) {
+    let mut failures = 0;
+    for step in 0..most * ways.len() {
+        let round = step / ways.len();
+        // A sample takes the ways in turn, neighbours far apart, each time at another call.
+        let (way, at) = match extent {
+            Extent::Sample if started.elapsed() > BUDGET => break,
+            Extent::Full { shard, of } if step % of != shard => continue,
+            Extent::Full { .. } => (step % ways.len(), round),
+            Extent::Sample => {
+                let way = scattered(step, ways.len());
+                (way, (round * 17 + way * 29) % ways[way].calls)
+            }
+        };
+        let Way { program, mutation, kind, calls } = ways[way];
+        if at >= calls || !done.insert((way, at)) {
             continue;
         }
-        let (outcome, calls) = execute(program, mutation, disassociate, Some(at))
-            .with_context(|| format!("{program} {mutation:?} {disassociate} at {at}"))?;
-        let call = calls.last().cloned().unwrap_or_default();
-        if outcome.starts_with("WRONG") {
-            table.wrong.push(format!(
-                "{program} at {at} {call}, {mutation:?} disassociate={disassociate}: {outcome}"
-            ));
+        let row = Row { program, kind, mutation, at };
+        match execute(program, mutation, kind, Some(at)) {
+            Ok((run, outcome)) => {
+                table.add(show, row, run.calls.last().cloned().unwrap_or_default(), outcome);
+            }
+            // What was done so far is shown all the same.
+            Err(error) => {
+                table.add(show, row, String::new(), format!("WRONG: the lab: {error:#}"));
+                failures += 1;
+                if failures == LAB_FAILURES || guest::clean().is_err() {
+                    println!("    the lab fails: no more is run");
+                    break;
+                }
+            }
         }
-        table.rows.insert((program, mutation, disassociate, at, outcome), call);
+        if table.len() % 500 == 0 {
+            eprintln!("{} executions in {:.0} s", table.len(), started.elapsed().as_secs_f64());
+        }
     }
+    table.took = started.elapsed();
     Ok(table)
 }
 
-/// Runs a program once; gives what came of it and the system calls up to the boundary.
+/// A permutation of what is below `len`.
+fn scattered(step: usize, len: usize) -> usize {
+    let coprime = |stride: &usize| {
+        let (mut a, mut b) = (*stride, len);
+        while b > 0 {
+            (a, b) = (b, a % b);
+        }
+        a == 1
+    };
+    let stride = (len * 3 / 8..).find(coprime).unwrap_or(1);
+    step % len * stride % len
+}
+
+/// Runs a program once; says what came of it.
 fn execute(
-    program: &str,
+    program: Program,
     mutation: Mutation,
-    disassociate: bool,
+    kind: Kind,
     at: Option<usize>,
-) -> Result<(String, Vec<String>)> {
-    let mut world = World::new(mutation, disassociate)?;
-    let first = World::asked()?;
-    let mut command = Command::new(roles::exe()?);
-    command.args(["role", "boundary", program]);
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
-    let (mut child, calls) = trace::run(&mut command, at, || world.mutate())?;
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().context("stdout")?).read_line(&mut line)?;
-    let outcome = judge(&world, program, first, line.trim_end());
-    drop(child.stdin.take());
-    runner::wait(&mut child, Duration::from_secs(20))?;
+) -> Result<(trace::Run, String)> {
+    let mut world = World::new(kind);
+    mutation.prepare(&mut world)?;
+    if program == Program::OpenCrowded {
+        world.crowd()?;
+    }
+    let process = program.start()?;
+    let mut run = trace::run(process, at, trace::LIMIT, || mutation.happen(&mut world))?;
+    let outcome = judge::judge(&world, program, &run, at.is_some())?;
+    run.process.kill(Duration::from_secs(10))?;
     world.clean()?;
-    Ok((outcome?, calls))
-}
-
-/// What a program says that it opened, held against what the kernel says.
-fn judge(world: &World, program: &str, first: u64, line: &str) -> Result<String> {
-    let words: Vec<&str> = line.split(' ').collect();
-    let busy = World::with_contexts()?;
-    match words[..] {
-        // Nothing of a refused open stays; but for verify the context is another's.
-        ["refused", why] if program != "verify" && !busy.is_empty() => {
-            Ok(format!("WRONG: {why}, and a context was left"))
-        }
-        ["refused", why] => Ok(why.to_owned()),
-        ["opened", ino, guid, index] => {
-            let ino = if ino == "-" { first } else { ino.parse()? };
-            let asked = world.instances.get(&ino).context("an unknown instance was asked for")?;
-            let elsewhere = busy.iter().any(|index| *index != asked.index);
-            if elsewhere
-                || (guid != "-" && guid.parse() != Ok(asked.guid))
-                || (index != "-" && index.parse() != Ok(asked.index))
-            {
-                return Ok("WRONG: another device".to_owned());
-            }
-            Ok(if busy.is_empty() { "opened, gone since" } else { "opened" }.to_owned())
-        }
-        _ => bail!("it said {line:?}"),
-    }
-}
-
-/// The program that is stopped: says what it opened and holds it until its input ends.
-pub(crate) fn role(program: &str) -> Result<()> {
-    let mark = || std::io::stderr().write_all(roles::MARK.as_bytes());
-    let ready = || -> Result<()> {
-        rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::STOP)?;
-        Ok(mark()?)
-    };
-    let say = |line: &str| -> Result<()> {
-        println!("{line}");
-        std::io::stdout().flush()?;
-        std::io::stdin().read_to_end(&mut Vec::new())?;
-        Ok(())
-    };
-    let refused = |error: &uverbs::Error| format!("refused {:?}", error.kind());
-    if program == "ibv_open_device" {
-        let ibverbs = Ibverbs::load()?;
-        let list = ibverbs.list()?;
-        ready()?;
-        let opened = list.open_and_keep("tst");
-        mark()?;
-        return say(if opened.is_ok() { "opened - - -" } else { "refused failed" });
-    }
-    let registry = Registry::new(Host::open()?);
-    if program == "verify" {
-        let ibverbs = Ibverbs::load()?;
-        let list = ibverbs.list()?;
-        let device = registry.devices()?.by_name("tst")?;
-        ready()?;
-        let verified = match device.pin() {
-            Err(error) => Err(refused(&error)),
-            Ok(pinned) => match list.open_and_keep("tst") {
-                Err(_) => Err("refused libibverbs".to_owned()),
-                Ok(()) => verify(&pinned),
-            },
-        };
-        mark()?;
-        return say(&match verified {
-            Ok(index) => format!("opened {} - {index}", device.instance().ino),
-            Err(line) => line,
-        });
-    }
-    let listed = || registry.devices().and_then(|devices| devices.by_name("tst"));
-    let before = if program == "open" { Some(listed()?) } else { None };
-    ready()?;
-    let device = before.map_or_else(listed, Ok);
-    let opened = device.and_then(|device| device.open().map(|context| (device, context)));
-    mark()?;
-    match opened {
-        Err(error) => say(&refused(&error)),
-        Ok((device, context)) => {
-            let guid = context.query_device().map_or("-".into(), |a| a.node_guid.0.to_string());
-            let index = context.evidence().index().context("no index")?;
-            say(&format!("opened {} {guid} {index}", device.instance().ino))
-        }
-    }
-}
-
-/// Verifies the descriptor that libibverbs has opened.
-fn verify(pinned: &uverbs::PinnedDevice) -> std::result::Result<u32, String> {
-    let fd = cmd_fd().map_err(|_| "refused no-descriptor".to_owned())?;
-    let evidence = pinned.verify(fd.as_fd());
-    let evidence = evidence.map_err(|error| format!("refused {:?}", error.kind()))?;
-    evidence.index().ok_or_else(|| "refused no-index".to_owned())
-}
-
-/// The one descriptor of this process that is a uverbs node.
-fn cmd_fd() -> Result<std::os::fd::OwnedFd> {
-    for name in guest::names("/proc/self/fd") {
-        let Ok(path) = std::fs::read_link(format!("/proc/self/fd/{name}")) else { continue };
-        if path.starts_with("/dev/infiniband") {
-            return borrowed(name.parse()?);
-        }
-    }
-    bail!("libibverbs has no uverbs node open")
-}
-
-#[allow(unsafe_code)]
-fn borrowed(fd: i32) -> Result<std::os::fd::OwnedFd> {
-    // SAFETY: libibverbs keeps it open for as long as the process lives.
-    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
-    Ok(fd.try_clone_to_owned()?)
+    Ok((run, outcome))
 }

@@ -2,10 +2,10 @@
 //! rename and fake real kernel devices, and look at what the library makes of it.
 //!
 //! `uverbs-lab scenarios [FILTER…]` runs them all, each in a process of its own and on a clean host;
-//! `uverbs-lab scenario NAME` runs one in this process; `uverbs-lab boundary [--full]` disturbs
-//! programs at each of their system calls; `uverbs-lab compare [--full | --seconds N]` holds the simulated kernel against
-//! the real one; `uverbs-lab role NAME ARG…` is a program that a scenario
-//! starts under strace, as another user or in a namespace.
+//! `uverbs-lab scenario NAME` runs one in this process; `uverbs-lab boundary [--full [--shard I/N]]`
+//! disturbs programs at each of their system calls; `uverbs-lab compare [--full | --seconds N]` holds the
+//! simulated kernel against the real one; `uverbs-lab role NAME ARG…` is a program that a scenario starts
+//! under strace, as another user or in a namespace.
 
 mod alloc;
 mod boundary;
@@ -36,7 +36,7 @@ fn main() -> ExitCode {
         }
         _ => {
             eprintln!(
-                "usage: uverbs-lab scenarios [FILTER...] | scenario NAME | boundary [--full] | compare [--full | --seconds N] | role NAME ... | list"
+                "usage: uverbs-lab scenarios [FILTER...] | scenario NAME | boundary [--full [--shard I/N]] | compare [--full | --seconds N] | role NAME ... | list"
             );
             return ExitCode::from(2);
         }

@@ -14,8 +14,8 @@ use seccompiler::{
 };
 use uverbs::{Device, ErrorKind, Host, Registry};
 
+use crate::guest;
 use crate::ibverbs::Ibverbs;
-use crate::{boundary, guest};
 
 /// Written between what a trace is to see apart.
 pub(crate) const MARK: &str = "== mark";
@@ -55,7 +55,6 @@ pub(crate) fn run(name: &str, args: &[&str]) -> Result<()> {
         ("blocked", [errno]) => blocked(errno.parse()?),
         ("socket-denied", [device]) => socket_denied(device),
         ("crowd", [device, count]) => crowd(device, count.parse()?),
-        ("boundary", [program]) => boundary::role(program),
         ("churn", [device]) => churn(device),
         _ => bail!("no such role: {name} {args:?}"),
     }

@@ -48,6 +48,7 @@ pub(crate) const ALL: &[(&str, Scenario)] = &[
     ("openat2_blocked", traced::openat2_blocked),
     ("example_hotplug", traced::example_hotplug),
     ("example_from_parts", traced::example_from_parts),
+    ("boundaries_see_deaths_hangs_and_threads", crate::boundary::deaths_hangs_and_threads),
     ("every_system_call_bounded", crate::boundary::sampled),
     ("control_every_system_call", crate::boundary::control),
     ("a_thousand_devices_sixteen_descriptors", limits::thousand),

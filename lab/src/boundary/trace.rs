@@ -1,105 +1,226 @@
-//! Stops a program before one of its system calls.
+//! Stops a program before one of its system calls, whichever of its threads makes it.
 #![allow(unsafe_code)]
 
+use std::collections::BTreeMap;
 use std::mem::{MaybeUninit, size_of};
 use std::os::unix::fs::FileExt as _;
-use std::os::unix::process::CommandExt as _;
-use std::process::{Child, Command};
 use std::ptr;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use libc::{c_int, c_long, c_uint, c_void, pid_t};
 
+use super::process::Process;
 use crate::roles::MARK;
 
-const OPTIONS: c_int = libc::PTRACE_O_EXITKILL | libc::PTRACE_O_TRACESYSGOOD;
+const OPTIONS: c_int =
+    libc::PTRACE_O_EXITKILL | libc::PTRACE_O_TRACESYSGOOD | libc::PTRACE_O_TRACECLONE;
 
-/// Runs a program to its mark, and on to its `at`th system call after it (to the second mark without
-/// one); does `meanwhile` there, and lets it go on by itself. Gives what was called since the mark.
-pub(super) fn run(
-    command: &mut Command,
-    at: Option<usize>,
-    meanwhile: impl FnOnce() -> Result<()>,
-) -> Result<(Child, Vec<String>)> {
-    let traceme = || ptrace(libc::PTRACE_TRACEME, 0, 0, ptr::null_mut()).map(drop);
-    // SAFETY: between fork and exec it makes one system call and allocates nothing.
-    unsafe { command.pre_exec(traceme) };
-    let mut child = command.spawn()?;
-    let pid = pid_t::try_from(child.id())?;
-    match to_boundary(pid, at) {
-        Ok(calls) => {
-            let done = meanwhile();
-            ptrace(libc::PTRACE_DETACH, pid, 0, ptr::null_mut())?;
-            done.map(|()| (child, calls))
-        }
-        Err(error) => {
-            let _ = child.kill();
-            let _ = child.wait();
-            Err(error)
-        }
-    }
+/// A stop for a system call (`PTRACE_O_TRACESYSGOOD`).
+const SYSCALL_STOP: c_int = libc::SIGTRAP | 0x80;
+
+/// How long a program may take, longer than libibverbs waits for a node (5 s).
+pub(super) const LIMIT: Duration = Duration::from_secs(30);
+
+/// How a program came out of it.
+pub(super) enum End {
+    /// It said so and is stopped, with all that it has open.
+    Said(String),
+    /// It ended by itself.
+    Died(String),
+    Hung(String),
 }
 
-fn to_boundary(pid: pid_t, at: Option<usize>) -> Result<Vec<String>> {
-    ensure!(wait(pid)? == libc::SIGTRAP, "not stopped by its exec");
-    ptrace(libc::PTRACE_SETOPTIONS, pid, 0, OPTIONS as usize as *mut c_void)?;
-    // What comes before is none of ours: it stops itself when it is ready.
-    loop {
-        ptrace(libc::PTRACE_CONT, pid, 0, ptr::null_mut())?;
-        if wait(pid)? == libc::SIGSTOP {
-            break;
-        }
-    }
-    let (mut calls, mut marked, mut signal) = (Vec::new(), false, 0);
-    loop {
-        ptrace(libc::PTRACE_SYSCALL, pid, 0, signal as usize as *mut c_void)?;
-        let stopped = wait(pid)?;
-        signal = 0;
-        if stopped != libc::SIGTRAP | 0x80 {
-            signal = stopped;
-            continue;
-        }
-        let Some((number, args)) = entry(pid)? else { continue };
-        let is_mark = number == libc::SYS_write && args[0] == 2 && args[2] == MARK.len() as u64;
-        match (is_mark, marked) {
-            (true, false) => marked = true,
-            (true, true) => return Ok(calls),
-            (false, false) => {}
-            (false, true) => {
-                let here = at == Some(calls.len());
-                let named = here || at.is_none();
-                calls.push(if named { text(pid, number, &args) } else { String::new() });
-                if here {
-                    return Ok(calls);
+pub(super) struct Run {
+    pub(super) end: End,
+    /// The system calls between the marks: all of them, or those up to the boundary, which is last.
+    pub(super) calls: Vec<String>,
+    /// The boundary came.
+    pub(super) reached: bool,
+    pub(super) threads: usize,
+    /// Whoever reads this is done with it: it is killed when this is dropped.
+    pub(super) process: Process,
+}
+
+/// Called by the program that is to be traced when it is ready.
+pub(super) fn trace_me() -> Result<()> {
+    ptrace(libc::PTRACE_TRACEME, 0, 0, 0)?;
+    stop();
+    Ok(())
+}
+
+/// Stops the calling process.
+pub(super) fn stop() {
+    // SAFETY: it takes a number.
+    unsafe { libc::raise(libc::SIGSTOP) };
+}
+
+/// A system call that does nothing and is known among the others.
+pub(super) fn mark() {
+    // SAFETY: there is no such descriptor, so that nothing is read or written.
+    unsafe { libc::write(-1, MARK.as_ptr().cast(), MARK.len()) };
+}
+
+/// Has changes of state of the programs wait until they are asked for.
+pub(super) fn prepare() -> Result<()> {
+    let set = child_signal();
+    // SAFETY: `set` was made.
+    let blocked = unsafe { libc::sigprocmask(libc::SIG_BLOCK, &raw const set, ptr::null_mut()) };
+    ensure!(blocked == 0, "sigprocmask: {}", std::io::Error::last_os_error());
+    Ok(())
+}
+
+/// Runs a program to its first mark, and on to its `at`th system call from there; does `meanwhile`
+/// there, and lets it go on until it says what came of it.
+pub(super) fn run(
+    process: Process,
+    at: Option<usize>,
+    limit: Duration,
+    meanwhile: impl FnOnce() -> Result<()>,
+) -> Result<Run> {
+    let mut tracer = Tracer {
+        process,
+        threads: BTreeMap::new(),
+        calls: Vec::new(),
+        marks: 0,
+        at,
+        limit,
+        started: Instant::now(),
+    };
+    let mut meanwhile = Some(meanwhile);
+    let end = loop {
+        match tracer.next()? {
+            Next::Boundary(tid) => {
+                if let Some(meanwhile) = meanwhile.take() {
+                    meanwhile()?;
+                    // The time is the program's.
+                    tracer.started = Instant::now();
                 }
+                tracer.resume(tid, 0)?;
+            }
+            Next::End(end) => break end,
+        }
+    };
+    let (calls, threads) = (tracer.calls, tracer.threads.len());
+    Ok(Run { end, calls, reached: meanwhile.is_none(), threads, process: tracer.process })
+}
+
+struct Tracer {
+    process: Process,
+    /// All that there were, with the system call each was last seen at.
+    threads: BTreeMap<pid_t, String>,
+    calls: Vec<String>,
+    marks: usize,
+    at: Option<usize>,
+    limit: Duration,
+    started: Instant,
+}
+
+enum Next {
+    Boundary(pid_t),
+    End(End),
+}
+
+impl Tracer {
+    fn next(&mut self) -> Result<Next> {
+        loop {
+            let Some((tid, status)) = self.process.changed()? else {
+                if self.started.elapsed() > self.limit {
+                    let threads: Vec<_> = self.threads.values().map(String::as_str).collect();
+                    return Ok(Next::End(End::Hung(threads.join("; "))));
+                }
+                wait_a_moment();
+                continue;
+            };
+            if !libc::WIFSTOPPED(status) {
+                if tid == self.process.pid {
+                    let said = self.process.said();
+                    return Ok(Next::End(End::Died(format!("status {status:#x} {said}"))));
+                }
+                continue;
+            }
+            let signal = libc::WSTOPSIG(status);
+            if tid == self.process.pid && signal == libc::SIGSTOP {
+                if !self.threads.is_empty() {
+                    return Ok(Next::End(End::Said(self.process.said())));
+                }
+                ptrace(libc::PTRACE_SETOPTIONS, tid, 0, OPTIONS as usize)?;
+            }
+            if signal == SYSCALL_STOP {
+                if self.is_boundary(tid)? {
+                    return Ok(Next::Boundary(tid));
+                }
+                self.resume(tid, 0)?;
+            } else if self.threads.contains_key(&tid) && status >> 16 == 0 {
+                self.resume(tid, signal)?;
+            } else {
+                // A new thread begins with a stop, and so does its making.
+                self.threads.entry(tid).or_default();
+                self.resume(tid, 0)?;
             }
         }
     }
+
+    /// Notes a system call that is about to be entered.
+    fn is_boundary(&mut self, tid: pid_t) -> Result<bool> {
+        let Some((number, args)) = entry(tid)? else { return Ok(false) };
+        if number == libc::SYS_write && args[0] as i32 == -1 && args[2] == MARK.len() as u64 {
+            self.marks += 1;
+            return Ok(false);
+        }
+        if self.marks != 1 {
+            return Ok(false);
+        }
+        let here = self.at == Some(self.calls.len());
+        let text = text(tid, number, &args);
+        self.threads.insert(tid, text.clone());
+        self.calls.push(text);
+        if here {
+            // What comes after it need not be seen.
+            self.marks = 2;
+        }
+        Ok(here)
+    }
+
+    fn resume(&self, tid: pid_t, signal: c_int) -> Result<()> {
+        let how = if self.marks < 2 { libc::PTRACE_SYSCALL } else { libc::PTRACE_CONT };
+        match ptrace(how, tid, 0, signal as usize) {
+            // It was killed or is at its end: that is reported, too.
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+            done => Ok(done.map(drop)?),
+        }
+    }
 }
 
-fn ptrace(request: c_uint, pid: pid_t, addr: usize, data: *mut c_void) -> std::io::Result<c_long> {
+fn child_signal() -> libc::sigset_t {
+    let mut set = MaybeUninit::uninit();
+    // SAFETY: `set` is writable.
+    unsafe { libc::sigemptyset(set.as_mut_ptr()) };
+    // SAFETY: it was just made.
+    unsafe { libc::sigaddset(set.as_mut_ptr(), libc::SIGCHLD) };
+    // SAFETY: as before.
+    unsafe { set.assume_init() }
+}
+
+/// Waits until a child changes, but not long.
+fn wait_a_moment() {
+    let set = child_signal();
+    let limit = libc::timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+    // SAFETY: both live for the call, and nobody asks what the signal says.
+    unsafe { libc::sigtimedwait(&raw const set, ptr::null_mut(), &raw const limit) };
+}
+
+fn ptrace(request: c_uint, tid: pid_t, addr: usize, data: usize) -> std::io::Result<c_long> {
     // SAFETY: `data` is what the request takes: nothing, a number, or a buffer of `addr` bytes.
-    let result = unsafe { libc::ptrace(request, pid, addr as *mut c_void, data) };
+    let result = unsafe { libc::ptrace(request, tid, addr as *mut c_void, data as *mut c_void) };
     if result == -1 { Err(std::io::Error::last_os_error()) } else { Ok(result) }
 }
 
-/// The signal of its next stop.
-fn wait(pid: pid_t) -> Result<c_int> {
-    let mut status = 0;
-    // SAFETY: `status` is writable.
-    let waited = unsafe { libc::waitpid(pid, &raw mut status, libc::__WALL) };
-    ensure!(waited == pid, "waitpid: {}", std::io::Error::last_os_error());
-    if !libc::WIFSTOPPED(status) {
-        bail!("it ended before the boundary, with status {status:#x}");
-    }
-    Ok(libc::WSTOPSIG(status))
-}
-
 /// The system call that is about to be entered; none when one is about to be left.
-fn entry(pid: pid_t) -> Result<Option<(c_long, [u64; 6])>> {
+fn entry(tid: pid_t) -> Result<Option<(c_long, [u64; 6])>> {
     let mut info = MaybeUninit::<libc::ptrace_syscall_info>::zeroed();
     let size = size_of::<libc::ptrace_syscall_info>();
-    ptrace(libc::PTRACE_GET_SYSCALL_INFO, pid, size, info.as_mut_ptr().cast())?;
+    ptrace(libc::PTRACE_GET_SYSCALL_INFO, tid, size, info.as_mut_ptr().expose_provenance())?;
     // SAFETY: all zeroes is a value of it, and the kernel wrote no more than its size.
     let info = unsafe { info.assume_init() };
     if info.op != libc::PTRACE_SYSCALL_INFO_ENTRY {
@@ -111,7 +232,7 @@ fn entry(pid: pid_t) -> Result<Option<(c_long, [u64; 6])>> {
 }
 
 /// A call, with the path that it names.
-fn text(pid: pid_t, number: c_long, args: &[u64; 6]) -> String {
+fn text(tid: pid_t, number: c_long, args: &[u64; 6]) -> String {
     let (name, path) = match number {
         libc::SYS_openat2 => ("openat2", Some(args[1])),
         libc::SYS_openat => ("openat", Some(args[1])),
@@ -136,19 +257,29 @@ fn text(pid: pid_t, number: c_long, args: &[u64; 6]) -> String {
         libc::SYS_gettid => ("gettid", None),
         libc::SYS_mmap => ("mmap", None),
         libc::SYS_munmap => ("munmap", None),
+        libc::SYS_mprotect => ("mprotect", None),
+        libc::SYS_madvise => ("madvise", None),
         libc::SYS_brk => ("brk", None),
         libc::SYS_getrandom => ("getrandom", None),
+        libc::SYS_futex => ("futex", None),
+        libc::SYS_clone3 => ("clone3", None),
+        libc::SYS_exit => ("exit", None),
+        libc::SYS_rseq => ("rseq", None),
+        libc::SYS_set_robust_list => ("set_robust_list", None),
+        libc::SYS_sigaltstack => ("sigaltstack", None),
+        libc::SYS_rt_sigprocmask => ("rt_sigprocmask", None),
+        libc::SYS_sched_getaffinity => ("sched_getaffinity", None),
         _ => return format!("call {number}"),
     };
-    match path.map(|address| read_text(pid, address)) {
+    match path.map(|address| read_text(tid, address)) {
         Some(Ok(path)) => format!("{name} {path:?}"),
         _ => name.to_owned(),
     }
 }
 
-fn read_text(pid: pid_t, address: u64) -> Result<String> {
+fn read_text(tid: pid_t, address: u64) -> Result<String> {
     let mut bytes = [0; 128];
-    let memory = std::fs::File::open(format!("/proc/{pid}/mem"))?;
+    let memory = std::fs::File::open(format!("/proc/{tid}/mem"))?;
     let len = memory.read_at(&mut bytes, address)?;
     let text = bytes[..len].split(|byte| *byte == 0).next().context("empty")?;
     Ok(String::from_utf8_lossy(text).into_owned())

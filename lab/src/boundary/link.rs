@@ -1,0 +1,146 @@
+//! RDMA netlink as far as the lab needs it: soft-RoCE links come and go, devices are renamed, and the
+//! contexts on a device are counted. Written apart from the library's, whose answers it judges; a
+//! program (`rdma`) for each would take most of an execution's time.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use anyhow::{Context as _, Result};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, socket_with,
+};
+
+const GET: u16 = 1;
+const SET: u16 = 2;
+const NEWLINK: u16 = 3;
+const DELLINK: u16 = 4;
+const RES_CTX_GET: u16 = 22;
+
+const DEV_INDEX: u16 = 1;
+const DEV_NAME: u16 = 2;
+const NDEV_NAME: u16 = 51;
+const LINK_TYPE: u16 = 65;
+const RES_CTX: u16 = 86;
+
+const REQUEST: u16 = 1;
+const ACK: u16 = 4;
+const DUMP: u16 = 0x300;
+
+/// The netlink index of the device of that name.
+pub(super) fn index_of(name: &str) -> Result<u32> {
+    let mut index = None;
+    ask(GET, DUMP, &[], |attributes| {
+        if find(attributes, DEV_NAME).and_then(text) == Some(name) {
+            index = find(attributes, DEV_INDEX).and_then(number);
+        }
+    })?;
+    index.with_context(|| format!("netlink knows no {name}"))
+}
+
+/// Renames a device.
+pub(super) fn rename(index: u32, name: &str) -> Result<()> {
+    let name = zero(name);
+    Ok(ask(SET, ACK, &[(DEV_INDEX, &index.to_ne_bytes()), (DEV_NAME, &name)], |_| ())?)
+}
+
+/// Adds a soft-RoCE device on a network device.
+pub(super) fn add_rxe(name: &str, netdev: &str) -> Result<()> {
+    let (name, netdev) = (zero(name), zero(netdev));
+    let attributes = [(DEV_NAME, &*name), (NDEV_NAME, &*netdev), (LINK_TYPE, b"rxe\0")];
+    ask(NEWLINK, ACK, &attributes, |_| ()).context("adding a soft-RoCE device")
+}
+
+/// Removes a soft-RoCE device; comes back when it is gone, which may be never.
+pub(super) fn delete_rxe(index: u32) -> Result<()> {
+    Ok(ask(DELLINK, ACK, &[(DEV_INDEX, &index.to_ne_bytes())], |_| ())?)
+}
+
+/// How many contexts are on a device, be it on its way out; none on one that is gone.
+pub(super) fn contexts(index: u32) -> Result<usize> {
+    let mut count = 0;
+    let asked = ask(RES_CTX_GET, DUMP, &[(DEV_INDEX, &index.to_ne_bytes())], |attributes| {
+        count += find(attributes, RES_CTX).map_or(0, |table| each(table).count());
+    });
+    match asked {
+        Err(error) if [libc::EINVAL, libc::ENODEV].map(Some).contains(&error.raw_os_error()) => {
+            Ok(0)
+        }
+        asked => asked.map(|()| count).context("counting contexts"),
+    }
+}
+
+fn zero(text: &str) -> Vec<u8> {
+    [text.as_bytes(), b"\0"].concat()
+}
+
+fn text(value: &[u8]) -> Option<&str> {
+    std::str::from_utf8(value.strip_suffix(b"\0")?).ok()
+}
+
+fn number(value: &[u8]) -> Option<u32> {
+    Some(u32::from_ne_bytes(value.try_into().ok()?))
+}
+
+/// The attributes of a stretch, by kind.
+fn each(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let head = rest.get(..4)?;
+        let len = usize::from(u16::from_ne_bytes([head[0], head[1]]));
+        let kind = u16::from_ne_bytes([head[2], head[3]]) & 0x3fff;
+        let value = rest.get(4..len)?;
+        rest = rest.get(len.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind, value))
+    })
+}
+
+fn find(attributes: &[u8], wanted: u16) -> Option<&[u8]> {
+    each(attributes).find(|(kind, _)| *kind == wanted).map(|(_, value)| value)
+}
+
+/// One request and all of its answers.
+fn ask(
+    command: u16,
+    flags: u16,
+    attributes: &[(u16, &[u8])],
+    mut answer: impl FnMut(&[u8]),
+) -> io::Result<()> {
+    const NLDEV: u16 = 5;
+    const ERROR: u16 = 2;
+    const DONE: u16 = 3;
+    let socket = socket()?;
+    let mut body = Vec::new();
+    for (kind, value) in attributes {
+        body.extend(((4 + value.len()) as u16).to_ne_bytes());
+        body.extend(kind.to_ne_bytes());
+        body.extend(*value);
+        body.resize(body.len().next_multiple_of(4), 0);
+    }
+    let mut message = Vec::new();
+    message.extend((16 + body.len() as u32).to_ne_bytes());
+    message.extend((NLDEV << 10 | command).to_ne_bytes());
+    message.extend((REQUEST | flags).to_ne_bytes());
+    message.extend([0; 8]);
+    message.extend(body);
+    rustix::net::send(&socket, &message, SendFlags::empty())?;
+    let mut buffer = vec![0; 1 << 16];
+    loop {
+        let (_, len) = rustix::net::recv(&socket, &mut buffer[..], RecvFlags::TRUNC)?;
+        let mut rest = buffer.get(..len).ok_or(io::ErrorKind::InvalidData)?;
+        while let Some(head) = rest.get(..16) {
+            let len = u32::from_ne_bytes([head[0], head[1], head[2], head[3]]) as usize;
+            let kind = u16::from_ne_bytes([head[4], head[5]]);
+            let body = rest.get(16..len).ok_or(io::ErrorKind::InvalidData)?;
+            if kind == ERROR || kind == DONE {
+                let errno = body.get(..4).and_then(number).unwrap_or(0).cast_signed();
+                return if errno == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(-errno)) };
+            }
+            answer(body);
+            rest = rest.get(len.next_multiple_of(4)..).unwrap_or_default();
+        }
+    }
+}
+
+fn socket() -> io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC;
+    Ok(socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, Some(netlink::RDMA))?)
+}

@@ -1,0 +1,179 @@
+//! What happens to the device while the program is stopped.
+
+use std::fs::{self, File};
+use std::os::unix::fs::symlink;
+
+use anyhow::{Result, ensure};
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+
+use super::link;
+use super::process::Process;
+use super::world::{NODE, SYS, World, uverbs0};
+use crate::guest;
+
+/// Kept in devtmpfs, so that a rename puts it in the node's place.
+const ASIDE: &str = "/dev/infiniband/aside";
+
+/// The GUIDs that are told apart.
+const ASKED: u8 = 0xa0;
+const OTHER: u8 = 0xb0;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Mutation {
+    Nothing,
+    Remove,
+    ReplaceOtherGuid,
+    ReplaceSameGuid,
+    ReplaceOtherName,
+    /// By another, and that by a third which has the first one's GUID.
+    ReplaceTwice,
+    /// Another process holds the device open.
+    HoldRemove,
+    HoldReplaceOtherGuid,
+    HoldReplaceSameGuid,
+    Rename,
+    SwapNames,
+    Evict,
+    Listxattr,
+    /// The node becomes one that is bound to an older device.
+    StaleNode,
+    StaleNodeSameGuid,
+    NodeMissing,
+    NodeSymlink,
+    NodeFifo,
+    NodeOtherDevice,
+    /// Made by hand, and right.
+    NodeHandMade,
+}
+
+pub(super) const ALL: [Mutation; 19] = [
+    Mutation::Remove,
+    Mutation::ReplaceOtherGuid,
+    Mutation::ReplaceSameGuid,
+    Mutation::ReplaceOtherName,
+    Mutation::ReplaceTwice,
+    Mutation::HoldRemove,
+    Mutation::HoldReplaceOtherGuid,
+    Mutation::HoldReplaceSameGuid,
+    Mutation::Rename,
+    Mutation::SwapNames,
+    Mutation::Evict,
+    Mutation::Listxattr,
+    Mutation::StaleNode,
+    Mutation::StaleNodeSameGuid,
+    Mutation::NodeMissing,
+    Mutation::NodeSymlink,
+    Mutation::NodeFifo,
+    Mutation::NodeOtherDevice,
+    Mutation::NodeHandMade,
+];
+
+/// For a crowd, which takes long to assemble: those that a proof on another thread has to see through.
+pub(super) const CROWDED: [Mutation; 5] = [
+    Mutation::Remove,
+    Mutation::ReplaceOtherGuid,
+    Mutation::ReplaceSameGuid,
+    Mutation::Rename,
+    Mutation::StaleNodeSameGuid,
+];
+
+impl Mutation {
+    /// Makes the host that it needs.
+    pub(super) fn prepare(self, world: &mut World) -> Result<()> {
+        if let Self::StaleNode | Self::StaleNodeSameGuid = self {
+            // Held by a descriptor, and by a node that stays where it is put.
+            world.add_old(if self == Self::StaleNode { OTHER } else { ASKED })?;
+            world.held = Some(File::options().read(true).write(true).open(NODE)?);
+            fs::rename(NODE, ASIDE)?;
+            let index = world.index()?;
+            world.remove("old", index)?;
+        }
+        world.add("tst", 0, ASKED)?;
+        if self == Self::SwapNames {
+            world.add("other", 1, OTHER)?;
+        }
+        world.first = uverbs0()?;
+        Ok(())
+    }
+
+    /// Does it. A removal that waits is left waiting.
+    pub(super) fn happen(self, world: &mut World) -> Result<()> {
+        if let Self::HoldRemove | Self::HoldReplaceOtherGuid | Self::HoldReplaceSameGuid = self {
+            world.held = Some(File::options().read(true).write(true).open(NODE)?);
+        }
+        match self {
+            Self::Nothing => Ok(()),
+            Self::Remove | Self::HoldRemove => remove(world, "tst").map(drop),
+            Self::ReplaceOtherGuid | Self::HoldReplaceOtherGuid => {
+                replace(world, "tst", OTHER).map(drop)
+            }
+            Self::ReplaceSameGuid | Self::HoldReplaceSameGuid => {
+                replace(world, "tst", ASKED).map(drop)
+            }
+            Self::ReplaceOtherName => {
+                remove(world, "tst")?;
+                world.add("new", 0, ASKED)
+            }
+            Self::ReplaceTwice => {
+                let name = replace(world, "tst", OTHER)?;
+                replace(world, name, ASKED).map(drop)
+            }
+            Self::Rename => link::rename(world.index()?, "renamed"),
+            Self::SwapNames => {
+                let (tst, other) = (world.index()?, link::index_of("other")?);
+                link::rename(tst, "third")?;
+                link::rename(other, "tst")?;
+                link::rename(tst, "other")
+            }
+            Self::Evict => guest::drop_caches(),
+            Self::Listxattr => listxattr(),
+            Self::StaleNode | Self::StaleNodeSameGuid => Ok(fs::rename(ASIDE, NODE)?),
+            Self::NodeMissing => Ok(fs::rename(NODE, ASIDE)?),
+            Self::NodeSymlink => {
+                fs::rename(NODE, ASIDE)?;
+                Ok(symlink(ASIDE, NODE)?)
+            }
+            Self::NodeFifo => {
+                fs::remove_file(NODE)?;
+                Ok(mknodat(CWD, NODE, FileType::Fifo, Mode::from_raw_mode(0o666), 0)?)
+            }
+            Self::NodeOtherDevice => {
+                fs::remove_file(NODE)?;
+                guest::mknod(NODE, (1, 3))
+            }
+            Self::NodeHandMade => {
+                fs::remove_file(NODE)?;
+                guest::mknod(NODE, guest::device_number("uverbs0")?)
+            }
+        }
+    }
+}
+
+/// Whether the removal is through.
+fn remove(world: &mut World, name: &str) -> Result<bool> {
+    let index = world.index()?;
+    world.remove(name, index)?;
+    world.let_go(index)
+}
+
+/// Replaces uverbs0; gives the name of the new one, because the old one's is taken for as long as its
+/// removal waits.
+fn replace(world: &mut World, old: &str, guid: u8) -> Result<&'static str> {
+    let names = ["tst", "new", "newer"];
+    let free = match (remove(world, old)?, old) {
+        (true, _) if world.removed_all()? => 0,
+        (_, "tst") => 1,
+        _ => 2,
+    };
+    world.add(names[free], 0, guid)?;
+    Ok(names[free])
+}
+
+/// Moves timestamps in /sys, up to Linux 7.2. By a process of its own, for the lab's own inode.
+fn listxattr() -> Result<()> {
+    let path = format!("{SYS}/uverbs0/ibdev");
+    let mut process =
+        Process::fork(|_| i32::from(rustix::fs::listxattr(&path, &mut [0_u8; 256][..]).is_err()))?;
+    ensure!(process.ends_within(std::time::Duration::from_secs(5))?, "listxattr hangs");
+    Ok(())
+}

@@ -1,0 +1,311 @@
+//! The host that a program is run on: a device `tst`, which is uverbs0, and what is done to it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::link;
+use super::process::Process;
+use super::program;
+use crate::guest;
+
+const DIRECTORY: &str = "/dev/infiniband";
+pub(super) const NODE: &str = "/dev/infiniband/uverbs0";
+pub(super) const SYS: &str = "/sys/class/infiniband_verbs";
+
+/// An entry of the list takes 20 bytes of the 32 KiB that a message holds.
+const CROWD: usize = 1700;
+
+/// What drives the devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Kind {
+    /// The test HCA, whose removal cuts contexts off or waits for them.
+    Hca { disassociate: bool },
+    /// Soft-RoCE, whose removal cuts contexts off from Linux 7.3 on.
+    Rxe { disassociate: bool },
+}
+
+impl Kind {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Hca { disassociate: true } => "HCA disassociate=1",
+            Self::Hca { disassociate: false } => "HCA disassociate=0",
+            Self::Rxe { .. } => "rxe",
+        }
+    }
+
+    /// Whether removal cuts contexts off; otherwise it waits for them.
+    fn disassociates(self) -> bool {
+        let (Self::Hca { disassociate } | Self::Rxe { disassociate }) = self;
+        disassociate
+    }
+
+    /// Those that this kernel has.
+    pub(super) fn all() -> Result<Vec<Self>> {
+        let rxe = Self::Rxe { disassociate: rxe_disassociates()? };
+        if guest::hca("wait-idle").is_ok() {
+            let hca = [true, false].map(|disassociate| Self::Hca { disassociate });
+            return Ok([&hca[..], &[rxe]].concat());
+        }
+        println!("test HCA: not on this kernel");
+        Ok(vec![rxe])
+    }
+}
+
+/// Removes one that is held open, and sees whether the removal waits.
+fn rxe_disassociates() -> Result<bool> {
+    let mut world = World::new(Kind::Rxe { disassociate: false });
+    world.add("tst", 0, 0xa0)?;
+    world.held = Some(File::options().read(true).write(true).open(NODE)?);
+    let index = link::index_of("tst")?;
+    world.remove("tst", index)?;
+    let end = Instant::now() + Duration::from_secs(2);
+    let mut disassociates = false;
+    while !disassociates && Instant::now() < end {
+        sleep(Duration::from_millis(5));
+        disassociates = world.is_removed(index)?;
+    }
+    world.clean()?;
+    println!(
+        "rxe: removal {}",
+        if disassociates { "cuts contexts off" } else { "waits for contexts" }
+    );
+    Ok(disassociates)
+}
+
+/// A device instance, as the kernel that made it knows it.
+#[derive(Clone, Debug)]
+pub(super) struct Instance {
+    pub(super) index: u32,
+    pub(super) guid: u64,
+}
+
+pub(super) struct World {
+    pub(super) kind: Kind,
+    /// By the inode number of the directory in /sys.
+    pub(super) instances: BTreeMap<u64, Instance>,
+    /// The instance that is uverbs0 at first.
+    pub(super) first: u64,
+    /// What is held open by another process than the one under test.
+    pub(super) held: Option<File>,
+    crowd: Option<Process>,
+    /// Removals of soft-RoCE that may still be waiting, by index.
+    removals: Vec<(u32, Process)>,
+    /// How many soft-RoCE devices there were of each GUID.
+    made: BTreeMap<u8, usize>,
+}
+
+impl World {
+    /// An empty one.
+    pub(super) fn new(kind: Kind) -> Self {
+        Self {
+            kind,
+            instances: BTreeMap::new(),
+            first: 0,
+            held: None,
+            crowd: None,
+            removals: Vec::new(),
+            made: BTreeMap::new(),
+        }
+    }
+
+    /// Adds a device, whose GUID says `guid` somewhere. Its number has to become that.
+    pub(super) fn add(&mut self, name: &str, number: u32, guid: u8) -> Result<()> {
+        // The number of one that was just removed is free a moment after that has left /sys.
+        for _ in 0..100 {
+            match self.kind {
+                Kind::Hca { disassociate } => guest::hca(&format!(
+                    "add name={name} guid={guid:016x} disassociate={}",
+                    u8::from(disassociate)
+                ))?,
+                Kind::Rxe { .. } => link::add_rxe(name, &self.netdev(guid)?)?,
+            }
+            let found = number_of(name)?;
+            if found == Some(number) {
+                return self.know(name, number);
+            }
+            let index = link::index_of(name)?;
+            self.remove(name, index)?;
+            guest::until("another try", || self.is_removed(index).unwrap_or(true))?;
+        }
+        anyhow::bail!("{name} does not become uverbs{number}")
+    }
+
+    /// Adds one as uverbs0 whose removal waits for `held`, even where the others are cut off.
+    pub(super) fn add_old(&mut self, guid: u8) -> Result<()> {
+        let kind = self.kind;
+        if let Kind::Hca { .. } = kind {
+            self.kind = Kind::Hca { disassociate: false };
+        }
+        let added = self.add("old", 0, guid);
+        self.kind = kind;
+        added
+    }
+
+    fn know(&mut self, name: &str, number: u32) -> Result<()> {
+        let ino = fs::metadata(format!("{SYS}/uverbs{number}"))?.ino();
+        let guid = fs::read_to_string(format!("/sys/class/infiniband/{name}/node_guid"))?;
+        let guid = u64::from_str_radix(&guid.trim().replace(':', ""), 16)?;
+        self.instances.insert(ino, Instance { index: link::index_of(name)?, guid });
+        Ok(())
+    }
+
+    /// A network device of its own for each soft-RoCE device; the GUID comes from its address.
+    fn netdev(&mut self, guid: u8) -> Result<String> {
+        let made = self.made.entry(guid).or_default();
+        let netdev = format!("nd{guid:02x}x{made}");
+        *made += 1;
+        if !Path::new("/sys/class/net").join(&netdev).exists() {
+            let address = format!("02:00:00:00:00:{guid:02x}");
+            guest::run("ip", &["link", "add", &netdev, "address", &address, "type", "dummy"])?;
+            guest::run("ip", &["link", "set", &netdev, "up"])?;
+        }
+        Ok(netdev)
+    }
+
+    /// Another process with more contexts on uverbs0 than one message of netlink lists.
+    pub(super) fn crowd(&mut self) -> Result<()> {
+        self.crowd = Some(program::crowd(CROWD)?);
+        Ok(())
+    }
+
+    /// The contexts on each device, by index, those of the crowd aside.
+    pub(super) fn contexts(&self) -> Result<BTreeMap<u32, usize>> {
+        let mut contexts = match self.kind {
+            Kind::Hca { .. } => hca_contexts()?,
+            Kind::Rxe { .. } => {
+                let each = self.instances.values();
+                let counted = each.map(|one| Ok((one.index, link::contexts(one.index)?)));
+                counted.collect::<Result<BTreeMap<_, _>>>()?
+            }
+        };
+        if self.crowd.is_some() {
+            // They are cut off together, if at all.
+            let crowded = contexts.get_mut(&self.instances[&self.first].index);
+            if let Some(count) = crowded.filter(|count| **count > 0) {
+                *count = count.checked_sub(CROWD).context("the crowd has lost contexts")?;
+            }
+        }
+        contexts.retain(|_, count| *count > 0);
+        Ok(contexts)
+    }
+
+    /// The index of uverbs0.
+    pub(super) fn index(&self) -> Result<u32> {
+        let ino = uverbs0()?;
+        Ok(self.instances.get(&ino).context("uverbs0 is unknown")?.index)
+    }
+
+    /// Removes a device, as far as it goes by itself, and waits until it is gone from /sys.
+    pub(super) fn remove(&mut self, name: &str, index: u32) -> Result<()> {
+        let number = number_of(name)?.context("it is not there")?;
+        match self.kind {
+            Kind::Hca { .. } => guest::hca(&format!("del name={name}"))?,
+            Kind::Rxe { .. } => {
+                let removal = Process::fork(|_| i32::from(link::delete_rxe(index).is_err()))?;
+                self.removals.push((index, removal));
+            }
+        }
+        guest::until_uverbs(&format!("uverbs{number}"), false)
+    }
+
+    /// Whether the removal is through; otherwise somebody holds the device.
+    pub(super) fn is_removed(&mut self, index: u32) -> Result<bool> {
+        match self.kind {
+            Kind::Hca { .. } => Ok(!hca_contexts()?.contains_key(&index)),
+            Kind::Rxe { .. } => {
+                for (_, removal) in self.removals.iter_mut().filter(|(of, _)| *of == index) {
+                    if !removal.ends_within(Duration::ZERO)? {
+                        return Ok(false);
+                    }
+                }
+                Ok(true)
+            }
+        }
+    }
+
+    /// Whether no removal waits, so that every name is free.
+    pub(super) fn removed_all(&mut self) -> Result<bool> {
+        if let Kind::Hca { .. } = self.kind {
+            return Ok(!guest::hca_state()?.contains("state=removing"));
+        }
+        for (_, removal) in &mut self.removals {
+            if !removal.ends_within(Duration::ZERO)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Waits until the removal is through, or goes on when it waits itself.
+    pub(super) fn let_go(&mut self, index: u32) -> Result<bool> {
+        let cut_off = self.kind.disassociates();
+        let limit = Duration::from_millis(if cut_off { 10_000 } else { 60 });
+        let end = Instant::now() + limit;
+        while !self.is_removed(index)? {
+            if Instant::now() > end {
+                ensure!(!cut_off, "the removal of index {index} waits");
+                return Ok(false);
+            }
+            sleep(Duration::from_millis(1));
+        }
+        Ok(true)
+    }
+
+    /// Leaves nothing. Nobody may have anything open any more but the world itself.
+    pub(super) fn clean(mut self) -> Result<()> {
+        self.held = None;
+        if let Some(mut crowd) = self.crowd.take() {
+            crowd.kill(Duration::from_secs(10))?;
+        }
+        if let Kind::Hca { .. } = self.kind {
+            guest::hca("del-all")?;
+            guest::until("the test HCA to be idle", || self.removed_all().unwrap_or(false))?;
+        }
+        let waiting: BTreeSet<u32> = self.removals.iter().map(|(index, _)| *index).collect();
+        for (_, mut removal) in self.removals.drain(..) {
+            ensure!(removal.ends_within(Duration::from_secs(20))?, "a removal does not end");
+        }
+        for name in guest::names("/sys/class/infiniband") {
+            let index = link::index_of(&name)?;
+            ensure!(!waiting.contains(&index), "{name} was removed and is there");
+            link::delete_rxe(index).with_context(|| format!("removing {name}"))?;
+        }
+        for node in guest::names(DIRECTORY).iter().filter(|name| *name != "rdma_cm") {
+            fs::remove_file(Path::new(DIRECTORY).join(node))?;
+        }
+        Ok(())
+    }
+}
+
+/// The instance that is uverbs0 now.
+pub(super) fn uverbs0() -> Result<u64> {
+    Ok(fs::metadata(format!("{SYS}/uverbs0"))?.ino())
+}
+
+fn number_of(name: &str) -> Result<Option<u32>> {
+    for uverbs in guest::names(SYS).iter().filter(|entry| entry.starts_with("uverbs")) {
+        if guest::ibdev(uverbs).is_ok_and(|found| found == name) {
+            return Ok(Some(uverbs.trim_start_matches("uverbs").parse()?));
+        }
+    }
+    Ok(None)
+}
+
+/// What the test HCA itself says: the contexts on its devices, those on their way out included.
+fn hca_contexts() -> Result<BTreeMap<u32, usize>> {
+    let state = guest::hca_state()?;
+    let value = |line: &str, key: &str| -> Option<u32> {
+        line.split_whitespace().find_map(|word| word.strip_prefix(key))?.parse().ok()
+    };
+    let counted = state.lines().map(|line| {
+        let (index, count) = (value(line, "index="), value(line, "contexts="));
+        Some((index?, count? as usize))
+    });
+    counted.collect::<Option<_>>().with_context(|| format!("the test HCA says: {state}"))
+}
