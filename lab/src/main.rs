@@ -3,7 +3,8 @@
 //!
 //! `uverbs-lab scenarios [FILTER…]` runs them all, each in a process of its own and on a clean host;
 //! `uverbs-lab scenario NAME` runs one in this process; `uverbs-lab boundary [--full]` disturbs
-//! programs at each of their system calls; `uverbs-lab role NAME ARG…` is a program that a scenario
+//! programs at each of their system calls; `uverbs-lab soak [--replacements N]` opens devices while they
+//! are replaced; `uverbs-lab role NAME ARG…` is a program that a scenario
 //! starts under strace, as another user or in a namespace.
 
 mod alloc;
@@ -26,6 +27,7 @@ fn main() -> ExitCode {
         ["scenarios", ref filters @ ..] => return runner::run_all(filters),
         ["scenario", name] => runner::run_one(name),
         ["boundary", ref rest @ ..] => boundary::run(rest),
+        ["soak", ref rest @ ..] => scenarios::soak::run(rest),
         ["role", name, ref rest @ ..] => roles::run(name, rest),
         ["list"] => {
             scenarios::ALL.iter().for_each(|(name, _)| println!("{name}"));
