@@ -1,6 +1,7 @@
 //! Build tooling of the workspace: `cargo xtask lab run` boots a kernel and runs a command in it, `cargo xtask
 //! test` runs all tests, those in kernels included.
 
+mod apt;
 mod cpio;
 mod guest;
 mod image;
@@ -11,6 +12,7 @@ mod packages;
 mod paths;
 mod qemu;
 mod test;
+mod toolchain;
 mod tools;
 
 use std::ffi::OsString;

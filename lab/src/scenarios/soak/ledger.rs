@@ -40,6 +40,8 @@ pub(super) struct Ledger {
     opened: AtomicU64,
     refused: AtomicU64,
     counts: Mutex<BTreeMap<String, u64>>,
+    /// The first error of each kind.
+    samples: Mutex<BTreeMap<String, String>>,
     wrong: Mutex<Vec<String>>,
 }
 
@@ -81,7 +83,9 @@ impl Ledger {
 
     pub(super) fn refused(&self, way: &str, error: &Error) {
         self.refused.fetch_add(1, Relaxed);
-        self.count(format!("{way}: {:?}", error.kind()));
+        let kind = format!("{way}: {:?}", error.kind());
+        lock(&self.samples).entry(kind.clone()).or_insert_with(|| error.to_string());
+        self.count(kind);
         // What a device that comes and goes does not explain.
         if let ErrorKind::Malformed | ErrorKind::Unsupported | ErrorKind::PermissionDenied =
             error.kind()
@@ -103,7 +107,7 @@ impl Ledger {
     }
 
     /// Judges, prints and forgets.
-    pub(super) fn report(self, elapsed: Duration, replacements: u64) -> Result<()> {
+    pub(super) fn report(self, elapsed: Duration) -> Result<()> {
         let truth = lock(&self.truth);
         let judge = |seen: &Observation| match truth.get(&seen.ino) {
             Some(truth) => {
@@ -125,6 +129,9 @@ impl Ledger {
         for (what, count) in &*lock(&self.counts) {
             println!("    {what}: {count}");
         }
+        for (kind, sample) in &*lock(&self.samples) {
+            println!("    e.g. {kind}: {sample}");
+        }
         let (replaced, opened) = (self.replaced(), self.opened.load(Relaxed));
         let opens = opened + self.refused.load(Relaxed);
         let seconds = elapsed.as_secs_f64();
@@ -135,7 +142,6 @@ impl Ledger {
         println!("    control: {} opens by number alone: {caught} wrong", controls.len());
         wrong.truncate(20);
         ensure!(wrong.is_empty(), "wrong:\n{}", wrong.join("\n"));
-        ensure!(replaced >= replacements, "{replaced} of {replacements} replacements were made");
         ensure!(opened > 0 && 3 * opened >= opens, "fewer than a third of the opens succeed");
         ensure!(caught > 0, "the control was never on another device: the soak proves nothing");
         Ok(())

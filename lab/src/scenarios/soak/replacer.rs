@@ -89,7 +89,7 @@ pub(super) fn replace_until(
         }
         replaced?;
         ledger.end(replacements);
-        random.pause(60);
+        random.pause(20);
     }
     Ok(())
 }
