@@ -17,6 +17,9 @@ pub(crate) const EXIT_KERNEL_FAULT: u8 = 123;
 pub(crate) const EXIT_TIMED_OUT: u8 = 124;
 pub(crate) const EXIT_LAB_FAILED: u8 = 125;
 
+/// What getting a kernel and making its image may take.
+pub(crate) const PREPARATION: Duration = Duration::from_secs(1800);
+
 /// What to run, and in what.
 #[derive(Clone, Debug)]
 pub(crate) struct LabRun {
