@@ -200,8 +200,8 @@ fn fetch(package: &Package, dir: &Path) -> Result<()> {
     let (image, headers) = (format!("linux-image-{release}"), format!("linux-headers-{release}"));
     let mut wanted = vec![format!("{image}={version}"), format!("{headers}={version}")];
     for (package, parts) in [
-        (&image, ["linux-binary-", "linux-modules-"]),
-        (&headers, ["linux-headers-", "linux-kbuild-"]),
+        (&image, ["linux-binary-", "linux-modules-", "linux-base-"].as_slice()),
+        (&headers, &["linux-headers-", "linux-kbuild-"]),
     ] {
         let needs = packages::dependencies(sources, package, version)?;
         wanted.extend(
