@@ -11,6 +11,9 @@
 #include <linux/atomic.h>
 #include <linux/ctype.h>
 #include <linux/device.h>
+#if __has_include(<linux/hex.h>)
+#include <linux/hex.h>
+#endif
 #include <linux/kernel.h>
 #include <linux/list.h>
 #include <linux/miscdevice.h>

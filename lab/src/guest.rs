@@ -17,6 +17,16 @@ pub(crate) fn release() -> String {
     fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned()
 }
 
+/// The running kernel's version: the first two numbers of its release.
+pub(crate) fn version() -> Result<(u32, u32)> {
+    let release = release();
+    let mut numbers = release.split('.').map(str::parse);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => Ok((major, minor)),
+        _ => bail!("{release:?} is no kernel's release"),
+    }
+}
+
 /// Runs a command to its end; an error unless it succeeds.
 pub(crate) fn run(program: &str, args: &[&str]) -> Result<Output> {
     let output =

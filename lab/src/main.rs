@@ -4,8 +4,9 @@
 //! `uverbs-lab scenarios [FILTER…]` runs them all, each in a process of its own and on a clean host;
 //! `uverbs-lab scenario NAME` runs one in this process; `uverbs-lab boundary [--full [--shard I/N]]`
 //! disturbs programs at each of their system calls; `uverbs-lab compare [--full | --seconds N]` holds the
-//! simulated kernel against the real one; `uverbs-lab role NAME ARG…` is a program that a scenario starts
-//! under strace, as another user or in a namespace.
+//! simulated kernel against the real one; `uverbs-lab soak [--replacements N]` opens devices while they are
+//! replaced; `uverbs-lab role NAME ARG…` is a program that a scenario starts under strace, as another user
+//! or in a namespace.
 
 mod alloc;
 mod boundary;
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
         ["scenario", name] => runner::run_one(name),
         ["boundary", ref rest @ ..] => boundary::run(rest),
         ["compare", ref rest @ ..] => compare::run(rest),
+        ["soak", ref rest @ ..] => scenarios::soak::run(rest),
         ["role", name, ref rest @ ..] => roles::run(name, rest),
         ["list"] => {
             scenarios::ALL.iter().for_each(|(name, _)| println!("{name}"));

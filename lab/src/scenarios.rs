@@ -5,6 +5,7 @@ mod listing;
 mod nodes;
 mod proof;
 mod replacing;
+pub(crate) mod soak;
 mod traced;
 
 use anyhow::{Context as _, Result, ensure};
@@ -51,6 +52,7 @@ pub(crate) const ALL: &[(&str, Scenario)] = &[
     ("boundaries_see_deaths_hangs_and_threads", crate::boundary::deaths_hangs_and_threads),
     ("every_system_call_bounded", crate::boundary::sampled),
     ("control_every_system_call", crate::boundary::control),
+    ("soak_bounded", soak::bounded),
     ("a_thousand_devices_sixteen_descriptors", limits::thousand),
     ("uverbs_reloaded", replacing::uverbs_reloaded),
     ("core_reloaded_with_index_reuse", replacing::core_reloaded),

@@ -7,13 +7,16 @@ use std::str::FromStr;
 
 use anyhow::{Context, Result, anyhow, bail};
 
-use crate::{packages, paths, tools};
+use crate::apt::Sources;
+use crate::{packages, paths, toolchain, tools};
 
 /// Which kernel to boot.
 #[derive(Clone, Debug)]
 pub(crate) enum KernelChoice {
     /// The newest Debian kernel of a series such as `6.12`.
     Series(String),
+    /// The newest kernel that Debian's backports have.
+    Newest,
     /// A directory with `boot/vmlinuz-*` and `lib/modules/*`.
     Directory(PathBuf),
 }
@@ -22,6 +25,9 @@ impl FromStr for KernelChoice {
     type Err = anyhow::Error;
 
     fn from_str(text: &str) -> Result<Self> {
+        if text == "newest" {
+            return Ok(Self::Newest);
+        }
         let is_series = text.split('.').count() == 2
             && text
                 .split('.')
@@ -32,7 +38,7 @@ impl FromStr for KernelChoice {
         if Path::new(text).is_dir() {
             return Ok(Self::Directory(PathBuf::from(text)));
         }
-        bail!("neither a kernel series such as 6.12 nor a directory");
+        bail!("neither a kernel series such as 6.12, nor `newest`, nor a directory");
     }
 }
 
@@ -40,6 +46,7 @@ impl fmt::Display for KernelChoice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Series(series) => f.write_str(series),
+            Self::Newest => f.write_str("newest"),
             Self::Directory(dir) => dir.display().fmt(f),
         }
     }
@@ -60,43 +67,43 @@ pub(crate) struct Kernel {
 
 /// Gets the kernel, from the network only if it is not here yet.
 pub(crate) fn get(choice: &KernelChoice) -> Result<Kernel> {
-    match choice {
-        KernelChoice::Directory(dir) => open(dir),
-        KernelChoice::Series(series) => {
-            let kernels = paths::lab("kernels")?;
-            match newest(series) {
-                Ok(package) => {
-                    let dir = kernels.join(&package.release);
-                    if !dir.is_dir() {
-                        fetch(&package, &dir)?;
-                    }
-                    open(&dir)
-                }
-                Err(error) => match newest_unpacked(&kernels, series)? {
-                    Some(dir) => open(&dir),
-                    None => Err(error),
-                },
+    let prefix = match choice {
+        KernelChoice::Directory(dir) => return open(dir),
+        KernelChoice::Series(series) => format!("{series}."),
+        KernelChoice::Newest => String::new(),
+    };
+    let kernels = paths::lab("kernels")?;
+    match newest(&prefix) {
+        Ok(package) => {
+            let dir = kernels.join(&package.release);
+            if !dir.is_dir() {
+                fetch(&package, &dir)?;
             }
+            open(&dir)
         }
+        Err(error) => match newest_unpacked(&kernels, &prefix)? {
+            Some(dir) => {
+                eprintln!("xtask: {error:#}: taking {}", dir.display());
+                open(&dir)
+            }
+            None => Err(error),
+        },
     }
 }
 
 fn open(dir: &Path) -> Result<Kernel> {
-    let boot = dir.join("boot");
-    let (vmlinuz, release) = fs::read_dir(&boot)
-        .with_context(|| format!("reading {}", boot.display()))?
+    let (modules, release) = ["lib/modules", "usr/lib/modules"]
+        .iter()
+        .filter_map(|place| fs::read_dir(dir.join(place)).ok())
+        .flatten()
         .filter_map(Result::ok)
-        .find_map(|entry| {
-            let name = entry.file_name().into_string().ok()?;
-            let release = name.strip_prefix("vmlinuz-")?.to_owned();
-            Some((entry.path(), release))
-        })
-        .ok_or_else(|| anyhow!("no vmlinuz-* in {}", boot.display()))?;
-    let modules = ["lib/modules", "usr/lib/modules"]
-        .map(|place| dir.join(place).join(&release))
+        .find_map(|entry| Some((entry.path(), entry.file_name().into_string().ok()?)))
+        .ok_or_else(|| anyhow!("no lib/modules/* in {}", dir.display()))?;
+    // Debian's later kernels have the image with the modules.
+    let vmlinuz = [dir.join(format!("boot/vmlinuz-{release}")), modules.join("vmlinuz")]
         .into_iter()
-        .find(|path| path.is_dir())
-        .ok_or_else(|| anyhow!("no lib/modules/{release} in {}", dir.display()))?;
+        .find(|path| path.is_file())
+        .ok_or_else(|| anyhow!("no vmlinuz of {release} in {}", dir.display()))?;
     let headers = [dir.join(format!("usr/src/linux-headers-{release}")), modules.join("build")]
         .into_iter()
         .find(|path| path.join("Makefile").is_file());
@@ -107,25 +114,45 @@ fn open(dir: &Path) -> Result<Kernel> {
 struct Package {
     release: String,
     version: String,
+    sources: Sources,
 }
 
-fn newest(series: &str) -> Result<Package> {
-    if let Some(package) = newest_listed(series)? {
-        return Ok(package);
+/// The newest whose release begins so: the host's own, or of backports; without a beginning only those
+/// are asked.
+fn newest(prefix: &str) -> Result<Package> {
+    let mut tried = Vec::new();
+    if !prefix.is_empty() {
+        tried.push(Ok(Sources::host()));
     }
-    packages::update()?;
-    newest_listed(series)?.ok_or_else(|| {
-        anyhow!("no linux-image-{series}.*-amd64 with matching headers among the packages")
-    })
+    tried.push(Sources::backports());
+    let mut reasons = Vec::new();
+    for sources in tried {
+        let found = sources.and_then(|sources| {
+            if let Some(package) = newest_listed(&sources, prefix)? {
+                return Ok(Some(package));
+            }
+            sources.update()?;
+            newest_listed(&sources, prefix)
+        });
+        match found {
+            Ok(Some(package)) => return Ok(package),
+            Ok(None) => {}
+            Err(error) => reasons.push(format!("; {error:#}")),
+        }
+    }
+    bail!(
+        "no linux-image-{prefix}*-amd64 with matching headers among the packages{}",
+        reasons.concat()
+    )
 }
 
-fn newest_listed(series: &str) -> Result<Option<Package>> {
+fn newest_listed(sources: &Sources, prefix: &str) -> Result<Option<Package>> {
     if tools::find("apt-cache").is_none() {
         bail!(
             "kernels come from Debian packages: without apt, name an unpacked one with --kernel DIR"
         );
     }
-    let releases: Vec<String> = packages::names(&format!("linux-image-{series}."))?
+    let releases: Vec<String> = packages::names(sources, &format!("linux-image-{prefix}"))?
         .iter()
         .filter_map(|name| name.strip_prefix("linux-image-"))
         .filter(|release| is_plain(release))
@@ -135,7 +162,7 @@ fn newest_listed(series: &str) -> Result<Option<Package>> {
         .iter()
         .flat_map(|release| [format!("linux-image-{release}"), format!("linux-headers-{release}")])
         .collect();
-    let versions = packages::versions(&names)?;
+    let versions = packages::versions(sources, &names)?;
     let mut best: Option<Package> = None;
     for release in releases {
         let image = versions.get(&format!("linux-image-{release}"));
@@ -145,7 +172,8 @@ fn newest_listed(series: &str) -> Result<Option<Package>> {
         };
         for version in image.iter().filter(|version| headers.contains(version)) {
             if best.as_ref().is_none_or(|best| packages::is_newer(version, &best.version)) {
-                best = Some(Package { release: release.clone(), version: version.clone() });
+                let (release, version) = (release.clone(), version.clone());
+                best = Some(Package { release, version, sources: sources.clone() });
             }
         }
     }
@@ -154,49 +182,59 @@ fn newest_listed(series: &str) -> Result<Option<Package>> {
 
 /// Whether this is the ordinary flavour: not the real-time or cloud one, nor an unsigned or debug package.
 fn is_plain(release: &str) -> bool {
-    release
-        .strip_suffix("-amd64")
-        .is_some_and(|base| !base.ends_with("-rt") && !base.ends_with("-cloud"))
+    // Without a number in front it is the package that depends on the newest.
+    release.starts_with(|first: char| first.is_ascii_digit())
+        && release
+            .strip_suffix("-amd64")
+            .is_some_and(|base| !base.ends_with("-rt") && !base.ends_with("-cloud"))
 }
 
 /// Unpacks the image and what is needed to build modules for it. Nothing is installed: the headers' package of some
 /// kernels depends on the image, which would become the host's next kernel.
 fn fetch(package: &Package, dir: &Path) -> Result<()> {
-    let Package { release, version } = package;
+    let Package { release, version, sources } = package;
     let partial = dir.with_extension("partial");
     if partial.exists() {
         fs::remove_dir_all(&partial)?;
     }
-    let headers = format!("linux-headers-{release}");
-    let mut wanted =
-        vec![format!("linux-image-{release}={version}"), format!("{headers}={version}")];
-    wanted.extend(
-        packages::dependencies(&headers, version)?
-            .into_iter()
-            .filter(|name| name.starts_with("linux-headers-") || name.starts_with("linux-kbuild-")),
-    );
-    packages::unpack(&wanted, &partial)?;
-    // The package's Makefile includes the common one by the path of an installed package.
-    let makefile = partial.join("usr/src").join(&headers).join("Makefile");
-    let text =
-        fs::read_to_string(&makefile).with_context(|| format!("reading {}", makefile.display()))?;
-    let common = text
-        .rsplit('/')
-        .nth(1)
-        .ok_or_else(|| anyhow!("{}: unexpected {text:?}", makefile.display()))?;
-    let common = dir.join("usr/src").join(common).join("Makefile");
-    fs::write(&makefile, format!("include {}\n", common.display()))?;
+    let (image, headers) = (format!("linux-image-{release}"), format!("linux-headers-{release}"));
+    let mut wanted = vec![format!("{image}={version}"), format!("{headers}={version}")];
+    for (package, parts) in [
+        (&image, ["linux-binary-", "linux-modules-", "linux-base-"].as_slice()),
+        (&headers, &["linux-headers-", "linux-kbuild-"]),
+    ] {
+        let needs = packages::dependencies(sources, package, version)?;
+        wanted.extend(
+            needs.into_iter().filter(|name| parts.iter().any(|part| name.starts_with(part))),
+        );
+    }
+    packages::unpack(sources, &wanted, &partial)?;
+    relocate(&partial.join("usr/src").join(&headers).join("Makefile"), dir)?;
+    toolchain::adapt(sources, &partial, dir)?;
     fs::rename(&partial, dir)?;
     Ok(())
 }
 
-fn newest_unpacked(kernels: &Path, series: &str) -> Result<Option<PathBuf>> {
+/// The headers' Makefile names the common one, and later also itself, by the path of an installed package.
+fn relocate(makefile: &Path, dir: &Path) -> Result<()> {
+    let text =
+        fs::read_to_string(makefile).with_context(|| format!("reading {}", makefile.display()))?;
+    let installed = "/usr/src/linux-headers-";
+    let here = format!("{}{installed}", dir.display());
+    if !text.contains(installed) {
+        bail!("{}: unexpected {text:?}", makefile.display());
+    }
+    fs::write(makefile, text.replace(installed, &here))?;
+    Ok(())
+}
+
+fn newest_unpacked(kernels: &Path, prefix: &str) -> Result<Option<PathBuf>> {
     let mut best: Option<String> = None;
     for entry in fs::read_dir(kernels)? {
         let Ok(name) = entry?.file_name().into_string() else {
             continue;
         };
-        if name.starts_with(&format!("{series}."))
+        if name.starts_with(prefix)
             && is_plain(&name)
             && best.as_ref().is_none_or(|best| packages::is_newer(&name, best))
         {
@@ -272,6 +310,8 @@ mod tests {
             "6.1.0-56-cloud-amd64",
             "6.1.0-56-amd64-unsigned",
             "6.1.0-56-amd64-dbg",
+            "amd64",
+            "cloud-amd64",
         ] {
             assert!(!is_plain(other), "{other}");
         }
@@ -280,6 +320,7 @@ mod tests {
     #[test]
     fn choices() {
         assert!(matches!("6.12".parse(), Ok(KernelChoice::Series(_))));
+        assert!(matches!("newest".parse(), Ok(KernelChoice::Newest)));
         assert!(matches!("/".parse(), Ok(KernelChoice::Directory(_))));
         assert!("6.x".parse::<KernelChoice>().is_err());
         assert!("6".parse::<KernelChoice>().is_err());

@@ -1,6 +1,7 @@
 //! Build tooling of the workspace: `cargo xtask lab run` boots a kernel and runs a command in it, `cargo xtask
-//! test` runs all tests, those in kernels included.
+//! test` runs all tests, those in kernels included, `cargo xtask prove` what takes hours.
 
+mod apt;
 mod cpio;
 mod guest;
 mod image;
@@ -9,8 +10,10 @@ mod lab;
 mod module;
 mod packages;
 mod paths;
+mod prove;
 mod qemu;
 mod test;
+mod toolchain;
 mod tools;
 
 use std::ffi::OsString;
@@ -22,6 +25,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::kernel::KernelChoice;
 use crate::lab::LabRun;
+use crate::prove::Proof;
 
 /// Build tooling of the uverbs workspace.
 #[derive(Parser)]
@@ -40,6 +44,8 @@ enum Task {
     },
     /// Run every test: the workspace's own, then the scenarios in each kernel
     Test(TestArgs),
+    /// Run the full versions of the proofs, which take hours; their logs go to target/prove
+    Prove(ProveArgs),
 }
 
 #[derive(Subcommand)]
@@ -50,7 +56,7 @@ enum LabCommand {
 
 #[derive(Args)]
 struct RunArgs {
-    /// Debian kernel series (6.12, 6.1), or a directory with boot/vmlinuz-* and lib/modules/*
+    /// Debian kernel series (6.12, 6.1, 7.3), `newest` (of the backports), or a directory with boot/vmlinuz-* and lib/modules/*
     #[arg(long, default_value = "6.12")]
     kernel: KernelChoice,
 
@@ -90,10 +96,25 @@ struct TestArgs {
     filter: Vec<OsString>,
 }
 
+#[derive(Args)]
+struct ProveArgs {
+    /// Which ones; all when not given
+    proofs: Vec<Proof>,
+
+    /// Kernel for those that need one (repeatable; 6.12, 6.1 and newest when not given)
+    #[arg(long)]
+    kernel: Vec<KernelChoice>,
+
+    /// How long each fuzz target runs
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    fuzz_seconds: u64,
+}
+
 fn main() -> ExitCode {
     let result = match Cli::parse().task {
         Task::Lab { command: LabCommand::Run(args) } => run(args),
         Task::Test(args) => test::run(&args.kernel, &args.filter),
+        Task::Prove(args) => prove::run(&args.proofs, &args.kernel, args.fuzz_seconds),
     };
     match result {
         Ok(code) => ExitCode::from(code),

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
+use crate::apt::Sources;
 use crate::tools;
 
 /// Programs of the host and of the guest, and the package each comes from.
@@ -59,7 +60,7 @@ pub(crate) fn ensure(missing: &[&str]) -> Result<()> {
     }
     eprintln!("xtask: installing {list}");
     if install(missing).is_err() {
-        update()?;
+        Sources::host().update()?;
         install(missing)?;
     }
     Ok(())
@@ -74,27 +75,22 @@ fn install(packages: &[&str]) -> Result<()> {
     )
 }
 
-/// Renews the package lists, which only root may do.
-pub(crate) fn update() -> Result<()> {
-    if !rustix::process::geteuid().is_root() {
-        bail!("the package lists may be out of date: run `apt-get update` as root");
-    }
-    tools::run(tools::command("apt-get").args(["update", "-q"]))
-}
-
 /// The names of all packages that begin so.
-pub(crate) fn names(prefix: &str) -> Result<Vec<String>> {
-    let text = tools::text(tools::command("apt-cache").args(["pkgnames", prefix]))?;
+pub(crate) fn names(sources: &Sources, prefix: &str) -> Result<Vec<String>> {
+    let text = tools::text(sources.command("apt-cache").args(["pkgnames", prefix]))?;
     Ok(text.lines().map(str::to_owned).collect())
 }
 
 /// The versions in which each of these packages can be downloaded.
-pub(crate) fn versions(names: &[String]) -> Result<BTreeMap<String, Vec<String>>> {
+pub(crate) fn versions(
+    sources: &Sources,
+    names: &[String],
+) -> Result<BTreeMap<String, Vec<String>>> {
     let mut found: BTreeMap<String, Vec<String>> = BTreeMap::new();
     if names.is_empty() {
         return Ok(found);
     }
-    let text = tools::text(tools::command("apt-cache").arg("madison").args(names))?;
+    let text = tools::text(sources.command("apt-cache").arg("madison").args(names))?;
     for line in text.lines().filter(|line| line.ends_with("Packages")) {
         let mut fields = line.split('|').map(str::trim);
         if let (Some(name), Some(version)) = (fields.next(), fields.next()) {
@@ -113,9 +109,10 @@ pub(crate) fn is_newer(version: &str, than: &str) -> bool {
 }
 
 /// What a package depends on directly, without alternatives and versions.
-pub(crate) fn dependencies(name: &str, version: &str) -> Result<Vec<String>> {
+pub(crate) fn dependencies(sources: &Sources, name: &str, version: &str) -> Result<Vec<String>> {
     let text = tools::text(
-        tools::command("apt-cache")
+        sources
+            .command("apt-cache")
             .args(["show", "--no-all-versions"])
             .arg(format!("{name}={version}")),
     )?;
@@ -127,22 +124,18 @@ pub(crate) fn dependencies(name: &str, version: &str) -> Result<Vec<String>> {
         .collect())
 }
 
-/// Downloads packages (`name` or `name=version`) and unpacks them into a directory, without installing them.
-pub(crate) fn unpack(packages: &[String], into: &Path) -> Result<()> {
+/// Downloads packages (`name`, `name=version` or `name/suite`) and unpacks them into a directory, without installing them.
+pub(crate) fn unpack(sources: &Sources, packages: &[String], into: &Path) -> Result<()> {
     let debs = into.join("debs");
     fs::create_dir_all(&debs).with_context(|| format!("making {}", debs.display()))?;
     eprintln!("xtask: downloading {}", packages.join(" "));
     let download = || {
         tools::run(
-            tools::command("apt-get")
-                .current_dir(&debs)
-                // As root apt would download as its own user, who cannot write here.
-                .args(["-o", "APT::Sandbox::User=root", "-q", "download"])
-                .args(packages),
+            sources.command("apt-get").current_dir(&debs).args(["-q", "download"]).args(packages),
         )
     };
     if let Err(first) = download() {
-        update().context(first)?;
+        sources.update().context(first)?;
         download()?;
     }
     for deb in fs::read_dir(&debs)? {

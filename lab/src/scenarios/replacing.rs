@@ -138,7 +138,9 @@ pub(super) fn listxattr() -> Result<()> {
     ensure!(list.success());
     opened(device.open(), 0xa0)?;
     let after = device.instance();
-    ensure!(before == after && before.timestamp != after.timestamp, "{before:?} {after:?}");
+    // Up to 7.2 it moves them.
+    let moved = before.timestamp != after.timestamp;
+    ensure!(before == after && moved == (guest::version()? < (7, 3)), "{before:?} {after:?}");
     ensure!(listed(&registry, "tst")? == device);
     Ok(())
 }

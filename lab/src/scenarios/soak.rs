@@ -1,0 +1,314 @@
+//! The soak: threads list, open, query and drop while others replace the devices under them.
+//!
+//! The truth is learnt without the library: whoever adds a device notes which netlink index and GUID
+//! the test HCA gave it, under the inode number of its uverbs directory, which no other device has
+//! until the next boot. What was opened is held against that at the end, by the inode number that was
+//! listed. A control opens nodes by their number alone, and has to be caught on other devices.
+
+mod foreign;
+mod ledger;
+mod replacer;
+
+use std::os::fd::AsFd as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use cap_std::ambient_authority;
+use cap_std::fs::Dir;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, netlink, socket_with};
+use uverbs::{Context, Device, ErrorKind, Host, Registry};
+
+use self::foreign::Foreign;
+use self::ledger::{Ledger, Observation, Random};
+use crate::{alloc, guest};
+
+/// Each replaces the devices of its own slots.
+const REPLACERS: u64 = 3;
+const SLOTS: u64 = 3;
+
+/// How long a thread may take for what it is at when all is over; nothing in it waits for another.
+const GRACE: Duration = Duration::from_secs(30);
+
+/// How much more heap may be in use after than before: what hash tables keep, not what grows.
+const HEAP_SLACK: usize = 16 << 10;
+/// The same for resident memory, which has the allocator's own keeping in it.
+const RESIDENT_SLACK: usize = 4 << 20;
+
+/// What an opener does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    Open,
+    /// Pins, opens by other means, verifies.
+    Verify,
+    /// Opens by other means and hopes for the best.
+    Control,
+}
+
+/// `uverbs-lab soak [--replacements N]`
+pub(crate) fn run(args: &[&str]) -> Result<()> {
+    let replacements = match args {
+        [] => 3000,
+        ["--replacements", number] => number.parse().context("--replacements")?,
+        _ => bail!("usage: uverbs-lab soak [--replacements N]"),
+    };
+    guest::clean()?;
+    // Emulated, on a busy host, one takes a quarter of a second.
+    let replaced = soak(replacements, Duration::from_secs(60 + replacements / 2))?;
+    ensure!(
+        replaced >= replacements,
+        "{replaced} of {replacements} replacements were made in time"
+    );
+    Ok(())
+}
+
+/// As many replacements as there is time for.
+pub(super) fn bounded() -> Result<()> {
+    let replaced = soak(u64::MAX, Duration::from_secs(12))?;
+    ensure!(replaced >= 20, "no more than {replaced} replacements in 12 s");
+    Ok(())
+}
+
+/// Until so many devices have been replaced, or the time is over; gives how many were.
+fn soak(replacements: u64, limit: Duration) -> Result<u64> {
+    let registry = super::registry()?;
+    let elsewhere = registry_with_static_nodes()?;
+    let ledger = Arc::new(Ledger::default());
+    let slots = (0..REPLACERS * SLOTS).map(|slot| replacer::Slot::fill(&ledger, slot));
+    let mut slots = slots.collect::<Result<Vec<_>>>()?;
+    // What is made once, at the first use, is no growth.
+    for registry in [&registry, &elsewhere] {
+        for device in &registry.devices()? {
+            device.open()?;
+        }
+    }
+    let before = Held::now()?;
+    let started = Instant::now();
+
+    let mut threads = Vec::new();
+    let ways = [Way::Open, Way::Open, Way::Open, Way::Verify, Way::Control];
+    let shared = ways.map(|way| (way, registry.clone()));
+    for (way, registry) in shared.into_iter().chain([(Way::Open, elsewhere.clone())]) {
+        let seed = threads.len() as u64;
+        let ledger = ledger.clone();
+        threads.push(std::thread::spawn(move || open_all_the_while(&ledger, &registry, way, seed)));
+    }
+    for seed in 0..REPLACERS {
+        let own = slots.split_off(slots.len() - SLOTS as usize);
+        let ledger = ledger.clone();
+        threads.push(std::thread::spawn(move || {
+            replacer::replace_until(&ledger, own, replacements, 100 + seed)
+        }));
+    }
+    join(&ledger, threads, started + limit)?;
+    let elapsed = started.elapsed();
+
+    guest::hca("del-all")?;
+    guest::hca("wait-idle")?;
+    ensure!(guest::hca_state()?.is_empty(), "a device is still there");
+    for slot in 0..REPLACERS * SLOTS {
+        replacer::Slot::fill(&ledger, slot)?;
+    }
+    for registry in [&registry, &elsewhere] {
+        for device in &registry.devices()? {
+            device.open()?;
+        }
+    }
+    let ledger = Arc::into_inner(ledger).context("a thread still has the ledger")?;
+    let replaced = ledger.replaced();
+    let verdict = ledger.report(elapsed);
+    let after = Held::now()?;
+    println!("    before: {before:?}\n    after:  {after:?}");
+    verdict?;
+    before.no_less_than(&after)?;
+    Ok(replaced)
+}
+
+/// Waits for all threads; a failure of one ends the others.
+fn join(ledger: &Ledger, threads: Vec<JoinHandle<Result<()>>>, end: Instant) -> Result<()> {
+    let mut failure = None;
+    for thread in threads {
+        while !thread.is_finished() {
+            let now = Instant::now();
+            if now > end {
+                ledger.stop.store(true, Relaxed);
+            }
+            // Whoever hangs ends with the process.
+            ensure!(now < end + GRACE, "a thread hangs; {} were replaced", ledger.replaced());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        if let Err(error) = thread.join().expect("no panic") {
+            ledger.stop.store(true, Relaxed);
+            failure.get_or_insert(error);
+        }
+    }
+    failure.map_or(Ok(()), Err)
+}
+
+/// What this process holds.
+#[derive(Debug)]
+struct Held {
+    descriptors: usize,
+    threads: usize,
+    heap: usize,
+    resident: usize,
+}
+
+impl Held {
+    fn now() -> Result<Self> {
+        let status = std::fs::read_to_string("/proc/self/status")?;
+        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let resident = resident.and_then(|text| text.split_whitespace().next());
+        let resident = resident.context("VmRSS")?.parse::<usize>()? << 10;
+        let descriptors = guest::open_descriptors();
+        let threads = guest::names("/proc/self/task").len();
+        Ok(Self { descriptors, threads, heap: alloc::live_bytes(), resident })
+    }
+
+    fn no_less_than(&self, after: &Self) -> Result<()> {
+        ensure!(after.descriptors <= self.descriptors, "descriptors are left");
+        ensure!(after.threads <= self.threads, "threads are left");
+        ensure!(after.heap <= self.heap + HEAP_SLACK, "the heap has grown");
+        ensure!(after.resident <= self.resident + RESIDENT_SLACK, "resident memory has grown");
+        Ok(())
+    }
+}
+
+/// A registry whose nodes stay where they are, whatever becomes of the devices: those lead to a removed
+/// device for as long as somebody has that open.
+fn registry_with_static_nodes() -> Result<Registry> {
+    let dev = guest::container_dev()?;
+    for number in 0..32 {
+        guest::mknod(dev.join(format!("infiniband/uverbs{number}")), (231, 192 + number))?;
+    }
+    let root = |path: &Path| Dir::open_ambient_dir(path, ambient_authority());
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, Some(netlink::RDMA))?;
+    Ok(Registry::new(Host::from_parts(root(Path::new("/sys"))?, root(&dev)?, Some(socket))?))
+}
+
+/// Lists and opens until the replacers are done.
+fn open_all_the_while(ledger: &Ledger, registry: &Registry, way: Way, seed: u64) -> Result<()> {
+    let mut random = Random::new(seed);
+    while !ledger.stop.load(Relaxed) {
+        let devices = match registry.devices() {
+            Ok(devices) => devices,
+            Err(error) => {
+                ledger.count(format!("devices: {:?}", error.kind()));
+                continue;
+            }
+        };
+        for fault in devices.faults() {
+            ledger.count(format!("fault: {:?}", fault.kind()));
+        }
+        if devices.is_empty() {
+            continue;
+        }
+        if way == Way::Control {
+            // The later, the more have been replaced since they were listed.
+            for device in &devices {
+                random.pause(100);
+                control(ledger, device);
+            }
+            continue;
+        }
+        let device = devices.iter().nth(random.below(devices.len() as u64) as usize);
+        let device = device.context("no such device")?;
+        // Half of the time at once, so that the device is replaced in all steps of an open.
+        if random.one_in(2) {
+            let most = if random.one_in(4) { 400 } else { 8 };
+            random.pause(most);
+        }
+        match way {
+            Way::Verify => verify(ledger, device, &mut random)?,
+            _ => open(ledger, device, &mut random)?,
+        }
+    }
+    Ok(())
+}
+
+fn open(ledger: &Ledger, device: &Device, random: &mut Random) -> Result<()> {
+    let context = match device.open() {
+        Ok(context) => context,
+        Err(error) => {
+            ledger.refused("open", &error);
+            return Ok(());
+        }
+    };
+    ledger.opened("open");
+    observe(ledger, device, &context, "open")?;
+    hold(random);
+    // It stays what it was, or is cut off.
+    observe(ledger, device, &context, "held")
+}
+
+/// Notes what a context says of itself, and that the kernel has a context on that device.
+fn observe(ledger: &Ledger, device: &Device, context: &Context, how: &'static str) -> Result<()> {
+    let index = context.evidence().index().context("proved without an index")?;
+    let guid = match context.query_device() {
+        Ok(attributes) => Some(attributes.node_guid.0),
+        Err(error) if error.kind() == ErrorKind::Removed => {
+            ledger.count(format!("{how}, gone since"));
+            None
+        }
+        Err(error) => bail!("a query of an opened device: {error}"),
+    };
+    let state = ledger::state()?;
+    let line = state.iter().find(|line| line.index == index);
+    // One being removed may have cut its contexts off already; one that is not has this one.
+    if line.is_some_and(|line| line.live && line.contexts == 0) {
+        ledger.wrong(format!("{how}: no context on index {index}, which is {device}"));
+    }
+    ledger.observe(Observation { ino: device.instance().ino, index: Some(index), guid, how });
+    Ok(())
+}
+
+fn verify(ledger: &Ledger, device: &Device, random: &mut Random) -> Result<()> {
+    let pinned = match device.pin() {
+        Ok(pinned) => pinned,
+        Err(error) => {
+            ledger.refused("verify", &error);
+            return Ok(());
+        }
+    };
+    if random.one_in(2) {
+        random.pause(8);
+    }
+    let Ok(foreign) = Foreign::open(device.uverbs_number()) else {
+        ledger.count("verify: no foreign context".to_owned());
+        return Ok(());
+    };
+    match pinned.verify(foreign.as_fd()) {
+        Ok(evidence) => {
+            ledger.opened("verify");
+            let index = evidence.index();
+            ensure!(index.is_some(), "verified without an index");
+            let (ino, guid) = (device.instance().ino, foreign.node_guid().ok());
+            ledger.observe(Observation { ino, index, guid, how: "verify" });
+        }
+        Err(error) => ledger.refused("verify", &error),
+    }
+    hold(random);
+    Ok(())
+}
+
+/// What happens without the library: its GUIDs are judged apart, and some have to be wrong.
+fn control(ledger: &Ledger, device: &Device) {
+    let guid = Foreign::open(device.uverbs_number()).and_then(|foreign| foreign.node_guid());
+    if let Ok(guid) = guid {
+        let ino = device.instance().ino;
+        ledger.control(Observation { ino, index: None, guid: Some(guid), how: "control" });
+    }
+}
+
+/// Keeps what is open for a while, at times long enough for a removal to wait.
+fn hold(random: &mut Random) {
+    match random.below(40) {
+        0 => random.pause(300),
+        1..10 => random.pause(20),
+        _ => {}
+    }
+}

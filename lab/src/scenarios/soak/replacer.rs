@@ -1,0 +1,125 @@
+//! Who takes the devices away and puts others in their place.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use rustix::io::Errno;
+
+use super::ledger::{self, Ledger, Random, Truth};
+use crate::guest;
+
+const SYS: &str = "/sys/class/infiniband_verbs";
+
+/// For GUIDs and names that no other device has had.
+static FRESH: AtomicU64 = AtomicU64::new(0);
+
+/// A place for one device, always of the same replacer.
+pub(super) struct Slot {
+    /// As the test HCA counts.
+    id: u64,
+    /// What it is called now.
+    name: String,
+    guid: u64,
+}
+
+impl Slot {
+    /// Adds the first device of a slot.
+    pub(super) fn fill(ledger: &Ledger, slot: u64) -> Result<Self> {
+        add(ledger, &format!("s{slot}"), 0xa0 + slot, slot.is_multiple_of(2))
+    }
+
+    /// Another device in the place of this one. The removal may wait for who has it open: nobody waits
+    /// for the removal, but the next device has another name then.
+    fn replace(&mut self, ledger: &Ledger, random: &mut Random) -> Result<()> {
+        let (same_name, same_guid) = (!random.one_in(4), random.one_in(2));
+        let guid = match random.below(2) {
+            _ if same_guid => self.guid,
+            // One that devices of other slots have too.
+            0 => 0xa0 + random.below(3),
+            _ => 0x1_0000 + FRESH.fetch_add(1, Relaxed),
+        };
+        guest::hca(&format!("del id={}", self.id))?;
+        let disassociate = random.one_in(2);
+        let patience = Instant::now() + Duration::from_millis(if same_name { 100 } else { 0 });
+        while Instant::now() < patience {
+            match add(ledger, &self.name, guid, disassociate) {
+                Err(error) if is_taken(&error) => random.pause(4),
+                added => {
+                    ledger.count(format!("replaced: same name, same GUID {same_guid}"));
+                    *self = added?;
+                    return Ok(());
+                }
+            }
+        }
+        ledger.count(format!("replaced: other name, same GUID {same_guid}"));
+        let name = format!("n{}", FRESH.fetch_add(1, Relaxed));
+        *self = add(ledger, &name, guid, disassociate)?;
+        Ok(())
+    }
+}
+
+/// Replaces one after another until so many have been replaced by all.
+pub(super) fn replace_until(
+    ledger: &Ledger,
+    mut slots: Vec<Slot>,
+    replacements: u64,
+    seed: u64,
+) -> Result<()> {
+    let mut random = Random::new(seed);
+    while ledger.begin(replacements) {
+        let slot = random.below(slots.len() as u64) as usize;
+        let slot = &mut slots[slot];
+        if random.one_in(8) {
+            let name = format!("r{}", FRESH.fetch_add(1, Relaxed));
+            guest::rename(&slot.name, &name)?;
+            slot.name = name;
+            ledger.count("renamed".to_owned());
+        }
+        if random.one_in(16) {
+            guest::drop_caches()?;
+            ledger.count("caches dropped".to_owned());
+        }
+        let replaced = slot.replace(ledger, &mut random);
+        if replaced.is_err() {
+            ledger.stop.store(true, Relaxed);
+        }
+        replaced?;
+        ledger.end(replacements);
+        random.pause(20);
+    }
+    Ok(())
+}
+
+/// Adds a device and learns which it is. For as long as it lives its name is its own, so the one
+/// directory that says so is its directory.
+fn add(ledger: &Ledger, name: &str, guid: u64, disassociate: bool) -> Result<Slot> {
+    let disassociate = u8::from(disassociate);
+    guest::hca(&format!("add name={name} guid={guid:016x} disassociate={disassociate}"))?;
+    let state = ledger::state()?;
+    let line = state.into_iter().find(|line| line.live && line.name == name);
+    let line = line.with_context(|| format!("the test HCA has no {name}"))?;
+    for uverbs in guest::names(SYS).iter().filter(|uverbs| uverbs.starts_with("uverbs")) {
+        let path = format!("{SYS}/{uverbs}");
+        // The numbers before and after: another directory may come to stand there in between.
+        let ino = || fs::metadata(&path).map(|meta| meta.ino()).ok();
+        let (before, ibdev) = (ino(), fs::read_to_string(format!("{path}/ibdev")));
+        if let Some(known) = before
+            && ibdev.is_ok_and(|ibdev| ibdev.trim_end() == name)
+            && ino() == before
+        {
+            ledger.know(known, Truth { index: line.index, guid: line.guid })?;
+            return Ok(Slot { id: line.id, name: name.to_owned(), guid });
+        }
+    }
+    bail!("no directory of {name}")
+}
+
+/// A device of that name is there, or its removal is still going on.
+fn is_taken(error: &anyhow::Error) -> bool {
+    let errno = error.root_cause().downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
+    errno == Some(Errno::NFILE.raw_os_error())
+}
