@@ -238,6 +238,8 @@ fn open_node(record: &Record, node: &Node, evidence: &mut Evidence) -> Result<Ha
             .hint("the node may be a static one that is still bound to a removed device"),
         // It was a character device when it was looked at.
         Some(Errno::LOOP | Errno::ISDIR) => error.into_kind(ErrorKind::NodeMismatch),
+        // It was there. Of a removal the node is the first to go: the next attempt sees more.
+        Some(Errno::NOENT) => error.into_kind(ErrorKind::Unstable),
         _ => error,
     })?;
     let stat = attr::stat(record.host.kernel(), &fd)?;

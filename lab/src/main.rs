@@ -38,7 +38,7 @@ fn main() -> ExitCode {
         }
         _ => {
             eprintln!(
-                "usage: uverbs-lab scenarios [FILTER...] | scenario NAME | boundary [--full [--shard I/N]] | compare [--full | --seconds N] | role NAME ... | list"
+                "usage: uverbs-lab scenarios [FILTER...] | scenario NAME | boundary [--full [--shard I/N]] | compare [--full | --seconds N] | soak [--replacements N] | role NAME ... | list"
             );
             return ExitCode::from(2);
         }

@@ -86,7 +86,9 @@ fn unknown(index: u32) -> Error {
 fn cannot_list(index: u32) -> Error {
     Error::new(
         ErrorKind::Unproven,
-        format!("RDMA netlink does not list the contexts of index {index}: it needs Linux 5.13"),
+        format!(
+            "RDMA netlink lists no contexts of index {index}: it is gone, or Linux is older than 5.13"
+        ),
     )
 }
 

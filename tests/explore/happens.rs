@@ -56,7 +56,8 @@ impl Class {
 }
 
 /// Whatever may notice that a device is gone, or another one is there.
-const DEVICE: &[Class] = &[SysOpen, SysRead, SysList, DevOpen, DevStat, Send, Recv, Command, Link];
+const DEVICE: &[Class] =
+    &[SysOpen, SysStat, SysRead, SysList, Link, DevOpen, DevStat, Send, Recv, Command];
 const NODE: &[Class] = &[DevOpen, DevStat];
 const NAME: &[Class] = &[SysOpen, SysRead, SysList, Link, Send, Recv];
 const CONTEXT: &[Class] = &[DevOpen, Send, Recv, Command];
