@@ -1,4 +1,4 @@
-//! What the fuzz targets in `fuzz/` call; there only where cargo-fuzz compiles the crate.
+//! What the fuzz targets in `fuzz/` call, and the tests that replay their seeds.
 
 use crate::attr;
 use crate::kernel::rdma::{Chardev, DeviceInfo, Messages, parse_contexts};

@@ -48,7 +48,8 @@ mod context;
 mod device;
 mod error;
 mod evidence;
-#[cfg(fuzzing)]
+#[cfg(any(fuzzing, feature = "sim"))]
+#[doc(hidden)]
 pub mod fuzzing;
 mod host;
 mod identity;

@@ -263,16 +263,18 @@ impl Machine {
     }
 
     pub(crate) fn readlink(&self, fd: &SimHandle, buffer: &mut [u8]) -> Sys<usize> {
-        self.on_file(CallKind::Readlink, fd, |world, _, file| {
+        self.on_file(CallKind::Readlink, fd, |world, verdict, file| {
             let len = world.readlink(file, buffer)?;
+            let len = verdict.of_answer(buffer, len).min(buffer.len());
             buffer[..len].hash(&mut world.told);
             Ok(len)
         })
     }
 
     pub(crate) fn pread(&self, fd: &SimHandle, buffer: &mut [u8]) -> Sys<usize> {
-        self.on_file(CallKind::Pread, fd, |world, _, file| {
+        self.on_file(CallKind::Pread, fd, |world, verdict, file| {
             let len = world.pread(file, buffer)?;
+            let len = verdict.of_answer(buffer, len).min(buffer.len());
             buffer[..len].hash(&mut world.told);
             Ok(len)
         })
@@ -333,7 +335,10 @@ impl Machine {
                     files::copy(&bytes, buffer);
                     Ok(Datagram { len: bytes.len(), from_kernel: false })
                 }
-                _ => world.recv(file, buffer),
+                verdict => {
+                    let Datagram { len, from_kernel } = world.recv(file, buffer)?;
+                    Ok(Datagram { len: verdict.of_answer(buffer, len), from_kernel })
+                }
             }?;
             buffer[..datagram.len.min(buffer.len())].hash(&mut world.told);
             Ok(datagram)
@@ -354,10 +359,12 @@ impl Machine {
         self.enter(
             CallKind::VerbsIoctl,
             |_| format!("{object}.{method}"),
-            |world, _| {
+            |world, verdict| {
                 world.verbs_ioctl(world.file_of(fd), thread, call)?;
-                for attr in &*call.attrs {
-                    if let AttrData::Out { buffer, .. } = &attr.data {
+                for attr in &mut *call.attrs {
+                    if let AttrData::Out { buffer, .. } = &mut attr.data {
+                        let len = buffer.len();
+                        verdict.of_answer(buffer, len);
                         buffer.hash(&mut world.told);
                     }
                 }

@@ -113,6 +113,33 @@ pub enum Verdict {
     /// Of recv: this datagram comes first, and from another process. Else as
     /// [`Verdict::Continue`].
     Forge(Vec<u8>),
+    /// Of recv, and of reading a file or a link: the answer is this, from the kernel, in place of the
+    /// right one. Of an ioctl that succeeds: the output begins so. Else as [`Verdict::Continue`].
+    Answer(Vec<u8>),
+    /// Of the same calls: in the right answer, these bits of the bytes at these places are turned.
+    Alter(Vec<(usize, u8)>),
+}
+
+impl Verdict {
+    /// What becomes of the answer that is in the buffer, and how long it is then.
+    pub(super) fn of_answer(&self, buffer: &mut [u8], len: usize) -> usize {
+        match self {
+            Self::Answer(bytes) => {
+                super::files::copy(bytes, buffer);
+                bytes.len()
+            }
+            Self::Alter(places) => {
+                let told = len.min(buffer.len());
+                for (at, bits) in places {
+                    if let Some(byte) = buffer[..told].get_mut(*at) {
+                        *byte ^= bits;
+                    }
+                }
+                len
+            }
+            _ => len,
+        }
+    }
 }
 
 /// Gives the machine the methods of its world.

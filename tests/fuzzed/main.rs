@@ -1,0 +1,66 @@
+//! The seeds of the fuzz targets (`fuzz/`), and bytes at random, through what the targets run.
+
+mod event;
+mod input;
+mod plan;
+mod responses;
+mod told;
+
+use proptest::prelude::*;
+
+/// Runs a target on each of its seeds; there has to be a dozen.
+#[allow(clippy::disallowed_methods)] // a test reads its own files
+fn replay(target: &str, run: fn(&[u8])) {
+    let seeds = format!("{}/fuzz/seeds/{target}", env!("CARGO_MANIFEST_DIR"));
+    let mut count = 0;
+    for seed in std::fs::read_dir(&seeds).expect("seeds") {
+        run(&std::fs::read(seed.expect("a seed").path()).expect("a seed"));
+        count += 1;
+    }
+    assert!(count >= 5, "{seeds} has only {count}");
+}
+
+#[test]
+fn seeds() {
+    replay("attributes", uverbs::fuzzing::attributes);
+    replay("netlink", uverbs::fuzzing::netlink);
+    replay("plan", plan::run);
+    replay("responses", responses::run);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2048) })]
+
+    #[test]
+    fn plans(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
+        plan::run(&bytes);
+    }
+
+    #[test]
+    fn answers(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+        responses::run(&bytes);
+    }
+}
+
+/// Without the checks that nothing stands behind, some seeds come to the wrong device: the model is not
+/// blind.
+#[cfg(uverbs_leave_out)]
+#[test]
+fn the_model_sees_a_wrong_device() {
+    use uverbs::{Step, leave_out::leave_out};
+
+    for (seed, check) in [
+        ("stale-node", (Step::Prove, "new contexts of this thread under the index")),
+        ("replaced", (Step::Pin, "uverbs directory (inode)")),
+    ] {
+        let seed = format!("{}/fuzz/seeds/plan/{seed}", env!("CARGO_MANIFEST_DIR"));
+        #[allow(clippy::disallowed_methods)] // a test reads its own files
+        let bytes = std::fs::read(&seed).expect("a seed");
+        plan::run(&bytes);
+        leave_out(&[check]);
+        let panic = std::panic::catch_unwind(|| plan::run(&bytes)).expect_err("nothing was seen");
+        leave_out(&[]);
+        let text = panic.downcast_ref::<String>().expect("a message");
+        assert!(text.contains("WRONG DEVICE") || text.contains("another device"), "{text}");
+    }
+}

@@ -1,0 +1,95 @@
+//! A kernel that answers nonsense: what files, links, netlink and ioctls say is replaced or altered at
+//! some calls of a program. The library may believe a kernel that lies consistently; it may not
+//! panic, go on for ever, leave something open or print what it was told.
+
+use std::os::fd::AsFd as _;
+
+use uverbs::sim::{DeviceSpec, Machine, Verdict};
+use uverbs::{Host, Policy, Registry};
+
+use crate::input::Input;
+use crate::told::{TOO_MANY, require_sane, sane};
+
+/// What happens to one call.
+fn verdict(input: &mut Input<'_>) -> Verdict {
+    match input.below(5) {
+        0 => Verdict::Answer(input.bytes(255).to_vec()),
+        1 => Verdict::Alter((0..=input.below(4)).map(|_| place(input)).collect()),
+        2 => Verdict::Truncate(input.below(256)),
+        3 => Verdict::Forge(input.bytes(64).to_vec()),
+        _ => Verdict::Lose,
+    }
+}
+
+/// Mostly in the part of an answer where something is.
+fn place(input: &mut Input<'_>) -> (usize, u8) {
+    (usize::from(input.byte()), input.byte())
+}
+
+pub(crate) fn run(bytes: &[u8]) {
+    let mut input = Input(bytes);
+    let machine = Machine::new();
+    let settings = input.byte();
+    let spec = DeviceSpec::new("rxe0").disassociates(settings & 1 == 0);
+    let first = machine.add(spec.response(vec![0x5a; 40])).expect("a new machine takes a device");
+    machine.add(DeviceSpec::new("rxe1")).expect("and another one");
+    if settings & 2 != 0 {
+        machine.set_contexts_a_page(1);
+        machine.foreign_context(first);
+        machine.foreign_context(first);
+    }
+    // mthca is not told by netlink, so the descriptor is asked.
+    if settings & 4 != 0 {
+        let _ = machine.add(DeviceSpec::new("mthca0").driver(5, 1).driver_data(0, 8));
+    }
+    let registry = Registry::new(Host::simulated(&machine, Policy::new()).expect("a host"));
+    let listed = registry.devices().expect("a list");
+    let number = usize::from(settings >> 3) % listed.len();
+    let asked = listed.iter().nth(number).expect("there are so many").clone();
+
+    let mut plan = Vec::new();
+    let mut at = 0;
+    let program = input.below(5);
+    while !input.is_used_up() && plan.len() < 16 {
+        at += u64::from(input.byte() % 16);
+        plan.push((at, verdict(&mut input)));
+    }
+    let start = machine.calls() + 1;
+    machine.on_call(move |_, call| {
+        let number = call.ordinal() - start;
+        assert!(number < TOO_MANY, "it does not end");
+        let planned = plan.iter().find(|(at, _)| *at == number);
+        planned.map_or(Verdict::Continue, |(_, verdict)| verdict.clone())
+    });
+    match program {
+        0 => {
+            if let Some(context) = sane(asked.open()) {
+                sane(context.query_device());
+            }
+        }
+        1 => {
+            if let Some(facts) = sane(asked.query()) {
+                let _ = (facts.index, facts.node_guid);
+            }
+        }
+        2 => {
+            if let Some(pinned) = sane(asked.pin())
+                && let Ok(fd) = machine.open_unguarded(number as u32)
+            {
+                sane(pinned.verify(fd.as_fd()));
+            }
+        }
+        3 => {
+            if let Some(devices) = sane(registry.devices()) {
+                devices.faults().for_each(require_sane);
+                for device in &devices {
+                    sane(device.open());
+                }
+            }
+        }
+        _ => drop(sane(asked.open_allow_unproven(&Policy::new()))),
+    }
+    machine.clear_hook();
+    drop((asked, listed, registry));
+    assert_eq!(machine.open_handles(), 0, "left open");
+}
