@@ -1,15 +1,13 @@
 //! `cargo xtask test`: every test there is.
 
-use std::env;
 use std::ffi::OsString;
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 
 use crate::kernel::KernelChoice;
 use crate::lab::{self, LabRun};
-use crate::{guest, paths};
+use crate::{guest, prove};
 
 /// Enough for all scenarios under emulation on a slow host.
 const TIMEOUT: Duration = Duration::from_secs(1800);
@@ -20,14 +18,18 @@ pub(crate) fn run(kernels: &[KernelChoice], filter: &[OsString]) -> Result<u8> {
         [] => ["6.12", "6.1"].map(|series| KernelChoice::Series(series.to_owned())).to_vec(),
         named => named.to_vec(),
     };
-    let cargo = env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
-    let status = Command::new(cargo)
-        .current_dir(paths::workspace())
-        .args(["test", "--workspace"])
-        .status()
-        .context("running cargo test")?;
-    let mut failed = !status.success();
-    let mut summary = vec![format!("cargo test --workspace: {}", verdict(status.success()))];
+    let mut failed = false;
+    let mut summary = Vec::new();
+    let mut tests = prove::cargo();
+    tests.args(["test", "--workspace"]);
+    let mut left_out = prove::with_checks_left_out();
+    left_out.args(["--", "--nocapture"]).args(prove::LEFT_OUT);
+    let both = [("cargo test --workspace", tests), ("the tests with checks left out", left_out)];
+    for (what, mut command) in both {
+        let passed = command.status().with_context(|| format!("running {what}"))?.success();
+        failed |= !passed;
+        summary.push(format!("{what}: {}", verdict(passed)));
+    }
 
     // Without what is to run in them there is no point in booting kernels: older programs would be tested.
     let built = guest::build();
