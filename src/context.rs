@@ -1,25 +1,44 @@
 //! A context: the cmd fd of a device that was opened, and what can be asked through it.
 
+mod device;
+mod port;
+
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::OnceLock;
 
 use crate::attr::retry;
 use crate::device::Device;
 use crate::error::{Error, ErrorKind, Result};
 use crate::evidence::Evidence;
 use crate::kernel::{Attr, AttrData, Errno, Handle, Kernel, VerbsCall};
-use crate::name::Guid;
 use crate::open::Proven;
 use crate::provider::{DriverId, OUTPUT_ROOM, context_data};
+
+pub use device::DeviceAttributes;
+pub(crate) use device::QUERY_DEVICE_LEN;
+pub use port::{
+    Gid, GidEntry, GidType, LinkLayer, LinkSpeed, LinkWidth, Mtu, PhysicalState, PortAttributes,
+    PortState,
+};
 
 /// `UVERBS_OBJECT_DEVICE` and its methods and attributes (`rdma/ib_user_ioctl_cmds.h`).
 mod device_object {
     pub(super) const OBJECT: u16 = 0;
     pub(super) const INVOKE_WRITE: u16 = 0;
+    pub(super) const QUERY_PORT: u16 = 2;
     pub(super) const GET_CONTEXT: u16 = 3;
+    pub(super) const QUERY_GID_TABLE: u16 = 5;
     pub(super) const CORE_IN: u16 = 0;
     pub(super) const CORE_OUT: u16 = 1;
     pub(super) const WRITE_CMD: u16 = 2;
+    pub(super) const NUM_COMP_VECTORS: u16 = 0;
+    pub(super) const PORT_NUM: u16 = 0;
+    pub(super) const PORT_RESP: u16 = 1;
+    pub(super) const GID_ENTRY_SIZE: u16 = 0;
+    pub(super) const GID_FLAGS: u16 = 1;
+    pub(super) const GID_ENTRIES: u16 = 2;
+    pub(super) const GID_COUNT: u16 = 3;
     pub(super) const UHW_IN: u16 = 0x1000;
     pub(super) const UHW_OUT: u16 = 0x1001;
     /// `IB_USER_VERBS_CMD_QUERY_DEVICE` (`rdma/ib_user_verbs.h`).
@@ -31,11 +50,13 @@ pub(crate) struct CmdFd {
     fd: Handle,
     driver: DriverId,
     device: Device,
+    /// What GET_CONTEXT has told.
+    completion_vectors: OnceLock<u32>,
 }
 
 impl CmdFd {
     pub(crate) fn new(fd: Handle, driver: DriverId, device: Device) -> Self {
-        Self { fd, driver, device }
+        Self { fd, driver, device, completion_vectors: OnceLock::new() }
     }
 
     pub(crate) fn as_ref(&self) -> BorrowedFd<'_> {
@@ -60,22 +81,19 @@ impl CmdFd {
             data: AttrData::Out { buffer: &mut room, len: data.output_len },
         };
         let input = Attr { id: device_object::UHW_IN, data: AttrData::In(data.input) };
-        let mut attrs = [output, input];
+        let mut vectors = [0; 4];
+        let number = Attr {
+            id: device_object::NUM_COMP_VECTORS,
+            data: AttrData::Out { buffer: &mut vectors, len: 4 },
+        };
+        let mut attrs = [output, number, input];
         // No attribute at all where there is nothing to say: some drivers refuse an empty one.
-        let attrs = match (data.output_len, data.input.len()) {
-            (0, 0) => &mut attrs[..0],
-            (0, _) => &mut attrs[1..],
-            (_, 0) => &mut attrs[..1],
-            _ => &mut attrs[..],
-        };
-        let mut call = VerbsCall {
-            object: device_object::OBJECT,
-            method: device_object::GET_CONTEXT,
-            driver_id: self.driver.to_raw(),
-            attrs,
-        };
-        retry(|| self.kernel().verbs_ioctl(self.as_ref(), &mut call))
-            .map_err(|errno| Error::call("ioctl(RDMA_VERBS_IOCTL, GET_CONTEXT)", errno))
+        let from = usize::from(data.output_len == 0);
+        let to = attrs.len() - usize::from(data.input.is_empty());
+        let (kernel, fd, attrs) = (self.kernel(), self.as_ref(), &mut attrs[from..to]);
+        command(kernel, fd, self.driver, device_object::GET_CONTEXT, "GET_CONTEXT", attrs)?;
+        let _ = self.completion_vectors.set(u32::from_ne_bytes(vectors));
+        Ok(())
     }
 
     fn query_device(&self) -> Result<DeviceAttributes> {
@@ -88,64 +106,19 @@ impl CmdFd {
     }
 }
 
-/// What QUERY_DEVICE says (`ibv_query_device(3)`, `struct ib_uverbs_query_device_resp`).
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct DeviceAttributes {
-    /// Version of the firmware, as the driver encodes it.
-    pub firmware_version: u64,
-    /// GUID of the node.
-    pub node_guid: Guid,
-    /// GUID of the system the node is part of.
-    pub sys_image_guid: Guid,
-    /// Largest memory region, in bytes.
-    pub max_mr_size: u64,
-    /// Vendor, as an IEEE OUI or a PCI id.
-    pub vendor_id: u32,
-    /// The vendor's number for this kind of device.
-    pub vendor_part_id: u32,
-    /// Version of the hardware.
-    pub hardware_version: u32,
-    /// Most queue pairs.
-    pub max_qp: u32,
-    /// Most completion queues.
-    pub max_cq: u32,
-    /// Most memory regions.
-    pub max_mr: u32,
-    /// Most protection domains.
-    pub max_pd: u32,
-    /// Number of ports.
-    pub phys_port_count: u8,
-}
-
-/// Length of `struct ib_uverbs_query_device_resp`.
-pub(crate) const QUERY_DEVICE_LEN: usize = 176;
-
-impl DeviceAttributes {
-    fn parse(bytes: &[u8; QUERY_DEVICE_LEN]) -> Self {
-        let word = |at: usize| {
-            let mut word = [0; 8];
-            word.copy_from_slice(&bytes[at..at + 8]);
-            word
-        };
-        let int = |at: usize| {
-            u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
-        };
-        Self {
-            firmware_version: u64::from_ne_bytes(word(0)),
-            node_guid: Guid(u64::from_be_bytes(word(8))),
-            sys_image_guid: Guid(u64::from_be_bytes(word(16))),
-            max_mr_size: u64::from_ne_bytes(word(24)),
-            vendor_id: int(40),
-            vendor_part_id: int(44),
-            hardware_version: int(48),
-            max_qp: int(52),
-            max_cq: int(72),
-            max_mr: int(80),
-            max_pd: int(84),
-            phys_port_count: bytes[171],
-        }
-    }
+/// One command of the object "device".
+fn command<'a>(
+    kernel: &Kernel,
+    fd: BorrowedFd<'_>,
+    driver: DriverId,
+    method: u16,
+    name: &str,
+    attrs: &'a mut [Attr<'a>],
+) -> Result<()> {
+    let object = device_object::OBJECT;
+    let mut call = VerbsCall { object, method, driver_id: driver.to_raw(), attrs };
+    retry(|| kernel.verbs_ioctl(fd, &mut call))
+        .map_err(|errno| Error::call(format!("ioctl(RDMA_VERBS_IOCTL, {name})"), errno))
 }
 
 /// QUERY_DEVICE through a cmd fd.
@@ -156,25 +129,13 @@ pub(crate) fn query_device(
 ) -> Result<DeviceAttributes> {
     let mut response = [0; QUERY_DEVICE_LEN];
     let len = QUERY_DEVICE_LEN as u16;
-    let mut call = VerbsCall {
-        object: device_object::OBJECT,
-        method: device_object::INVOKE_WRITE,
-        driver_id: driver.to_raw(),
-        attrs: &mut [
-            // The word `response` of the write ABI, which the kernel passes over here.
-            Attr { id: device_object::CORE_IN, data: AttrData::In(&[0; 8]) },
-            Attr {
-                id: device_object::CORE_OUT,
-                data: AttrData::Out { buffer: &mut response, len },
-            },
-            Attr {
-                id: device_object::WRITE_CMD,
-                data: AttrData::Const(device_object::QUERY_DEVICE),
-            },
-        ],
-    };
-    retry(|| kernel.verbs_ioctl(fd, &mut call))
-        .map_err(|errno| Error::call("ioctl(RDMA_VERBS_IOCTL, QUERY_DEVICE)", errno))?;
+    let attrs = &mut [
+        // The word `response` of the write ABI, which the kernel passes over here.
+        Attr { id: device_object::CORE_IN, data: AttrData::In(&[0; 8]) },
+        Attr { id: device_object::CORE_OUT, data: AttrData::Out { buffer: &mut response, len } },
+        Attr { id: device_object::WRITE_CMD, data: AttrData::Const(device_object::QUERY_DEVICE) },
+    ];
+    command(kernel, fd, driver, device_object::INVOKE_WRITE, "QUERY_DEVICE", attrs)?;
     Ok(DeviceAttributes::parse(&response))
 }
 
@@ -251,6 +212,28 @@ macro_rules! context {
             /// `Removed` when the device is gone.
             pub fn query_device(&self) -> Result<DeviceAttributes> {
                 self.cmd.query_device()
+            }
+
+            /// Asks for a port's attributes (`ibv_query_port(3)`); ports count from 1.
+            ///
+            /// # Errors
+            /// `Removed` when the device is gone; `Os` (EINVAL) when it has no such port.
+            pub fn query_port(&self, port: u8) -> Result<PortAttributes> {
+                self.cmd.query_port(port)
+            }
+
+            /// The GIDs in use, of all ports (`ibv_query_gid_table(3)`).
+            ///
+            /// # Errors
+            /// `Removed` when the device is gone; `Unsupported` before Linux 5.10.
+            pub fn gids(&self) -> Result<Vec<GidEntry>> {
+                self.cmd.query_gids()
+            }
+
+            /// Number of completion vectors, from 0 of which completion queues choose
+            /// (`num_comp_vectors` of `ibv_get_device_list(3)`'s context).
+            pub fn completion_vectors(&self) -> u32 {
+                self.cmd.completion_vectors.get().copied().unwrap_or(0)
             }
         }
 

@@ -62,7 +62,10 @@ mod provider;
 mod registry;
 
 pub use cap_std::fs::Dir;
-pub use context::{Context, DeviceAttributes, Opened, UnprovenContext};
+pub use context::{
+    Context, DeviceAttributes, Gid, GidEntry, GidType, LinkLayer, LinkSpeed, LinkWidth, Mtu,
+    Opened, PhysicalState, PortAttributes, PortState, UnprovenContext,
+};
 pub use device::{Device, DeviceFacts};
 pub use error::{Error, ErrorKind, Result};
 #[cfg(uverbs_leave_out)]

@@ -4,6 +4,7 @@ mod limits;
 mod listing;
 mod nodes;
 mod proof;
+mod queries;
 mod replacing;
 pub(crate) mod soak;
 mod traced;
@@ -21,6 +22,8 @@ pub(crate) const ALL: &[(&str, Scenario)] = &[
     ("hostile_names_are_listed_and_escaped", listing::hostile_names),
     ("wrong_contents_are_an_error_for_that_device", listing::wrong_contents),
     ("mounted_over_is_an_error_for_that_device", listing::mounted_over),
+    ("a_context_says_what_ibv_devinfo_and_sysfs_say", queries::rxe),
+    ("a_removed_device_answers_no_query", queries::removed),
     ("a_handle_opens_after_its_list_was_dropped", listing::handle_outlives_list),
     ("control_libibverbs_opens_the_replacement", replacing::control_libibverbs),
     ("replaced_with_another_guid", replacing::other_guid),

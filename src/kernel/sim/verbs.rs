@@ -7,7 +7,9 @@ use super::world::{FileId, FileState, World};
 
 const INVOKE_WRITE: u16 = 0;
 const INFO_HANDLES: u16 = 1;
+const QUERY_PORT: u16 = 2;
 const GET_CONTEXT: u16 = 3;
+const QUERY_GID_TABLE: u16 = 5;
 const UHW_IN: u16 = 0x1000;
 const UHW_OUT: u16 = 0x1001;
 
@@ -21,6 +23,8 @@ fn known(method: u16) -> Option<&'static [u16]> {
     Some(match method {
         INVOKE_WRITE => &[0, 1, 2, UHW_IN, UHW_OUT],
         INFO_HANDLES => &[0, 1, 2],
+        QUERY_PORT => &[0, 1],
+        QUERY_GID_TABLE => &[0, 1, 2, 3],
         GET_CONTEXT => &[0, 1, UHW_IN, UHW_OUT],
         _ => return None,
     })
@@ -68,6 +72,8 @@ impl World {
                 Ok(())
             }
             _ if ctxn.is_none() => Err(Errno::INVAL),
+            QUERY_PORT => query_port(call),
+            QUERY_GID_TABLE => query_gid_table(self.devices[device].guid, call),
             _ => self.invoke_write(device, call),
         }
     }
@@ -115,6 +121,41 @@ impl World {
         }
         Ok(())
     }
+}
+
+/// `struct ib_uverbs_query_port_resp_ex`: the one port is active, on Ethernet.
+fn query_port(call: &mut VerbsCall<'_>) -> Sys<()> {
+    if input(call, 0).as_deref() != Some(&1_u64.to_ne_bytes()) {
+        return Err(Errno::INVAL);
+    }
+    let mut answer = [0; 48];
+    answer[4..8].copy_from_slice(&0x80_0000_u32.to_ne_bytes()); // max_msg_sz
+    answer[16..20].copy_from_slice(&16_u32.to_ne_bytes()); // gid_tbl_len
+    answer[20..22].copy_from_slice(&1_u16.to_ne_bytes()); // pkey_tbl_len
+    // state, max_mtu, active_mtu
+    answer[26..29].copy_from_slice(&[4, 5, 3]);
+    // active_width, active_speed, phys_state, link_layer
+    answer[34..38].copy_from_slice(&[1, 4, 5, 2]);
+    put(call, 1, &answer)
+}
+
+/// One entry, of a link-local address that is made of the GUID.
+fn query_gid_table(guid: u64, call: &mut VerbsCall<'_>) -> Sys<()> {
+    const ENTRY: usize = 32;
+    if input(call, 0).as_deref() != Some(&(ENTRY as u64).to_ne_bytes()) {
+        return Err(Errno::INVAL);
+    }
+    let mut entry = [0; ENTRY];
+    entry[..2].copy_from_slice(&[0xfe, 0x80]);
+    entry[8..16].copy_from_slice(&guid.to_be_bytes());
+    entry[20..24].copy_from_slice(&1_u32.to_ne_bytes()); // port_num
+    entry[24..28].copy_from_slice(&2_u32.to_ne_bytes()); // gid_type
+    let (memory, len) = output(call, 2).ok_or(Errno::INVAL)?;
+    if len < ENTRY {
+        return Err(Errno::INVAL);
+    }
+    memory[..ENTRY].copy_from_slice(&entry);
+    put(call, 3, &1_u64.to_ne_bytes())
 }
 
 /// The bytes of an input attribute.

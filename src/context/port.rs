@@ -1,0 +1,381 @@
+//! A port and its GIDs, as the kernel tells them through a context.
+
+use std::fmt;
+use std::net::Ipv6Addr;
+
+use super::{CmdFd, command, device_object as object};
+use crate::error::{Error, ErrorKind, Result};
+use crate::kernel::{Attr, AttrData, Errno};
+
+/// Numbers of the kernel that have names; `Unknown` is what this version does not know.
+macro_rules! numbered {
+    ($(#[$doc:meta])* $name:ident: $($variant:ident = $number:literal $text:literal,)*) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[non_exhaustive]
+        #[allow(missing_docs)] // the names are the field's own
+        pub enum $name {
+            $($variant,)*
+            /// A number that this version does not know.
+            Unknown(u8),
+        }
+
+        impl $name {
+            /// What that number stands for.
+            pub fn from_raw(raw: u8) -> Self {
+                match raw {
+                    $($number => Self::$variant,)*
+                    raw => Self::Unknown(raw),
+                }
+            }
+
+            /// Its number.
+            pub fn to_raw(self) -> u8 {
+                match self {
+                    $(Self::$variant => $number,)*
+                    Self::Unknown(raw) => raw,
+                }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                match self {
+                    $(Self::$variant => f.pad($text),)*
+                    Self::Unknown(raw) => f.pad(&format!("unknown({raw})")),
+                }
+            }
+        }
+    };
+}
+
+numbered! {
+    /// The logical state of a port (`enum ib_port_state`); it prints as sysfs does.
+    PortState:
+    Nop = 0 "NOP",
+    Down = 1 "DOWN",
+    Init = 2 "INIT",
+    Armed = 3 "ARMED",
+    Active = 4 "ACTIVE",
+    ActiveDefer = 5 "ACTIVE_DEFER",
+}
+
+numbered! {
+    /// The physical state of a port (`enum ib_port_phys_state`); it prints as sysfs does.
+    PhysicalState:
+    Sleep = 1 "Sleep",
+    Polling = 2 "Polling",
+    Disabled = 3 "Disabled",
+    PortConfigurationTraining = 4 "PortConfigurationTraining",
+    LinkUp = 5 "LinkUp",
+    LinkErrorRecovery = 6 "LinkErrorRecovery",
+    PhyTest = 7 "Phy Test",
+}
+
+numbered! {
+    /// The link layer of a port (`enum rdma_link_layer`, `IBV_LINK_LAYER_*`).
+    LinkLayer:
+    Unspecified = 0 "Unspecified",
+    InfiniBand = 1 "InfiniBand",
+    Ethernet = 2 "Ethernet",
+}
+
+numbered! {
+    /// The largest payload of a packet (`enum ib_mtu`); it prints in bytes.
+    Mtu:
+    Bytes256 = 1 "256",
+    Bytes512 = 2 "512",
+    Bytes1024 = 3 "1024",
+    Bytes2048 = 4 "2048",
+    Bytes4096 = 5 "4096",
+}
+
+numbered! {
+    /// The number of lanes of a link (`enum ib_port_width`).
+    LinkWidth:
+    X1 = 1 "1X",
+    X4 = 2 "4X",
+    X8 = 4 "8X",
+    X12 = 8 "12X",
+    X2 = 16 "2X",
+}
+
+numbered! {
+    /// The speed of one lane (`enum ib_port_speed`).
+    LinkSpeed:
+    Sdr = 1 "SDR",
+    Ddr = 2 "DDR",
+    Qdr = 4 "QDR",
+    Fdr10 = 8 "FDR10",
+    Fdr = 16 "FDR",
+    Edr = 32 "EDR",
+    Hdr = 64 "HDR",
+    Ndr = 128 "NDR",
+}
+
+numbered! {
+    /// What a GID is for (`enum ib_uverbs_gid_type`); it prints as sysfs does.
+    GidType:
+    InfiniBand = 0 "IB",
+    RoceV1 = 1 "RoCE v1",
+    RoceV2 = 2 "RoCE v2",
+}
+
+impl Mtu {
+    /// In bytes; none for an unknown one.
+    pub fn bytes(self) -> Option<u32> {
+        match self {
+            Self::Unknown(_) => None,
+            known => Some(128 << known.to_raw()),
+        }
+    }
+}
+
+impl LinkWidth {
+    /// How many lanes; none for an unknown width.
+    pub fn lanes(self) -> Option<u32> {
+        Some(match self {
+            Self::X1 => 1,
+            Self::X2 => 2,
+            Self::X4 => 4,
+            Self::X8 => 8,
+            Self::X12 => 12,
+            Self::Unknown(_) => return None,
+        })
+    }
+}
+
+impl LinkSpeed {
+    /// Of one lane, in units of 100 Mb/s, as sysfs counts it; none for an unknown speed.
+    pub fn hundreds_of_megabits(self) -> Option<u32> {
+        Some(match self {
+            Self::Sdr => 25,
+            Self::Ddr => 50,
+            Self::Qdr | Self::Fdr10 => 100,
+            Self::Fdr => 140,
+            Self::Edr => 250,
+            Self::Hdr => 500,
+            Self::Ndr => 1000,
+            Self::Unknown(_) => return None,
+        })
+    }
+}
+
+/// What QUERY_PORT says (`ibv_query_port(3)`, `struct ib_uverbs_query_port_resp_ex`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PortAttributes {
+    /// Logical state.
+    pub state: PortState,
+    /// Physical state.
+    pub physical_state: PhysicalState,
+    /// Link layer.
+    pub link_layer: LinkLayer,
+    /// Largest payload that the port can carry.
+    pub max_mtu: Mtu,
+    /// Largest payload that it carries now.
+    pub active_mtu: Mtu,
+    /// Lanes in use.
+    pub active_width: LinkWidth,
+    /// Speed of one lane.
+    pub active_speed: LinkSpeed,
+    /// Length of the GID table.
+    pub gid_table_len: u32,
+    /// Length of the partition key table.
+    pub pkey_table_len: u16,
+    /// Capabilities (`enum ib_uverbs_query_port_cap_flags`).
+    pub capabilities: u32,
+    /// More capabilities (`port_cap_flags2`).
+    pub more_capabilities: u16,
+    /// Flags of the port (`enum ib_uverbs_query_port_flags`).
+    pub flags: u8,
+    /// Largest message, in bytes.
+    pub max_message_size: u32,
+    /// Packets with a wrong partition key.
+    pub bad_pkey_count: u32,
+    /// Packets with a wrong queue key.
+    pub qkey_violation_count: u32,
+    /// Local identifier; 0 on Ethernet.
+    pub lid: u16,
+    /// How many of its low bits are free (`lmc`).
+    pub lid_mask_count: u8,
+    /// Local identifier of the subnet manager.
+    pub sm_lid: u16,
+    /// Service level of the subnet manager.
+    pub sm_service_level: u8,
+    /// Virtual lanes, as encoded in PortInfo.
+    pub max_vl_count: u8,
+    /// Time that the subnet needs at most: 4.096 us times two to the power of this.
+    pub subnet_timeout: u8,
+    /// What the subnet manager said to how it was asked to initialise the port.
+    pub init_type_reply: u8,
+}
+
+/// Length of `struct ib_uverbs_query_port_resp_ex`.
+const QUERY_PORT_LEN: usize = 48;
+
+impl PortAttributes {
+    fn parse(bytes: &[u8; QUERY_PORT_LEN]) -> Self {
+        let int = |at: usize| {
+            u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+        };
+        let short = |at: usize| u16::from_ne_bytes([bytes[at], bytes[at + 1]]);
+        Self {
+            capabilities: int(0),
+            max_message_size: int(4),
+            bad_pkey_count: int(8),
+            qkey_violation_count: int(12),
+            gid_table_len: int(16),
+            pkey_table_len: short(20),
+            lid: short(22),
+            sm_lid: short(24),
+            state: PortState::from_raw(bytes[26]),
+            max_mtu: Mtu::from_raw(bytes[27]),
+            active_mtu: Mtu::from_raw(bytes[28]),
+            lid_mask_count: bytes[29],
+            max_vl_count: bytes[30],
+            sm_service_level: bytes[31],
+            subnet_timeout: bytes[32],
+            init_type_reply: bytes[33],
+            active_width: LinkWidth::from_raw(bytes[34]),
+            active_speed: LinkSpeed::from_raw(bytes[35]),
+            physical_state: PhysicalState::from_raw(bytes[36]),
+            link_layer: LinkLayer::from_raw(bytes[37]),
+            flags: bytes[38],
+            more_capabilities: short(40),
+        }
+    }
+}
+
+/// A global identifier of a port: an IPv6 address in form.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Gid(pub [u8; 16]);
+
+impl fmt::Display for Gid {
+    /// As sysfs prints it, in full: `fe80:0000:0000:0000:0002:c903:0005:1234`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let words = Ipv6Addr::from(self.0).segments().map(|word| format!("{word:04x}"));
+        f.pad(&words.join(":"))
+    }
+}
+
+impl fmt::Debug for Gid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Gid({self})")
+    }
+}
+
+/// An entry of the GID table that is in use (`ibv_query_gid_table(3)`, `struct ib_uverbs_gid_entry`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct GidEntry {
+    /// The GID.
+    pub gid: Gid,
+    /// Its place in the port's table.
+    pub index: u32,
+    /// The port, counted from 1.
+    pub port: u32,
+    /// What it is for.
+    pub kind: GidType,
+    /// Interface index of its network device, in the namespace that asks; none without one.
+    pub netdev_index: Option<u32>,
+}
+
+/// Length of `struct ib_uverbs_gid_entry`.
+const GID_ENTRY_LEN: usize = 32;
+/// So many entries fit in an output, whose length has 16 bits.
+const MAX_GID_ENTRIES: usize = u16::MAX as usize / GID_ENTRY_LEN;
+
+impl GidEntry {
+    fn parse(bytes: &[u8; GID_ENTRY_LEN]) -> Self {
+        let int = |at: usize| {
+            u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+        };
+        let mut gid = [0; 16];
+        gid.copy_from_slice(&bytes[..16]);
+        let kind = u8::try_from(int(24)).unwrap_or(u8::MAX);
+        Self {
+            gid: Gid(gid),
+            index: int(16),
+            port: int(20),
+            kind: GidType::from_raw(kind),
+            netdev_index: Some(int(28)).filter(|index| *index != 0),
+        }
+    }
+}
+
+impl CmdFd {
+    pub(super) fn query_port(&self, port: u8) -> Result<PortAttributes> {
+        let mut response = [0; QUERY_PORT_LEN];
+        let attrs = &mut [
+            Attr { id: object::PORT_NUM, data: AttrData::Const(port.into()) },
+            Attr {
+                id: object::PORT_RESP,
+                data: AttrData::Out { buffer: &mut response, len: QUERY_PORT_LEN as u16 },
+            },
+        ];
+        self.ask(object::QUERY_PORT, "QUERY_PORT", attrs)?;
+        Ok(PortAttributes::parse(&response))
+    }
+
+    pub(super) fn query_gids(&self) -> Result<Vec<GidEntry>> {
+        // The kernel refuses a buffer that does not hold all, and there is no asking how many there are.
+        let mut entries = vec![0; MAX_GID_ENTRIES * GID_ENTRY_LEN];
+        let (mut count, len) = ([0; 8], entries.len() as u16);
+        let attrs = &mut [
+            Attr { id: object::GID_ENTRY_SIZE, data: AttrData::Const(GID_ENTRY_LEN as u64) },
+            Attr { id: object::GID_FLAGS, data: AttrData::Const(0) },
+            Attr { id: object::GID_ENTRIES, data: AttrData::Out { buffer: &mut entries, len } },
+            Attr { id: object::GID_COUNT, data: AttrData::Out { buffer: &mut count, len: 8 } },
+        ];
+        self.ask(object::QUERY_GID_TABLE, "QUERY_GID_TABLE", attrs)?;
+        let count = usize::try_from(u64::from_ne_bytes(count)).unwrap_or(usize::MAX);
+        let (told, _) = entries.as_chunks();
+        let told = told.get(..count).ok_or_else(|| {
+            let text = format!("QUERY_GID_TABLE: {count} entries where {MAX_GID_ENTRIES} fit");
+            Error::new(ErrorKind::Malformed, text)
+        })?;
+        Ok(told.iter().map(GidEntry::parse).collect())
+    }
+
+    /// A command on the device; that the device is gone is said so.
+    pub(super) fn ask<'a>(&self, method: u16, name: &str, attrs: &'a mut [Attr<'a>]) -> Result<()> {
+        command(self.kernel(), self.as_ref(), self.driver, method, name, attrs)
+            .map_err(|error| match error.errno() {
+                Some(Errno::IO) => error.into_kind(ErrorKind::Removed),
+                Some(Errno::PROTONOSUPPORT) => error.into_kind(ErrorKind::Unsupported),
+                _ => error,
+            })
+            .map_err(|error| error.of(|| self.device.to_string()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_byte_of_a_port_has_its_place() {
+        let mut bytes = [0; QUERY_PORT_LEN];
+        for (at, byte) in bytes.iter_mut().enumerate() {
+            *byte = at as u8;
+        }
+        let port = PortAttributes::parse(&bytes);
+        assert_eq!(port.state, PortState::Unknown(26));
+        assert_eq!(port.active_speed, LinkSpeed::Unknown(35));
+        assert_eq!(port.link_layer.to_raw(), 37);
+        assert_eq!(port.more_capabilities, u16::from_ne_bytes([40, 41]));
+        assert_eq!(port.gid_table_len, u32::from_ne_bytes([16, 17, 18, 19]));
+    }
+
+    #[test]
+    fn names_and_sizes() {
+        assert_eq!(Mtu::from_raw(5).bytes(), Some(4096));
+        assert_eq!(Mtu::from_raw(6).bytes(), None);
+        assert_eq!(PortState::from_raw(4).to_string(), "ACTIVE");
+        assert_eq!(PortState::from_raw(9).to_string(), "unknown(9)");
+        assert_eq!(LinkWidth::from_raw(2).lanes(), Some(4));
+        let gid = Gid([0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 2, 0xc9, 3, 0, 5, 0x12, 0x34]);
+        assert_eq!(gid.to_string(), "fe80:0000:0000:0000:0002:c903:0005:1234");
+    }
+}
