@@ -93,20 +93,33 @@ pub(crate) fn run(run: &LabRun) -> Result<Outcome> {
     image::with_overlay(&base, &initramfs, &guest::programs(), &run.add, &run.command, limit)?;
     drop(lock);
 
-    let ended = qemu::boot(&Machine {
+    let machine = Machine {
         kernel: &bootable,
         initramfs: &initramfs,
         dir: dir.path(),
         memory_mb: run.memory_mb,
         cpus: run.cpus,
         timeout: run.timeout,
-    })?;
+    };
+    let mut ended = qemu::boot(&machine)?;
+    for _ in 1..BOOTS {
+        if ended.begun || ended.timed_out {
+            break;
+        }
+        let log = keep_console(&ended, &kernel.release)?;
+        eprintln!("xtask: the guest died while it booted, see {}: once more", log.display());
+        ended = qemu::boot(&machine)?;
+    }
     Ok(Outcome {
         end: judge(&ended, run.timeout, &kernel.release)?,
         release: kernel.release,
         elapsed: started.elapsed(),
     })
 }
+
+/// How often a guest is booted that dies before its command begins. Emulated processors now and then run
+/// into code that another one is just patching (an int3 in `sched_clock_cpu`), mostly at boot.
+const BOOTS: usize = 3;
 
 fn judge(ended: &Ended, timeout: Duration, release: &str) -> Result<End> {
     if let Some(fault) = fault(ended) {
@@ -191,6 +204,7 @@ mod tests {
     fn ended(console: &str, tainted: u64) -> Ended {
         Ended {
             timed_out: false,
+            begun: true,
             report: Some(Report { status: 0, tainted }),
             console: console.to_owned(),
         }

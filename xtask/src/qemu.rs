@@ -31,6 +31,8 @@ pub(crate) struct Machine<'a> {
 /// How a guest ended, as seen from outside.
 pub(crate) struct Ended {
     pub(crate) timed_out: bool,
+    /// The guest came as far as starting its command.
+    pub(crate) begun: bool,
     /// What the guest reported when its command had ended.
     pub(crate) report: Option<Report>,
     /// The kernel's warnings and worse.
@@ -45,9 +47,12 @@ pub(crate) struct Report {
     pub(crate) tainted: u64,
 }
 
+/// What the guest writes when it starts its command.
+const BEGUN: &str = "begun\n";
+
 impl Report {
     fn parse(text: &str) -> Option<Self> {
-        let mut words = text.lines().next()?.split(' ');
+        let mut words = text.strip_prefix(BEGUN)?.lines().next()?.split(' ');
         let status = words.next()?.strip_prefix("exit=")?.parse().ok()?;
         let tainted = words.next()?.strip_prefix("tainted=")?.parse().ok()?;
         Some(Self { status, tainted })
@@ -68,9 +73,11 @@ pub(crate) fn boot(machine: &Machine<'_>) -> Result<Ended> {
     let _ = copier.join();
     let lossy =
         |path: &Path| fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    let told = lossy(&control).unwrap_or_default();
     Ok(Ended {
         timed_out,
-        report: lossy(&control).ok().and_then(|text| Report::parse(&text)),
+        begun: told.starts_with(BEGUN),
+        report: Report::parse(&told),
         console: lossy(&console).unwrap_or_default(),
     })
 }
@@ -157,9 +164,11 @@ mod tests {
 
     #[test]
     fn reports() {
-        let report = Report::parse("exit=3 tainted=4096\n");
+        let report = Report::parse("begun\nexit=3 tainted=4096\n");
         assert_eq!(report, Some(Report { status: 3, tainted: 4096 }));
         assert_eq!(Report::parse(""), None);
-        assert_eq!(Report::parse("exit=3"), None);
+        assert_eq!(Report::parse("begun\n"), None);
+        assert_eq!(Report::parse("begun\nexit=3"), None);
+        assert_eq!(Report::parse("exit=3 tainted=4096\n"), None);
     }
 }
