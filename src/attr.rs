@@ -5,7 +5,7 @@ use std::ffi::{CStr, CString};
 use crate::error::{Error, ErrorKind, Result};
 use crate::kernel::rdma::{Bad, NAME_MAX};
 use crate::kernel::{DirEntry, Errno, FileType, Handle, Kernel, OFlags, Resolve, Stat, Sys};
-use crate::name::{DeviceNumber, Name};
+use crate::name::{DeviceNumber, Guid, Name};
 
 /// How often a call is made anew that was interrupted, or that lost a race against a rename or
 /// mount somewhere else (`openat2(2)`, EAGAIN).
@@ -97,17 +97,41 @@ impl Attribute {
         kernel: &Kernel,
         parse: impl FnOnce(&[u8]) -> std::result::Result<T, Bad>,
     ) -> Result<T> {
-        let mut buffer = [0; VALUE_MAX];
-        let len = retry(|| kernel.pread(&self.handle, &mut buffer)).map_err(|errno| {
-            Error::call(format!("pread(\"{}\")", self.name.to_bytes().escape_ascii()), errno)
-        })?;
-        let value = buffer.get(..len).ok_or(Bad("longer than was asked for"));
-        value.and_then(line).and_then(parse).map_err(|bad| self.malformed(bad))
+        read_value(kernel, &self.handle, self.name, parse)
     }
 
     fn malformed(&self, bad: Bad) -> Error {
-        Error::malformed(format_args!("attribute {}", self.name.to_bytes().escape_ascii()), bad)
+        malformed(self.name, bad)
     }
+}
+
+fn malformed(name: &CStr, bad: Bad) -> Error {
+    Error::malformed(format_args!("attribute {}", name.to_bytes().escape_ascii()), bad)
+}
+
+fn read_value<T>(
+    kernel: &Kernel,
+    handle: &Handle,
+    name: &CStr,
+    parse: impl FnOnce(&[u8]) -> std::result::Result<T, Bad>,
+) -> Result<T> {
+    let mut buffer = [0; VALUE_MAX];
+    let len = retry(|| kernel.pread(handle, &mut buffer)).map_err(|errno| {
+        Error::call(format!("pread(\"{}\")", name.to_bytes().escape_ascii()), errno)
+    })?;
+    let value = buffer.get(..len).ok_or(Bad("longer than was asked for"));
+    value.and_then(line).and_then(parse).map_err(|bad| malformed(name, bad))
+}
+
+/// Opens an attribute beneath a directory, reads it once, and closes it.
+pub(crate) fn read_once<T>(
+    kernel: &Kernel,
+    dir: &Handle,
+    path: &CStr,
+    parse: impl FnOnce(&[u8]) -> std::result::Result<T, Bad>,
+) -> Result<T> {
+    let handle = open_beneath(kernel, "device directory", dir, path, ATTRIBUTE)?;
+    read_value(kernel, &handle, path, parse)
 }
 
 /// The text before the line feed that ends every value.
@@ -137,6 +161,36 @@ pub(crate) fn parse_device_number(text: &[u8]) -> std::result::Result<DeviceNumb
     let minor = parse_decimal(&text[colon + 1..]).ok_or(BAD)?;
     // The kernel's dev_t has 12 and 20 bits (linux/kdev_t.h).
     if major < 1 << 12 && minor < 1 << 20 { Ok((major, minor).into()) } else { Err(BAD) }
+}
+
+/// `node_guid`: four groups of four hexadecimal digits.
+pub(crate) fn parse_guid(text: &[u8]) -> std::result::Result<Guid, Bad> {
+    const BAD: Bad = Bad("not a GUID");
+    let mut guid = 0;
+    let mut groups = 0;
+    for group in text.split(|&byte| byte == b':') {
+        guid = guid << 16 | u64::from(parse_hex(group).ok_or(BAD)?);
+        groups += 1;
+    }
+    if groups == 4 { Ok(Guid(guid)) } else { Err(BAD) }
+}
+
+/// `pkeys/I`: `0x` and four hexadecimal digits.
+pub(crate) fn parse_pkey(text: &[u8]) -> std::result::Result<u16, Bad> {
+    text.strip_prefix(b"0x").and_then(parse_hex).ok_or(Bad("not a partition key"))
+}
+
+/// Four lower-case hexadecimal digits.
+fn parse_hex(digits: &[u8]) -> Option<u16> {
+    let digits: &[u8; 4] = digits.try_into().ok()?;
+    digits.iter().try_fold(0, |sum, byte| {
+        let digit = match byte {
+            b'0'..=b'9' => byte - b'0',
+            b'a'..=b'f' => byte - b'a' + 10,
+            _ => return None,
+        };
+        Some(sum << 4 | u16::from(digit))
+    })
 }
 
 /// A decimal number as the kernel prints it: no sign, no leading zero.
@@ -241,6 +295,14 @@ mod tests {
         }
 
         #[test]
+        fn guids_and_keys_come_back(guid: u64, key: u16) {
+            let text = Guid(guid).to_string();
+            prop_assert_eq!(parse_guid(text.as_bytes()), Ok(Guid(guid)));
+            prop_assert_eq!(parse_guid(&text.as_bytes()[5..]), Err(Bad("not a GUID")));
+            prop_assert_eq!(parse_pkey(format!("0x{key:04x}").as_bytes()), Ok(key));
+        }
+
+        #[test]
         fn only_what_the_kernel_prints_is_a_number(text in "[0-9:+ -]{0,12}") {
             if let Ok(number) = parse_device_number(text.as_bytes()) {
                 prop_assert_eq!(number.to_string(), text);
@@ -251,6 +313,8 @@ mod tests {
         fn any_bytes_are_an_error_or_one_line(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             let _ = parse_device_number(&bytes);
             let _ = parse_uverbs(&bytes);
+            let _ = parse_guid(&bytes);
+            let _ = parse_pkey(&bytes);
             if let Ok(name) = line(&bytes).and_then(parse_name) {
                 prop_assert_eq!([name.as_bytes(), b"\n"].concat(), bytes);
             }

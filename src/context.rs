@@ -1,6 +1,10 @@
 //! A context: the cmd fd of a device that was opened, and what can be asked through it.
 
+mod claim;
 mod device;
+mod events;
+mod numbered;
+mod pkeys;
 mod port;
 
 use std::fmt;
@@ -12,11 +16,15 @@ use crate::device::Device;
 use crate::error::{Error, ErrorKind, Result};
 use crate::evidence::Evidence;
 use crate::kernel::{Attr, AttrData, Errno, Handle, Kernel, VerbsCall};
-use crate::open::Proven;
+use crate::open::{self, Proven};
 use crate::provider::{DriverId, OUTPUT_ROOM, context_data};
 
-pub use device::DeviceAttributes;
+pub use claim::ContextClaim;
 pub(crate) use device::QUERY_DEVICE_LEN;
+pub use device::{DeviceAttributes, ExtendedAttributes};
+#[cfg(feature = "tokio")]
+pub use events::AsyncEventStream;
+pub use events::{AsyncEvent, AsyncEventKind, AsyncEvents};
 pub use port::{
     Gid, GidEntry, GidType, LinkLayer, LinkSpeed, LinkWidth, Mtu, PhysicalState, PortAttributes,
     PortState,
@@ -43,9 +51,12 @@ mod device_object {
     pub(super) const UHW_OUT: u16 = 0x1001;
     /// `IB_USER_VERBS_CMD_QUERY_DEVICE` (`rdma/ib_user_verbs.h`).
     pub(super) const QUERY_DEVICE: u64 = 1;
+    /// `IB_USER_VERBS_EX_CMD_QUERY_DEVICE`, with the flag of extended commands.
+    pub(super) const EX_QUERY_DEVICE: u64 = 0x8000_0001;
 }
 
 /// A cmd fd, of which it is not said yet what it is bound to.
+#[derive(Debug)]
 pub(crate) struct CmdFd {
     fd: Handle,
     driver: DriverId,
@@ -65,6 +76,10 @@ impl CmdFd {
 
     pub(crate) fn driver(&self) -> DriverId {
         self.driver
+    }
+
+    pub(crate) fn device(&self) -> &Device {
+        &self.device
     }
 
     fn kernel(&self) -> &Kernel {
@@ -91,31 +106,43 @@ impl CmdFd {
         let from = usize::from(data.output_len == 0);
         let to = attrs.len() - usize::from(data.input.is_empty());
         let (kernel, fd, attrs) = (self.kernel(), self.as_ref(), &mut attrs[from..to]);
-        command(kernel, fd, self.driver, device_object::GET_CONTEXT, "GET_CONTEXT", attrs)?;
+        let method = (device_object::OBJECT, device_object::GET_CONTEXT);
+        command(kernel, fd, self.driver, method, "GET_CONTEXT", attrs)?;
         let _ = self.completion_vectors.set(u32::from_ne_bytes(vectors));
         Ok(())
     }
 
     fn query_device(&self) -> Result<DeviceAttributes> {
-        query_device(self.kernel(), self.as_ref(), self.driver)
-            .map_err(|error| match error.errno() {
-                Some(Errno::IO) => error.into_kind(ErrorKind::Removed),
-                _ => error,
-            })
-            .map_err(|error| error.of(|| self.device.to_string()))
+        query_device(self.kernel(), self.as_ref(), self.driver).map_err(|error| self.explain(error))
+    }
+
+    /// A command on the device.
+    fn ask<'a>(&self, method: u16, name: &str, attrs: &'a mut [Attr<'a>]) -> Result<()> {
+        let object = device_object::OBJECT;
+        command(self.kernel(), self.as_ref(), self.driver, (object, method), name, attrs)
+            .map_err(|error| self.explain(error))
+    }
+
+    /// Says of an error of a command what it means, and which device it was.
+    fn explain(&self, error: Error) -> Error {
+        let error = match error.errno() {
+            Some(Errno::IO) => error.into_kind(ErrorKind::Removed),
+            Some(Errno::PROTONOSUPPORT) => error.into_kind(ErrorKind::Unsupported),
+            _ => error,
+        };
+        error.of(|| self.device.to_string())
     }
 }
 
-/// One command of the object "device".
+/// One command of the ioctl ABI.
 fn command<'a>(
     kernel: &Kernel,
     fd: BorrowedFd<'_>,
     driver: DriverId,
-    method: u16,
+    (object, method): (u16, u16),
     name: &str,
     attrs: &'a mut [Attr<'a>],
 ) -> Result<()> {
-    let object = device_object::OBJECT;
     let mut call = VerbsCall { object, method, driver_id: driver.to_raw(), attrs };
     retry(|| kernel.verbs_ioctl(fd, &mut call))
         .map_err(|errno| Error::call(format!("ioctl(RDMA_VERBS_IOCTL, {name})"), errno))
@@ -135,7 +162,8 @@ pub(crate) fn query_device(
         Attr { id: device_object::CORE_OUT, data: AttrData::Out { buffer: &mut response, len } },
         Attr { id: device_object::WRITE_CMD, data: AttrData::Const(device_object::QUERY_DEVICE) },
     ];
-    command(kernel, fd, driver, device_object::INVOKE_WRITE, "QUERY_DEVICE", attrs)?;
+    let method = (device_object::OBJECT, device_object::INVOKE_WRITE);
+    command(kernel, fd, driver, method, "QUERY_DEVICE", attrs)?;
     Ok(DeviceAttributes::parse(&response))
 }
 
@@ -214,6 +242,14 @@ macro_rules! context {
                 self.cmd.query_device()
             }
 
+            /// Asks the device for more of its attributes (`ibv_query_device_ex(3)`).
+            ///
+            /// # Errors
+            /// `Removed` when the device is gone; `Os` when the driver refuses.
+            pub fn query_device_extended(&self) -> Result<ExtendedAttributes> {
+                self.cmd.query_device_extended()
+            }
+
             /// Asks for a port's attributes (`ibv_query_port(3)`); ports count from 1.
             ///
             /// # Errors
@@ -228,6 +264,38 @@ macro_rules! context {
             /// `Removed` when the device is gone; `Unsupported` before Linux 5.10.
             pub fn gids(&self) -> Result<Vec<GidEntry>> {
                 self.cmd.query_gids()
+            }
+
+            /// The partition keys of a port, in the order of its table (`ibv_query_pkey(3)`); the top bit says
+            /// full member. The kernel has no command for them: they are read in sysfs, beside the pinned
+            /// directory of this device, and nothing is returned unless the device was there, under one
+            /// name and with one GUID, before and after. (Two devices of one parent and of equal GUIDs whose
+            /// names are swapped there and back meanwhile cannot be told apart.)
+            ///
+            /// # Errors
+            /// `Removed`, `Replaced` when the device is gone; `Unstable` when it was renamed meanwhile.
+            pub fn pkeys(&self, port: u8) -> Result<Vec<u16>> {
+                self.cmd.query_pkeys(port)
+            }
+
+            /// The async events of this context from now on (`ibv_get_async_event(3)`). With several of
+            /// these each gets every event of the device and of its ports.
+            ///
+            /// # Errors
+            /// `Removed` when the device is gone; `Unsupported` before Linux 5.6.
+            pub fn async_events(&self) -> Result<AsyncEvents<'_>> {
+                self.cmd.async_events()
+            }
+
+            /// Whether the device is still there, asked of sysfs; no descriptor is kept for it. With a
+            /// driver that does not disassociate, the removal of the device waits until this context is
+            /// dropped, nothing tells of it here, and every command goes on working: whoever holds a
+            /// context on such a device for long has to ask now and then.
+            ///
+            /// # Errors
+            /// `Os`, `PermissionDenied`, when sysfs cannot be asked.
+            pub fn is_device_present(&self) -> Result<bool> {
+                open::is_present(&self.cmd.device)
             }
 
             /// Number of completion vectors, from 0 of which completion queues choose

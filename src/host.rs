@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, Weak};
 
 use cap_std::ambient_authority;
 use cap_std::fs::Dir;
+use rustix::process::{Resource, geteuid, getrlimit};
 
 use crate::attr::{self, retry};
 use crate::error::{Error, ErrorKind, Result};
@@ -41,6 +42,27 @@ impl Policy {
         self
     }
 }
+
+/// What a fork does to memory that is registered with a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ForkSafety {
+    /// The kernel gives the child a copy of it (Linux 5.12 and later): nothing has to be done
+    /// (`IBV_FORK_UNNEEDED`).
+    CopiedOnFork,
+    /// The kernel does not say so: after a fork the parent may write to pages that the device no longer
+    /// sees, unless they were marked `MADV_DONTFORK`, as `ibv_fork_init(3)` has it done.
+    MarkPages,
+}
+
+/// How much memory this process may lock, in bytes; none is without limit (`RLIMIT_MEMLOCK`, `getrlimit(2)`).
+/// Registered memory is locked.
+pub fn memlock_limit() -> Option<u64> {
+    getrlimit(Resource::Memlock).current
+}
+
+/// Less than this and hardly any queue can be made, which is where libibverbs warns, too.
+const LITTLE_MEMLOCK: u64 = 32 << 10;
 
 /// The directories `/sys` and `/dev` and the RDMA netlink socket, and a [`Policy`].
 ///
@@ -82,6 +104,12 @@ impl Host {
             })
         };
         let (sys, dev) = (root("/sys")?, root("/dev")?);
+        if let Some(limit) = memlock_limit()
+            && limit <= LITTLE_MEMLOCK
+            && !geteuid().is_root()
+        {
+            tracing::warn!(limit, "RLIMIT_MEMLOCK is low: memory can hardly be registered");
+        }
         let netlink = Source::Ambient(Mutex::new(Weak::new()));
         Self::make(Kernel::Linux, real(sys), real(dev), netlink, policy)
     }
@@ -169,6 +197,18 @@ impl Host {
     /// Why it cannot.
     pub fn check_netlink(&self) -> Result<()> {
         self.netlink().map(drop)
+    }
+
+    /// What a fork does to memory that is registered with a device (`ibv_is_fork_initialized(3)`). It only asks:
+    /// nothing is set up by it.
+    ///
+    /// # Errors
+    /// `Unproven` when RDMA netlink is denied.
+    pub fn fork_safety(&self) -> Result<ForkSafety> {
+        Ok(match self.netlink()?.copies_on_fork()? {
+            true => ForkSafety::CopiedOnFork,
+            false => ForkSafety::MarkPages,
+        })
     }
 
     pub(crate) fn kernel(&self) -> &Kernel {

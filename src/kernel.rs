@@ -11,6 +11,7 @@ pub mod sim;
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 pub(crate) use rustix::fs::{FileType, OFlags};
 pub(crate) use rustix::io::Errno;
@@ -116,6 +117,8 @@ pub(crate) enum AttrData<'a> {
     /// Room for output: the kernel is told `len` and has all of `buffer` behind it, because
     /// drivers up to 7.0 write their whole answer whatever `len` says.
     Out { buffer: &'a mut [u8], len: u16 },
+    /// Room for a descriptor that the command makes; the kernel makes it `O_CLOEXEC`.
+    Descriptor(&'a mut Option<Handle>),
 }
 
 /// One command of the verbs ioctl ABI.
@@ -213,6 +216,22 @@ impl Kernel {
             #[cfg(feature = "sim")]
             Self::Sim(machine) => machine.verbs_ioctl(fd, call),
         }
+    }
+
+    /// `fcntl(fd, F_SETFL, O_NONBLOCK)`.
+    pub(crate) fn set_nonblocking(&self, fd: &Handle) -> Sys<()> {
+        forward!(self, set_nonblocking(fd))
+    }
+
+    /// `read(fd, buffer)`.
+    pub(crate) fn read(&self, fd: &Handle, buffer: &mut [u8]) -> Sys<usize> {
+        forward!(self, read(fd, buffer))
+    }
+
+    /// `ppoll(fd, POLLIN, timeout)`: whether there is something to read or to be told of; without a
+    /// timeout it waits for that. (The simulated kernel, which has no time, never waits.)
+    pub(crate) fn poll(&self, fd: &Handle, timeout: Option<Duration>) -> Sys<bool> {
+        forward!(self, poll(fd, timeout))
     }
 
     /// `gettid()`, as `RES_PID` names the thread that allocated a context.

@@ -40,6 +40,7 @@
 //! counts as another device.
 //!
 //! # Features
+//! - `tokio`: async events as a `Stream`.
 //! - `sim`: a simulated kernel, for tests and demonstrations ([`Host::open`] never uses it).
 #![deny(unsafe_code)]
 
@@ -62,16 +63,19 @@ mod provider;
 mod registry;
 
 pub use cap_std::fs::Dir;
+#[cfg(feature = "tokio")]
+pub use context::AsyncEventStream;
 pub use context::{
-    Context, DeviceAttributes, Gid, GidEntry, GidType, LinkLayer, LinkSpeed, LinkWidth, Mtu,
-    Opened, PhysicalState, PortAttributes, PortState, UnprovenContext,
+    AsyncEvent, AsyncEventKind, AsyncEvents, Context, ContextClaim, DeviceAttributes,
+    ExtendedAttributes, Gid, GidEntry, GidType, LinkLayer, LinkSpeed, LinkWidth, Mtu, Opened,
+    PhysicalState, PortAttributes, PortState, UnprovenContext,
 };
 pub use device::{Device, DeviceFacts};
 pub use error::{Error, ErrorKind, Result};
 #[cfg(uverbs_leave_out)]
 pub use evidence::leave_out;
 pub use evidence::{Check, Evidence, Step, Value};
-pub use host::{Host, Policy};
+pub use host::{ForkSafety, Host, Policy, memlock_limit};
 pub use identity::{Instance, Timestamp};
 #[cfg(feature = "sim")]
 pub use kernel::sim;

@@ -6,7 +6,7 @@ use crate::attr::retry;
 use crate::error::{Error, ErrorKind, Result};
 use crate::kernel::rdma::{
     Bad, Chardev, Command, ContextEntry, DeviceInfo, Message, Messages, NLMSG_DONE, NLMSG_ERROR,
-    Writer, attr, parse_contexts,
+    Writer, attr, parse_contexts, parse_copy_on_fork,
 };
 use crate::kernel::{Errno, Handle, Kernel};
 
@@ -46,7 +46,7 @@ enum Fault {
     Bad(Bad),
 }
 
-/// The contexts of one thread on one device.
+/// Contexts on one device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Contexts {
     /// Their numbers.
@@ -94,6 +94,23 @@ impl Socket {
         }
     }
 
+    /// Whether the kernel copies pinned pages on fork; not when it knows no such question.
+    pub(crate) fn copies_on_fork(&self) -> Result<bool> {
+        let mut copies = false;
+        let asked = self.retrying(|exchange| {
+            let request = exchange.request(Command::SysGet, false);
+            exchange.run(&self.kernel, &self.handle, request, false, &mut |message| {
+                copies = parse_copy_on_fork(message)?;
+                Ok(())
+            })
+        });
+        match asked {
+            Ok(()) => Ok(copies),
+            Err(Fault::Refused(Errno::INVAL | Errno::OPNOTSUPP)) => Ok(false),
+            Err(fault) => Err(fault.error("RDMA_NLDEV_CMD_SYS_GET")),
+        }
+    }
+
     /// All devices: a hint only, since the kernel goes by position and devices come and go.
     pub(crate) fn devices(&self) -> Result<Vec<DeviceInfo>> {
         let mut found = Vec::new();
@@ -109,9 +126,13 @@ impl Socket {
         Ok(found)
     }
 
-    /// The contexts on the device of that index that `thread` allocated; none when the kernel
-    /// cannot tell (before 5.13, or the device is gone).
-    pub(crate) fn contexts(&self, index: u32, thread: u32) -> Result<Option<Contexts>> {
+    /// The contexts on the device of that index that are wanted; none when the kernel cannot tell (before
+    /// 5.13, or the device is gone).
+    pub(crate) fn contexts(
+        &self,
+        index: u32,
+        is_wanted: impl Fn(&ContextEntry) -> bool,
+    ) -> Result<Option<Contexts>> {
         let mut contexts = Contexts { numbers: Vec::new(), in_one_message: true };
         let asked = self.retrying(|exchange| {
             let mut messages = 0;
@@ -122,7 +143,7 @@ impl Socket {
             exchange.run(&self.kernel, &self.handle, request, true, &mut |message| {
                 messages += 1;
                 parse_contexts(message, index, &mut |entry: ContextEntry| {
-                    if entry.thread == Some(thread) {
+                    if is_wanted(&entry) {
                         contexts.numbers.push(entry.ctxn);
                     }
                 })

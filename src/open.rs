@@ -22,7 +22,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use crate::attr::{self, Attribute, retry};
-use crate::context::{CmdFd, Context, Opened, UnprovenContext};
+use crate::context::{CmdFd, Context, ContextClaim, Opened, UnprovenContext};
 use crate::device::{Device, Joined, Record};
 use crate::error::{Error, ErrorKind, Result};
 use crate::evidence::{Evidence, Step, Value};
@@ -111,7 +111,8 @@ impl Pin {
         self.dev.read(&self.kernel, attr::parse_device_number)
     }
 
-    fn read_name(&self) -> Result<Name> {
+    /// Reads `ibdev` through the pin: the name at this moment.
+    pub(crate) fn read_name(&self) -> Result<Name> {
         self.ibdev.read(&self.kernel, attr::parse_name)
     }
 
@@ -292,6 +293,15 @@ pub(crate) fn pin_for_reading(record: &Record) -> Result<Pin> {
         .map_err(|error| error.at(Step::Pin))
 }
 
+/// Whether a device is still the one in its place.
+pub(crate) fn is_present(device: &Device) -> Result<bool> {
+    match pin_for_reading(&device.0).map_err(|error| device.0.explain(error)) {
+        Ok(_) => Ok(true),
+        Err(error) if matches!(error.kind(), ErrorKind::Removed | ErrorKind::Replaced) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// Steps 1 and 2, and the half of step 7 that comes before the context exists, for a node that
 /// somebody else opens.
 pub(crate) fn pin(device: &Device) -> Result<PinnedDevice> {
@@ -355,6 +365,31 @@ impl PinnedDevice {
         };
         verified().map_err(|error| record.explain(error))
     }
+}
+
+/// What can be checked, without /sys and /dev, of a descriptor whose sender claims to have proved it.
+pub(crate) fn adopt(cmd: &CmdFd, claim: &ContextClaim) -> Result<(Evidence, Proven)> {
+    let record = &cmd.device().0;
+    let mut evidence = Evidence::default();
+    let mut adopted = || {
+        known(record)?;
+        for (what, expected, found) in [
+            ("uverbs directory (inode)", Value::Number(record.ino), Value::Number(claim.ino)),
+            (
+                "device number (dev)",
+                Value::Device(record.device_number),
+                Value::Device(claim.device_number),
+            ),
+        ] {
+            evidence.require(Step::Pin, what, ErrorKind::Replaced, expected, || Ok(found))?;
+        }
+        let stat = retry(|| record.host.kernel().fstat_cmd(cmd.as_ref()))
+            .map_err(|errno| Error::call("fstat", errno).at(Step::Open))?;
+        require_node(record, &stat, Step::Open, &mut evidence)?;
+        proof::adopt(record, cmd, claim, &mut evidence).map_err(|error| error.at(Step::Prove))
+    };
+    let witness = adopted().map_err(|error: Error| error.of(|| record.label()))?;
+    Ok((evidence, witness))
 }
 
 /// Step 6: the kernel context. Before the proof a wrong device may be given one, for a moment.

@@ -4,7 +4,7 @@
 use std::os::fd::{AsFd as _, OwnedFd};
 
 use uverbs::sim::{CallKind, DeviceSpec, Machine, NodeKind, NodeOpened, Verdict};
-use uverbs::{Device, ErrorKind, GidType, Host, LinkLayer, Opened, Policy, PortState, Registry};
+use uverbs::{Device, ErrorKind, Host, Opened, Policy, Registry};
 
 fn device(name: &str, guid: u64) -> DeviceSpec {
     DeviceSpec::new(name).guid(guid)
@@ -189,22 +189,4 @@ fn the_node_is_looked_at_before_it_is_opened() {
     assert_eq!(machine.node_opens(), [NodeOpened::Device(1, 3)]);
     drop(asked);
     assert_eq!(machine.open_handles(), 0);
-}
-
-#[test]
-fn a_context_answers_until_its_device_goes() {
-    let machine = Machine::new();
-    let id = machine.add(device("rxe0", 0xa0)).expect("added");
-    let context = listed(&machine, "rxe0").open().expect("opened");
-    assert_eq!(context.completion_vectors(), 1);
-    let port = context.query_port(1).expect("a port");
-    assert_eq!((port.state, port.link_layer), (PortState::Active, LinkLayer::Ethernet));
-    assert_eq!(context.query_port(2).expect_err("no such port").raw_os_error(), Some(22));
-    let gids = context.gids().expect("a table");
-    assert_eq!(gids.len(), 1);
-    assert_eq!((gids[0].kind, gids[0].netdev_index), (GidType::RoceV2, None));
-    machine.remove(id);
-    assert_eq!(kind(context.query_device()), ErrorKind::Removed);
-    assert_eq!(kind(context.query_port(1)), ErrorKind::Removed);
-    assert_eq!(kind(context.gids()), ErrorKind::Removed);
 }

@@ -1,5 +1,7 @@
 //! `uverbs show DEVICE`.
 
+mod opened;
+
 use clap::Args;
 use serde::Serialize;
 use uverbs::{Device, Host, Registry};
@@ -10,12 +12,18 @@ use crate::output::{Failure, Out, note};
 use crate::select::is_gone;
 use crate::table::Table;
 
-/// Shows all that is known of a device, without opening it.
+use opened::Opened;
+
+/// Shows all that is known of a device: what the kernel tells of it, and, with a context on it, its limits,
+/// ports and GIDs.
 #[derive(Args)]
 pub(crate) struct ShowArgs {
     #[command(flatten)]
     device: DeviceArg,
-    /// Print JSON: {"device": {...}}
+    /// Do not open the device: leave out what only a context tells
+    #[arg(long)]
+    no_open: bool,
+    /// Print JSON: {"device": {...}, "opened": {"attributes": {...}, "ports": [...], ...} or null}
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -23,6 +31,8 @@ pub(crate) struct ShowArgs {
 #[derive(Serialize)]
 struct ShowJson {
     device: Shown,
+    /// What a context tells; null where the device was not opened, or could not be.
+    opened: Option<Opened>,
 }
 
 #[derive(Serialize)]
@@ -39,12 +49,27 @@ pub(crate) fn run(args: &ShowArgs, out: &mut Out) -> Result<bool, Failure> {
     let devices = Registry::new(Host::open()?).devices()?;
     let device = args.device.selector.find(&devices)?;
     let shown = look(&device)?;
+    let opened = if args.no_open { None } else { open(&device)? };
     if args.json {
-        out.json(&ShowJson { device: shown })?;
+        out.json(&ShowJson { device: shown, opened })?;
     } else {
-        out.text(&table(&shown).render())?;
+        let mut text = table(&shown).render();
+        text.extend(opened.map(|opened| opened.render()));
+        out.text(&text)?;
     }
     Ok(true)
+}
+
+/// What a context on the device tells; a note where there can be none.
+fn open(device: &Device) -> Result<Option<Opened>, Failure> {
+    match device.open().and_then(|context| Opened::ask(&context)) {
+        Ok(opened) => Ok(Some(opened)),
+        Err(error) if is_gone(&error) => Err(error.into()),
+        Err(error) => {
+            note(format_args!("what only a context tells is left out: {error}"));
+            Ok(None)
+        }
+    }
 }
 
 fn look(device: &Device) -> Result<Shown, Failure> {

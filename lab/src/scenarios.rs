@@ -1,8 +1,10 @@
 //! The scenarios, by what they are about.
 
+mod events;
 mod limits;
 mod listing;
 mod nodes;
+mod passing;
 mod proof;
 mod queries;
 mod replacing;
@@ -24,6 +26,13 @@ pub(crate) const ALL: &[(&str, Scenario)] = &[
     ("mounted_over_is_an_error_for_that_device", listing::mounted_over),
     ("a_context_says_what_ibv_devinfo_and_sysfs_say", queries::rxe),
     ("a_removed_device_answers_no_query", queries::removed),
+    ("every_kind_of_async_event", events::every_kind),
+    ("a_removal_ends_the_events", events::removal_ends_the_stream),
+    ("without_disassociation_nothing_is_told", events::nothing_is_told),
+    ("a_hundred_contexts_while_devices_vanish", events::a_hundred),
+    ("fork_safety_is_told", events::fork_safety),
+    ("a_context_is_passed_to_a_sandboxed_worker", passing::broker),
+    ("show_says_what_rdma_says", passing::show),
     ("a_handle_opens_after_its_list_was_dropped", listing::handle_outlives_list),
     ("control_libibverbs_opens_the_replacement", replacing::control_libibverbs),
     ("replaced_with_another_guid", replacing::other_guid),

@@ -1,5 +1,8 @@
 //! What a device says of itself through a context.
 
+use super::{CmdFd, device_object as object};
+use crate::error::{Error, ErrorKind, Result};
+use crate::kernel::{Attr, AttrData};
 use crate::name::Guid;
 
 /// Length of `struct ib_uverbs_query_device_resp`.
@@ -8,6 +11,7 @@ pub(crate) const QUERY_DEVICE_LEN: usize = 176;
 /// A number as it stands in an answer of the kernel.
 trait Field: Sized {
     fn at(bytes: &[u8], place: usize) -> Self;
+    fn number(&self) -> u64;
 }
 
 macro_rules! numbers {
@@ -19,6 +23,10 @@ macro_rules! numbers {
                 number.copy_from_slice(&bytes[place..place + LEN]);
                 Self::from_ne_bytes(number)
             }
+
+            fn number(&self) -> u64 {
+                u64::from(*self)
+            }
         })*
     };
 }
@@ -29,27 +37,40 @@ impl Field for Guid {
     fn at(bytes: &[u8], place: usize) -> Self {
         Self(u64::from_be(u64::at(bytes, place)))
     }
+
+    fn number(&self) -> u64 {
+        self.0
+    }
 }
 
+/// A struct whose fields stand at fixed places of an answer.
 macro_rules! attributes {
-    ($($(#[$doc:meta])* $field:ident: $type:ident at $place:literal;)*) => {
-        /// What QUERY_DEVICE says (`ibv_query_device(3)`, `struct ib_uverbs_query_device_resp`): for each
-        /// kind of resource the most that there can be.
+    ($(#[$outer:meta])* $name:ident: $len:ident; $($(#[$doc:meta])* $field:ident: $type:ident at $place:literal;)*) => {
+        $(#[$outer])*
         #[derive(Clone, Debug, PartialEq, Eq)]
         #[non_exhaustive]
-        pub struct DeviceAttributes {
+        pub struct $name {
             $($(#[$doc])* pub $field: $type,)*
         }
 
-        impl DeviceAttributes {
-            pub(super) fn parse(bytes: &[u8; QUERY_DEVICE_LEN]) -> Self {
+        impl $name {
+            pub(super) fn parse(bytes: &[u8; $len]) -> Self {
                 Self { $($field: Field::at(bytes, $place),)* }
+            }
+
+            /// Every number under the name of its field, in the order of the struct; GUIDs as
+            /// numbers, too.
+            pub fn entries(&self) -> impl Iterator<Item = (&'static str, u64)> {
+                [$((stringify!($field), self.$field.number()),)*].into_iter()
             }
         }
     };
 }
 
 attributes! {
+    /// What QUERY_DEVICE says (`ibv_query_device(3)`, `struct ib_uverbs_query_device_resp`): for each
+    /// kind of resource the most that there can be.
+    DeviceAttributes: QUERY_DEVICE_LEN;
     /// Version of the firmware, as the driver encodes it.
     firmware_version: u64 at 0;
     /// GUID of the node.
@@ -130,4 +151,79 @@ attributes! {
     local_ca_ack_delay: u8 at 170;
     /// Number of ports.
     phys_port_count: u8 at 171;
+}
+
+/// Length of `struct ib_uverbs_ex_query_device_resp`.
+const EX_QUERY_DEVICE_LEN: usize = 304;
+/// Where it says how much of it the kernel has filled.
+const RESPONSE_LENGTH: usize = 180;
+
+attributes! {
+    /// What the extended QUERY_DEVICE says (`ibv_query_device_ex(3)`, `struct
+    /// ib_uverbs_ex_query_device_resp`) beyond the plain one. What the kernel is too old to know is 0.
+    ExtendedAttributes: EX_QUERY_DEVICE_LEN;
+    /// On-demand paging in general (`IBV_ODP_SUPPORT`, `IBV_ODP_SUPPORT_IMPLICIT`).
+    odp_general_caps: u64 at 184;
+    /// On-demand paging of reliable connections, an operation each bit.
+    rc_odp_caps: u32 at 192;
+    /// The same of unreliable connections.
+    uc_odp_caps: u32 at 196;
+    /// The same of unreliable datagrams.
+    ud_odp_caps: u32 at 200;
+    /// The same of extended reliable connections.
+    xrc_odp_caps: u32 at 296;
+    /// The bits of a completion's timestamp that count; 0 where there are no timestamps.
+    completion_timestamp_mask: u64 at 208;
+    /// Frequency of the device's clock, in kHz; 0 where it has none.
+    hca_core_clock_khz: u64 at 216;
+    /// Capabilities, the ones of the plain QUERY_DEVICE included (`enum ib_uverbs_device_cap_flags`).
+    device_cap_flags_ex: u64 at 224;
+    /// Kinds of queue pairs that can spread over receive queues, a bit each.
+    rss_supported_qpts: u32 at 232;
+    /// Indirection tables for that.
+    max_rwq_indirection_tables: u32 at 236;
+    /// Entries of such a table.
+    max_rwq_indirection_table_size: u32 at 240;
+    /// Receive work queues.
+    max_wq_type_rq: u32 at 248;
+    /// Raw packets (`enum ib_uverbs_raw_packet_caps`).
+    raw_packet_caps: u32 at 252;
+    /// Tag matching: largest header of a rendezvous request, in bytes.
+    tm_max_rndv_hdr_size: u32 at 256;
+    /// Tag matching: entries of a list.
+    tm_max_num_tags: u32 at 260;
+    /// Tag matching: flags.
+    tm_flags: u32 at 264;
+    /// Tag matching: list operations under way.
+    tm_max_ops: u32 at 268;
+    /// Tag matching: scatter/gather entries of an entry.
+    tm_max_sge: u32 at 272;
+    /// Completions that one event may stand for.
+    max_cq_moderation_count: u16 at 280;
+    /// How long such an event may be put off, in microseconds.
+    max_cq_moderation_period: u16 at 282;
+    /// Memory of the device itself, in bytes.
+    max_device_memory: u64 at 288;
+}
+
+impl CmdFd {
+    pub(super) fn query_device_extended(&self) -> Result<ExtendedAttributes> {
+        const NAME: &str = "EX_QUERY_DEVICE";
+        let mut response = [0; EX_QUERY_DEVICE_LEN];
+        let len = EX_QUERY_DEVICE_LEN as u16;
+        let attrs = &mut [
+            // comp_mask and a reserved word.
+            Attr { id: object::CORE_IN, data: AttrData::In(&[0; 8]) },
+            Attr { id: object::CORE_OUT, data: AttrData::Out { buffer: &mut response, len } },
+            Attr { id: object::WRITE_CMD, data: AttrData::Const(object::EX_QUERY_DEVICE) },
+        ];
+        self.ask(object::INVOKE_WRITE, NAME, attrs)?;
+        let filled = u32::at(&response, RESPONSE_LENGTH) as usize;
+        if !(RESPONSE_LENGTH + 4..=EX_QUERY_DEVICE_LEN).contains(&filled) {
+            let text = format!("{NAME}: filled {filled} of {EX_QUERY_DEVICE_LEN} bytes");
+            return Err(self.explain(Error::new(ErrorKind::Malformed, text)));
+        }
+        response[filled..].fill(0);
+        Ok(ExtendedAttributes::parse(&response))
+    }
 }

@@ -3,55 +3,14 @@
 use std::fmt;
 use std::net::Ipv6Addr;
 
-use super::{CmdFd, command, device_object as object};
+use super::numbered::numbered;
+use super::{CmdFd, device_object as object};
 use crate::error::{Error, ErrorKind, Result};
-use crate::kernel::{Attr, AttrData, Errno};
-
-/// Numbers of the kernel that have names; `Unknown` is what this version does not know.
-macro_rules! numbered {
-    ($(#[$doc:meta])* $name:ident: $($variant:ident = $number:literal $text:literal,)*) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        #[non_exhaustive]
-        #[allow(missing_docs)] // the names are the field's own
-        pub enum $name {
-            $($variant,)*
-            /// A number that this version does not know.
-            Unknown(u8),
-        }
-
-        impl $name {
-            /// What that number stands for.
-            pub fn from_raw(raw: u8) -> Self {
-                match raw {
-                    $($number => Self::$variant,)*
-                    raw => Self::Unknown(raw),
-                }
-            }
-
-            /// Its number.
-            pub fn to_raw(self) -> u8 {
-                match self {
-                    $(Self::$variant => $number,)*
-                    Self::Unknown(raw) => raw,
-                }
-            }
-        }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                match self {
-                    $(Self::$variant => f.pad($text),)*
-                    Self::Unknown(raw) => f.pad(&format!("unknown({raw})")),
-                }
-            }
-        }
-    };
-}
+use crate::kernel::{Attr, AttrData};
 
 numbered! {
     /// The logical state of a port (`enum ib_port_state`); it prints as sysfs does.
-    PortState:
+    PortState(u8):
     Nop = 0 "NOP",
     Down = 1 "DOWN",
     Init = 2 "INIT",
@@ -62,7 +21,7 @@ numbered! {
 
 numbered! {
     /// The physical state of a port (`enum ib_port_phys_state`); it prints as sysfs does.
-    PhysicalState:
+    PhysicalState(u8):
     Sleep = 1 "Sleep",
     Polling = 2 "Polling",
     Disabled = 3 "Disabled",
@@ -74,7 +33,7 @@ numbered! {
 
 numbered! {
     /// The link layer of a port (`enum rdma_link_layer`, `IBV_LINK_LAYER_*`).
-    LinkLayer:
+    LinkLayer(u8):
     Unspecified = 0 "Unspecified",
     InfiniBand = 1 "InfiniBand",
     Ethernet = 2 "Ethernet",
@@ -82,7 +41,7 @@ numbered! {
 
 numbered! {
     /// The largest payload of a packet (`enum ib_mtu`); it prints in bytes.
-    Mtu:
+    Mtu(u8):
     Bytes256 = 1 "256",
     Bytes512 = 2 "512",
     Bytes1024 = 3 "1024",
@@ -92,7 +51,7 @@ numbered! {
 
 numbered! {
     /// The number of lanes of a link (`enum ib_port_width`).
-    LinkWidth:
+    LinkWidth(u8):
     X1 = 1 "1X",
     X4 = 2 "4X",
     X8 = 4 "8X",
@@ -102,7 +61,7 @@ numbered! {
 
 numbered! {
     /// The speed of one lane (`enum ib_port_speed`).
-    LinkSpeed:
+    LinkSpeed(u8):
     Sdr = 1 "SDR",
     Ddr = 2 "DDR",
     Qdr = 4 "QDR",
@@ -115,7 +74,7 @@ numbered! {
 
 numbered! {
     /// What a GID is for (`enum ib_uverbs_gid_type`); it prints as sysfs does.
-    GidType:
+    GidType(u8):
     InfiniBand = 0 "IB",
     RoceV1 = 1 "RoCE v1",
     RoceV2 = 2 "RoCE v2",
@@ -336,17 +295,6 @@ impl CmdFd {
             Error::new(ErrorKind::Malformed, text)
         })?;
         Ok(told.iter().map(GidEntry::parse).collect())
-    }
-
-    /// A command on the device; that the device is gone is said so.
-    pub(super) fn ask<'a>(&self, method: u16, name: &str, attrs: &'a mut [Attr<'a>]) -> Result<()> {
-        command(self.kernel(), self.as_ref(), self.driver, method, name, attrs)
-            .map_err(|error| match error.errno() {
-                Some(Errno::IO) => error.into_kind(ErrorKind::Removed),
-                Some(Errno::PROTONOSUPPORT) => error.into_kind(ErrorKind::Unsupported),
-                _ => error,
-            })
-            .map_err(|error| error.of(|| self.device.to_string()))
     }
 }
 

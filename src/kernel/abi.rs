@@ -7,7 +7,13 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use openat2::{OpenHow, ResolveFlags, openat2_cstr};
 use rustix::ioctl::{Opcode, Updater, opcode};
 
-use super::{AttrData, Errno, OFlags, Resolve, Sys, VerbsCall};
+#[cfg(feature = "tokio")]
+use tokio::io::{Interest, unix::AsyncFd};
+
+#[cfg(feature = "tokio")]
+use crate::context::AsyncEvents;
+
+use super::{AttrData, Errno, Handle, OFlags, Resolve, Sys, VerbsCall};
 
 /// `openat2(2)` beneath a directory descriptor.
 pub(super) fn openat2(
@@ -66,6 +72,9 @@ const RDMA_VERBS_IOCTL: Opcode = opcode::read_write::<[u8; HEADER]>(0x1b, 1);
 /// `UVERBS_ATTR_F_MANDATORY`: an attribute that the kernel does not know is an error.
 const MANDATORY: u16 = 1;
 
+/// What stands for a descriptor before the command has made it: no number that a descriptor can have.
+const NO_DESCRIPTOR: u64 = u64::MAX;
+
 /// One command of the verbs ioctl ABI on a cmd fd.
 pub(super) fn verbs_ioctl(fd: BorrowedFd<'_>, call: &mut VerbsCall<'_>) -> Sys<()> {
     let count = call.attrs.len();
@@ -93,6 +102,7 @@ pub(super) fn verbs_ioctl(fd: BorrowedFd<'_>, call: &mut VerbsCall<'_>) -> Sys<(
                 (usize::from(*len), buffer.as_mut_ptr() as u64)
             }
             AttrData::Out { .. } => return Err(Errno::INVAL),
+            AttrData::Descriptor(_) => (0, NO_DESCRIPTOR),
         };
         let len = u16::try_from(len).map_err(|_| Errno::INVAL)?;
         *raw = RawAttr { id: attr.id, len, flags: MANDATORY, reserved: 0, data };
@@ -103,5 +113,23 @@ pub(super) fn verbs_ioctl(fd: BorrowedFd<'_>, call: &mut VerbsCall<'_>) -> Sys<(
     let updater = unsafe { Updater::<RDMA_VERBS_IOCTL, RawCall>::new(&mut raw) };
     // SAFETY: the memory that the attributes point to is borrowed by `call` for the whole call,
     // outputs exclusively, each as long as the length it is given with.
-    unsafe { rustix::ioctl::ioctl(fd, updater) }
+    unsafe { rustix::ioctl::ioctl(fd, updater) }?;
+    for (raw, attr) in raw.attrs.iter().zip(call.attrs.iter_mut()) {
+        if let AttrData::Descriptor(made) = &mut attr.data {
+            let number = i32::try_from(raw.data).map_err(|_| Errno::BADF)?;
+            // SAFETY: the command succeeded, so the kernel has just made this descriptor and written
+            // its number here, and nothing else knows it.
+            **made = Some(Handle::Real(unsafe { OwnedFd::from_raw_fd(number) }));
+        }
+    }
+    Ok(())
+}
+
+/// Has the tokio runtime of this thread watch the descriptor of async events.
+#[cfg(feature = "tokio")]
+pub(crate) fn register(events: AsyncEvents<'_>) -> Sys<AsyncFd<AsyncEvents<'_>>> {
+    // SAFETY: `events` owns its descriptor and gives out no other; nobody takes it out of the `AsyncFd`
+    // or puts another one in.
+    let registered = unsafe { AsyncFd::register_with_interest(events, Interest::READABLE) };
+    registered.map_err(|error| Errno::from_io_error(&error.into()).unwrap_or(Errno::IO))
 }

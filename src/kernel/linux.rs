@@ -3,7 +3,9 @@
 use std::ffi::CStr;
 use std::mem::MaybeUninit;
 use std::os::fd::BorrowedFd;
+use std::time::Duration;
 
+use rustix::event::{self, PollFd, PollFlags, Timespec};
 use rustix::fs::{RawDir, major, minor};
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recvfrom, sendto,
@@ -87,6 +89,20 @@ pub(super) fn recv(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Sys<Datagram> {
         .and_then(|address| netlink::SocketAddrNetlink::try_from(address).ok())
         .is_some_and(|address| address.pid() == 0);
     Ok(Datagram { len, from_kernel })
+}
+
+pub(super) fn set_nonblocking(fd: BorrowedFd<'_>) -> Sys<()> {
+    rustix::fs::fcntl_setfl(fd, OFlags::NONBLOCK)
+}
+
+pub(super) fn read(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> Sys<usize> {
+    rustix::io::read(fd, buffer)
+}
+
+pub(super) fn poll(fd: BorrowedFd<'_>, timeout: Option<Duration>) -> Sys<bool> {
+    // What is longer than a timespec holds is for ever.
+    let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
+    Ok(event::poll(&mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)], timeout.as_ref())? > 0)
 }
 
 pub(super) fn gettid() -> u32 {

@@ -9,6 +9,7 @@ use super::Errno;
 #[repr(u16)]
 pub(crate) enum Command {
     Get = 1,
+    SysGet = 6,
     GetChardev = 15,
     ResCtxGet = 22,
 }
@@ -35,6 +36,7 @@ pub(crate) mod attr {
     pub(crate) const UVERBS_DRIVER_ID: u16 = 73;
     pub(crate) const RES_CTX: u16 = 86;
     pub(crate) const RES_CTX_ENTRY: u16 = 87;
+    pub(crate) const SYS_COPY_ON_FORK: u16 = 93;
 }
 
 const NLM_F_REQUEST: u16 = 1;
@@ -308,6 +310,18 @@ impl Chardev {
     }
 }
 
+/// `RDMA_NLDEV_CMD_SYS_GET`: whether the kernel says that pinned pages are copied on fork.
+pub(crate) fn parse_copy_on_fork(message: &Message<'_>) -> Result<bool, Bad> {
+    let mut copies = false;
+    for attribute in message.attrs() {
+        let attribute = attribute?;
+        if attribute.kind == attr::SYS_COPY_ON_FORK {
+            copies = attribute.u8()? != 0;
+        }
+    }
+    Ok(copies)
+}
+
 /// One user context in a `RDMA_NLDEV_CMD_RES_CTX_GET` dump.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ContextEntry {
@@ -426,6 +440,7 @@ mod tests {
                 let _ = message.errno();
                 let _ = DeviceInfo::parse(&message);
                 let _ = Chardev::parse(&message);
+                let _ = parse_copy_on_fork(&message);
                 let _ = parse_contexts(&message, 0, &mut |_| {});
             }
         }

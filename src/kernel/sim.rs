@@ -27,8 +27,11 @@ use std::fmt;
 use std::hash::Hash as _;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
-use super::{AttrData, Datagram, DirEntry, Errno, Handle, OFlags, Resolve, Stat, Sys, VerbsCall};
+use super::{
+    Attr, AttrData, Datagram, DirEntry, Errno, Handle, OFlags, Resolve, Stat, Sys, VerbsCall,
+};
 use hook::Hook;
 pub use hook::{Call, CallKind, Verdict};
 use mixer::Mixer;
@@ -81,6 +84,12 @@ impl Told for (FileId, Option<OwnedFd>) {
     }
 }
 
+impl Told for verbs::Made {
+    fn tell(&self, told: &mut Mixer) {
+        self.as_ref().map(|(file, _)| file).hash(told);
+    }
+}
+
 impl Told for Stat {
     fn tell(&self, told: &mut Mixer) {
         (self.dev, self.ino, self.nlink, self.rdev, self.ctime).hash(told);
@@ -103,7 +112,7 @@ macro_rules! told {
     };
 }
 
-told!(FileId, u64, usize, files::Page, ());
+told!(FileId, bool, u64, usize, files::Page, ());
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -161,6 +170,18 @@ impl Machine {
         let mut call = VerbsCall { object: 0, method: 3, driver_id: 14, attrs: &mut [] };
         self.verbs_ioctl(fd.as_fd(), &mut call).map_err(Errno::raw_os_error)?;
         Ok(fd)
+    }
+
+    /// [`World::open_handles`], where what was let go of is given a moment to close: another process that looks
+    /// at this one's descriptors (`/proc/PID/fd`) holds for that long what stands for them.
+    pub fn open_handles(&self) -> usize {
+        for _ in 0..100 {
+            if !self.with(|world| world.is_letting_go()) {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.with(|world| world.open_handles())
     }
 
     /// `/sys`, opened.
@@ -345,6 +366,23 @@ impl Machine {
         })
     }
 
+    pub(crate) fn set_nonblocking(&self, fd: &SimHandle) -> Sys<()> {
+        self.on_file(CallKind::Fcntl, fd, |_, _, _| Ok(()))
+    }
+
+    pub(crate) fn read(&self, fd: &SimHandle, buffer: &mut [u8]) -> Sys<usize> {
+        self.on_file(CallKind::Read, fd, |world, verdict, file| {
+            let len = world.read(file, buffer)?;
+            let len = verdict.of_answer(buffer, len).min(buffer.len());
+            buffer[..len].hash(&mut world.told);
+            Ok(len)
+        })
+    }
+
+    pub(crate) fn poll(&self, fd: &SimHandle, _timeout: Option<Duration>) -> Sys<bool> {
+        self.on_file(CallKind::Poll, fd, |world, _, file| world.poll(file))
+    }
+
     pub(crate) fn fstat_cmd(&self, fd: BorrowedFd<'_>) -> Sys<Stat> {
         let describe =
             |world: &World| world.file_of(fd).map_or("foreign".into(), |file| world.describe(file));
@@ -356,11 +394,11 @@ impl Machine {
     pub(crate) fn verbs_ioctl(&self, fd: BorrowedFd<'_>, call: &mut VerbsCall<'_>) -> Sys<()> {
         let thread = self.gettid();
         let (object, method) = (call.object, call.method);
-        self.enter(
+        let made = self.enter(
             CallKind::VerbsIoctl,
             |_| format!("{object}.{method}"),
             |world, verdict| {
-                world.verbs_ioctl(world.file_of(fd), thread, call)?;
+                let made = world.verbs_ioctl(world.file_of(fd), thread, call)?;
                 for attr in &mut *call.attrs {
                     if let AttrData::Out { buffer, .. } = &mut attr.data {
                         let len = buffer.len();
@@ -368,9 +406,15 @@ impl Machine {
                         buffer.hash(&mut world.told);
                     }
                 }
-                Ok(())
+                Ok(made)
             },
-        )
+        )?;
+        let Some((file, stand_in)) = made else { return Ok(()) };
+        let handle = Handle::Sim(self.handle(file, stand_in));
+        if let Some(Attr { data: AttrData::Descriptor(room), .. }) = call.attrs.first_mut() {
+            **room = Some(handle);
+        }
+        Ok(())
     }
 }
 

@@ -12,10 +12,11 @@ use std::sync::Arc;
 
 use super::{Pin, allocate};
 use crate::attr::retry;
-use crate::context::{CmdFd, query_device};
+use crate::context::{CmdFd, ContextClaim, query_device};
 use crate::device::Record;
 use crate::error::{Error, ErrorKind, Result};
 use crate::evidence::{Evidence, Step, Value};
+use crate::kernel::rdma::ContextEntry;
 use crate::kernel::{Errno, Kernel, VerbsCall};
 use crate::name::Guid;
 use crate::netlink::{Contexts, Socket};
@@ -68,15 +69,20 @@ impl Baseline {
         let socket = record.host.netlink()?;
         let info = socket.device(index)?.ok_or_else(|| unknown(index))?;
         let thread = record.host.kernel().gettid();
-        let contexts = socket.contexts(index, thread)?.ok_or_else(|| cannot_list(index))?;
+        let contexts = socket.contexts(index, of(thread))?.ok_or_else(|| cannot_list(index))?;
         let contexts = contexts.in_one_message.then_some(contexts.numbers);
         Ok(Self { socket, index, node_guid: Guid(info.node_guid), thread, allocates, contexts })
     }
 
     /// The contexts of `thread` on the device now.
     fn now(&self, thread: u32) -> Result<Contexts> {
-        self.socket.contexts(self.index, thread)?.ok_or_else(|| cannot_list(self.index))
+        self.socket.contexts(self.index, of(thread))?.ok_or_else(|| cannot_list(self.index))
     }
+}
+
+/// The contexts that a thread allocated.
+fn of(thread: u32) -> impl Fn(&ContextEntry) -> bool {
+    move |entry| entry.thread == Some(thread)
 }
 
 fn unknown(index: u32) -> Error {
@@ -161,6 +167,56 @@ pub(super) fn prove(
         Ok(_) => Proof::Proven(Proven(())),
         Err(reason) => Proof::Unproven(Error::new(ErrorKind::Unproven, reason)),
     })
+}
+
+/// The half of step 7 that is left when somebody else has allocated the context, and proved it.
+pub(super) fn adopt(
+    record: &Record,
+    cmd: &CmdFd,
+    claim: &ContextClaim,
+    evidence: &mut Evidence,
+) -> Result<Proven> {
+    let guid = |guid| Ok(Value::Guid(guid));
+    let expected = || Value::Guid(claim.node_guid);
+    let what = "node GUID, through the descriptor";
+    evidence.require(Step::Prove, what, ErrorKind::NodeMismatch, expected(), || {
+        let attributes = query_device(record.host.kernel(), cmd.as_ref(), claim.driver);
+        guid(attributes.map_err(on_removed)?.node_guid)
+    })?;
+    let socket = record.host.netlink()?;
+    let what = "node GUID, of the index";
+    evidence.require(Step::Prove, what, ErrorKind::Removed, expected(), || {
+        guid(Guid(socket.device(claim.index)?.ok_or_else(|| removed(claim.index))?.node_guid))
+    })?;
+    let what = "contexts of that number under the index";
+    evidence.require(Step::Prove, what, ErrorKind::Unproven, Value::Number(1), || {
+        let mut found = 0;
+        for _ in 0..REPEATS {
+            let listed =
+                socket.contexts(claim.index, |entry| entry.ctxn == claim.context_number)?;
+            let listed = listed.ok_or_else(|| cannot_list(claim.index))?;
+            found = listed.numbers.len();
+            if found > 0 || listed.in_one_message {
+                break;
+            }
+        }
+        Ok(Value::Number(found as u64))
+    })?;
+    evidence.index = Some(claim.index);
+    evidence.context_number = Some(claim.context_number);
+    Ok(Proven(()))
+}
+
+fn removed(index: u32) -> Error {
+    Error::new(ErrorKind::Removed, format!("RDMA netlink knows no device of index {index}"))
+}
+
+/// There is no pinned device here that is known to be alive.
+fn on_removed(error: Error) -> Error {
+    match error.errno() {
+        Some(Errno::IO) => error.into_kind(ErrorKind::Removed),
+        _ => on_dead_device(error),
+    }
 }
 
 /// The pinned device answers its commands: a descriptor that says EIO is on one that is gone.

@@ -258,6 +258,13 @@ pub(crate) fn explore_all(
                 while let Some(play) = plays.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let mut search = Search::new(*play, limits, events);
                     search.visit(&mut Vec::new());
+                    if limits.stride == 1 && !limits.first_wrong {
+                        let executions: u64 = search.tally.executions.iter().sum();
+                        println!(
+                            "{play:?}: {executions} executions and {} cut short",
+                            search.tally.pruned
+                        );
+                    }
                     total.lock().expect("no panic").add(search.tally);
                 }
             });

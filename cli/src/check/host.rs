@@ -1,7 +1,6 @@
 //! The kernel, its netlink, and this process's limits.
 
-use rustix::process::{Resource, getrlimit};
-use uverbs::{Devices, Host};
+use uverbs::{Devices, ForkSafety, Host};
 
 use super::Audit;
 use crate::select::is_gone;
@@ -36,7 +35,7 @@ fn version(release: &str) -> Option<(u32, u32)> {
 /// How much memory may be locked, as registered memory is.
 pub(super) fn memlock(audit: &mut Audit) {
     const ENOUGH: u64 = 64 << 20;
-    match getrlimit(Resource::Memlock).current {
+    match uverbs::memlock_limit() {
         Some(limit) if limit < ENOUGH => audit.info(
             "memlock",
             format!(
@@ -59,6 +58,15 @@ pub(super) fn netlink(audit: &mut Audit, host: &Host, devices: &Devices) {
     }
     if let Err(error) = host.check_netlink() {
         return audit.error("netlink", format!("it cannot be asked: {error}: {USE}"));
+    }
+    match host.fork_safety() {
+        Ok(ForkSafety::CopiedOnFork) => audit.fine("registered memory is copied on fork"),
+        Ok(_) => audit.info(
+            "fork",
+            "the kernel does not say that registered memory is copied on fork (Linux 5.12): programs \
+             that fork need ibv_fork_init, or mark it MADV_DONTFORK",
+        ),
+        Err(error) => audit.info("fork", format!("it cannot be told what a fork does: {error}")),
     }
     let mut silent = false;
     for device in devices {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
-use uverbs::{Context, DeviceAttributes, ErrorKind, PortAttributes};
+use uverbs::{Context, DeviceAttributes, ErrorKind, ExtendedAttributes, PortAttributes};
 
 use super::{listed, refused, registry};
 use crate::guest;
@@ -12,8 +12,8 @@ use crate::guest;
 pub(super) fn rxe() -> Result<()> {
     guest::add_rxe("rxe0", "d0")?;
     let context = listed(&registry()?, "rxe0")?.open()?;
-    let told = guest::stdout("ibv_devinfo", &["-v", "-d", "rxe0"])?;
-    let told = Told::parse(&told);
+    let text = guest::stdout("ibv_devinfo", &["-v", "-d", "rxe0"])?;
+    let told = Told::parse(&text);
 
     let device = context.query_device()?;
     let port = context.query_port(1)?;
@@ -25,6 +25,21 @@ pub(super) fn rxe() -> Result<()> {
         compared += 1;
     }
     println!("    {compared} fields are as ibv_devinfo says");
+
+    let extended = context.query_device_extended()?;
+    for (key, ours) in extended_fields(&extended) {
+        let theirs = told.number(key)?;
+        ensure!(ours == theirs, "{key}: {ours}, ibv_devinfo says {theirs}");
+    }
+    // rxe has none of these, which ibv_devinfo says in words.
+    let words = [
+        ("completion_timestamp_mask not supported", extended.completion_timestamp_mask),
+        ("core clock not supported", extended.hca_core_clock_khz),
+        ("tag matching not supported", extended.tm_max_num_tags.into()),
+    ];
+    for (words, ours) in words {
+        ensure!(text.contains(words) && ours == 0, "{ours}, not {words:?}");
+    }
 
     for (file, ours) in sysfs_fields(&device, &port) {
         let theirs = fs::read_to_string(format!("/sys/class/infiniband/rxe0/{file}"))?;
@@ -139,6 +154,15 @@ fn device_fields(device: &DeviceAttributes) -> Vec<(&'static str, u64)> {
         ("max_srq_sge", device.max_srq_sge.into()),
         ("max_pkeys", device.max_pkeys.into()),
         ("local_ca_ack_delay", device.local_ca_ack_delay.into()),
+    ]
+}
+
+fn extended_fields(device: &ExtendedAttributes) -> [(&'static str, u64); 4] {
+    [
+        ("device_cap_flags_ex", device.device_cap_flags_ex),
+        ("max_rwq_indirection_tables", device.max_rwq_indirection_tables.into()),
+        ("max_rwq_indirection_table_size", device.max_rwq_indirection_table_size.into()),
+        ("max_wq_type_rq", device.max_wq_type_rq.into()),
     ]
 }
 

@@ -23,7 +23,8 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, netlink, socket_with};
 use uverbs::{Context, Device, ErrorKind, Host, Registry};
 
 use self::foreign::Foreign;
-use self::ledger::{Ledger, Observation, Random};
+pub(crate) use self::ledger::Random;
+use self::ledger::{Ledger, Observation};
 use crate::{alloc, guest};
 
 /// Each replaces the devices of its own slots.

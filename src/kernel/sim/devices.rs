@@ -133,6 +133,10 @@ impl World {
         let text = format!("{}: {node_type}\n", spec.node_type);
         tree.add_attr(dir, b"node_type", text.as_bytes());
         tree.add_attr(dir, b"fw_ver", format!("{}\n", spec.fw_version).as_bytes());
+        let ports = tree.add_dir(dir, b"ports");
+        let port = tree.add_dir(ports, b"1");
+        let pkeys = tree.add_dir(port, b"pkeys");
+        tree.add_attr(pkeys, b"0", b"0xffff\n");
         let link = tree.add(self.infiniband, &name, Kind::LinkTo(dir));
         self.devices.0.push(IbDevice {
             spec,
@@ -299,6 +303,8 @@ impl World {
             }
             _ => {
                 if self.devices[device].spec.disassociates {
+                    // IB_EVENT_DEVICE_FATAL
+                    self.tell_event(id, (0, 8));
                     self.uverbs[id.0 as usize].disassociated = true;
                     self.devices[device].contexts.clear();
                 } else if uverbs_open(self, id) {

@@ -71,7 +71,7 @@ impl World {
         self.open_with(node, FileState::Node, pair)
     }
 
-    fn open_with(
+    pub(super) fn open_with(
         &mut self,
         node: NodeId,
         state: FileState,
@@ -114,6 +114,7 @@ impl World {
             FileState::Path => return Err(Errno::BADF),
             FileState::Dir(_) => return Err(Errno::ISDIR),
             FileState::Socket(_) => return Err(Errno::SPIPE),
+            FileState::Async { .. } => return Err(Errno::SPIPE),
             FileState::Cmd { .. } | FileState::Node => return Err(Errno::INVAL),
             FileState::Attr => {}
         }
@@ -128,6 +129,29 @@ impl World {
                 Ok(copy(&line, buffer))
             }
             _ => Err(Errno::INVAL),
+        }
+    }
+
+    /// Reads one async event.
+    pub(super) fn read(&mut self, id: FileId, buffer: &mut [u8]) -> Sys<usize> {
+        const LEN: usize = 16;
+        let FileState::Async { events, .. } = &mut self.file_mut(id)?.state else {
+            return Err(Errno::INVAL);
+        };
+        let (element, kind) = *events.front().ok_or(Errno::AGAIN)?;
+        let told = buffer.get_mut(..LEN).ok_or(Errno::INVAL)?;
+        told.fill(0);
+        told[..8].copy_from_slice(&element.to_ne_bytes());
+        told[8..12].copy_from_slice(&kind.to_ne_bytes());
+        events.pop_front();
+        Ok(LEN)
+    }
+
+    /// Whether there is an async event to read.
+    pub(super) fn poll(&self, id: FileId) -> Sys<bool> {
+        match &self.file(id)?.state {
+            FileState::Async { events, .. } => Ok(!events.is_empty()),
+            _ => Ok(true),
         }
     }
 

@@ -34,6 +34,12 @@ pub enum CallKind {
     FstatCmd,
     /// `ioctl`.
     VerbsIoctl,
+    /// `fcntl`.
+    Fcntl,
+    /// `read`.
+    Read,
+    /// `ppoll`.
+    Poll,
 }
 
 impl CallKind {
@@ -49,6 +55,9 @@ impl CallKind {
             Self::Send => "sendto",
             Self::Recv => "recvfrom",
             Self::VerbsIoctl => "ioctl",
+            Self::Fcntl => "fcntl",
+            Self::Read => "read",
+            Self::Poll => "ppoll",
         }
     }
 }
@@ -175,6 +184,7 @@ by_locking! {
     foreign_context(id: DeviceId) -> Option<u32>;
     close_foreign(id: DeviceId, ctxn: u32);
     set_next_ctxn(id: DeviceId, ctxn: u32);
+    event(id: DeviceId, kind: u32, element: u64);
     forget_thread(thread: u32);
     evict();
     listxattr(number: u32);
@@ -191,6 +201,7 @@ by_locking! {
     closed() -> u64;
     set_devtmpfs(devtmpfs: bool);
     set_listxattr_moves(moves: bool);
+    set_copies_on_fork(copies: bool);
     set_sys_type(magic: u64);
     record_calls(record: bool);
     device_of(fd: BorrowedFd<'_>) -> Option<DeviceId>;
@@ -208,7 +219,6 @@ by_locking! {
     foreign_contexts_of(id: DeviceId) -> Vec<u32>;
     driver_data_of(id: DeviceId) -> Vec<u8>;
     overruns() -> u64;
-    open_handles() -> usize;
     node_opens() -> Vec<NodeOpened>;
     calls() -> u64;
     call_log() -> Vec<String>;

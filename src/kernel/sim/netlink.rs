@@ -73,7 +73,7 @@ impl World {
         if let Some(refused) = self.settings.refuse_request.take() {
             return Err(errno(refused));
         }
-        let commands = [Command::Get, Command::GetChardev, Command::ResCtxGet];
+        let commands = [Command::Get, Command::SysGet, Command::GetChardev, Command::ResCtxGet];
         let command = commands
             .into_iter()
             .find(|command| command.message_type() == message.kind)
@@ -81,7 +81,7 @@ impl World {
             .ok_or(Errno::INVAL)?;
         let index = number(message.attrs(), attr::DEV_INDEX);
         if flags & NLM_F_DUMP != 0 {
-            if command == Command::GetChardev {
+            if matches!(command, Command::SysGet | Command::GetChardev) {
                 return Err(Errno::INVAL);
             }
             let socket = self.socket(id)?;
@@ -95,6 +95,13 @@ impl World {
             Command::Get => {
                 let device = self.accessible(index)?;
                 self.device_message(device, message.seq, 0)
+            }
+            Command::SysGet => {
+                let reply = Writer::message(Command::SysGet.message_type(), 0, message.seq);
+                match self.settings.copies_on_fork {
+                    true => reply.attr(attr::SYS_COPY_ON_FORK, &[1]).finish(),
+                    false => reply.finish(),
+                }
             }
             Command::GetChardev => self.chardev_message(message, index)?,
             // Single contexts are not modelled.
@@ -244,6 +251,7 @@ pub(super) fn describe(bytes: &[u8]) -> String {
     let Some(Ok(message)) = Messages(bytes).next() else { return "malformed".into() };
     let name = match message.kind & 0x3ff {
         1 => "GET",
+        6 => "SYS_GET",
         15 => "GET_CHARDEV",
         22 => "RES_CTX_GET",
         _ => "other",

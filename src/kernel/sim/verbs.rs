@@ -1,9 +1,13 @@
 //! The verbs ioctl ABI on a cmd fd.
 
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+
 use super::super::{AttrData, Errno, Sys, VerbsCall};
 use super::files::copy;
 use super::spec::DeviceId;
-use super::world::{FileId, FileState, World};
+use super::tree::SOCKETS;
+use super::world::{FileId, FileState, World, pair};
 
 const INVOKE_WRITE: u16 = 0;
 const INFO_HANDLES: u16 = 1;
@@ -15,17 +19,26 @@ const UHW_OUT: u16 = 0x1001;
 
 /// `IB_USER_VERBS_CMD_QUERY_DEVICE`, and how long its request and answer are.
 const QUERY_DEVICE: u64 = 1;
+const EX_QUERY_DEVICE: u64 = 0x8000_0001;
 const QUERY_DEVICE_IN: usize = 8;
 const QUERY_DEVICE_OUT: usize = 176;
 
+/// The object of async events, and its one method, which makes a descriptor.
+const ASYNC_EVENT: u16 = 16;
+const ALLOC: u16 = 0;
+
+/// A descriptor that a command made.
+pub(super) type Made = Option<(FileId, Option<OwnedFd>)>;
+
 /// Attributes that each method knows.
-fn known(method: u16) -> Option<&'static [u16]> {
-    Some(match method {
-        INVOKE_WRITE => &[0, 1, 2, UHW_IN, UHW_OUT],
-        INFO_HANDLES => &[0, 1, 2],
-        QUERY_PORT => &[0, 1],
-        QUERY_GID_TABLE => &[0, 1, 2, 3],
-        GET_CONTEXT => &[0, 1, UHW_IN, UHW_OUT],
+fn known(object: u16, method: u16) -> Option<&'static [u16]> {
+    Some(match (object, method) {
+        (0, INVOKE_WRITE) => &[0, 1, 2, UHW_IN, UHW_OUT],
+        (0, INFO_HANDLES) => &[0, 1, 2],
+        (0, QUERY_PORT) => &[0, 1],
+        (0, QUERY_GID_TABLE) => &[0, 1, 2, 3],
+        (0, GET_CONTEXT) => &[0, 1, UHW_IN, UHW_OUT],
+        (ASYNC_EVENT, ALLOC) => &[0],
         _ => return None,
     })
 }
@@ -36,7 +49,7 @@ impl World {
         id: Option<FileId>,
         thread: u32,
         call: &mut VerbsCall<'_>,
-    ) -> Sys<()> {
+    ) -> Sys<Made> {
         let id = id.ok_or(Errno::NOTTY)?;
         let FileState::Cmd { uverbs, ctxn } = self.file(id)?.state else {
             return Err(Errno::NOTTY);
@@ -46,9 +59,9 @@ impl World {
         if call.driver_id != self.devices[device].spec.driver_id {
             return Err(Errno::INVAL);
         }
-        let known = known(call.method).filter(|_| call.object == 0);
+        let known = known(call.object, call.method);
         let known = known.ok_or(Errno::PROTONOSUPPORT)?;
-        if disassociated && call.method != INFO_HANDLES {
+        if disassociated && (call.object, call.method) != (0, INFO_HANDLES) {
             return Err(Errno::IO);
         }
         for (at, attr) in call.attrs.iter().enumerate() {
@@ -59,6 +72,13 @@ impl World {
             if call.attrs[..at].iter().any(|before| before.id == attr.id) {
                 return Err(Errno::INVAL);
             }
+        }
+        if call.object == ASYNC_EVENT {
+            if ctxn.is_none() {
+                return Err(Errno::INVAL);
+            }
+            let state = FileState::Async { uverbs, cmd: id, events: VecDeque::new() };
+            return self.open_with(SOCKETS, state, pair()?).map(Some);
         }
         match call.method {
             INFO_HANDLES => put(call, 1, &0_u32.to_ne_bytes()),
@@ -75,7 +95,8 @@ impl World {
             QUERY_PORT => query_port(call),
             QUERY_GID_TABLE => query_gid_table(self.devices[device].guid, call),
             _ => self.invoke_write(device, call),
-        }
+        }?;
+        Ok(None)
     }
 
     fn get_context(&mut self, id: DeviceId, call: &mut VerbsCall<'_>) -> Sys<()> {
@@ -104,8 +125,11 @@ impl World {
             AttrData::In(bytes) => {
                 bytes.first_chunk().copied().map(u64::from_ne_bytes).ok_or(Errno::INVAL)?
             }
-            AttrData::Out { .. } => return Err(Errno::INVAL),
+            _ => return Err(Errno::INVAL),
         };
+        if command == EX_QUERY_DEVICE {
+            return query_device_extended(self.devices[id].guid, call);
+        }
         if command != QUERY_DEVICE {
             return Err(Errno::OPNOTSUPP);
         }
@@ -121,6 +145,22 @@ impl World {
         }
         Ok(())
     }
+}
+
+/// `struct ib_uverbs_ex_query_device_resp`, as far as a kernel that does not know its last fields fills it.
+fn query_device_extended(guid: u64, call: &mut VerbsCall<'_>) -> Sys<()> {
+    const FILLED: usize = 288;
+    let mut answer = [0; FILLED];
+    answer[..QUERY_DEVICE_OUT].copy_from_slice(&query_device(guid));
+    answer[180..184].copy_from_slice(&(FILLED as u32).to_ne_bytes()); // response_length
+    answer[216..224].copy_from_slice(&1000_u64.to_ne_bytes()); // hca_core_clock
+    answer[224..232].copy_from_slice(&(1_u64 << 33).to_ne_bytes()); // device_cap_flags_ex
+    let (memory, len) = output(call, 1).ok_or(Errno::INVAL)?;
+    if len < QUERY_DEVICE_OUT + 8 {
+        return Err(Errno::NOSPC);
+    }
+    copy(&answer, &mut memory[..len]);
+    Ok(())
 }
 
 /// `struct ib_uverbs_query_port_resp_ex`: the one port is active, on Ethernet.
@@ -163,7 +203,7 @@ fn input(call: &VerbsCall<'_>, id: u16) -> Option<Vec<u8>> {
     call.attrs.iter().find(|attr| attr.id == id).and_then(|attr| match &attr.data {
         AttrData::In(bytes) => Some(bytes.to_vec()),
         AttrData::Const(value) => Some(value.to_ne_bytes().to_vec()),
-        AttrData::Out { .. } => None,
+        _ => None,
     })
 }
 

@@ -1,10 +1,10 @@
 //! The state of the simulated kernel, its settings, and the truth that tests compare with.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::hash::{Hash, Hasher};
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 
 use super::super::{Errno, Sys};
 use super::devices::{Devices, Uverbs, UverbsId};
@@ -37,10 +37,19 @@ pub(super) enum FileState {
         uverbs: UverbsId,
         ctxn: Option<u32>,
     },
+    /// The async events of a context.
+    Async {
+        uverbs: UverbsId,
+        cmd: FileId,
+        events: VecDeque<AsyncEvent>,
+    },
     /// Something else that was opened under /dev.
     Node,
     Socket(Socket),
 }
+
+/// An async event: its element and its kind.
+pub(super) type AsyncEvent = (u64, u32);
 
 /// How far a directory was read.
 #[derive(Debug, Default, Hash)]
@@ -58,15 +67,24 @@ struct StandIn {
 }
 
 impl StandIn {
+    /// Makes the other end readable, for whoever polls it.
+    fn wake(&self) {
+        // Where it is full it is readable already.
+        let _ = rustix::net::send(&self.peer, &[0], SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
+    }
+
     fn is_closed(&self) -> bool {
         let mut byte = [0];
-        // What somebody wrote into it is in the way of the end of file.
-        while let Ok((_, len)) = rustix::net::recv(&self.peer, &mut byte, RecvFlags::DONTWAIT) {
-            if len == 0 {
-                return true;
+        loop {
+            match rustix::net::recv(&self.peer, &mut byte, RecvFlags::DONTWAIT) {
+                Ok((_, 0)) => return true,
+                // It was closed with a wake in it that nobody read.
+                Err(Errno::CONNRESET) => return true,
+                // What somebody wrote into it is in the way of the end of file.
+                Ok(_) => {}
+                Err(_) => return false,
             }
         }
-        false
     }
 }
 
@@ -125,6 +143,7 @@ pub(super) struct Settings {
     pub(super) deny_netlink: Option<i32>,
     pub(super) sys_type: u64,
     pub(super) listxattr_moves: bool,
+    pub(super) copies_on_fork: bool,
     pub(super) refuse_request: Option<i32>,
     pub(super) break_dump: Option<i32>,
 }
@@ -176,6 +195,7 @@ impl World {
                 deny_netlink: None,
                 sys_type: super::super::SYSFS_MAGIC,
                 listxattr_moves: true,
+                copies_on_fork: true,
                 refuse_request: None,
                 break_dump: None,
             },
@@ -230,7 +250,7 @@ impl World {
 
     fn open_as(&mut self, id: FileId, node: NodeId, state: FileState, foreign: bool) {
         self.tree.pin(node);
-        if let FileState::Cmd { uverbs, .. } = state {
+        if let FileState::Cmd { uverbs, .. } | FileState::Async { uverbs, .. } = state {
             self.uverbs[uverbs.0 as usize].open += 1;
         }
         self.files.insert(id, File { node, state, stand_in: None, foreign });
@@ -276,6 +296,24 @@ impl World {
                 self.devices[device].contexts.remove(&ctxn);
             }
             self.uverbs_closed(uverbs);
+        } else if let FileState::Async { uverbs, .. } = file.state {
+            self.uverbs_closed(uverbs);
+        }
+    }
+
+    /// Every context on the instance is told of an event.
+    pub(super) fn tell_event(&mut self, told: UverbsId, event: AsyncEvent) {
+        let open: Vec<FileId> = self.cmd_fds().map(|(id, _)| id).collect();
+        for file in self.files.values_mut() {
+            if let FileState::Async { uverbs, cmd, events } = &mut file.state
+                && *uverbs == told
+                && open.contains(cmd)
+            {
+                events.push_back(event);
+                if let Some(stand_in) = &file.stand_in {
+                    stand_in.wake();
+                }
+            }
         }
     }
 
@@ -292,6 +330,11 @@ impl World {
                 self.close(id);
             }
         }
+    }
+
+    /// Something that the library let go of is still open.
+    pub(super) fn is_letting_go(&self) -> bool {
+        !self.released.is_empty()
     }
 
     /// How many files were closed so far.
@@ -358,6 +401,13 @@ impl World {
     /// The CTXN that the device gives out next, unless it is taken: for wrapping around.
     pub fn set_next_ctxn(&mut self, id: DeviceId, ctxn: u32) {
         self.devices[id].next_ctxn = ctxn;
+    }
+
+    /// The device raises an async event (`enum ib_event_type`) of itself, element 0, or of a port.
+    pub fn event(&mut self, id: DeviceId, kind: u32, element: u64) {
+        if let Some(uverbs) = self.devices[id].uverbs {
+            self.tell_event(uverbs, (element, kind));
+        }
     }
 
     /// The thread has exited: the contexts that it allocated no longer name it.
@@ -445,6 +495,11 @@ impl World {
     /// Whether `listxattr` moves times, as up to Linux 7.2.
     pub fn set_listxattr_moves(&mut self, moves: bool) {
         self.settings.listxattr_moves = moves;
+    }
+
+    /// Whether the kernel says that it copies pinned pages on fork, as from Linux 5.12 on.
+    pub fn set_copies_on_fork(&mut self, copies: bool) {
+        self.settings.copies_on_fork = copies;
     }
 
     /// What `fstatfs` says that /sys is.

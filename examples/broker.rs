@@ -1,0 +1,149 @@
+//! A broker that opens and proves a device, and a worker that may open nothing and uses it.
+//!
+//! The worker is a real child process. Once its seccomp filter is in place every call that opens, connects
+//! or starts something kills it; what it works with is the descriptor that the broker sends, the claim
+//! beside it, and a netlink socket that it made before. It checks both with `Context::from_fd`.
+//!
+//!     cargo run --example broker -- rxe0
+//!
+//! `broker --try-open DEVICE` has the worker call `openat` behind its filter, to see that it is killed.
+#![allow(unsafe_code)] // fork: after it the child goes on with what it has
+
+use std::collections::BTreeMap;
+use std::io::{IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+
+use anyhow::{Context as _, bail, ensure};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
+    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, netlink,
+    recvmsg, sendmsg, socket_with, socketpair,
+};
+use rustix::process::{Pid, WaitOptions, waitpid};
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
+use uverbs::{Context, ContextClaim, Device, Dir, Host, Registry};
+
+fn main() -> anyhow::Result<()> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let (name, tries_open) = match args[..] {
+        [name] => (name, false),
+        ["--try-open", name] => (name, true),
+        _ => bail!("usage: broker [--try-open] DEVICE"),
+    };
+    let pair = SocketFlags::CLOEXEC;
+    let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, pair, None)?;
+
+    // SAFETY: this process has one thread, so the child may do whatever it could.
+    let child = match unsafe { libc::fork() } {
+        -1 => return Err(std::io::Error::last_os_error()).context("fork"),
+        0 => {
+            drop(ours);
+            let worked = worker(name, &theirs, tries_open);
+            if let Err(error) = &worked {
+                eprintln!("worker: {error:#}");
+            }
+            std::process::exit(i32::from(worked.is_err()));
+        }
+        child => Pid::from_raw(child).context("a child without a number")?,
+    };
+    drop(theirs);
+
+    // The worker says when it is ready: it takes nothing before its filter is in place.
+    rustix::io::read(&ours, &mut [0])?;
+    let context = Registry::new(Host::open()?).devices()?.by_name(name)?.open()?;
+    let claim = context.claim()?;
+    println!("broker: {}: {claim}, of driver {}", context.device(), claim.driver);
+    let sent = send(&ours, &context, &claim);
+    drop(ours);
+    // The worker's copy keeps the context alive from here on.
+    drop(context);
+
+    let (_, status) = waitpid(Some(child), WaitOptions::empty())?.context("no child")?;
+    match (status.exit_status(), status.terminating_signal()) {
+        (Some(0), _) => sent,
+        (_, Some(signal)) => bail!("the worker was killed by signal {signal}"),
+        (status, _) => bail!("the worker failed: {status:?}"),
+    }
+}
+
+fn send(socket: &OwnedFd, context: &Context, claim: &ContextClaim) -> anyhow::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    let descriptors = [context.as_fd()];
+    ensure!(ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)), "no room");
+    sendmsg(socket, &[IoSlice::new(&claim.to_bytes())], &mut ancillary, SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+/// The other process: what it takes the device to be it finds out itself, then it locks itself in.
+fn worker(name: &str, socket: &OwnedFd, tries_open: bool) -> anyhow::Result<()> {
+    let host = host()?;
+    let device = Registry::new(host).devices()?.by_name(name)?;
+    lock_in()?;
+    rustix::io::write(socket, b"!")?;
+    if tries_open {
+        #[allow(clippy::disallowed_methods)] // to be killed for it
+        let _ = std::fs::File::open("/dev/null");
+    }
+
+    let context = receive(socket, &device)?;
+    let guid = context.query_device()?.node_guid;
+    let ports = context.query_port(1)?;
+    println!("worker: {device}: node GUID {guid}, port 1 {}", ports.state);
+    for check in context.evidence().checks() {
+        println!("  {}: {}: {}", check.step, check.what, check.found);
+    }
+    Ok(())
+}
+
+/// The two directories, and a netlink socket that stays when none can be made any more.
+fn host() -> anyhow::Result<Host> {
+    #[allow(clippy::disallowed_methods)] // the two roots are the only paths of the program
+    let root = |path| Dir::open_ambient_dir(path, cap_std::ambient_authority());
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let netlink = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, Some(netlink::RDMA))?;
+    Ok(Host::from_parts(root("/sys")?, root("/dev")?, Some(netlink))?)
+}
+
+fn receive(socket: &OwnedFd, device: &Device) -> anyhow::Result<Context> {
+    let mut claim = [0; ContextClaim::LEN];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::CMSG_CLOEXEC;
+    let got = recvmsg(socket, &mut [IoSliceMut::new(&mut claim)], &mut ancillary, flags)?;
+    let cut = ReturnFlags::TRUNC | ReturnFlags::CTRUNC;
+    ensure!(got.bytes > 0 && !got.flags.intersects(cut), "the broker sent something else");
+    let descriptors = ancillary.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
+        _ => None,
+    });
+    let fd = descriptors.and_then(|mut all| all.next()).context("no descriptor came")?;
+    let claim = ContextClaim::from_bytes(&claim[..got.bytes])?;
+    Ok(Context::from_fd(device, fd, &claim)?)
+}
+
+/// From here on: nothing is opened, connected to or started.
+fn lock_in() -> anyhow::Result<()> {
+    let forbidden = [
+        libc::SYS_openat,
+        libc::SYS_openat2,
+        libc::SYS_open_by_handle_at,
+        libc::SYS_socket,
+        libc::SYS_connect,
+        libc::SYS_execve,
+        libc::SYS_execveat,
+    ];
+    #[cfg(target_arch = "x86_64")]
+    let forbidden = forbidden.into_iter().chain([libc::SYS_open, libc::SYS_creat]);
+    let rules: BTreeMap<_, _> = forbidden.into_iter().map(|call| (call, Vec::new())).collect();
+    let filter = SeccompFilter::new(
+        rules,
+        SeccompAction::Allow,
+        SeccompAction::KillProcess,
+        std::env::consts::ARCH.try_into()?,
+    )?;
+    seccompiler::apply_filter(&BpfProgram::try_from(filter)?)?;
+    Ok(())
+}

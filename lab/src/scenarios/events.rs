@@ -1,0 +1,195 @@
+//! Async events, and what is left when devices go under open contexts.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{OFlags, fcntl_getfl};
+use rustix::io::{FdFlags, fcntl_getfd};
+use uverbs::{AsyncEventKind, Context, ErrorKind, ForkSafety};
+
+use super::soak::Random;
+use super::{listed, refused, registry};
+use crate::guest;
+
+/// The kinds that a driver raises of a port. (GID_CHANGE the core raises itself, where a GID has changed.)
+const KINDS: [AsyncEventKind; 6] = [
+    AsyncEventKind::PortActive,
+    AsyncEventKind::PortError,
+    AsyncEventKind::LidChange,
+    AsyncEventKind::PkeyChange,
+    AsyncEventKind::SmChange,
+    AsyncEventKind::ClientReregister,
+];
+
+/// The longest that anything is waited for here.
+const LONG: Duration = Duration::from_secs(20);
+
+pub(super) fn every_kind() -> Result<()> {
+    guest::hca("add name=tst guid=00000000000000a0 ports=2")?;
+    let context = listed(&registry()?, "tst")?.open()?;
+    let mut events = context.async_events()?;
+    ensure!(fcntl_getfl(&events)?.contains(OFlags::NONBLOCK), "it would block");
+    ensure!(fcntl_getfd(&events)?.contains(FdFlags::CLOEXEC), "it would be inherited");
+    ensure!(!is_readable(&events)?, "there is an event already");
+    ensure!(events.try_next()?.is_none());
+    ensure!(events.wait(Some(Duration::from_millis(20)))?.is_none());
+    for (number, kind) in KINDS.into_iter().enumerate() {
+        let port = 1 + number as u8 % 2;
+        guest::hca(&format!("event name=tst type={} port={port}", kind.to_raw()))?;
+    }
+    until("there is an event", || is_readable(&events))?;
+    // The kernel's workqueue may change their order.
+    let mut seen = Vec::new();
+    for _ in KINDS {
+        let event = events.wait(Some(LONG))?.with_context(|| format!("only {seen:?}"))?;
+        seen.push((event.kind.to_raw(), event.port()));
+    }
+    seen.sort_unstable();
+    let raised = KINDS.into_iter().enumerate();
+    let mut raised: Vec<_> =
+        raised.map(|(number, kind)| (kind.to_raw(), Some(1 + number as u8 % 2))).collect();
+    raised.sort_unstable();
+    ensure!(seen == raised, "{seen:?}, not {raised:?}");
+    ensure!(events.try_next()?.is_none());
+    println!("    {} kinds of events came as they were raised", KINDS.len());
+    gid_change()
+}
+
+/// A new address of the network device is a new GID.
+fn gid_change() -> Result<()> {
+    guest::add_rxe("rxe0", "d0")?;
+    let context = listed(&registry()?, "rxe0")?.open()?;
+    let (mut events, before) = (context.async_events()?, context.gids()?.len());
+    guest::run("ip", &["address", "add", "192.0.2.1/24", "dev", "d0"])?;
+    let event = events.wait(Some(LONG))?.context("no event")?;
+    ensure!((event.kind, event.port()) == (AsyncEventKind::GidChange, Some(1)), "{event:?}");
+    until("there is one GID more", || Ok(context.gids()?.len() == before + 1))
+}
+
+pub(super) fn removal_ends_the_stream() -> Result<()> {
+    guest::hca("add name=tst guid=00000000000000a0 disassociate=1")?;
+    let context = listed(&registry()?, "tst")?.open()?;
+    let mut late = context.async_events()?;
+    ensure!(context.is_device_present()?);
+    let seen: Vec<_> = thread::scope(|scope| {
+        let waiting = scope.spawn(|| -> Result<Vec<_>> {
+            // It blocks until the removal wakes it.
+            let events = context.async_events()?;
+            Ok(events.map(|event| event.map(|event| event.kind)).collect::<uverbs::Result<_>>()?)
+        });
+        thread::sleep(Duration::from_millis(100));
+        guest::hca("event name=tst type=9 port=1")?;
+        guest::hca("del-sync name=tst")?;
+        waiting.join().map_err(|_| anyhow::anyhow!("it panicked"))?
+    })?;
+    ensure!(seen == [AsyncEventKind::PortActive, AsyncEventKind::DeviceFatal], "{seen:?}");
+    let kinds: Vec<_> = late.by_ref().map(|event| event.map(|event| event.kind)).collect();
+    ensure!(kinds.len() == 2 && late.has_ended() && late.try_next()?.is_none(), "{kinds:?}");
+    ensure!(!context.is_device_present()?);
+    refused(context.query_device(), ErrorKind::Removed)?;
+    refused(context.query_device_extended(), ErrorKind::Removed)?;
+    refused(context.async_events(), ErrorKind::Removed)?;
+    refused(context.pkeys(1), ErrorKind::Removed)?;
+    Ok(())
+}
+
+/// A driver that does not disassociate: nothing is told, everything works on, and the removal waits for
+/// the events as for the context.
+pub(super) fn nothing_is_told() -> Result<()> {
+    guest::hca("add name=tst guid=00000000000000a0 disassociate=0")?;
+    let device = listed(&registry()?, "tst")?;
+    let context = device.open()?;
+    let mut events = context.async_events()?;
+    guest::hca("del name=tst")?;
+    until("the directory is gone", || Ok(!context.is_device_present()?))?;
+    ensure!(events.wait(Some(Duration::from_millis(200)))?.is_none() && !events.has_ended());
+    context.query_device()?;
+    context.query_port(1)?;
+    let removing = || -> Result<bool> { Ok(guest::hca_state()?.contains("name=tst")) };
+    ensure!(removing()?, "the removal did not wait");
+    drop(events);
+    ensure!(removing()?, "the removal did not wait");
+    drop(context);
+    until("the removal ends", || Ok(!removing()?))?;
+    refused(device.open(), ErrorKind::Removed)?;
+    Ok(())
+}
+
+/// A hundred contexts on a hundred devices, closed in any order while their devices vanish.
+pub(super) fn a_hundred() -> Result<()> {
+    const DEVICES: usize = 100;
+    guest::hca(&format!("add name=h guid=0000000000010000 count={DEVICES} disassociate=1"))?;
+    let registry = registry()?;
+    // What is opened once, and held by nobody, is not counted.
+    drop(listed(&registry, "h0")?.open()?);
+    let before = guest::names("/proc/self/fd").len();
+    let devices = registry.devices()?;
+    ensure!(devices.len() == DEVICES, "{} are listed", devices.len());
+    let mut contexts: Vec<Option<Context>> =
+        devices.iter().map(|device| device.open().map(Some)).collect::<uverbs::Result<_>>()?;
+    let held = guest::names("/proc/self/fd").len() - before;
+    ensure!(held == DEVICES, "{held} descriptors for {DEVICES} contexts");
+    ensure!(sum("contexts")? == DEVICES as u64);
+
+    let mut random = Random::new(7);
+    let (mut removed, mut answered) = (vec![false; DEVICES], 0);
+    for round in 0..2 * DEVICES {
+        let at = random.below(DEVICES as u64) as usize;
+        if round % 2 == 0 && !removed[at] {
+            guest::hca(&format!("del-sync name=h{at}"))?;
+            removed[at] = true;
+        } else if let Some(context) = contexts[at].take() {
+            answered += usize::from(context.query_device().is_ok());
+        }
+    }
+    for (at, context) in contexts.iter().enumerate() {
+        let Some(context) = context else { continue };
+        let name = context.device().name();
+        let gone = removed[name.to_string()[1..].parse::<usize>()?];
+        let answer = context.query_device().map_err(|error| error.kind()).map(drop);
+        let expected = if gone { Err(ErrorKind::Removed) } else { Ok(()) };
+        ensure!(answer == expected, "{at}: {answer:?}, expected {expected:?}");
+    }
+    let open = contexts.iter().flatten().filter(|context| context.query_device().is_ok()).count();
+    ensure!(sum("contexts")? == open as u64, "{open} contexts are on devices that are left");
+    let left = removed.iter().filter(|removed| !**removed).count();
+    println!(
+        "    {left} devices and {open} contexts on them are left; {answered} answered when closed"
+    );
+    drop(contexts);
+    ensure!(sum("contexts")? == 0 && registry.devices()?.len() == left);
+    drop((devices, registry));
+    let after = guest::names("/proc/self/fd").len();
+    ensure!(after <= before, "{after} descriptors, {before} before");
+    Ok(())
+}
+
+pub(super) fn fork_safety() -> Result<()> {
+    let found = registry()?.host().fork_safety()?;
+    ensure!(found == ForkSafety::CopiedOnFork, "{found:?}");
+    Ok(())
+}
+
+/// Adds a value up over the test HCA's devices.
+fn sum(key: &str) -> Result<u64> {
+    let prefix = format!("{key}=");
+    let state = guest::hca_state()?;
+    let values = state.split_whitespace().filter_map(|word| word.strip_prefix(&prefix));
+    Ok(values.map(str::parse::<u64>).sum::<std::result::Result<u64, _>>()?)
+}
+
+fn is_readable(events: &uverbs::AsyncEvents<'_>) -> Result<bool> {
+    let events = PollFd::new(events, PollFlags::IN);
+    Ok(poll(&mut [events], Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))? > 0)
+}
+
+fn until(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
+    let deadline = Instant::now() + LONG;
+    while !is_so()? {
+        ensure!(Instant::now() < deadline, "it does not come to it that {what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}

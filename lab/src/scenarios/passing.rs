@@ -1,0 +1,60 @@
+//! Programs as a user starts them: the broker of the examples, and `uverbs show`.
+
+use std::fs;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+
+use crate::guest;
+
+pub(super) fn broker() -> Result<()> {
+    guest::add_rxe("rxe0", "d0")?;
+    guest::hca("add name=tst guid=00000000000000a0")?;
+    for name in ["rxe0", "tst"] {
+        let said = guest::stdout("broker", &[name])?;
+        let worked = said.contains("broker: ") && said.contains("worker: ");
+        ensure!(worked && said.contains("contexts of that number under the index: 1"), "{said}");
+    }
+    ensure!(guest::hca_value("tst", "contexts")? == "0", "a context is left");
+    // The filter is really there: SIGSYS.
+    let output = Command::new("broker").args(["--try-open", "tst"]).output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(!output.status.success() && said.contains("killed by signal 31"), "{said}");
+    ensure!(guest::hca_value("tst", "contexts")? == "0", "a context is left");
+    Ok(())
+}
+
+pub(super) fn show() -> Result<()> {
+    guest::add_rxe("rxe0", "d0")?;
+    let json = |program: &str, args: &[&str]| -> Result<Value> {
+        serde_json::from_str(&guest::stdout(program, args)?).context(program.to_owned())
+    };
+    let shown = json("uverbs", &["show", "--json", "rxe0"])?;
+    let rdma = json("rdma", &["-j", "dev", "show", "rxe0"])?;
+    let link = json("rdma", &["-j", "link", "show", "rxe0/1"])?;
+    let (device, port) = (&shown["device"], &shown["opened"]["ports"][0]);
+    ensure!(device["index"] == rdma[0]["ifindex"], "{device} {rdma}");
+    for key in ["node_guid", "sys_image_guid"] {
+        ensure!(device[key] == rdma[0][key], "{key}: {device} {rdma}");
+    }
+    ensure!(port["state"] == link[0]["state"], "{port} {link}");
+    let physical =
+        |value: &Value| value.as_str().unwrap_or_default().replace('_', "").to_lowercase();
+    let (ours, theirs) = (&port["physical_state"], &link[0]["physical_state"]);
+    ensure!(physical(ours) == physical(theirs), "{port} {link}");
+    let gid = &port["gids"][0];
+    ensure!(gid["netdev"] == link[0]["netdev"] && gid["netdev"] == "d0", "{port} {link}");
+    ensure!(gid["netdev_index"] == link[0]["netdev_index"], "{port} {link}");
+    let key = fs::read_to_string("/sys/class/infiniband/rxe0/ports/1/pkeys/0")?;
+    let key = u16::from_str_radix(key.trim().trim_start_matches("0x"), 16)?;
+    ensure!(port["pkeys"] == serde_json::json!([key]), "{port}");
+
+    let closed = json("uverbs", &["show", "--json", "--no-open", "rxe0"])?;
+    ensure!(closed["device"] == *device && closed["opened"].is_null(), "{closed}");
+    let text = guest::stdout("uverbs", &["show", "rxe0"])?;
+    for words in ["limits", "port 1", "ACTIVE (LinkUp)", "RoCE v2  d0", "max_qp "] {
+        ensure!(text.contains(words), "no {words:?} in:\n{text}");
+    }
+    Ok(())
+}

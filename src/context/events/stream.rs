@@ -1,0 +1,72 @@
+//! Async events under tokio.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use futures_core::Stream;
+use futures_core::stream::FusedStream;
+use tokio::io::unix::AsyncFd;
+use tokio::runtime;
+
+use super::{AsyncEvent, AsyncEvents};
+use crate::error::{Error, ErrorKind, Result};
+use crate::kernel::{Errno, abi};
+
+/// [`AsyncEvents`] as a [`Stream`] of tokio; it ends after `DeviceFatal` and after an error.
+#[derive(Debug)]
+pub struct AsyncEventStream<'a>(AsyncFd<AsyncEvents<'a>>);
+
+impl<'a> AsyncEvents<'a> {
+    /// Hands it to the tokio runtime of this thread.
+    ///
+    /// # Errors
+    /// `Unsupported` outside of a runtime; `Os` when the descriptor cannot be registered.
+    ///
+    /// # Panics
+    /// When the runtime was built without I/O (`tokio::runtime::Builder::enable_io`).
+    pub fn into_stream(self) -> Result<AsyncEventStream<'a>> {
+        let cmd = self.cmd;
+        if runtime::Handle::try_current().is_err() {
+            let error = Error::new(ErrorKind::Unsupported, "there is no tokio runtime here");
+            return Err(cmd.explain(error));
+        }
+        abi::register(self)
+            .map(AsyncEventStream)
+            .map_err(|errno| cmd.explain(Error::call("epoll_ctl(async events)", errno)))
+    }
+}
+
+impl Stream for AsyncEventStream<'_> {
+    type Item = Result<AsyncEvent>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        loop {
+            let event = self.0.get_mut().try_next();
+            self.0.get_mut().ended |= event.is_err();
+            if let Some(event) = event.transpose() {
+                return Poll::Ready(Some(event));
+            }
+            if self.0.get_ref().ended {
+                return Poll::Ready(None);
+            }
+            let cmd = self.0.get_ref().cmd;
+            match ready!(self.0.poll_read_ready_mut(context)) {
+                // An event that comes from here on makes it ready anew.
+                Ok(mut guard) => guard.clear_ready(),
+                Err(error) => {
+                    self.0.get_mut().ended = true;
+                    let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
+                    return Poll::Ready(Some(Err(
+                        cmd.explain(Error::call("epoll_wait(async events)", errno))
+                    )));
+                }
+            }
+        }
+    }
+}
+
+impl FusedStream for AsyncEventStream<'_> {
+    fn is_terminated(&self) -> bool {
+        self.0.get_ref().ended
+    }
+}

@@ -1,0 +1,65 @@
+//! Partition keys, for which the kernel has no command: they are read in sysfs.
+
+use std::ffi::CString;
+
+use super::CmdFd;
+use crate::attr;
+use crate::device::Record;
+use crate::error::{Error, ErrorKind, Result};
+use crate::evidence::Value;
+use crate::kernel::Handle;
+use crate::name::Name;
+use crate::open::{self, Pin};
+
+impl CmdFd {
+    pub(super) fn query_pkeys(&self, port: u8) -> Result<Vec<u16>> {
+        let count = self.query_port(port)?.pkey_table_len;
+        let record = &self.device.0;
+        let read = || {
+            let pin = open::pin_for_reading(record)?;
+            let name = pin.read_name()?;
+            let directory = self.open_directory(record, &name)?;
+            let key = |index| {
+                let path = path(format!("ports/{port}/pkeys/{index}").into_bytes())?;
+                attr::read_once(self.kernel(), &directory, &path, attr::parse_pkey)
+            };
+            let keys = (0..count).map(key).collect::<Result<_>>()?;
+            self.require_same(&pin, &name)?;
+            Ok(keys)
+        };
+        read().map_err(|error: Error| record.explain(error))
+    }
+
+    /// The directory of the RDMA device, which stands beside that of its uverbs device, under the name of
+    /// the moment; only if its GUID is the one that the descriptor tells.
+    fn open_directory(&self, record: &Record, name: &Name) -> Result<Handle> {
+        const CLASS: &str = "infiniband_verbs/uverbs";
+        let (kernel, sys) = (self.kernel(), record.host.sys());
+        let uverbs = record.path.to_bytes();
+        let parent = uverbs.len() - CLASS.len() - record.number.to_string().len();
+        let path = path([&uverbs[..parent], b"infiniband/", name.as_bytes()].concat())?;
+        let directory = attr::open(kernel, sys, &path, attr::DIRECTORY)?;
+        let expected = self.query_device()?.node_guid;
+        let found = attr::read_once(kernel, &directory, c"node_guid", attr::parse_guid)?;
+        if expected == found {
+            return Ok(directory);
+        }
+        let (expected, found) = (Value::Guid(expected), Value::Guid(found));
+        Err(Error::differs(ErrorKind::Unstable, "node GUID, in sysfs", expected, found))
+    }
+
+    /// After reading: the pinned device is alive and still of that name.
+    fn require_same(&self, pin: &Pin, name: &Name) -> Result<()> {
+        pin.read_device_number()?;
+        let found = pin.read_name()?;
+        if found == *name {
+            return Ok(());
+        }
+        let (expected, found) = (Value::Name(name.clone()), Value::Name(found));
+        Err(Error::differs(ErrorKind::Unstable, "name (ibdev)", expected, found))
+    }
+}
+
+fn path(bytes: Vec<u8>) -> Result<CString> {
+    CString::new(bytes).map_err(|_| Error::new(ErrorKind::Malformed, "a name with a NUL in it"))
+}
