@@ -54,6 +54,10 @@ pub(crate) fn run(name: &str, args: &[&str]) -> Result<()> {
         ("known-gone", []) => known_gone(),
         ("blocked", [errno]) => blocked(errno.parse()?),
         ("socket-denied", [device]) => socket_denied(device),
+        ("leak", []) => {
+            std::mem::forget(std::hint::black_box(vec![0u8; 1000]));
+            Ok(())
+        }
         ("crowd", [device, count]) => crowd(device, count.parse()?),
         ("churn", [device]) => churn(device),
         _ => bail!("no such role: {name} {args:?}"),

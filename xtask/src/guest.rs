@@ -24,8 +24,33 @@ pub(crate) fn build() -> Result<()> {
                 .args(args),
         )?;
     }
+    build_with_leak_sanitizer()
+}
+
+/// The lab's program once more, so that it reports memory that it leaks. The sanitizer is in the stable
+/// toolchain, but its switch is not stable.
+fn build_with_leak_sanitizer() -> Result<()> {
+    const TARGET: &str = "x86_64-unknown-linux-gnu";
+    let directory = paths::target().join("lsan");
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
+    tools::run(
+        std::process::Command::new(cargo)
+            .current_dir(paths::workspace())
+            .args(["build", "--quiet", "--release", "--package", "uverbs-lab", "--target", TARGET])
+            .arg("--target-dir")
+            .arg(&directory)
+            .env("RUSTC_BOOTSTRAP", "1")
+            .env("RUSTFLAGS", "-Zsanitizer=leak"),
+    )?;
+    fs::copy(
+        directory.join(TARGET).join("release/uverbs-lab"),
+        directory.join(WITH_LEAK_SANITIZER),
+    )?;
     Ok(())
 }
+
+/// What that is called in the guest.
+const WITH_LEAK_SANITIZER: &str = "uverbs-lab-leaks";
 
 /// Those that have been built: of release and debug builds the one built last.
 pub(crate) fn programs() -> Vec<PathBuf> {
@@ -34,6 +59,7 @@ pub(crate) fn programs() -> Vec<PathBuf> {
     for name in ["uverbs", "uverbs-lab"] {
         programs.extend(latest(profiles.iter().map(|dir| dir.join(name))));
     }
+    programs.extend(latest([paths::target().join("lsan").join(WITH_LEAK_SANITIZER)].into_iter()));
     for name in examples() {
         programs.extend(latest(profiles.iter().map(|dir| dir.join("examples").join(&name))));
     }

@@ -4,6 +4,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use futures_core::Stream as _;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{OFlags, fcntl_getfl};
 use rustix::io::{FdFlags, fcntl_getfd};
@@ -92,6 +93,30 @@ pub(super) fn removal_ends_the_stream() -> Result<()> {
     refused(context.query_device_extended(), ErrorKind::Removed)?;
     refused(context.async_events(), ErrorKind::Removed)?;
     refused(context.pkeys(1), ErrorKind::Removed)?;
+    Ok(())
+}
+
+/// The same under tokio, whose runtime is woken by the kernel.
+pub(super) fn a_stream_ends() -> Result<()> {
+    guest::hca("add name=tst guid=00000000000000a0 disassociate=1")?;
+    let context = listed(&registry()?, "tst")?.open()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    let seen = runtime.block_on(async {
+        let mut stream = std::pin::pin!(context.async_events()?.into_stream()?);
+        let act = thread::spawn(|| -> Result<()> {
+            thread::sleep(Duration::from_millis(100));
+            guest::hca("event name=tst type=10 port=1")?;
+            thread::sleep(Duration::from_millis(100));
+            guest::hca("del-sync name=tst")
+        });
+        let mut seen = Vec::new();
+        while let Some(event) = std::future::poll_fn(|task| stream.as_mut().poll_next(task)).await {
+            seen.push(event?.kind);
+        }
+        act.join().map_err(|_| anyhow::anyhow!("it panicked"))??;
+        anyhow::Ok(seen)
+    })?;
+    ensure!(seen == [AsyncEventKind::PortError, AsyncEventKind::DeviceFatal], "{seen:?}");
     Ok(())
 }
 

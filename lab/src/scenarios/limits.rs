@@ -1,6 +1,8 @@
 //! A thousand devices, few descriptors, little memory.
 
-use anyhow::{Result, ensure};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
 use rustix::process::{Resource, Rlimit, setrlimit};
 
 use super::{opened, registry};
@@ -33,5 +35,30 @@ pub(super) fn thousand() -> Result<()> {
         ensure!(index == Some(device.index()?));
     }
     ensure!(guest::open_descriptors() == descriptors, "descriptors are left");
+    Ok(())
+}
+
+/// The program as it is built with LeakSanitizer, which makes it end with 23 where it leaks.
+const LEAKS: &str = "uverbs-lab-leaks";
+
+/// Scenarios that open, fail to open, hold and let go, in a program that reports leaked memory.
+pub(super) fn no_leak() -> Result<()> {
+    let leaked = Command::new(LEAKS).args(["role", "leak"]).output().context(LEAKS)?;
+    ensure!(leaked.status.code() == Some(23), "a leak is not seen: {}", leaked.status);
+    for scenario in [
+        "a_hundred_contexts_while_devices_vanish",
+        "every_kind_of_async_event",
+        "a_removal_ends_the_events",
+        "a_removal_ends_a_tokio_stream",
+        "open_succeeds_with_evidence_on_each",
+        "replaced_with_another_guid",
+        "static_node_equal_guids",
+        "wrong_kinds_of_node",
+        "eight_threads_two_devices",
+        "netlink_denied",
+    ] {
+        guest::clean()?;
+        guest::run(LEAKS, &["scenario", scenario])?;
+    }
     Ok(())
 }
