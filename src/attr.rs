@@ -193,6 +193,22 @@ fn parse_hex(digits: &[u8]) -> Option<u16> {
     })
 }
 
+/// Reads what an attribute holds, without the line feed at the end.
+pub(crate) fn read_bytes(kernel: &Kernel, dir: &Handle, path: &CStr) -> Result<Vec<u8>> {
+    // A value is at most a page of the smallest kind, and shorter (`sysfs_kf_seq_show`, fs/sysfs/file.c).
+    let mut buffer = vec![0; 4096];
+    let handle = open_beneath(kernel, "device directory", dir, path, ATTRIBUTE)?;
+    let len = retry(|| kernel.pread(&handle, &mut buffer)).map_err(|errno| {
+        Error::call(format!("pread(\"{}\")", path.to_bytes().escape_ascii()), errno)
+    })?;
+    if len >= buffer.len() {
+        return Err(malformed(path, Bad("too long")));
+    }
+    buffer.truncate(len);
+    buffer.pop_if(|last| *last == b'\n');
+    Ok(buffer)
+}
+
 /// A decimal number as the kernel prints it: no sign, no leading zero.
 pub(crate) fn parse_decimal(digits: &[u8]) -> Option<u32> {
     if digits.is_empty() || (digits[0] == b'0' && digits.len() > 1) {

@@ -13,11 +13,12 @@ use std::sync::OnceLock;
 
 use crate::attr::retry;
 use crate::device::Device;
+use crate::driver::DriverId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::evidence::Evidence;
 use crate::kernel::{Attr, AttrData, Errno, Handle, Kernel, VerbsCall};
 use crate::open::{self, Proven};
-use crate::provider::{DriverId, OUTPUT_ROOM, context_data};
+use crate::provider::Allocation;
 
 pub use claim::ContextClaim;
 pub(crate) use device::QUERY_DEVICE_LEN;
@@ -55,6 +56,10 @@ mod device_object {
     pub(super) const EX_QUERY_DEVICE: u64 = 0x8000_0001;
 }
 
+/// The memory that always lies behind the output of GET_CONTEXT: drivers up to 7.0 write their whole
+/// answer whatever length they are given.
+pub(crate) const OUTPUT_ROOM: usize = 256;
+
 /// A cmd fd, of which it is not said yet what it is bound to.
 #[derive(Debug)]
 pub(crate) struct CmdFd {
@@ -88,14 +93,16 @@ impl CmdFd {
 
     /// GET_CONTEXT, with what the driver wants to be told. By ioctl: the write ABI refuses a
     /// descriptor that was passed on or whose process forked.
-    pub(crate) fn allocate(&self) -> Result<()> {
-        let data = context_data(self.driver);
+    pub(crate) fn allocate(&self, data: &Allocation) -> Result<()> {
         let mut room = [0; OUTPUT_ROOM];
+        let is_long = usize::from(data.output_len) > OUTPUT_ROOM;
+        let mut more = if is_long { vec![0; data.output_len.into()] } else { Vec::new() };
+        let buffer = if is_long { &mut more[..] } else { &mut room[..] };
         let output = Attr {
             id: device_object::UHW_OUT,
-            data: AttrData::Out { buffer: &mut room, len: data.output_len },
+            data: AttrData::Out { buffer, len: data.output_len },
         };
-        let input = Attr { id: device_object::UHW_IN, data: AttrData::In(data.input) };
+        let input = Attr { id: device_object::UHW_IN, data: AttrData::In(&data.input) };
         let mut vectors = [0; 4];
         let number = Attr {
             id: device_object::NUM_COMP_VECTORS,

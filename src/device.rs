@@ -1,20 +1,21 @@
 //! A device: the counted record of one instance, and its transient directory descriptor.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use crate::attr::{self, Attribute};
 use crate::context::{Context, Opened};
+use crate::driver::DriverId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::{Host, Policy};
 use crate::identity::{Instance, Timestamp};
 use crate::indices::Indices;
 use crate::kernel::Handle;
 use crate::name::{DeviceNumber, Guid, Name};
-use crate::open::{self, PinnedDevice};
-use crate::provider::DriverId;
+use crate::open::{self, Pin, PinnedDevice};
+use crate::provider::{Provided, ProviderInfo, Providers};
 
 /// A device that was listed: a handle on one instance, which stays what it is when the device is
 /// gone. A clone is the same device.
@@ -26,6 +27,7 @@ pub struct Device(pub(crate) Arc<Record>);
 pub(crate) struct Record {
     pub(crate) host: Host,
     pub(crate) indices: Arc<Indices>,
+    pub(crate) providers: Arc<Providers>,
     /// The N of uverbsN.
     pub(crate) number: u32,
     /// Where its directory is, from /sys.
@@ -34,6 +36,8 @@ pub(crate) struct Record {
     pub(crate) ino: u64,
     pub(crate) device_number: DeviceNumber,
     state: Mutex<State>,
+    /// Found once: nothing that it is found by changes while the instance lives, but the name.
+    provided: Mutex<Option<Arc<Provided>>>,
 }
 
 /// What changes of a record.
@@ -97,11 +101,17 @@ impl Sighting {
 }
 
 impl Record {
-    pub(crate) fn new(host: Host, indices: Arc<Indices>, sighting: Sighting) -> Self {
+    pub(crate) fn new(
+        host: Host,
+        indices: Arc<Indices>,
+        providers: Arc<Providers>,
+        sighting: Sighting,
+    ) -> Self {
         let Sighting { number, path, instance, name } = sighting;
         Self {
             host,
             indices,
+            providers,
             number,
             path,
             sys_dev: instance.sys_dev,
@@ -114,7 +124,33 @@ impl Record {
                 gone: None,
                 directory: Weak::new(),
             }),
+            provided: Mutex::default(),
         }
+    }
+
+    fn provided_state(&self) -> MutexGuard<'_, Option<Arc<Provided>>> {
+        self.provided.lock().unwrap_or_else(|poison| poison.into_inner())
+    }
+
+    fn known_provided(&self) -> Option<Arc<Provided>> {
+        self.provided_state().clone()
+    }
+
+    /// The device's provider, set up when it is asked for first. `driver` is what netlink says.
+    pub(crate) fn provided(&self, pin: &Pin, driver: Option<DriverId>) -> Result<Arc<Provided>> {
+        let mut provided = self.provided_state();
+        if let Some(provided) = &*provided {
+            return Ok(provided.clone());
+        }
+        let found = Arc::new(Provided::find(self, pin, driver)?);
+        Ok(provided.insert(found).clone())
+    }
+
+    /// The directory of the device that it is part of, from /sys.
+    pub(crate) fn parent_path(&self) -> Result<CString> {
+        let uverbs = self.path.to_bytes();
+        let class = uverbs.rsplitn(3, |byte| *byte == b'/').nth(2).unwrap_or_default();
+        CString::new(class).map_err(|_| Error::new(ErrorKind::Malformed, "a path with a NUL in it"))
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
@@ -281,6 +317,24 @@ impl Device {
             node_type: info.node_type,
             firmware_version: Name::new(&info.fw_version),
         })
+    }
+
+    /// The device's provider, and the version of its driver's ABI.
+    ///
+    /// # Errors
+    /// As [`index`](Self::index).
+    pub fn provider(&self) -> Result<ProviderInfo> {
+        self.set_up().map(|provided| provided.info().clone())
+    }
+
+    pub(crate) fn set_up(&self) -> Result<Arc<Provided>> {
+        if let Some(provided) = self.0.known_provided() {
+            return Ok(provided);
+        }
+        let driver = self.driver_id()?;
+        open::pin_for_reading(&self.0)
+            .and_then(|pinned| self.0.provided(&pinned, driver))
+            .map_err(|error| self.0.explain(error))
     }
 
     fn joined(&self) -> Result<Joined> {

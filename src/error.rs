@@ -32,6 +32,10 @@ pub enum ErrorKind {
     PermissionDenied,
     /// The kernel, or a sandbox around this process, cannot do what is needed.
     Unsupported,
+    /// The driver's ABI is of a version that the device's provider cannot handle.
+    AbiMismatch,
+    /// The device's provider, one that the program registered, cannot handle it.
+    Provider,
     /// Something has contents that the kernel would not write.
     Malformed,
     /// Any other error of the operating system; see [`Error::raw_os_error`].
@@ -67,6 +71,11 @@ impl Error {
     /// An error told in words.
     pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         Self::with_cause(kind, Cause::Message(message.into()))
+    }
+
+    /// An error of a [`Provider`](crate::Provider), for it to say what is in its way.
+    pub fn provider(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Provider, message)
     }
 
     /// A system call that failed; `call` as strace would print it.
@@ -191,6 +200,8 @@ impl fmt::Display for ErrorKind {
             Self::Unproven => "not proved to be the right device",
             Self::PermissionDenied => "permission denied",
             Self::Unsupported => "not supported here",
+            Self::AbiMismatch => "the ABI of its driver is not known",
+            Self::Provider => "its provider refuses",
             Self::Malformed => "malformed",
             Self::Os => "system call failed",
         })
@@ -206,7 +217,7 @@ impl From<Error> for io::Error {
                 io::ErrorKind::NotFound
             }
             (ErrorKind::PermissionDenied, _) => io::ErrorKind::PermissionDenied,
-            (ErrorKind::Unsupported, _) => io::ErrorKind::Unsupported,
+            (ErrorKind::Unsupported | ErrorKind::AbiMismatch, _) => io::ErrorKind::Unsupported,
             (ErrorKind::Malformed | ErrorKind::NodeMismatch, _) => io::ErrorKind::InvalidData,
             (_, Some(errno)) => errno.kind(),
             (_, None) => io::ErrorKind::Other,

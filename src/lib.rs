@@ -47,6 +47,7 @@
 mod attr;
 mod context;
 mod device;
+mod driver;
 mod error;
 mod evidence;
 #[cfg(any(fuzzing, feature = "sim"))]
@@ -71,6 +72,7 @@ pub use context::{
     PhysicalState, PortAttributes, PortState, UnprovenContext,
 };
 pub use device::{Device, DeviceFacts};
+pub use driver::DriverId;
 pub use error::{Error, ErrorKind, Result};
 #[cfg(uverbs_leave_out)]
 pub use evidence::leave_out;
@@ -81,5 +83,7 @@ pub use identity::{Instance, Timestamp};
 pub use kernel::sim;
 pub use name::{DeviceNumber, Guid, Name};
 pub use open::PinnedDevice;
-pub use provider::DriverId;
+pub use provider::{
+    Allocation, Match, MatchedBy, PinnedView, Provider, ProviderInfo, ProviderState,
+};
 pub use registry::{Devices, Registry};

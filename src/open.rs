@@ -24,13 +24,14 @@ use std::sync::Arc;
 use crate::attr::{self, Attribute, retry};
 use crate::context::{CmdFd, Context, ContextClaim, Opened, UnprovenContext};
 use crate::device::{Device, Joined, Record};
+use crate::driver::DriverId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::evidence::{Evidence, Step, Value};
 use crate::host::Policy;
 use crate::identity::Timestamp;
 use crate::kernel::{Errno, FileType, Handle, OFlags, Resolve, Stat};
 use crate::name::{DeviceNumber, Name};
-use crate::provider::DriverId;
+use crate::provider::{Allocation, Provided};
 
 pub(crate) use proof::Proven;
 use proof::{Baseline, Proof};
@@ -65,13 +66,22 @@ fn attempt(device: &Device, policy: &Policy, allow_unproven: bool) -> Result<Ope
         }
         baseline => baseline,
     };
+    // A device that its provider cannot handle is not opened either.
+    let told = record.state().joined.map(|joined| joined.driver_id.map(DriverId::from_raw));
+    let provided = told.map(|driver| record.provided(&pin, driver)).transpose();
+    let provided = provided.map_err(|error| error.at(Step::Pin))?;
+    if let Some(provided) = &provided {
+        provided.require_usable().map_err(|error| error.at(Step::Pin))?;
+    }
     let node = look_at_node(record, &mut evidence).map_err(|e| e.at(Step::Node))?;
     let fd = open_node(record, &node, &mut evidence).map_err(|e| e.at(Step::Open))?;
     drop(node);
     revalidate(record, &pin, &mut evidence).map_err(|e| e.at(Step::Revalidate))?;
-    let driver = driver_of(record, fd.as_fd()).map_err(|e| e.at(Step::Allocate))?;
+    let guess = provided.as_ref().and_then(|provided| provided.driver());
+    let driver = driver_of(record, fd.as_fd(), guess).map_err(|e| e.at(Step::Allocate))?;
+    let allocation = prepare(record, &pin, provided, driver).map_err(|e| e.at(Step::Allocate))?;
     let cmd = CmdFd::new(fd, driver, device.clone());
-    let proof = proof::allocate_and_prove(record, &pin, &cmd, baseline, &mut evidence)
+    let proof = proof::allocate_and_prove(record, &pin, &cmd, &allocation, baseline, &mut evidence)
         .map_err(|e| e.at(Step::Prove))?;
     Ok(match proof {
         Proof::Proven(witness) => Opened::Proven(Context::new(cmd, evidence, witness)),
@@ -96,7 +106,7 @@ fn known(record: &Record) -> Result<()> {
 /// its two attributes can be asked again.
 #[derive(Debug)]
 pub(crate) struct Pin {
-    _directory: Arc<Handle>,
+    directory: Arc<Handle>,
     dev: Attribute,
     ibdev: Attribute,
     kernel: crate::kernel::Kernel,
@@ -109,6 +119,16 @@ impl Pin {
     /// Reads `dev` through the pin: an answer means that the device is alive at this moment.
     pub(crate) fn read_device_number(&self) -> Result<DeviceNumber> {
         self.dev.read(&self.kernel, attr::parse_device_number)
+    }
+
+    /// The uverbs directory.
+    pub(crate) fn directory(&self) -> &Handle {
+        &self.directory
+    }
+
+    /// The name when it was pinned.
+    pub(crate) fn name(&self) -> &Name {
+        &self.name
     }
 
     /// Reads `ibdev` through the pin: the name at this moment.
@@ -163,7 +183,7 @@ fn pin_instance(record: &Record, policy: &Policy, evidence: &mut Evidence) -> Re
     }
     drop(state);
     let kernel = kernel.clone();
-    Ok(Pin { _directory: directory, dev, ibdev, kernel, device_number, name, timestamp })
+    Ok(Pin { directory, dev, ibdev, kernel, device_number, name, timestamp })
 }
 
 const TIMESTAMP: &str = "timestamp (ibdev)";
@@ -277,12 +297,38 @@ fn revalidate(record: &Record, pin: &Pin, evidence: &mut Evidence) -> Result<()>
 }
 
 /// The driver that the header of every command has to name: from netlink, or, where that does not
-/// tell, by asking the descriptor.
-fn driver_of(record: &Record, fd: BorrowedFd<'_>) -> Result<DriverId> {
+/// tell, by asking the descriptor, first for the one that the modalias speaks for.
+fn driver_of(record: &Record, fd: BorrowedFd<'_>, guess: Option<DriverId>) -> Result<DriverId> {
     if let Some(Joined { driver_id: Some(raw), .. }) = record.state().joined {
         return Ok(DriverId::from_raw(raw));
     }
-    proof::probe_driver(record.host.kernel(), fd)
+    proof::probe_driver(record.host.kernel(), fd, guess)
+}
+
+/// What the provider wants the driver to be told. Where netlink did not tell the driver, the provider is
+/// found only now, by what the descriptor answers to, and for this open alone.
+fn prepare(
+    record: &Record,
+    pin: &Pin,
+    provided: Option<Arc<Provided>>,
+    driver: DriverId,
+) -> Result<Prepared> {
+    let provided = match provided {
+        Some(provided) => provided,
+        None => {
+            let provided = Provided::find(record, pin, Some(driver))?;
+            provided.require_usable()?;
+            Arc::new(provided)
+        }
+    };
+    let allocation = provided.prepare(record, pin, driver)?;
+    Ok(Prepared { allocation, is_known: provided.info().provider.is_some() })
+}
+
+/// What GET_CONTEXT is given, and whether there is a provider that wanted it so.
+pub(crate) struct Prepared {
+    allocation: Allocation,
+    is_known: bool,
 }
 
 /// Pins a device for reading: its index is learnt, its netlink answers are read, between two signs of
@@ -356,7 +402,7 @@ impl PinnedDevice {
                 .map_err(|errno| Error::call("fstat", errno).at(Step::Open))?;
             require_node(record, &stat, Step::Open, &mut evidence)?;
             revalidate(record, &self.pin, &mut evidence).map_err(|e| e.at(Step::Revalidate))?;
-            let driver = driver_of(record, fd).map_err(|e| e.at(Step::Prove))?;
+            let driver = driver_of(record, fd, None).map_err(|e| e.at(Step::Prove))?;
             let (pin, baseline) = (&self.pin, &self.baseline);
             match proof::prove(record, pin, fd, driver, baseline, &mut evidence) {
                 Ok(Proof::Proven(_)) => Ok(evidence),
@@ -393,9 +439,12 @@ pub(crate) fn adopt(cmd: &CmdFd, claim: &ContextClaim) -> Result<(Evidence, Prov
 }
 
 /// Step 6: the kernel context. Before the proof a wrong device may be given one, for a moment.
-fn allocate(cmd: &CmdFd) -> Result<()> {
-    let allocated = cmd.allocate().map_err(|error| match error.errno() {
+fn allocate(cmd: &CmdFd, prepared: &Prepared) -> Result<()> {
+    let allocated = cmd.allocate(&prepared.allocation).map_err(|error| match error.errno() {
         Some(Errno::IO) => proof::on_dead_device(error),
+        _ if !prepared.is_known => error.hint(
+            "no provider knows this device, so its driver was told nothing: it may need a provider",
+        ),
         _ => error,
     });
     allocated.map_err(|error| error.at(Step::Allocate))

@@ -1,162 +1,145 @@
-//! What a driver wants to be told when a context is allocated.
+//! Providers: for each driver what a context has to be told, and which of its ABI versions are known.
+//!
+//! A device's provider is looked for by driver id first, then by name, then by modalias; in each of these
+//! the providers that the program registered come before the built-in ones. Built-in providers want nothing
+//! when a device is listed, so where no others are registered a device's is looked for when somebody
+//! needs it: listing asks RDMA netlink for nothing.
 
+mod builtin;
+mod glob;
+mod matching;
+mod pci;
+
+use std::any::Any;
+use std::borrow::Cow;
 use std::fmt;
+use std::ops::RangeInclusive;
 
-/// The driver of a device: `enum rdma_driver_id` (`rdma/ib_user_ioctl_verbs.h`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+use crate::driver::DriverId;
+use crate::error::Result;
+
+pub(crate) use builtin::data_of;
+pub use matching::PinnedView;
+pub(crate) use matching::{Provided, Providers};
+
+/// What a device is recognised by.
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-#[allow(missing_docs)] // the names are the drivers' own
-pub enum DriverId {
-    Mlx5,
-    Mlx4,
-    Cxgb3,
-    Cxgb4,
-    Mthca,
-    BnxtRe,
-    Ocrdma,
-    Nes,
-    Irdma,
-    VmwPvrdma,
-    Qedr,
-    Hns,
-    Usnic,
-    Rxe,
-    Hfi1,
-    Qib,
-    Efa,
-    Siw,
-    Erdma,
-    Mana,
-    Ionic,
-    /// One that this version does not know.
-    Unknown(u32),
+pub enum Match {
+    /// The driver, as the kernel tells it.
+    Driver(DriverId),
+    /// The device's name at that moment; `*` in it stands for any bytes, also none.
+    Name(Cow<'static, str>),
+    /// The modalias of the device's parent; `*` in it stands for any bytes, also none.
+    Modalias(Cow<'static, str>),
+    /// A PCI function: vendor and device number of the modalias.
+    Pci(u16, u16),
 }
 
-const DRIVERS: [(DriverId, &str); 21] = [
-    (DriverId::Mlx5, "mlx5"),
-    (DriverId::Mlx4, "mlx4"),
-    (DriverId::Cxgb3, "cxgb3"),
-    (DriverId::Cxgb4, "cxgb4"),
-    (DriverId::Mthca, "mthca"),
-    (DriverId::BnxtRe, "bnxt_re"),
-    (DriverId::Ocrdma, "ocrdma"),
-    (DriverId::Nes, "nes"),
-    (DriverId::Irdma, "irdma"),
-    (DriverId::VmwPvrdma, "vmw_pvrdma"),
-    (DriverId::Qedr, "qedr"),
-    (DriverId::Hns, "hns"),
-    (DriverId::Usnic, "usnic"),
-    (DriverId::Rxe, "rxe"),
-    (DriverId::Hfi1, "hfi1"),
-    (DriverId::Qib, "qib"),
-    (DriverId::Efa, "efa"),
-    (DriverId::Siw, "siw"),
-    (DriverId::Erdma, "erdma"),
-    (DriverId::Mana, "mana"),
-    (DriverId::Ionic, "ionic"),
-];
-
-impl DriverId {
-    /// The driver of that number.
-    pub fn from_raw(raw: u32) -> Self {
-        match raw.checked_sub(1).and_then(|place| DRIVERS.get(place as usize)) {
-            Some((driver, _)) => *driver,
-            None => Self::Unknown(raw),
-        }
-    }
-
-    /// Its number.
-    pub fn to_raw(self) -> u32 {
-        match self {
-            Self::Unknown(raw) => raw,
-            known => {
-                DRIVERS.iter().position(|(driver, _)| *driver == known).unwrap_or(0) as u32 + 1
-            }
-        }
-    }
-
-    /// Every driver of which this version knows the number.
-    pub(crate) fn all() -> impl Iterator<Item = Self> {
-        DRIVERS.iter().map(|(driver, _)| *driver)
-    }
+/// By which kind of [`Match`] a provider was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum MatchedBy {
+    /// The driver id.
+    Driver,
+    /// The name.
+    Name,
+    /// The modalias.
+    Modalias,
 }
 
-impl fmt::Display for DriverId {
+impl fmt::Display for MatchedBy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unknown(raw) => f.pad(&format!("unknown({raw})")),
-            known => f.pad(DRIVERS[known.to_raw() as usize - 1].1),
-        }
+        f.pad(match self {
+            Self::Driver => "driver id",
+            Self::Name => "name",
+            Self::Modalias => "modalias",
+        })
     }
 }
 
-/// The memory that always lies behind the output of GET_CONTEXT: drivers up to 7.0 write their whole
-/// answer whatever length they are given.
-pub(crate) const OUTPUT_ROOM: usize = 256;
+/// What a provider keeps for a device from [`Provider::init`] to [`Provider::teardown`].
+pub type ProviderState = Box<dyn Any + Send + Sync>;
 
-/// What GET_CONTEXT is given for a driver: its input, and the length of output that it is told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct ContextData {
-    pub(crate) input: &'static [u8],
-    pub(crate) output_len: u16,
+/// What GET_CONTEXT is given for a driver.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Allocation {
+    /// The driver's input, `UVERBS_ATTR_UHW_IN`; no attribute at all where it is empty.
+    pub input: Vec<u8>,
+    /// The length that the kernel is told of the driver's output, `UVERBS_ATTR_UHW_OUT`; no attribute at all
+    /// where it is 0. At least 256 bytes lie behind it, whatever it says, because drivers up to Linux 7.0
+    /// write their whole answer.
+    pub output_len: u16,
 }
 
-/// The least that a driver's GET_CONTEXT accepts (its `alloc_ucontext`, Linux 6.1 to 7.3). A driver
-/// that is unknown is given nothing.
-pub(crate) fn context_data(driver: DriverId) -> ContextData {
-    // total_num_bfregs 16, num_low_latency_bfregs 0 (rdma/mlx5-abi.h).
-    const MLX5: &[u8] = &if cfg!(target_endian = "little") {
-        [16, 0, 0, 0, 0, 0, 0, 0]
-    } else {
-        [0, 0, 0, 16, 0, 0, 0, 0]
-    };
-    // comp_mask: both handshake bits (rdma/efa-abi.h).
-    const EFA: &[u8] = &if cfg!(target_endian = "little") {
-        [3, 0, 0, 0, 0, 0, 0, 0]
-    } else {
-        [0, 0, 0, 3, 0, 0, 0, 0]
-    };
-    // rsvd32, userspace_ver 5 (rdma/irdma-abi.h).
-    const IRDMA: &[u8] = &[0, 0, 0, 0, 5, 0, 0, 0];
-    const ZEROS: &[u8] = &[0; 8];
-    let (input, output_len) = match driver {
-        DriverId::Mlx5 => (MLX5, 0),
-        DriverId::Mlx4 => (&[][..], 16),
-        // Less than its whole answer switches a feature off for every user of the device.
-        DriverId::Cxgb4 => (&[][..], 16),
-        DriverId::Mthca | DriverId::VmwPvrdma | DriverId::Siw => (&[][..], 8),
-        DriverId::Ocrdma => (&[][..], 80),
-        // Sixteen would select a legacy mode.
-        DriverId::Irdma => (IRDMA, 80),
-        DriverId::Efa => (EFA, 24),
-        DriverId::Erdma => (&[][..], 40),
-        DriverId::Hns => (ZEROS, 0),
-        DriverId::Ionic => (ZEROS, 40),
-        _ => (&[][..], 0),
-    };
-    ContextData { input, output_len }
+impl Allocation {
+    /// Of that input and that length of output.
+    pub fn new(input: impl Into<Vec<u8>>, output_len: u16) -> Self {
+        Self { input: input.into(), output_len }
+    }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// What a driver's devices need; for drivers that this crate does not know, or that a program knows better.
+///
+/// Its functions are called without any lock but the one of the device they are about: they may use other
+/// devices, and must not open or ask that one. A device is pinned while they look at it: what they read
+/// through the [view](PinnedView) is of that instance, and if it goes meanwhile the call that caused
+/// this says so.
+pub trait Provider: Send + Sync + 'static {
+    /// What it is called, in `uverbs show` and in errors.
+    fn name(&self) -> &str;
 
-    #[test]
-    fn numbers_are_those_of_the_kernel_header() {
-        for (raw, driver) in [(1, DriverId::Mlx5), (9, DriverId::Irdma), (14, DriverId::Rxe)] {
-            assert_eq!(DriverId::from_raw(raw), driver);
-            assert_eq!(driver.to_raw(), raw);
-        }
-        for raw in [0, 22, u32::MAX] {
-            assert_eq!(DriverId::from_raw(raw), DriverId::Unknown(raw));
-            assert_eq!(DriverId::from_raw(raw).to_raw(), raw);
-        }
+    /// What its devices are recognised by, in any order.
+    fn matches(&self) -> &[Match];
+
+    /// Versions of the driver's ABI (`uverbsN/abi_version` in sysfs) that it can handle. A device of another
+    /// version is listed and does not open.
+    fn abi_versions(&self) -> RangeInclusive<u32>;
+
+    /// A device of this provider was listed for the first time: once an instance, before
+    /// [`Registry::devices`](crate::Registry::devices) returns it. An error keeps the device from being opened, and is what every
+    /// open says; it is not called again.
+    ///
+    /// # Errors
+    /// Whatever is in the way; [`Error::provider`](crate::Error::provider) makes one.
+    fn init(&self, device: &PinnedView<'_>) -> Result<ProviderState> {
+        let _ = device;
+        Ok(Box::new(()))
     }
 
-    #[test]
-    fn no_output_is_longer_than_the_room_behind_it() {
-        for driver in DriverId::all() {
-            assert!(usize::from(context_data(driver).output_len) <= OUTPUT_ROOM);
-        }
+    /// What GET_CONTEXT is given, asked before each allocation.
+    ///
+    /// # Errors
+    /// Whatever is in the way; nothing is opened then.
+    fn prepare(&self, device: &PinnedView<'_>, state: &ProviderState) -> Result<Allocation> {
+        let _ = (device, state);
+        Ok(Allocation::default())
+    }
+
+    /// The list, all handles and all contexts have let go of the device: once for each `init` that
+    /// succeeded, on the thread that let go last.
+    fn teardown(&self, state: ProviderState) {
+        drop(state);
+    }
+}
+
+/// Which provider a device has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ProviderInfo {
+    /// What it is called, and by what it was found; none where none is known: such a device is opened
+    /// without anything for its driver.
+    pub provider: Option<(String, MatchedBy)>,
+    /// Version of the driver's ABI.
+    pub abi_version: u32,
+    /// The versions that the provider can handle; all, where there is none.
+    pub abi_versions: RangeInclusive<u32>,
+}
+
+impl ProviderInfo {
+    /// Whether the provider can handle the ABI of the driver: if not, the device does not open.
+    pub fn is_abi_known(&self) -> bool {
+        self.abi_versions.contains(&self.abi_version)
     }
 }

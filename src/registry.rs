@@ -10,6 +10,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::host::Host;
 use crate::indices::Indices;
 use crate::kernel::DirEntry;
+use crate::provider::{Provider, Providers};
 
 /// The devices of a host. A clone shares its records.
 #[derive(Clone)]
@@ -18,6 +19,7 @@ pub struct Registry(Arc<Inner>);
 struct Inner {
     host: Host,
     indices: Arc<Indices>,
+    providers: Arc<Providers>,
     state: Mutex<State>,
 }
 
@@ -48,8 +50,18 @@ struct Seen {
 impl Registry {
     /// A registry of the host's devices. It looks for none before it is asked.
     pub fn new(host: Host) -> Self {
+        Self::with_providers(host, [])
+    }
+
+    /// The same with [providers](Provider) of the program's own, which come before the built-in ones. With
+    /// these, [`devices`](Self::devices) asks RDMA netlink and sysfs which provider each new device has.
+    pub fn with_providers(
+        host: Host,
+        providers: impl IntoIterator<Item = Arc<dyn Provider>>,
+    ) -> Self {
+        let providers = Arc::new(Providers::new(providers));
         let state = Mutex::new(State::default());
-        Self(Arc::new(Inner { host, indices: Arc::default(), state }))
+        Self(Arc::new(Inner { host, indices: Arc::default(), providers, state }))
     }
 
     /// The host.
@@ -69,7 +81,12 @@ impl Registry {
         let found = self.sweep_uverbs()?;
         let names = self.sweep_names();
         state.rescan(&self.0, found, names)?;
-        Ok(state.devices.clone())
+        let devices = state.devices.clone();
+        drop(state);
+        if !self.0.providers.is_empty() {
+            devices.iter().for_each(set_up);
+        }
+        Ok(devices)
     }
 
     /// Number and class link of every uverbs device, by number.
@@ -114,6 +131,13 @@ impl Registry {
         };
         attr::sweep(kernel, &directory, "class/infiniband", &mut each).ok()?;
         Some(names)
+    }
+}
+
+/// Finds a device's provider, if it has none yet. What is in the way is so again when it is opened.
+fn set_up(device: &Device) {
+    if let Err(error) = device.set_up() {
+        tracing::debug!(%error, "no provider is found");
     }
 }
 
@@ -192,7 +216,8 @@ fn look(
         }
         record.mark(Gone::Replaced);
     }
-    let record = Record::new(host.clone(), registry.indices.clone(), sighting);
+    let (indices, providers) = (registry.indices.clone(), registry.providers.clone());
+    let record = Record::new(host.clone(), indices, providers, sighting);
     let device = Device(Arc::new(record));
     Some(Entry { number, link, seen: Ok(Seen { device, name_link }) })
 }

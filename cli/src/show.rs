@@ -4,7 +4,7 @@ mod opened;
 
 use clap::Args;
 use serde::Serialize;
-use uverbs::{Device, Host, Registry};
+use uverbs::{Device, Host, ProviderInfo, Registry};
 
 use crate::DeviceArg;
 use crate::facts::{DeviceJson, or_dash, timestamp};
@@ -43,6 +43,44 @@ struct Shown {
     timestamp: String,
     /// `st_dev` of the sysfs mount.
     sys_dev: u64,
+    /// Null where netlink does not tell the driver.
+    provider: Option<ProviderJson>,
+}
+
+/// Who knows what the driver has to be told.
+#[derive(Serialize)]
+struct ProviderJson {
+    /// Null where none is known.
+    name: Option<String>,
+    matched_by: Option<String>,
+    abi_version: u32,
+    abi_min: u32,
+    abi_max: u32,
+    /// Whether the version is in between: if not, the device does not open.
+    is_abi_known: bool,
+}
+
+impl ProviderJson {
+    fn new(info: &ProviderInfo) -> Self {
+        let (name, matched_by) = info.provider.clone().unzip();
+        Self {
+            name,
+            matched_by: matched_by.map(|by| by.to_string()),
+            abi_version: info.abi_version,
+            abi_min: *info.abi_versions.start(),
+            abi_max: *info.abi_versions.end(),
+            is_abi_known: info.is_abi_known(),
+        }
+    }
+
+    fn in_words(&self) -> String {
+        let Self { name, matched_by, abi_version, abi_min, abi_max, is_abi_known } = self;
+        let (Some(name), Some(by)) = (name, matched_by) else {
+            return format!("none known, ABI {abi_version}");
+        };
+        let known = if *is_abi_known { "" } else { ": it does not open" };
+        format!("{name} (by {by}), ABI {abi_version} of {abi_min} to {abi_max}{known}")
+    }
 }
 
 pub(crate) fn run(args: &ShowArgs, out: &mut Out) -> Result<bool, Failure> {
@@ -82,7 +120,14 @@ fn look(device: &Device) -> Result<Shown, Failure> {
         }
     };
     let instance = device.instance();
+    let provider = match device.provider() {
+        Ok(info) => Some(ProviderJson::new(&info)),
+        Err(error) if is_gone(&error) => return Err(error.into()),
+        // Why there is none was said above.
+        Err(_) => None,
+    };
     Ok(Shown {
+        provider,
         device: DeviceJson::new(device, facts.as_ref()),
         timestamp: timestamp(instance.timestamp),
         sys_dev: instance.sys_dev,
@@ -90,7 +135,7 @@ fn look(device: &Device) -> Result<Shown, Failure> {
 }
 
 fn table(shown: &Shown) -> Table {
-    let Shown { device, timestamp, sys_dev } = shown;
+    let Shown { device, timestamp, sys_dev, provider } = shown;
     let mut table = Table::plain(0);
     for (what, value) in [
         ("name", device.name.clone()),
@@ -105,6 +150,7 @@ fn table(shown: &Shown) -> Table {
         ("system image GUID", or_dash(&device.sys_image_guid)),
         ("node type", or_dash(&device.node_type)),
         ("firmware", or_dash(&device.firmware)),
+        ("provider", or_dash(&provider.as_ref().map(ProviderJson::in_words))),
     ] {
         table.row([what.into(), value.into()]);
     }

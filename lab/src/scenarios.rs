@@ -6,6 +6,7 @@ mod listing;
 mod nodes;
 mod passing;
 mod proof;
+mod providers;
 mod queries;
 mod replacing;
 pub(crate) mod soak;
@@ -34,6 +35,11 @@ pub(crate) const ALL: &[(&str, Scenario)] = &[
     ("fork_safety_is_told", events::fork_safety),
     ("a_context_is_passed_to_a_sandboxed_worker", passing::broker),
     ("show_says_what_rdma_says", passing::show),
+    ("providers_tell_each_driver_what_it_wants", providers::each_driver),
+    ("providers_are_found_by_modalias", providers::by_modalias),
+    ("providers_of_another_abi_do_not_open", providers::abi_out_of_range),
+    ("providers_unknown_are_told_nothing", providers::unknown),
+    ("providers_of_the_program_are_torn_down_once", providers::registered),
     ("a_handle_opens_after_its_list_was_dropped", listing::handle_outlives_list),
     ("control_libibverbs_opens_the_replacement", replacing::control_libibverbs),
     ("replaced_with_another_guid", replacing::other_guid),

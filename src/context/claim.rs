@@ -5,11 +5,11 @@ use std::os::fd::OwnedFd;
 
 use super::{CmdFd, Context};
 use crate::device::Device;
+use crate::driver::DriverId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::kernel::Handle;
 use crate::name::{DeviceNumber, Guid};
 use crate::open;
-use crate::provider::DriverId;
 
 /// What a sender says of the context that it passes on ([`Context::claim`]): which instance it proved the
 /// descriptor to be on, and under which numbers the kernel lists the context.

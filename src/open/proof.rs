@@ -10,17 +10,17 @@
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use super::{Pin, allocate};
+use super::{Pin, Prepared, allocate};
 use crate::attr::retry;
 use crate::context::{CmdFd, ContextClaim, query_device};
 use crate::device::Record;
+use crate::driver::DriverId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::evidence::{Evidence, Step, Value};
 use crate::kernel::rdma::ContextEntry;
 use crate::kernel::{Errno, Kernel, VerbsCall};
 use crate::name::Guid;
 use crate::netlink::{Contexts, Socket};
-use crate::provider::DriverId;
 
 /// That a context was proved to be on the device. Made here, by [`prove`], and nowhere else; a
 /// [`Context`](crate::Context) is made of nothing less.
@@ -104,24 +104,25 @@ pub(super) fn allocate_and_prove(
     record: &Record,
     pin: &Pin,
     cmd: &CmdFd,
+    prepared: &Prepared,
     baseline: Result<Baseline>,
     evidence: &mut Evidence,
 ) -> Result<Proof> {
     let baseline = match baseline {
         Ok(baseline) => baseline,
         Err(reason) => {
-            allocate(cmd)?;
+            allocate(cmd, prepared)?;
             alive(record, pin, evidence)?;
             return Ok(Proof::Unproven(reason));
         }
     };
     if baseline.contexts.is_some() {
-        allocate(cmd)?;
+        allocate(cmd, prepared)?;
         return prove(record, pin, cmd.as_ref(), cmd.driver(), &baseline, evidence);
     }
     std::thread::scope(|scope| {
         let proving = || {
-            allocate(cmd)?;
+            allocate(cmd, prepared)?;
             let thread = record.host.kernel().gettid();
             let baseline = Baseline { thread, contexts: Some(Vec::new()), ..baseline };
             prove(record, pin, cmd.as_ref(), cmd.driver(), &baseline, evidence)
@@ -271,8 +272,12 @@ pub(super) fn alive(record: &Record, pin: &Pin, evidence: &mut Evidence) -> Resu
 /// Asks a cmd fd for its driver, where netlink does not tell: a command that does not exist is EINVAL
 /// for the wrong driver and EPROTONOSUPPORT for the right one (`ib_uverbs_cmd_verbs`,
 /// `drivers/infiniband/core/uverbs_ioctl.c`), and does nothing.
-pub(super) fn probe_driver(kernel: &Kernel, fd: BorrowedFd<'_>) -> Result<DriverId> {
-    for driver in DriverId::all() {
+pub(super) fn probe_driver(
+    kernel: &Kernel,
+    fd: BorrowedFd<'_>,
+    guess: Option<DriverId>,
+) -> Result<DriverId> {
+    for driver in guess.into_iter().chain(DriverId::all()) {
         let mut call =
             VerbsCall { object: 0, method: NO_METHOD, driver_id: driver.to_raw(), attrs: &mut [] };
         match retry(|| kernel.verbs_ioctl(fd, &mut call)) {

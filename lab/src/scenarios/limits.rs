@@ -56,6 +56,7 @@ pub(super) fn no_leak() -> Result<()> {
         "wrong_kinds_of_node",
         "eight_threads_two_devices",
         "netlink_denied",
+        "providers_of_the_program_are_torn_down_once",
     ] {
         guest::clean()?;
         guest::run(LEAKS, &["scenario", scenario])?;

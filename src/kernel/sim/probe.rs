@@ -11,8 +11,8 @@ use super::super::rdma::{
 use super::super::{Errno, FileType, Handle, Kernel, OFlags, Resolve, Stat, VerbsCall};
 use crate::attr::retry;
 use crate::context::query_device;
+use crate::driver::DriverId;
 use crate::host::Host;
-use crate::provider::DriverId;
 
 /// rxe's, which needs no driver data.
 const DRIVER: DriverId = DriverId::Rxe;

@@ -1,0 +1,209 @@
+//! The test HCA poses as each driver: what its provider tells it has to arrive.
+
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+use anyhow::{Result, ensure};
+use uverbs::{
+    Allocation, DriverId, ErrorKind, Host, Match, MatchedBy, PinnedView, Provider, ProviderState,
+    Registry,
+};
+
+use super::{listed, opened, refused, registry};
+use crate::guest;
+
+/// Of each driver: an ABI that its provider knows, and what GET_CONTEXT has to be given: input and length of
+/// output. Written down apart from the library's own table.
+const DRIVERS: [(u32, &str, u32, &str, &str); 21] = [
+    (1, "mlx5", 1, "1000000000000000", "0"),
+    (2, "mlx4", 4, "", "16"),
+    (3, "-", 1, "", "0"),
+    (4, "cxgb4", 9, "", "16"),
+    (5, "mthca", 1, "", "8"),
+    (6, "bnxt_re", 1, "", "0"),
+    (7, "ocrdma", 2, "", "80"),
+    (8, "-", 1, "", "0"),
+    (9, "irdma", 5, "0000000005000000", "80"),
+    (10, "vmw_pvrdma", 3, "", "8"),
+    (11, "qedr", 8, "", "0"),
+    (12, "hns", 1, "0000000000000000", "0"),
+    (13, "-", 1, "", "0"),
+    (14, "rxe", 2, "", "0"),
+    (15, "hfi1verbs", 6, "", "0"),
+    (16, "ipathverbs", 2, "", "0"),
+    (17, "efa", 1, "0300000000000000", "24"),
+    (18, "siw", 1, "", "8"),
+    (19, "erdma", 1, "", "40"),
+    (20, "mana", 1, "", "0"),
+    (21, "ionic", 1, "0000000000000000", "40"),
+];
+
+/// A PCI function that is only recognised by its modalias, for those that have no driver id.
+fn modalias(driver: u32) -> Option<&'static str> {
+    match driver {
+        5 => Some("pci:v000015B3d00006282sv00000000sd00000000bc0Csc06i00"),
+        12 => Some("pci:v000019E5d0000A222sv00000000sd00000000bc02sc00i00"),
+        _ => None,
+    }
+}
+
+pub(super) fn each_driver() -> Result<()> {
+    let mut known = 0;
+    for (driver, provider, abi, input, output_len) in DRIVERS {
+        let name = format!("p{driver}");
+        let parent = modalias(driver).map_or(String::new(), |alias| format!(" parent={alias}"));
+        let guid = 0xa000 + u64::from(driver);
+        guest::hca(&format!(
+            "add name={name} guid={guid:016x} driver_id={driver} abi={abi}{parent}"
+        ))?;
+        let device = listed(&registry()?, &name)?;
+        let info = device.provider()?;
+        let (found, by) = info.provider.clone().unzip();
+        ensure!(found.as_deref().unwrap_or("-") == provider, "{driver}: {info:?}");
+        let expected = if parent.is_empty() { MatchedBy::Driver } else { MatchedBy::Modalias };
+        ensure!(by.is_none_or(|by| by == expected), "{driver}: {info:?}");
+        ensure!(info.abi_version == abi && info.is_abi_known(), "{driver}: {info:?}");
+        let context = opened(device.open(), guid)?;
+        ensure!(context.driver_id().to_raw() == driver, "{driver}: {}", context.driver_id());
+        let told = |key: &str| guest::hca_value(&name, key);
+        ensure!(
+            told("last_in")?.trim_start_matches('-') == input,
+            "{driver}: {}",
+            told("last_in")?
+        );
+        ensure!(told("last_inlen")? == (input.len() / 2).to_string(), "{driver}");
+        ensure!(told("last_outlen")? == output_len, "{driver}: {}", told("last_outlen")?);
+        known += usize::from(found.is_some());
+    }
+    ensure!(known == 18, "{known} providers");
+    println!("    {} drivers were told what their providers say", DRIVERS.len());
+    Ok(())
+}
+
+pub(super) fn by_modalias() -> Result<()> {
+    // A driver that nobody knows, on functions that somebody does.
+    for (number, (alias, provider)) in [
+        ("pci:v000015B3d00001017sv000015B3sd00000007bc02sc00i00", Some("mlx5")),
+        ("vmbus:3daf2e8ca732094bab99bd1f1c86b501", Some("mlx4")),
+        ("pci:v000015B3d0000FFFFsv000015B3sd00000007bc02sc00i00", None),
+        (r"pci:v000015B3d00001017\x0asv", None),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let (name, guid) = (format!("m{number}"), 0xb0 + number);
+        let add = format!("add name={name} guid={guid:016x} driver_id=99 abi=2 parent={alias}");
+        guest::hca(&add)?;
+        let info = listed(&registry()?, &name)?.provider()?;
+        let found = info.provider.as_ref().map(|(name, by)| (name.as_str(), *by));
+        ensure!(found == provider.map(|name| (name, MatchedBy::Modalias)), "{alias}: {info:?}");
+    }
+    Ok(())
+}
+
+pub(super) fn abi_out_of_range() -> Result<()> {
+    guest::hca("add name=q guid=00000000000000a0 driver_id=11 abi=9")?;
+    let device = listed(&registry()?, "q")?;
+    let info = device.provider()?;
+    ensure!(info.abi_version == 9 && info.abi_versions == (8..=8), "{info:?}");
+    refused(device.open(), ErrorKind::AbiMismatch)?;
+    ensure!(guest::hca_value("q", "allocs")? == "0", "a context was allocated");
+    let text = guest::stdout("uverbs", &["show", "--no-open", "q"])?;
+    ensure!(text.contains("ABI 9 of 8 to 8: it does not open"), "{text}");
+    Ok(())
+}
+
+pub(super) fn unknown() -> Result<()> {
+    guest::hca("add name=u guid=00000000000000a0 driver_id=99 abi=3")?;
+    let device = listed(&registry()?, "u")?;
+    let info = device.provider()?;
+    ensure!(info.provider.is_none() && info.is_abi_known(), "{info:?}");
+    let context = opened(device.open(), 0xa0)?;
+    ensure!(context.driver_id() == DriverId::Unknown(99));
+    ensure!(guest::hca_value("u", "last_inlen")? == "0");
+    drop(context);
+    guest::hca("set name=u fail=GET_CONTEXT:22")?;
+    let error = refused(device.open(), ErrorKind::Os)?;
+    ensure!(error.to_string().contains("no provider knows this device"), "{error}");
+    Ok(())
+}
+
+/// A program's own provider.
+#[derive(Default)]
+struct Own {
+    set_up: AtomicUsize,
+    prepared: AtomicUsize,
+    torn_down: AtomicUsize,
+}
+
+impl Own {
+    fn counts(&self) -> [usize; 3] {
+        [&self.set_up, &self.prepared, &self.torn_down].map(|count| count.load(Relaxed))
+    }
+}
+
+impl Provider for Own {
+    fn name(&self) -> &str {
+        "own"
+    }
+
+    fn matches(&self) -> &[Match] {
+        const { &[Match::Driver(DriverId::Unknown(99))] }
+    }
+
+    fn abi_versions(&self) -> RangeInclusive<u32> {
+        1..=5
+    }
+
+    fn init(&self, device: &PinnedView<'_>) -> uverbs::Result<ProviderState> {
+        self.set_up.fetch_add(1, Relaxed);
+        Ok(Box::new(device.parent_attribute("modalias")?))
+    }
+
+    fn prepare(&self, _: &PinnedView<'_>, state: &ProviderState) -> uverbs::Result<Allocation> {
+        self.prepared.fetch_add(1, Relaxed);
+        let modalias = state.downcast_ref::<Vec<u8>>().cloned().unwrap_or_default();
+        Ok(Allocation::new(modalias, 12))
+    }
+
+    fn teardown(&self, state: ProviderState) {
+        assert!(state.is::<Vec<u8>>());
+        self.torn_down.fetch_add(1, Relaxed);
+    }
+}
+
+/// It is set up when the device is listed, asked at each open, and torn down once, when the last of list,
+/// handles and contexts has let go, which a removal alone does not bring about.
+pub(super) fn registered() -> Result<()> {
+    const ADD: &str = "driver_id=99 abi=3 parent=own:1 disassociate=1";
+    let own = Arc::new(Own::default());
+    let registry = Registry::with_providers(Host::open()?, [own.clone() as Arc<dyn Provider>]);
+    guest::hca(&format!("add name=o guid=00000000000000a0 {ADD}"))?;
+    let device = listed(&registry, "o")?;
+    ensure!(own.counts() == [1, 0, 0], "{:?}", own.counts());
+    let context = opened(device.open(), 0xa0)?;
+    drop(opened(device.open(), 0xa0)?);
+    ensure!(guest::hca_value("o", "last_in")? == "6f776e3a31", "not what it prepared");
+    ensure!(guest::hca_value("o", "last_outlen")? == "12");
+    ensure!(own.counts() == [1, 2, 0], "{:?}", own.counts());
+
+    guest::hca("del-sync name=o")?;
+    guest::hca(&format!("add name=o guid=00000000000000b0 {ADD}"))?;
+    let second = listed(&registry, "o")?;
+    ensure!(own.counts() == [2, 2, 0], "{:?}", own.counts());
+    refused(device.open(), ErrorKind::Replaced)?;
+    refused(context.query_device(), ErrorKind::Removed)?;
+    drop(device);
+    ensure!(own.counts() == [2, 2, 0], "a context has it: {:?}", own.counts());
+    drop(context);
+    ensure!(own.counts() == [2, 2, 1], "{:?}", own.counts());
+    guest::hca("del-sync name=o")?;
+    ensure!(registry.devices()?.is_empty());
+    ensure!(own.counts() == [2, 2, 1], "a handle has it: {:?}", own.counts());
+    drop(second);
+    ensure!(own.counts() == [2, 2, 2], "{:?}", own.counts());
+    drop(registry);
+    ensure!(Arc::strong_count(&own) == 1, "somebody still has the provider");
+    Ok(())
+}
