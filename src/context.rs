@@ -3,6 +3,8 @@
 mod claim;
 mod device;
 mod events;
+#[cfg(test)]
+mod layouts;
 mod numbered;
 mod pkeys;
 mod port;

@@ -26,6 +26,8 @@
 //! - [`Device`]: a counted handle on one instance. It holds no descriptor and outlives the hardware.
 //! - [`Device::open`] gives a [`Context`], or an [`Error`] that names the device, the step and the cause.
 //!   [`Device::pin`] and [`PinnedDevice::verify`] do the same for a descriptor that another library opened.
+//! - [`Context`] answers what the device is, what its ports are, and gives its [`AsyncEvents`].
+//! - [`Provider`]: what a driver has to be told; the known ones are built in.
 //! - [`Evidence`]: what was checked on the way, and what each check found.
 //!
 //! # It does not

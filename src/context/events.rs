@@ -16,8 +16,8 @@ pub use stream::AsyncEventStream;
 
 /// `UVERBS_OBJECT_ASYNC_EVENT`, its method ALLOC, and the attribute in which that gives the descriptor
 /// (`rdma/ib_user_ioctl_cmds.h`).
-const ALLOC: (u16, u16) = (16, 0);
-const FD_HANDLE: u16 = 0;
+pub(super) const ALLOC: (u16, u16) = (16, 0);
+pub(super) const FD_HANDLE: u16 = 0;
 
 numbered! {
     /// What kind of async event (`enum ib_event_type` of the kernel, `ibv_get_async_event(3)`).
@@ -81,7 +81,7 @@ impl AsyncEvent {
         u8::try_from(self.element).ok().filter(|_| self.kind.is_of_port())
     }
 
-    fn parse(bytes: &[u8; EVENT_LEN]) -> Self {
+    pub(super) fn parse(bytes: &[u8; EVENT_LEN]) -> Self {
         let [e0, e1, e2, e3, e4, e5, e6, e7, t0, t1, t2, t3, ..] = *bytes;
         Self {
             kind: AsyncEventKind::from_raw(u32::from_ne_bytes([t0, t1, t2, t3])),

@@ -174,7 +174,7 @@ pub struct PortAttributes {
 const QUERY_PORT_LEN: usize = 48;
 
 impl PortAttributes {
-    fn parse(bytes: &[u8; QUERY_PORT_LEN]) -> Self {
+    pub(super) fn parse(bytes: &[u8; QUERY_PORT_LEN]) -> Self {
         let int = |at: usize| {
             u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
         };
@@ -246,7 +246,7 @@ const GID_ENTRY_LEN: usize = 32;
 const MAX_GID_ENTRIES: usize = u16::MAX as usize / GID_ENTRY_LEN;
 
 impl GidEntry {
-    fn parse(bytes: &[u8; GID_ENTRY_LEN]) -> Self {
+    pub(super) fn parse(bytes: &[u8; GID_ENTRY_LEN]) -> Self {
         let int = |at: usize| {
             u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
         };

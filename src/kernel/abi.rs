@@ -133,3 +133,30 @@ pub(crate) fn register(events: AsyncEvents<'_>) -> Sys<AsyncFd<AsyncEvents<'_>>>
     let registered = unsafe { AsyncFd::register_with_interest(events, Interest::READABLE) };
     registered.map_err(|error| Errno::from_io_error(&error.into()).unwrap_or(Errno::IO))
 }
+
+/// The layouts that are used here, under what they are in C.
+#[cfg(test)]
+pub(crate) fn layout() -> Vec<(&'static str, u64)> {
+    use std::mem::offset_of;
+    let opcode: u64 = RDMA_VERBS_IOCTL.into();
+    let places = [
+        ("offsetof(struct ib_uverbs_ioctl_hdr, length)", offset_of!(RawCall, length)),
+        ("offsetof(struct ib_uverbs_ioctl_hdr, object_id)", offset_of!(RawCall, object_id)),
+        ("offsetof(struct ib_uverbs_ioctl_hdr, method_id)", offset_of!(RawCall, method_id)),
+        ("offsetof(struct ib_uverbs_ioctl_hdr, num_attrs)", offset_of!(RawCall, num_attrs)),
+        ("offsetof(struct ib_uverbs_ioctl_hdr, reserved1)", offset_of!(RawCall, reserved1)),
+        ("offsetof(struct ib_uverbs_ioctl_hdr, driver_id)", offset_of!(RawCall, driver_id)),
+        ("offsetof(struct ib_uverbs_ioctl_hdr, reserved2)", offset_of!(RawCall, reserved2)),
+        ("offsetof(struct ib_uverbs_ioctl_hdr, attrs)", offset_of!(RawCall, attrs)),
+        ("sizeof(struct ib_uverbs_ioctl_hdr)", HEADER),
+        ("offsetof(struct ib_uverbs_attr, attr_id)", offset_of!(RawAttr, id)),
+        ("offsetof(struct ib_uverbs_attr, len)", offset_of!(RawAttr, len)),
+        ("offsetof(struct ib_uverbs_attr, flags)", offset_of!(RawAttr, flags)),
+        ("offsetof(struct ib_uverbs_attr, attr_data)", offset_of!(RawAttr, reserved)),
+        ("offsetof(struct ib_uverbs_attr, data)", offset_of!(RawAttr, data)),
+        ("sizeof(struct ib_uverbs_attr)", size_of::<RawAttr>()),
+        ("UVERBS_ATTR_F_MANDATORY", MANDATORY.into()),
+    ];
+    let places = places.map(|(name, place)| (name, place as u64));
+    places.into_iter().chain([("RDMA_VERBS_IOCTL", opcode)]).collect()
+}
