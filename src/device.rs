@@ -3,7 +3,7 @@
 use std::ffi::CStr;
 use std::fmt;
 use std::hash::{Hash, Hasher};
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 
 use crate::attr::{self, Attribute};
 use crate::context::{Context, Opened};
@@ -11,7 +11,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::host::{Host, Policy};
 use crate::identity::{Instance, Timestamp};
 use crate::indices::Indices;
-use crate::kernel::Handle;
+use crate::kernel::{Handle, Stat};
 use crate::name::{DeviceNumber, Guid, Name};
 use crate::open::{self, PinnedDevice};
 use crate::provider::DriverId;
@@ -33,6 +33,10 @@ pub(crate) struct Record {
     pub(crate) sys_dev: u64,
     pub(crate) ino: u64,
     pub(crate) device_number: DeviceNumber,
+    /// Joined once, it holds for the life of the inode.
+    pub(crate) joined: OnceLock<Joined>,
+    /// What became of the device. It does not come back.
+    gone: OnceLock<Gone>,
     state: Mutex<State>,
 }
 
@@ -40,10 +44,6 @@ pub(crate) struct Record {
 pub(crate) struct State {
     pub(crate) name: Name,
     pub(crate) timestamp: Timestamp,
-    /// Joined once, it holds for the life of the inode.
-    pub(crate) joined: Option<Joined>,
-    /// What became of the device.
-    pub(crate) gone: Option<Gone>,
     /// Its directory, while somebody uses it.
     directory: Weak<Handle>,
 }
@@ -107,11 +107,11 @@ impl Record {
             sys_dev: instance.sys_dev,
             ino: instance.ino,
             device_number: instance.device_number,
+            joined: OnceLock::new(),
+            gone: OnceLock::new(),
             state: Mutex::new(State {
                 name,
                 timestamp: instance.timestamp,
-                joined: None,
-                gone: None,
                 directory: Weak::new(),
             }),
         }
@@ -154,31 +154,39 @@ impl Record {
         format!("{} (uverbs{})", self.state().name, self.number)
     }
 
-    /// Its directory in /sys, shared by all who use the record at this moment. It may be the
-    /// directory of another instance by now, or of a dead one: the caller compares and reads.
-    pub(crate) fn directory(&self) -> Result<Arc<Handle>> {
-        if let Some(directory) = self.state().directory.upgrade() {
-            return Ok(directory);
-        }
+    /// Its directory in /sys, shared by all who use the record at this moment, and what `fstat` says
+    /// of it. It may be the directory of another instance by now, or of a dead one: the caller
+    /// compares and reads.
+    pub(crate) fn directory(&self) -> Result<(Arc<Handle>, Stat)> {
         let kernel = self.host.kernel();
+        let shared = self.state().directory.upgrade();
+        if let Some(directory) = shared {
+            let stat = attr::stat(kernel, &directory)?;
+            return Ok((directory, stat));
+        }
         let opened = Arc::new(attr::open(kernel, self.host.sys(), &self.path, attr::DIRECTORY)?);
         let stat = attr::stat(kernel, &opened)?;
         // Only the directory of this very instance is shared.
         if (stat.dev, stat.ino) == (self.sys_dev, self.ino) {
             self.state().directory = Arc::downgrade(&opened);
         }
-        Ok(opened)
+        Ok((opened, stat))
     }
 
-    /// Notes for good that the device is gone.
+    /// Whether it is already known that the device is gone.
+    pub(crate) fn known_gone(&self) -> Option<Gone> {
+        self.gone.get().copied()
+    }
+
+    /// Notes for good that the device is gone; what was noted first stands.
     pub(crate) fn mark(&self, gone: Gone) {
-        self.state().gone.get_or_insert(gone);
+        let _ = self.gone.set(gone);
     }
 
     /// Whether the device is gone, as the class link says now; notes it. Errors that leave it open
     /// count as "not known to be gone".
     pub(crate) fn fate(&self) -> Option<Gone> {
-        if let Some(gone) = self.state().gone {
+        if let Some(gone) = self.known_gone() {
             return Some(gone);
         }
         let (kernel, sys) = (self.host.kernel(), self.host.sys());
@@ -236,7 +244,7 @@ impl Device {
 
     /// Whether it is already known that the device is gone. Asks nobody.
     pub fn is_known_gone(&self) -> bool {
-        self.0.state().gone.is_some()
+        self.0.known_gone().is_some()
     }
 
     /// The device's index in RDMA netlink. It is learnt when it is first asked for and holds as long
@@ -284,8 +292,8 @@ impl Device {
     }
 
     fn joined(&self) -> Result<Joined> {
-        if let Some(joined) = self.0.state().joined {
-            return Ok(joined);
+        if let Some(joined) = self.0.joined.get() {
+            return Ok(*joined);
         }
         open::pin_for_reading(&self.0)
             .and_then(|pinned| self.0.indices.join(&self.0, &pinned))
@@ -379,8 +387,8 @@ impl fmt::Debug for Device {
             .field("uverbs", &self.0.number)
             .field("device_number", &self.0.device_number)
             .field("ino", &self.0.ino)
-            .field("joined", &state.joined)
-            .field("gone", &state.gone)
+            .field("joined", &self.0.joined.get())
+            .field("gone", &self.0.known_gone())
             .finish()
     }
 }

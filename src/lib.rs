@@ -60,6 +60,7 @@ mod netlink;
 mod open;
 mod provider;
 mod registry;
+mod sweep;
 
 pub use cap_std::fs::Dir;
 pub use context::{

@@ -57,7 +57,14 @@ pub(crate) struct Contexts {
 }
 
 impl Socket {
-    pub(crate) fn new(kernel: Kernel, handle: Handle) -> Self {
+    /// A socket of our own making, for which nothing is under way.
+    fn new(kernel: Kernel, handle: Handle) -> Self {
+        let exchange = Exchange { seq: 0, buffer: vec![0; BUFFER].into(), dirty: false };
+        Self { kernel, handle, exchange: Mutex::new(exchange) }
+    }
+
+    /// A socket that was handed in: it may have been asked something before.
+    pub(crate) fn given(kernel: Kernel, handle: Handle) -> Self {
         let exchange = Exchange { seq: 0, buffer: vec![0; BUFFER].into(), dirty: true };
         Self { kernel, handle, exchange: Mutex::new(exchange) }
     }

@@ -84,7 +84,7 @@ fn attempt(device: &Device, policy: &Policy, allow_unproven: bool) -> Result<Ope
 
 /// Step 1: a device that is known to be gone is not looked for.
 fn known(record: &Record) -> Result<()> {
-    match record.state().gone {
+    match record.known_gone() {
         Some(gone) => {
             Err(Error::new(gone.kind(), "it is known since the last look").at(Step::Known))
         }
@@ -123,8 +123,7 @@ impl Pin {
 /// Step 2: the directory in /sys, compared with the record and held; `dev` and `ibdev` read through it.
 fn pin_instance(record: &Record, policy: &Policy, evidence: &mut Evidence) -> Result<Pin> {
     let kernel = record.host.kernel();
-    let directory = record.directory()?;
-    let stat = attr::stat(kernel, &directory)?;
+    let (directory, stat) = record.directory()?;
     let same = |what, expected, found| (what, Value::Number(expected), Value::Number(found));
     for (what, expected, found) in [
         same("sysfs mount (st_dev)", record.sys_dev, stat.dev),
@@ -278,8 +277,8 @@ fn revalidate(record: &Record, pin: &Pin, evidence: &mut Evidence) -> Result<()>
 /// The driver that the header of every command has to name: from netlink, or, where that does not
 /// tell, by asking the descriptor.
 fn driver_of(record: &Record, fd: BorrowedFd<'_>) -> Result<DriverId> {
-    if let Some(Joined { driver_id: Some(raw), .. }) = record.state().joined {
-        return Ok(DriverId::from_raw(raw));
+    if let Some(Joined { driver_id: Some(raw), .. }) = record.joined.get() {
+        return Ok(DriverId::from_raw(*raw));
     }
     proof::probe_driver(record.host.kernel(), fd)
 }
