@@ -3,6 +3,7 @@
 use std::ffi::CStr;
 use std::fmt;
 use std::hash::{Hash, Hasher};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 
 use crate::attr::{self, Attribute};
@@ -37,6 +38,9 @@ pub(crate) struct Record {
     pub(crate) joined: OnceLock<Joined>,
     /// What became of the device. It does not come back.
     gone: OnceLock<Gone>,
+    /// It was found under another name between two lists. It may have got its old one back: the next
+    /// list has to look, though it may find the class directories as they were.
+    renamed: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -109,6 +113,7 @@ impl Record {
             device_number: instance.device_number,
             joined: OnceLock::new(),
             gone: OnceLock::new(),
+            renamed: AtomicBool::new(false),
             state: Mutex::new(State {
                 name,
                 timestamp: instance.timestamp,
@@ -139,14 +144,34 @@ impl Record {
         same && (!strict || seen.timestamp == self.state().timestamp)
     }
 
-    /// Takes over what may change of an instance.
+    /// Takes over what a list has found changed of the instance.
     pub(crate) fn refresh(&self, sighting: &Sighting) {
-        let mut state = self.state();
-        state.timestamp = sighting.instance.timestamp;
-        if state.name != sighting.name {
-            tracing::debug!(from = %state.name, to = %sighting.name, "device renamed");
-            state.name = sighting.name.clone();
+        self.renamed.store(false, Relaxed);
+        self.note(sighting.instance.timestamp, &sighting.name);
+    }
+
+    /// Takes over what an open has found changed of the instance.
+    pub(crate) fn refresh_pinned(&self, timestamp: Timestamp, name: &Name) {
+        if self.note(timestamp, name) {
+            self.renamed.store(true, Relaxed);
         }
+    }
+
+    /// Whether the name is another one.
+    fn note(&self, timestamp: Timestamp, name: &Name) -> bool {
+        let mut state = self.state();
+        state.timestamp = timestamp;
+        let renamed = state.name != *name;
+        if renamed {
+            tracing::debug!(from = %state.name, to = %name, "device renamed");
+            state.name = name.clone();
+        }
+        renamed
+    }
+
+    /// Nothing was found of it since the last list that the next one has to look into.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.gone.get().is_none() && !self.renamed.load(Relaxed)
     }
 
     /// Name and uverbs name, for messages.

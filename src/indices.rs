@@ -50,7 +50,8 @@ impl Indices {
         let name = record.state().name.clone();
         let (hint, listed) = {
             let hints = self.lock();
-            let hint = hints.named.iter().find(|(_, known)| *known == name).map(|(index, _)| *index);
+            let hint =
+                hints.named.iter().find(|(_, known)| *known == name).map(|(index, _)| *index);
             (hint, hints.listed.as_ref().and_then(Weak::upgrade))
         };
         let mut found = None;
@@ -110,7 +111,8 @@ fn search(
         listed.count() as u32
     };
     // The nearest ones whose indices are known already.
-    let joined = listed.iter().filter_map(|device| Some((device.0.ino, device.0.joined.get()?.index)));
+    let joined =
+        listed.iter().filter_map(|device| Some((device.0.ino, device.0.joined.get()?.index)));
     let before = joined.clone().filter(|(ino, _)| *ino < record.ino).max();
     let after = joined.filter(|(ino, _)| *ino > record.ino).min();
     let (ino, index) = before.unwrap_or_default();
@@ -129,7 +131,9 @@ fn search(
             false => None,
             true => match ask(record, pin, socket, index)? {
                 Answer::Joined(joined) => return Ok(Some(joined)),
-                Answer::Other(number) => listed.iter().find(|other| other.0.device_number == number),
+                Answer::Other(number) => {
+                    listed.iter().find(|other| other.0.device_number == number)
+                }
                 Answer::Nobody => None,
             },
         };

@@ -153,13 +153,7 @@ fn pin_instance(record: &Record, policy: &Policy, evidence: &mut Evidence) -> Re
         }
         tracing::debug!(device = record.label(), "timestamp refreshed: the inode was evicted");
     }
-    let mut state = record.state();
-    state.timestamp = timestamp;
-    if state.name != name {
-        tracing::debug!(from = %state.name, to = %name, "device renamed");
-        state.name = name.clone();
-    }
-    drop(state);
+    record.refresh_pinned(timestamp, &name);
     let kernel = kernel.clone();
     Ok(Pin { _directory: directory, dev, ibdev, kernel, device_number, name, timestamp })
 }

@@ -8,7 +8,7 @@ use crate::device::{Device, Gone, Record, Sighting};
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::Host;
 use crate::indices::Indices;
-use crate::sweep::{Names, Sweeps};
+use crate::sweep::{NameLink, Sweeps};
 
 /// The devices of a host. A clone shares its records.
 #[derive(Clone)]
@@ -43,9 +43,9 @@ struct Entry {
 
 struct Seen {
     device: Device,
-    /// Inode number of the link of its name in `class/infiniband`; it stays when the device is
-    /// renamed, so another one under the known name means a rename.
-    name_link: Option<u64>,
+    /// The link of its name in `class/infiniband`. It stays when the device is renamed, so another name
+    /// of that link means a rename.
+    name_link: Option<NameLink>,
 }
 
 impl Registry {
@@ -104,12 +104,11 @@ impl State {
             && self.sweeps.has_names()
             && self.entries.iter().all(|entry| {
                 let seen = entry.seen.as_ref();
-                seen.is_ok_and(|seen| seen.name_link.is_some() && !seen.device.is_known_gone())
+                seen.is_ok_and(|seen| seen.name_link.is_some() && seen.device.0.is_settled())
             })
     }
 
     fn rescan(&mut self, registry: &Inner, sweeps: &Sweeps) {
-        let names = sweeps.names();
         let found = sweeps.uverbs();
         let mut entries = Vec::with_capacity(found.len());
         let mut old = std::mem::take(&mut self.entries).into_iter().peekable();
@@ -119,15 +118,30 @@ impl State {
                 gone.mark(Gone::Removed);
             }
             let known = old.next_if(|entry| entry.number == number);
-            entries.extend(look(registry, number, link, known, &names));
+            entries.extend(look(registry, number, link, known, sweeps));
         }
         for gone in old {
             gone.mark(Gone::Removed);
         }
+        link_names(&mut entries, sweeps);
         self.entries = entries;
         self.devices = Devices::of(&self.entries);
         self.changes += 1;
         registry.indices.set_listed(&self.devices.devices);
+    }
+}
+
+/// Gives those that were looked at the links of their names. One pass over the names for all of them.
+fn link_names(entries: &mut [Entry], sweeps: &Sweeps) {
+    let seen = entries.iter_mut().filter_map(|entry| entry.seen.as_mut().ok());
+    let looked_at = seen.filter(|seen| seen.name_link.is_none());
+    let mut looked_at: Vec<_> = looked_at.map(|seen| (seen.device.name(), seen)).collect();
+    looked_at.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+    for (name, link) in sweeps.names() {
+        // Of two that were read under one name, while it changed hands, one is looked at again.
+        if let Ok(at) = looked_at.binary_search_by(|(known, _)| known.as_bytes().cmp(name)) {
+            looked_at[at].1.name_link = Some(link);
+        }
     }
 }
 
@@ -137,17 +151,18 @@ fn look(
     registry: &Inner,
     number: u32,
     link: u64,
-    known: Option<Entry>,
-    names: &Names<'_>,
+    mut known: Option<Entry>,
+    sweeps: &Sweeps,
 ) -> Option<Entry> {
     let host = &registry.host;
-    if let Some(Entry { link: known_link, seen: Ok(seen), .. }) = &known
+    if let Some(Entry { link: known_link, seen: Ok(seen), .. }) = &mut known
         && *known_link == link
         && host.has_unique_inodes()
-        && !seen.device.is_known_gone()
+        && seen.device.0.is_settled()
+        && let Some((name, name_link)) = seen.name_link.and_then(|link| sweeps.name_of(link))
     {
-        let name_link = names.link(seen.device.0.state().name.as_bytes());
-        if name_link.is_some() && name_link == seen.name_link {
+        seen.name_link = Some(name_link);
+        if name == seen.device.0.state().name.as_bytes() {
             return known;
         }
     }
@@ -166,18 +181,21 @@ fn look(
             return Some(Entry { number, link, seen });
         }
     };
-    let name_link = names.link(sighting.name.as_bytes());
     if let Some(Entry { seen: Ok(seen), .. }) = known {
         let record = &seen.device.0;
         if record.is_seen_in(&sighting) && !seen.device.is_known_gone() {
             record.refresh(&sighting);
-            return Some(Entry { number, link, seen: Ok(Seen { device: seen.device, name_link }) });
+            return Some(Entry {
+                number,
+                link,
+                seen: Ok(Seen { device: seen.device, name_link: None }),
+            });
         }
         record.mark(Gone::Replaced);
     }
     let record = Record::new(host.clone(), registry.indices.clone(), sighting);
     let device = Device(Arc::new(record));
-    Some(Entry { number, link, seen: Ok(Seen { device, name_link }) })
+    Some(Entry { number, link, seen: Ok(Seen { device, name_link: None }) })
 }
 
 impl Entry {

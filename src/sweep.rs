@@ -96,39 +96,46 @@ impl Sweeps {
 
     /// Number and class link of every uverbs device, by number.
     pub(crate) fn uverbs(&self) -> Vec<(u32, u64)> {
-        let numbers = self.uverbs.iter();
-        let mut found: Vec<_> = numbers
-            .filter_map(|(name, ino)| attr::parse_uverbs(name).map(|number| (number, ino)))
-            .collect();
+        let mut found = Vec::with_capacity(self.uverbs.entries.len());
+        found.extend(self.uverbs.iter().filter_map(|(name, ino)| {
+            let number = attr::parse_uverbs(name)?;
+            Some((number, ino))
+        }));
         found.sort_unstable();
         found.dedup_by_key(|(number, _)| *number);
         found
     }
 
-    /// The names of the devices.
-    pub(crate) fn names(&self) -> Names<'_> {
-        let mut names: Vec<_> = self.names.iter().filter(|_| self.has_names).collect();
-        names.sort_unstable();
-        Names(names)
+    /// Every name in `class/infiniband` and its link; none where they are not known.
+    pub(crate) fn names(&self) -> impl Iterator<Item = (&[u8], NameLink)> {
+        let names = self.names.iter().enumerate().filter(|_| self.has_names);
+        // A device may be called `..`, but what is shown under that name is none.
+        let names = names.filter(|(_, (name, _))| !matches!(*name, b"." | b".."));
+        names.map(|(at, (name, ino))| (name, NameLink { ino, at }))
     }
 
     /// Whether the names are known at all.
     pub(crate) fn has_names(&self) -> bool {
         self.has_names
     }
+
+    /// The name that a link has in this sweep, and its place.
+    pub(crate) fn name_of(&self, link: NameLink) -> Option<(&[u8], NameLink)> {
+        let entries = self.names.entries.as_slice();
+        // Not far from its last place, as the names keep their order.
+        let places =
+            (0..entries.len()).flat_map(|far| [link.at.checked_sub(far), Some(link.at + far)]);
+        let is_there = |at: &usize| entries.get(*at).is_some_and(|(_, ino)| *ino == link.ino);
+        let at = places.flatten().find(is_there).filter(|_| self.has_names)?;
+        let from = at.checked_sub(1).map_or(0, |before| entries[before].0);
+        Some((&self.names.names[from..entries[at].0], NameLink { at, ..link }))
+    }
 }
 
-/// The names in `class/infiniband`, to be looked up; none where they are not known.
-pub(crate) struct Names<'a>(Vec<(&'a [u8], u64)>);
-
-impl Names<'_> {
-    /// The inode of the link of that name. It stays when the device is renamed.
-    pub(crate) fn link(&self, name: &[u8]) -> Option<u64> {
-        // A directory about these names is none of a device.
-        if matches!(name, b"." | b"..") {
-            return None;
-        }
-        let at = self.0.binary_search_by_key(&name, |(known, _)| known).ok()?;
-        Some(self.0[at].1)
-    }
+/// A link in `class/infiniband`, which is that of a device whatever its name is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct NameLink {
+    ino: u64,
+    /// Which entry of the sweep it is.
+    at: usize,
 }
