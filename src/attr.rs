@@ -247,8 +247,8 @@ pub(crate) fn parse_class_link(text: &[u8], number: u32) -> std::result::Result<
     CString::new(path).map_err(|_| Bad("a class link with a NUL in it"))
 }
 
-/// The longest link text that is accepted (`PATH_MAX`).
-const LINK_MAX: usize = 4096;
+/// The longest link text that is accepted: of some fifty bridges one behind the other.
+const LINK_MAX: usize = 1024;
 
 /// Reads the class link of `uverbsN`: its target and the inode number of the directory there are
 /// two questions, this answers the first.

@@ -3,7 +3,8 @@
 use std::ffi::{CStr, CString};
 use std::fmt;
 use std::hash::{Hash, Hasher};
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 
 use crate::attr::{self, Attribute};
 use crate::context::{Context, Opened};
@@ -12,7 +13,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::host::{Host, Policy};
 use crate::identity::{Instance, Timestamp};
 use crate::indices::Indices;
-use crate::kernel::Handle;
+use crate::kernel::{Handle, Stat};
 use crate::name::{DeviceNumber, Guid, Name};
 use crate::open::{self, Pin, PinnedDevice};
 use crate::provider::{Provided, ProviderInfo, Providers};
@@ -35,6 +36,13 @@ pub(crate) struct Record {
     pub(crate) sys_dev: u64,
     pub(crate) ino: u64,
     pub(crate) device_number: DeviceNumber,
+    /// Joined once, it holds for the life of the inode.
+    pub(crate) joined: OnceLock<Joined>,
+    /// What became of the device. It does not come back.
+    gone: OnceLock<Gone>,
+    /// It was found under another name between two lists. It may have got its old one back: the next
+    /// list has to look, though it may find the class directories as they were.
+    renamed: AtomicBool,
     state: Mutex<State>,
     /// Found once: nothing that it is found by changes while the instance lives, but the name.
     provided: Mutex<Option<Arc<Provided>>>,
@@ -44,10 +52,6 @@ pub(crate) struct Record {
 pub(crate) struct State {
     pub(crate) name: Name,
     pub(crate) timestamp: Timestamp,
-    /// Joined once, it holds for the life of the inode.
-    pub(crate) joined: Option<Joined>,
-    /// What became of the device.
-    pub(crate) gone: Option<Gone>,
     /// Its directory, while somebody uses it.
     directory: Weak<Handle>,
 }
@@ -117,11 +121,12 @@ impl Record {
             sys_dev: instance.sys_dev,
             ino: instance.ino,
             device_number: instance.device_number,
+            joined: OnceLock::new(),
+            gone: OnceLock::new(),
+            renamed: AtomicBool::new(false),
             state: Mutex::new(State {
                 name,
                 timestamp: instance.timestamp,
-                joined: None,
-                gone: None,
                 directory: Weak::new(),
             }),
             provided: Mutex::default(),
@@ -175,14 +180,34 @@ impl Record {
         same && (!strict || seen.timestamp == self.state().timestamp)
     }
 
-    /// Takes over what may change of an instance.
+    /// Takes over what a list has found changed of the instance.
     pub(crate) fn refresh(&self, sighting: &Sighting) {
-        let mut state = self.state();
-        state.timestamp = sighting.instance.timestamp;
-        if state.name != sighting.name {
-            tracing::debug!(from = %state.name, to = %sighting.name, "device renamed");
-            state.name = sighting.name.clone();
+        self.renamed.store(false, Relaxed);
+        self.note(sighting.instance.timestamp, &sighting.name);
+    }
+
+    /// Takes over what an open has found changed of the instance.
+    pub(crate) fn refresh_pinned(&self, timestamp: Timestamp, name: &Name) {
+        if self.note(timestamp, name) {
+            self.renamed.store(true, Relaxed);
         }
+    }
+
+    /// Whether the name is another one.
+    fn note(&self, timestamp: Timestamp, name: &Name) -> bool {
+        let mut state = self.state();
+        state.timestamp = timestamp;
+        let renamed = state.name != *name;
+        if renamed {
+            tracing::debug!(from = %state.name, to = %name, "device renamed");
+            state.name = name.clone();
+        }
+        renamed
+    }
+
+    /// Nothing was found of it since the last list that the next one has to look into.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.gone.get().is_none() && !self.renamed.load(Relaxed)
     }
 
     /// Name and uverbs name, for messages.
@@ -190,31 +215,39 @@ impl Record {
         format!("{} (uverbs{})", self.state().name, self.number)
     }
 
-    /// Its directory in /sys, shared by all who use the record at this moment. It may be the
-    /// directory of another instance by now, or of a dead one: the caller compares and reads.
-    pub(crate) fn directory(&self) -> Result<Arc<Handle>> {
-        if let Some(directory) = self.state().directory.upgrade() {
-            return Ok(directory);
-        }
+    /// Its directory in /sys, shared by all who use the record at this moment, and what `fstat` says
+    /// of it. It may be the directory of another instance by now, or of a dead one: the caller
+    /// compares and reads.
+    pub(crate) fn directory(&self) -> Result<(Arc<Handle>, Stat)> {
         let kernel = self.host.kernel();
+        let shared = self.state().directory.upgrade();
+        if let Some(directory) = shared {
+            let stat = attr::stat(kernel, &directory)?;
+            return Ok((directory, stat));
+        }
         let opened = Arc::new(attr::open(kernel, self.host.sys(), &self.path, attr::DIRECTORY)?);
         let stat = attr::stat(kernel, &opened)?;
         // Only the directory of this very instance is shared.
         if (stat.dev, stat.ino) == (self.sys_dev, self.ino) {
             self.state().directory = Arc::downgrade(&opened);
         }
-        Ok(opened)
+        Ok((opened, stat))
     }
 
-    /// Notes for good that the device is gone.
+    /// Whether it is already known that the device is gone.
+    pub(crate) fn known_gone(&self) -> Option<Gone> {
+        self.gone.get().copied()
+    }
+
+    /// Notes for good that the device is gone; what was noted first stands.
     pub(crate) fn mark(&self, gone: Gone) {
-        self.state().gone.get_or_insert(gone);
+        let _ = self.gone.set(gone);
     }
 
     /// Whether the device is gone, as the class link says now; notes it. Errors that leave it open
     /// count as "not known to be gone".
     pub(crate) fn fate(&self) -> Option<Gone> {
-        if let Some(gone) = self.state().gone {
+        if let Some(gone) = self.known_gone() {
             return Some(gone);
         }
         let (kernel, sys) = (self.host.kernel(), self.host.sys());
@@ -272,7 +305,7 @@ impl Device {
 
     /// Whether it is already known that the device is gone. Asks nobody.
     pub fn is_known_gone(&self) -> bool {
-        self.0.state().gone.is_some()
+        self.0.known_gone().is_some()
     }
 
     /// The device's index in RDMA netlink. It is learnt when it is first asked for and holds as long
@@ -338,8 +371,8 @@ impl Device {
     }
 
     fn joined(&self) -> Result<Joined> {
-        if let Some(joined) = self.0.state().joined {
-            return Ok(joined);
+        if let Some(joined) = self.0.joined.get() {
+            return Ok(*joined);
         }
         open::pin_for_reading(&self.0)
             .and_then(|pinned| self.0.indices.join(&self.0, &pinned))
@@ -433,8 +466,8 @@ impl fmt::Debug for Device {
             .field("uverbs", &self.0.number)
             .field("device_number", &self.0.device_number)
             .field("ino", &self.0.ino)
-            .field("joined", &state.joined)
-            .field("gone", &state.gone)
+            .field("joined", &self.0.joined.get())
+            .field("gone", &self.0.known_gone())
             .finish()
     }
 }

@@ -138,7 +138,7 @@ impl Host {
         policy: Policy,
     ) -> Result<Self> {
         let netlink = netlink.map_or(Source::Denied, |socket| {
-            Source::Given(Arc::new(Socket::new(Kernel::Linux, Handle::Real(socket))))
+            Source::Given(Arc::new(Socket::given(Kernel::Linux, Handle::Real(socket))))
         });
         Self::make(Kernel::Linux, real(sys), real(dev), netlink, policy)
     }

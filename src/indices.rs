@@ -1,43 +1,77 @@
 //! Which RDMA netlink index a device has: learnt when somebody asks, and joined through the device
 //! number, never through the name.
+//!
+//! There is no way to ask for it. A dump of all devices tells, and takes a time that grows with their
+//! square (the kernel counts from the first one for each message): 110 ms with 1,000. So where there are many
+//! the index is searched for first, by asking for the device numbers of single ones. Indices and
+//! inode numbers are both given out in the order of registration, so that each answer says on which side
+//! to go on and by how much at least. All this is hints: what decides is the join ([`ask`]).
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, Weak};
 
-use crate::device::{Joined, Record};
+use crate::device::{Device, Joined, Record};
 use crate::error::{Error, ErrorKind, Result};
-use crate::name::Name;
+use crate::name::{DeviceNumber, Name};
 use crate::netlink::Socket;
 use crate::open::Pin;
 
-/// The indices that the last dump named. A hint only: the join decides.
+/// Up to so many devices a dump costs less than a search.
+const FEW: usize = 16;
+/// How many indices a search asks for, 14 us each, before it gives up; one where no device has gone, 16
+/// where every second one has.
+const PROBES: usize = 128;
+/// Indices are less than this (`xa_limit_31b`).
+const LIMIT: u32 = 1 << 31;
+
+/// What is known of the indices. Hints only: the join decides.
 #[derive(Debug, Default)]
-pub(crate) struct Indices(Mutex<Vec<(u32, Name)>>);
+pub(crate) struct Indices(Mutex<Hints>);
+
+#[derive(Debug, Default)]
+struct Hints {
+    /// What the last dump named.
+    named: Vec<(u32, Name)>,
+    /// The devices of the last list, as long as the registry has them.
+    listed: Option<Weak<[Device]>>,
+}
 
 impl Indices {
+    /// Takes note of what is listed now.
+    pub(crate) fn set_listed(&self, devices: &Arc<[Device]>) {
+        self.lock().listed = Some(Arc::downgrade(devices));
+    }
+
     /// Finds the index of a pinned device and notes it in its record.
     pub(crate) fn join(&self, record: &Record, pin: &Pin) -> Result<Joined> {
-        if let Some(joined) = record.state().joined {
-            return Ok(joined);
+        if let Some(joined) = record.joined.get() {
+            return Ok(*joined);
         }
         let socket = record.host.netlink()?;
         let name = record.state().name.clone();
-        let hint = self.lock().iter().find(|(_, known)| *known == name).map(|(index, _)| *index);
+        let (hint, listed) = {
+            let hints = self.lock();
+            let hint =
+                hints.named.iter().find(|(_, known)| *known == name).map(|(index, _)| *index);
+            (hint, hints.listed.as_ref().and_then(Weak::upgrade))
+        };
         let mut found = None;
         if let Some(index) = hint {
             found = try_index(record, pin, &socket, index)?;
         }
+        if let Some(listed) = listed.filter(|listed| found.is_none() && listed.len() > FEW) {
+            found = search(record, pin, &socket, &listed)?;
+        }
         if found.is_none() {
-            found = self.search(record, pin, &socket, &name)?;
+            found = self.dump(record, pin, &socket, &name)?;
         }
         let joined = found.ok_or_else(|| {
             Error::new(ErrorKind::Unproven, "RDMA netlink lists no device with this device number")
         })?;
-        record.state().joined = Some(joined);
-        Ok(joined)
+        Ok(*record.joined.get_or_init(|| joined))
     }
 
     /// Asks for all devices, then for their device numbers: first of those with the right name.
-    fn search(
+    fn dump(
         &self,
         record: &Record,
         pin: &Pin,
@@ -46,7 +80,7 @@ impl Indices {
     ) -> Result<Option<Joined>> {
         let mut all: Vec<_> =
             socket.devices()?.iter().map(|info| (info.index, Name::new(&info.name))).collect();
-        self.lock().clone_from(&all);
+        self.lock().named.clone_from(&all);
         all.sort_by_key(|(index, known)| (known != name, *index));
         for (index, _) in all {
             if let Some(joined) = try_index(record, pin, socket, index)? {
@@ -56,20 +90,101 @@ impl Indices {
         Ok(None)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<(u32, Name)>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Hints> {
         self.0.lock().unwrap_or_else(|poison| poison.into_inner())
     }
+}
+
+/// Searches for the index among the listed devices, of which each answer finds one. None when it is not
+/// found so: too few of the indices in between are in use, or the order does not hold, as it does not for
+/// a device that moved to another network namespace.
+fn search(
+    record: &Record,
+    pin: &Pin,
+    socket: &Socket,
+    listed: &[Device],
+) -> Result<Option<Joined>> {
+    // How many were registered from the one of inode `from` on until the one of `to`, as far as they
+    // are still there; so far apart are their indices at least.
+    let between = |from: u64, to: u64| {
+        let listed = listed.iter().filter(|device| (from..to).contains(&device.0.ino));
+        listed.count() as u32
+    };
+    // The nearest ones whose indices are known already.
+    let joined =
+        listed.iter().filter_map(|device| Some((device.0.ino, device.0.joined.get()?.index)));
+    let before = joined.clone().filter(|(ino, _)| *ino < record.ino).max();
+    let after = joined.filter(|(ino, _)| *ino > record.ino).min();
+    let (ino, index) = before.unwrap_or_default();
+    let mut from = index.saturating_add(between(ino, record.ino));
+    let mut to = after.map_or(LIMIT, |(ino, index)| {
+        index.saturating_add(1).saturating_sub(between(record.ino, ino))
+    });
+    // From that end of what is left that was moved last: without gaps it is right there. Where indices are
+    // not in use, on from there, and from the other end by turns; by steps that grow, but slowly, as gaps
+    // may be regular.
+    let (mut at_end, mut step) = (before.is_none() && after.is_some(), 0);
+    let mut turned = false;
+    for _ in 0..PROBES.min(listed.len()) {
+        let index = if at_end { to.saturating_sub(1 + step) } else { from.saturating_add(step) };
+        let other = match (from..to).contains(&index) {
+            false => None,
+            true => match ask(record, pin, socket, index)? {
+                Answer::Joined(joined) => return Ok(Some(joined)),
+                Answer::Other(number) => {
+                    listed.iter().find(|other| other.0.device_number == number)
+                }
+                Answer::Nobody => None,
+            },
+        };
+        match other.map(|other| other.0.ino) {
+            Some(ino) => {
+                at_end = ino > record.ino;
+                (step, turned) = (0, false);
+                if at_end {
+                    to = (index + 1).saturating_sub(between(record.ino, ino));
+                } else {
+                    from = index + between(ino, record.ino);
+                }
+            }
+            None if to < LIMIT && !turned => (at_end, turned) = (!at_end, true),
+            None => {
+                at_end ^= turned;
+                (step, turned) = (step + step / 8 + 1, false);
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// What netlink says of an index.
+enum Answer {
+    /// It is the device's.
+    Joined(Joined),
+    /// It is that of another device, or another one's by now.
+    Other(DeviceNumber),
+    /// No device has it, or none with a uverbs node.
+    Nobody,
 }
 
 /// Asks for the device number of an index while the pinned device is alive. It was alive before (the
 /// pin read its `dev`) and is alive after: in between nobody else had its device number, so an
 /// index with that number is this device's (`audits/kernel-facts.md`).
-fn try_index(record: &Record, pin: &Pin, socket: &Socket, index: u32) -> Result<Option<Joined>> {
+fn ask(record: &Record, pin: &Pin, socket: &Socket, index: u32) -> Result<Answer> {
     match socket.chardev(index)? {
         Some(chardev) if record.device_number == chardev.dev.into() => {
             pin.read_device_number()?;
-            Ok(Some(Joined { index, driver_id: chardev.driver_id }))
+            Ok(Answer::Joined(Joined { index, driver_id: chardev.driver_id }))
         }
-        _ => Ok(None),
+        Some(chardev) => Ok(Answer::Other(chardev.dev.into())),
+        None => Ok(Answer::Nobody),
+    }
+}
+
+/// The join: the index if it is the device's.
+fn try_index(record: &Record, pin: &Pin, socket: &Socket, index: u32) -> Result<Option<Joined>> {
+    match ask(record, pin, socket, index)? {
+        Answer::Joined(joined) => Ok(Some(joined)),
+        Answer::Other(_) | Answer::Nobody => Ok(None),
     }
 }

@@ -64,6 +64,7 @@ mod netlink;
 mod open;
 mod provider;
 mod registry;
+mod sweep;
 
 pub use cap_std::fs::Dir;
 #[cfg(feature = "tokio")]

@@ -67,7 +67,7 @@ fn attempt(device: &Device, policy: &Policy, allow_unproven: bool) -> Result<Ope
         baseline => baseline,
     };
     // A device that its provider cannot handle is not opened either.
-    let told = record.state().joined.map(|joined| joined.driver_id.map(DriverId::from_raw));
+    let told = record.joined.get().map(|joined| joined.driver_id.map(DriverId::from_raw));
     let provided = told.map(|driver| record.provided(&pin, driver)).transpose();
     let provided = provided.map_err(|error| error.at(Step::Pin))?;
     if let Some(provided) = &provided {
@@ -94,7 +94,7 @@ fn attempt(device: &Device, policy: &Policy, allow_unproven: bool) -> Result<Ope
 
 /// Step 1: a device that is known to be gone is not looked for.
 fn known(record: &Record) -> Result<()> {
-    match record.state().gone {
+    match record.known_gone() {
         Some(gone) => {
             Err(Error::new(gone.kind(), "it is known since the last look").at(Step::Known))
         }
@@ -144,8 +144,7 @@ impl Pin {
 /// Step 2: the directory in /sys, compared with the record and held; `dev` and `ibdev` read through it.
 fn pin_instance(record: &Record, policy: &Policy, evidence: &mut Evidence) -> Result<Pin> {
     let kernel = record.host.kernel();
-    let directory = record.directory()?;
-    let stat = attr::stat(kernel, &directory)?;
+    let (directory, stat) = record.directory()?;
     let same = |what, expected, found| (what, Value::Number(expected), Value::Number(found));
     for (what, expected, found) in [
         same("sysfs mount (st_dev)", record.sys_dev, stat.dev),
@@ -175,13 +174,7 @@ fn pin_instance(record: &Record, policy: &Policy, evidence: &mut Evidence) -> Re
         }
         tracing::debug!(device = record.label(), "timestamp refreshed: the inode was evicted");
     }
-    let mut state = record.state();
-    state.timestamp = timestamp;
-    if state.name != name {
-        tracing::debug!(from = %state.name, to = %name, "device renamed");
-        state.name = name.clone();
-    }
-    drop(state);
+    record.refresh_pinned(timestamp, &name);
     let kernel = kernel.clone();
     Ok(Pin { directory, dev, ibdev, kernel, device_number, name, timestamp })
 }
@@ -299,8 +292,8 @@ fn revalidate(record: &Record, pin: &Pin, evidence: &mut Evidence) -> Result<()>
 /// The driver that the header of every command has to name: from netlink, or, where that does not
 /// tell, by asking the descriptor, first for the one that the modalias speaks for.
 fn driver_of(record: &Record, fd: BorrowedFd<'_>, guess: Option<DriverId>) -> Result<DriverId> {
-    if let Some(Joined { driver_id: Some(raw), .. }) = record.state().joined {
-        return Ok(DriverId::from_raw(raw));
+    if let Some(Joined { driver_id: Some(raw), .. }) = record.joined.get() {
+        return Ok(DriverId::from_raw(*raw));
     }
     proof::probe_driver(record.host.kernel(), fd, guess)
 }

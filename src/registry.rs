@@ -1,16 +1,15 @@
 //! The registry: the cached list of devices, its rescans, and what they find changed.
 
-use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::attr;
 use crate::device::{Device, Gone, Record, Sighting};
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::Host;
 use crate::indices::Indices;
-use crate::kernel::DirEntry;
 use crate::provider::{Provider, Providers};
+use crate::sweep::{NameLink, Sweeps};
 
 /// The devices of a host. A clone shares its records.
 #[derive(Clone)]
@@ -25,14 +24,18 @@ struct Inner {
 
 #[derive(Default)]
 struct State {
-    /// What the last sweep of `class/infiniband_verbs` found, by number.
+    /// What was found at the last look that found something changed, by number.
     entries: Vec<Entry>,
-    /// What the last sweep of `class/infiniband` found.
-    names: HashMap<Box<[u8]>, u64>,
     devices: Devices,
+    /// What that look saw in the class directories.
+    sweeps: Sweeps,
+    /// How often something had changed.
+    changes: u64,
+    /// Room for the next sweeps.
+    spare: Sweeps,
 }
 
-/// One uverbs device that the last sweep found.
+/// One uverbs device that was found.
 struct Entry {
     number: u32,
     /// Inode number of its class link, which is made and removed with the device.
@@ -42,9 +45,9 @@ struct Entry {
 
 struct Seen {
     device: Device,
-    /// Inode number of the link of its name in `class/infiniband`; it stays when the device is
-    /// renamed, so another one under the known name means a rename.
-    name_link: Option<u64>,
+    /// The link of its name in `class/infiniband`. It stays when the device is renamed, so another name
+    /// of that link means a rename.
+    name_link: Option<NameLink>,
 }
 
 impl Registry {
@@ -73,64 +76,44 @@ impl Registry {
     /// that is still the same instance keeps its record; one that is gone is marked, and its
     /// handles say so.
     ///
+    /// Both class directories are swept; what is in them as it was is not looked at again.
+    ///
     /// # Errors
     /// `Unstable` when the uverbs module is being loaded or unloaded; `Os`, `PermissionDenied`. What is
     /// wrong with one device does not stop the listing: see [`Devices::faults`].
     pub fn devices(&self) -> Result<Devices> {
-        let mut state = self.0.state.lock().unwrap_or_else(|poison| poison.into_inner());
-        let found = self.sweep_uverbs()?;
-        let names = self.sweep_names();
-        state.rescan(&self.0, found, names)?;
-        let devices = state.devices.clone();
-        drop(state);
+        let devices = self.list()?;
         if !self.0.providers.is_empty() {
             devices.iter().for_each(set_up);
         }
         Ok(devices)
     }
 
-    /// Number and class link of every uverbs device, by number.
-    fn sweep_uverbs(&self) -> Result<Vec<(u32, u64)>> {
-        const CLASS: &std::ffi::CStr = c"class/infiniband_verbs";
-        let (kernel, sys) = (self.0.host.kernel(), self.0.host.sys());
-        // Twice: a directory that was opened just before ib_uverbs went is dead and shows nothing.
-        for _ in 0..2 {
-            // Opened for each sweep: one that is held dies with the module, and its offset is shared.
-            let directory = match attr::open(kernel, sys, CLASS, attr::SWEEP) {
-                Err(error) if attr::is_absent(&error) => return Ok(Vec::new()),
-                directory => directory?,
-            };
-            let (mut found, mut is_class) = (Vec::new(), false);
-            let mut each = |entry: DirEntry<'_>| match attr::parse_uverbs(entry.name) {
-                Some(number) => found.push((number, entry.ino)),
-                None => is_class |= entry.name == b"abi_version",
-            };
-            attr::sweep(kernel, &directory, "class/infiniband_verbs", &mut each)?;
-            if is_class {
-                found.sort_unstable();
-                found.dedup_by_key(|(number, _)| *number);
-                return Ok(found);
+    fn list(&self) -> Result<Devices> {
+        let host = &self.0.host;
+        let (mut sweeps, changes) = {
+            let mut state = self.lock();
+            (std::mem::take(&mut state.spare), state.changes)
+        };
+        // Without the lock: threads that list at once do not wait for one another.
+        sweeps.take(host)?;
+        let mut state = self.lock();
+        let state = &mut *state;
+        if sweeps != state.sweeps || !state.is_settled(host) {
+            // Where another thread has found a change meanwhile, its sweep may be the newer one: to take
+            // ours after it might mark a device as gone that has just come.
+            if state.changes != changes {
+                sweeps.take(host)?;
             }
+            state.rescan(&self.0, &sweeps);
+            std::mem::swap(&mut state.sweeps, &mut sweeps);
         }
-        Err(Error::new(
-            ErrorKind::Unstable,
-            "class/infiniband_verbs has no abi_version: ib_uverbs is being loaded or unloaded",
-        ))
+        state.spare = sweeps;
+        Ok(state.devices.clone())
     }
 
-    /// Name and link of every device in `class/infiniband`; none where that cannot be swept, such as
-    /// under a name with a slash in it.
-    fn sweep_names(&self) -> Option<HashMap<Box<[u8]>, u64>> {
-        let (kernel, sys) = (self.0.host.kernel(), self.0.host.sys());
-        let directory = attr::open(kernel, sys, c"class/infiniband", attr::SWEEP).ok()?;
-        let mut names = HashMap::new();
-        let mut each = |entry: DirEntry<'_>| {
-            if !matches!(entry.name, b"." | b"..") {
-                names.insert(entry.name.into(), entry.ino);
-            }
-        };
-        attr::sweep(kernel, &directory, "class/infiniband", &mut each).ok()?;
-        Some(names)
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(|poison| poison.into_inner())
     }
 }
 
@@ -142,31 +125,50 @@ fn set_up(device: &Device) {
 }
 
 impl State {
-    fn rescan(
-        &mut self,
-        registry: &Inner,
-        found: Vec<(u32, u64)>,
-        names: Option<HashMap<Box<[u8]>, u64>>,
-    ) -> Result<()> {
-        let names_known = names.is_some();
-        let names = names.unwrap_or_default();
-        let mut old = std::mem::take(&mut self.entries).into_iter().peekable();
+    /// Nothing has to be looked at again while the sweeps stay as they are.
+    fn is_settled(&self, host: &Host) -> bool {
+        host.has_unique_inodes()
+            && self.sweeps.has_names()
+            && self.entries.iter().all(|entry| {
+                let seen = entry.seen.as_ref();
+                seen.is_ok_and(|seen| seen.name_link.is_some() && seen.device.0.is_settled())
+            })
+    }
+
+    fn rescan(&mut self, registry: &Inner, sweeps: &Sweeps) {
+        let found = sweeps.uverbs();
         let mut entries = Vec::with_capacity(found.len());
+        let mut old = std::mem::take(&mut self.entries).into_iter().peekable();
         for (number, link) in found {
             // What the last sweep had before this number is no longer there.
             while let Some(gone) = old.next_if(|entry| entry.number < number) {
                 gone.mark(Gone::Removed);
             }
             let known = old.next_if(|entry| entry.number == number);
-            entries.extend(look(registry, number, link, known, &names, names_known));
+            entries.extend(look(registry, number, link, known, sweeps));
         }
         for gone in old {
             gone.mark(Gone::Removed);
         }
+        link_names(&mut entries, sweeps);
         self.entries = entries;
-        self.names = names;
         self.devices = Devices::of(&self.entries);
-        Ok(())
+        self.changes += 1;
+        registry.indices.set_listed(&self.devices.devices);
+    }
+}
+
+/// Gives those that were looked at the links of their names. One pass over the names for all of them.
+fn link_names(entries: &mut [Entry], sweeps: &Sweeps) {
+    let seen = entries.iter_mut().filter_map(|entry| entry.seen.as_mut().ok());
+    let looked_at = seen.filter(|seen| seen.name_link.is_none());
+    let mut looked_at: Vec<_> = looked_at.map(|seen| (seen.device.name(), seen)).collect();
+    looked_at.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+    for (name, link) in sweeps.names() {
+        // Of two that were read under one name, while it changed hands, one is looked at again.
+        if let Ok(at) = looked_at.binary_search_by(|(known, _)| known.as_bytes().cmp(name)) {
+            looked_at[at].1.name_link = Some(link);
+        }
     }
 }
 
@@ -176,19 +178,18 @@ fn look(
     registry: &Inner,
     number: u32,
     link: u64,
-    known: Option<Entry>,
-    names: &HashMap<Box<[u8]>, u64>,
-    names_known: bool,
+    mut known: Option<Entry>,
+    sweeps: &Sweeps,
 ) -> Option<Entry> {
     let host = &registry.host;
-    if let Some(Entry { link: known_link, seen: Ok(seen), .. }) = &known
+    if let Some(Entry { link: known_link, seen: Ok(seen), .. }) = &mut known
         && *known_link == link
         && host.has_unique_inodes()
-        && !seen.device.is_known_gone()
+        && seen.device.0.is_settled()
+        && let Some((name, name_link)) = seen.name_link.and_then(|link| sweeps.name_of(link))
     {
-        let name = seen.device.name();
-        let name_link = names.get(name.as_bytes()).copied();
-        if names_known && name_link.is_some() && name_link == seen.name_link {
+        seen.name_link = Some(name_link);
+        if name == seen.device.0.state().name.as_bytes() {
             return known;
         }
     }
@@ -207,19 +208,22 @@ fn look(
             return Some(Entry { number, link, seen });
         }
     };
-    let name_link = names.get(sighting.name.as_bytes()).copied();
     if let Some(Entry { seen: Ok(seen), .. }) = known {
         let record = &seen.device.0;
         if record.is_seen_in(&sighting) && !seen.device.is_known_gone() {
             record.refresh(&sighting);
-            return Some(Entry { number, link, seen: Ok(Seen { device: seen.device, name_link }) });
+            return Some(Entry {
+                number,
+                link,
+                seen: Ok(Seen { device: seen.device, name_link: None }),
+            });
         }
         record.mark(Gone::Replaced);
     }
     let (indices, providers) = (registry.indices.clone(), registry.providers.clone());
     let record = Record::new(host.clone(), indices, providers, sighting);
     let device = Device(Arc::new(record));
-    Some(Entry { number, link, seen: Ok(Seen { device, name_link }) })
+    Some(Entry { number, link, seen: Ok(Seen { device, name_link: None }) })
 }
 
 impl Entry {

@@ -16,6 +16,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use crate::guest;
 use foreign::Foreign;
 use nldev::Elsewhere;
+pub(crate) use nldev::rename;
 use play::{Record, play};
 use real::Real;
 use script::{NEEDS, Needs, Script};

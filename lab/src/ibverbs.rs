@@ -96,6 +96,16 @@ impl List<'_> {
         Ok(u64::from_be(unsafe { (self.ibverbs.get_device_guid)(device) }))
     }
 
+    /// How many devices are listed.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// A listed device, found once.
+    pub(crate) fn find(&self, name: &str) -> Result<Listed<'_>> {
+        Ok(Listed { list: self, device: self.device(name)? })
+    }
+
     /// Opens a listed device and leaves it open for as long as the process lives.
     pub(crate) fn open_and_keep(&self, name: &str) -> Result<()> {
         let device = self.device(name)?;
@@ -118,6 +128,30 @@ impl List<'_> {
         unsafe { (self.ibverbs.close_device)(context) };
         ensure!(status == 0, "ibv_query_device: {status}");
         Ok(u64::from_be(attr.node_guid))
+    }
+}
+
+/// A device of a list.
+pub(crate) struct Listed<'a> {
+    list: &'a List<'a>,
+    device: *mut c_void,
+}
+
+// SAFETY: the list is not changed while it lives, and libibverbs may be called by several threads.
+unsafe impl Sync for List<'_> {}
+
+// SAFETY: as of the list; opening takes libibverbs' own lock.
+unsafe impl Sync for Listed<'_> {}
+
+impl Listed<'_> {
+    /// `ibv_open_device` and `ibv_close_device`.
+    pub(crate) fn open_and_close(&self) -> Result<()> {
+        // SAFETY: the device is of the list, which is alive.
+        let context = unsafe { (self.list.ibverbs.open_device)(self.device) };
+        ensure!(!context.is_null(), "ibv_open_device: {}", std::io::Error::last_os_error());
+        // SAFETY: the context is open and not used after this.
+        unsafe { (self.list.ibverbs.close_device)(context) };
+        Ok(())
     }
 }
 

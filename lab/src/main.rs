@@ -5,10 +5,11 @@
 //! `uverbs-lab scenario NAME` runs one in this process; `uverbs-lab boundary [--full [--shard I/N]]`
 //! disturbs programs at each of their system calls; `uverbs-lab compare [--full | --seconds N]` holds the
 //! simulated kernel against the real one; `uverbs-lab soak [--replacements N]` opens devices while they are
-//! replaced; `uverbs-lab role NAME ARG…` is a program that a scenario starts under strace, as another user
+//! replaced; `uverbs-lab bench [--most DEVICES]` says what listing and opening cost; `uverbs-lab role NAME ARG…` is a program that a scenario starts under strace, as another user
 //! or in a namespace.
 
 mod alloc;
+mod bench;
 mod boundary;
 mod compare;
 mod guest;
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
         ["scenario", name] => runner::run_one(name),
         ["boundary", ref rest @ ..] => boundary::run(rest),
         ["compare", ref rest @ ..] => compare::run(rest),
+        ["bench", ref rest @ ..] => bench::run(rest),
         ["soak", ref rest @ ..] => scenarios::soak::run(rest),
         ["role", name, ref rest @ ..] => roles::run(name, rest),
         ["list"] => {
@@ -38,7 +40,7 @@ fn main() -> ExitCode {
         }
         _ => {
             eprintln!(
-                "usage: uverbs-lab scenarios [FILTER...] | scenario NAME | boundary [--full [--shard I/N]] | compare [--full | --seconds N] | soak [--replacements N] | role NAME ... | list"
+                "usage: uverbs-lab scenarios [FILTER...] | scenario NAME | boundary [--full [--shard I/N]] | compare [--full | --seconds N] | soak [--replacements N] | bench [--most DEVICES] | role NAME ... | list"
             );
             return ExitCode::from(2);
         }

@@ -14,8 +14,8 @@ use seccompiler::{
 };
 use uverbs::{Device, ErrorKind, Host, Registry};
 
-use crate::guest;
 use crate::ibverbs::Ibverbs;
+use crate::{bench, guest};
 
 /// Written between what a trace is to see apart.
 pub(crate) const MARK: &str = "== mark";
@@ -60,6 +60,8 @@ pub(crate) fn run(name: &str, args: &[&str]) -> Result<()> {
         }
         ("crowd", [device, count]) => crowd(device, count.parse()?),
         ("churn", [device]) => churn(device),
+        ("first-list", [which]) => bench::first_list(which),
+        ("counted", []) => bench::counted_role(),
         _ => bail!("no such role: {name} {args:?}"),
     }
 }
@@ -68,7 +70,7 @@ fn device_named(registry: &Registry, name: &str) -> Result<Device> {
     Ok(registry.devices()?.by_name(name)?)
 }
 
-fn mark() {
+pub(crate) fn mark() {
     let _ = std::io::stderr().write_all(MARK.as_bytes());
 }
 

@@ -1,7 +1,9 @@
 //! Build tooling of the workspace: `cargo xtask lab run` boots a kernel and runs a command in it, `cargo xtask
-//! test` runs all tests, those in kernels included, `cargo xtask prove` what takes hours.
+//! test` runs all tests, those in kernels included, `cargo xtask prove` what takes hours, `cargo xtask bench`
+//! measures.
 
 mod apt;
+mod bench;
 mod cpio;
 mod guest;
 mod image;
@@ -46,6 +48,8 @@ enum Task {
     Test(TestArgs),
     /// Run the full versions of the proofs, which take hours; their logs go to target/prove
     Prove(ProveArgs),
+    /// Measure what listing and opening cost, beside libibverbs, and hold it against the targets
+    Bench(BenchArgs),
 }
 
 #[derive(Subcommand)]
@@ -110,11 +114,36 @@ struct ProveArgs {
     fuzz_seconds: u64,
 }
 
+#[derive(Args)]
+struct BenchArgs {
+    /// Kernel to measure on
+    #[arg(long, default_value = "6.12")]
+    kernel: KernelChoice,
+
+    /// How often everything is measured
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    runs: usize,
+
+    /// Measure no more devices than these; targets about more are left out
+    #[arg(long, value_name = "DEVICES", default_value_t = 8000)]
+    most: usize,
+
+    /// Write benches/RESULTS.md and benches/devices.svg anew
+    #[arg(long)]
+    write: bool,
+}
+
 fn main() -> ExitCode {
     let result = match Cli::parse().task {
         Task::Lab { command: LabCommand::Run(args) } => run(args),
         Task::Test(args) => test::run(&args.kernel, &args.filter),
         Task::Prove(args) => prove::run(&args.proofs, &args.kernel, args.fuzz_seconds),
+        Task::Bench(args) => bench::run(&bench::Plan {
+            kernel: args.kernel,
+            runs: args.runs,
+            most: args.most,
+            write: args.write,
+        }),
     };
     match result {
         Ok(code) => ExitCode::from(code),

@@ -41,10 +41,10 @@ const EXPLORE_LIMIT: Duration = Duration::from_secs(4 * 3600);
 const FUZZ_BUILD: Duration = Duration::from_secs(1800);
 
 /// One command with its log.
-struct Job {
-    name: String,
-    command: Command,
-    limit: Duration,
+pub(crate) struct Job {
+    pub(crate) name: String,
+    pub(crate) command: Command,
+    pub(crate) limit: Duration,
 }
 
 /// Runs the proofs; goes on after a failure and sums up.
@@ -189,7 +189,7 @@ fn outcome(job: Job, logs: &Path) -> (bool, String) {
 }
 
 /// Runs a command within bounds; what it prints goes to our output and to the log.
-fn run_logged(job: Job, log: &Path) -> Result<()> {
+pub(crate) fn run_logged(job: Job, log: &Path) -> Result<()> {
     let Job { mut command, limit, .. } = job;
     let log = File::create(log).with_context(|| format!("making {}", log.display()))?;
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());

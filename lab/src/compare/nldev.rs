@@ -53,7 +53,8 @@ fn request(
     Ok(if errno == 0 { Ok(()) } else { Err(-errno) })
 }
 
-pub(super) fn rename(index: u32, name: &str) -> Result<std::result::Result<(), i32>> {
+/// Renames the device of that index; the errno that the kernel refuses it with.
+pub(crate) fn rename(index: u32, name: &str) -> Result<std::result::Result<(), i32>> {
     let name = format!("{name}\0");
     request(&socket()?, SET, &[(DEV_INDEX, &index.to_ne_bytes()), (DEV_NAME, name.as_bytes())])
 }

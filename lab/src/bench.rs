@@ -1,0 +1,233 @@
+//! What listing and opening cost, beside libibverbs and beside the least that the kernel needs: on
+//! one kernel, in one run, with one device and with thousands.
+//!
+//! It prints a line for each figure, which `cargo xtask bench` collects, and one for each target,
+//! and fails when a target is missed.
+
+mod counted;
+mod measure;
+mod sweep;
+mod targets;
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use uverbs::{Device, Host, Registry};
+
+use crate::compare::rename;
+use crate::ibverbs::{Ibverbs, List};
+use crate::{alloc, guest, roles};
+use measure::{Times, in_turns, on_threads, time};
+use targets::Findings;
+
+pub(crate) use counted::role as counted_role;
+
+/// So many threads where threads are measured.
+const THREADS: usize = 8;
+
+pub(crate) fn run(args: &[&str]) -> Result<()> {
+    let most = match *args {
+        [] => 8000,
+        ["--most", most] => most.parse().context("--most")?,
+        _ => bail!("usage: uverbs-lab bench [--most DEVICES]"),
+    };
+    guest::clean()?;
+    println!("kernel\t{}", guest::release());
+    let mut findings = Findings::default();
+    let mut there = 0;
+    for (devices, prefix) in [(1, 'a'), (64, 'b'), (1000, 'c'), (8000, 'd')] {
+        if devices > most {
+            break;
+        }
+        let (more, guid) = (devices - there, 0x10000 + there);
+        guest::hca(&format!("add name={prefix} guid={guid:016x} count={more}"))?;
+        guest::until_uverbs(&format!("uverbs{}", devices - 1), true)?;
+        there = devices;
+        measure(devices, &mut findings)?;
+    }
+    findings.judge()
+}
+
+/// How often the slow things are done with so many devices: a list of libibverbs takes a time that
+/// grows with their square.
+fn rounds(devices: usize) -> usize {
+    match devices {
+        ..=64 => 100,
+        65..=1000 => 15,
+        _ => 2,
+    }
+}
+
+fn measure(devices: usize, findings: &mut Findings) -> Result<()> {
+    let mut note = |name: &str, times: &Times| {
+        times.print(devices, name);
+        findings.time(devices, name, times.median());
+    };
+    first_lists(devices, &mut note)?;
+    let ibverbs = Ibverbs::load()?;
+    let registry = Registry::new(Host::open()?);
+    let (heap, descriptors) = (alloc::live_bytes(), guest::open_descriptors());
+    let listed = registry.devices()?;
+    let heap = (alloc::live_bytes() - heap) / devices;
+    let descriptors = guest::open_descriptors() - descriptors;
+    ensure!(listed.len() == devices && listed.faults().count() == 0, "{} listed", listed.len());
+    registry.devices()?;
+    let allocations = alloc::calls();
+    let unchanged = registry.devices()?;
+    let allocations = alloc::calls() - allocations;
+    ensure!(unchanged.iter().eq(&listed));
+
+    let device = listed.iter().nth(devices / 2).context("none")?;
+    let list = ibverbs.list()?;
+    ensure!(list.len() == devices, "libibverbs lists {} devices", list.len());
+    lists(devices, &ibverbs, &registry, &mut note)?;
+    opens(&list, device, &mut note)?;
+    if devices >= 1000 {
+        changed(&registry, &mut note)?;
+    }
+    if devices == 1000 {
+        threads(&list, &registry, &mut note)?;
+    }
+    findings.count(devices, "heap_per_device", heap);
+    findings.count(devices, "descriptors_kept", descriptors);
+    findings.count(devices, "allocations_rescan", allocations);
+    if devices <= 1000 {
+        counted::count(devices, findings)?;
+    }
+    Ok(())
+}
+
+type Note<'a> = &'a mut dyn FnMut(&str, &Times);
+
+/// The first list of a process, each in a process of its own.
+fn first_lists(devices: usize, note: Note<'_>) -> Result<()> {
+    let first = |which| {
+        let said = guest::stdout(&roles::exe()?, &["role", "first-list", which])?;
+        Ok(Duration::from_nanos(said.trim().parse().context("nanoseconds")?))
+    };
+    let [theirs, ours] =
+        in_turns(rounds(devices).min(15), [&mut |_| first("ibverbs"), &mut |_| first("uverbs")])?;
+    note("first_list_ibverbs", &theirs);
+    note("first_list", &ours);
+    Ok(())
+}
+
+/// The role `first-list`: lists once and says how long that took.
+pub(crate) fn first_list(which: &str) -> Result<()> {
+    let elapsed = match which {
+        "ibverbs" => {
+            let ibverbs = Ibverbs::load()?;
+            time(|| ibverbs.list().map(std::mem::forget))?
+        }
+        _ => time(|| Ok(Registry::new(Host::open()?).devices()?))?,
+    };
+    println!("{}", elapsed.as_nanos());
+    Ok(())
+}
+
+/// A list where nothing has changed.
+fn lists(devices: usize, ibverbs: &Ibverbs, registry: &Registry, note: Note<'_>) -> Result<()> {
+    // Of the quick ones several beside each slow one, in turns of their own.
+    let mut quick = [Vec::new(), Vec::new()];
+    let mut slow = Vec::new();
+    for round in 0..rounds(devices) {
+        slow.push(time(|| ibverbs.list())?);
+        for turn in 0..20 {
+            let which = (round + turn) % 2;
+            quick[which].push(match which {
+                0 => time(sweep::both)?,
+                _ => time(|| Ok(registry.devices()?))?,
+            });
+        }
+    }
+    let [swept, rescan] = quick.map(Times::new);
+    note("list_ibverbs", &Times::new(slow));
+    note("sweep", &swept);
+    note("rescan", &rescan);
+    Ok(())
+}
+
+/// Open and close, warm, and the first open after a list.
+fn opens(list: &List<'_>, device: &Device, note: Note<'_>) -> Result<()> {
+    let peer = list.find(&device.name().to_string())?;
+    let ours = || open_and_close(device);
+    peer.open_and_close()?;
+    ours()?;
+    let [theirs, ours] =
+        in_turns(600, [&mut |_| time(|| peer.open_and_close()), &mut |_| time(ours)])?;
+    note("open_ibverbs", &theirs);
+    note("open", &ours);
+    let first = |round: usize| {
+        let listed = Registry::new(Host::open()?).devices()?;
+        // Another one each time: not always the one that is easiest to find.
+        let device = listed.iter().nth((round * 389 + 7) % listed.len()).context("none")?;
+        time(|| open_and_close(device))
+    };
+    let [first] = in_turns(15, [&mut { first }])?;
+    note("first_open", &first);
+    Ok(())
+}
+
+fn open_and_close(device: &Device) -> Result<()> {
+    drop(device.open()?);
+    Ok(())
+}
+
+/// A list where some devices have changed: they are renamed.
+fn changed(registry: &Registry, note: Note<'_>) -> Result<()> {
+    let listed = registry.devices()?;
+    for count in [1, 10, 100] {
+        let some: Vec<_> = listed.iter().step_by(listed.len() / count).take(count).collect();
+        let names: Vec<_> = some.iter().map(|device| device.name().to_string()).collect();
+        let mut times = Vec::new();
+        for round in 0..10 {
+            // Back again every second time: others go by the names.
+            let prefix = if round % 2 == 0 { "was_" } else { "" };
+            let names: Vec<_> = names.iter().map(|name| format!("{prefix}{name}")).collect();
+            for (device, name) in some.iter().zip(&names) {
+                rename(device.index()?, name)?.map_err(std::io::Error::from_raw_os_error)?;
+            }
+            times.push(time(|| Ok(registry.devices()?))?);
+            for (device, name) in some.iter().zip(&names) {
+                ensure!(device.name() == name.as_str(), "{device} is not {name}");
+            }
+        }
+        note(&format!("rescan_{count}_changed"), &Times::new(times));
+    }
+    Ok(())
+}
+
+/// The same from one thread and from eight.
+fn threads(list: &List<'_>, registry: &Registry, note: Note<'_>) -> Result<()> {
+    let devices: Vec<_> = registry.devices()?.iter().take(THREADS).cloned().collect();
+    let peers = devices
+        .iter()
+        .map(|device| list.find(&device.name().to_string()))
+        .collect::<Result<Vec<_>>>()?;
+    for device in &devices {
+        drop(device.open()?);
+    }
+    let swept = |_| sweep::both();
+    let rescan = |_| Ok(registry.devices().map(drop)?);
+    let opened = |thread: usize| open_and_close(&devices[thread]);
+    let peer = |thread: usize| peers[thread].open_and_close();
+    let times = in_turns(
+        12,
+        [
+            &mut |_| on_threads(1, 20, swept),
+            &mut |_| on_threads(THREADS, 20, swept),
+            &mut |_| on_threads(1, 20, rescan),
+            &mut |_| on_threads(THREADS, 20, rescan),
+            &mut |_| on_threads(1, 60, peer),
+            &mut |_| on_threads(THREADS, 60, peer),
+            &mut |_| on_threads(1, 60, opened),
+            &mut |_| on_threads(THREADS, 60, opened),
+        ],
+    )?;
+    let names = ["sweep", "rescan", "open_ibverbs", "open"];
+    let names = names.iter().flat_map(|name| [1, THREADS].map(|n| format!("{name}_{n}_threads")));
+    for (name, times) in names.zip(&times) {
+        note(&name, times);
+    }
+    Ok(())
+}

@@ -1,0 +1,70 @@
+//! System calls, counted exactly: by strace, between marks that the program writes.
+
+use std::fs;
+
+use anyhow::{Context as _, Result, ensure};
+use uverbs::{Host, Registry};
+
+use super::targets::Findings;
+use crate::compare::rename;
+use crate::guest;
+use crate::roles::{self, MARK};
+
+const TRACE: &str = "/tmp/trace-calls";
+
+/// What is between the marks; `-` is preparation.
+const PARTS: [&str; 8] = [
+    "calls_first_list",
+    "calls_first_open",
+    "calls_rescan",
+    "calls_open",
+    "-",
+    "calls_rescan_1_changed",
+    "-",
+    "calls_rescan_10_changed",
+];
+
+/// The role that is traced.
+pub(crate) fn role() -> Result<()> {
+    let registry = Registry::new(Host::open()?);
+    roles::mark();
+    let listed = registry.devices()?;
+    roles::mark();
+    let device = listed.iter().nth(listed.len() / 2).context("none")?;
+    drop(device.open()?);
+    roles::mark();
+    registry.devices()?;
+    roles::mark();
+    drop(device.open()?);
+    roles::mark();
+    let names: Vec<_> = listed.iter().map(|device| device.name().to_string()).collect();
+    let rename_some = |count: usize, prefix: &str| -> Result<()> {
+        for (device, name) in listed.iter().zip(&names).take(count) {
+            let name = format!("{prefix}{name}");
+            rename(device.index()?, &name)?.map_err(std::io::Error::from_raw_os_error)?;
+        }
+        Ok(())
+    };
+    for (count, prefix) in [(1, "one_"), (10, "ten_")] {
+        rename_some(count, prefix)?;
+        roles::mark();
+        registry.devices()?;
+        roles::mark();
+    }
+    // libibverbs would go on by the old names in this run, if it listed them before.
+    rename_some(10, "")
+}
+
+pub(super) fn count(devices: usize, findings: &mut Findings) -> Result<()> {
+    guest::run("strace", &["-f", "-o", TRACE, &roles::exe()?, "role", "counted"])?;
+    let trace = fs::read_to_string(TRACE)?;
+    let parts: Vec<_> = trace.split(MARK).collect();
+    ensure!(parts.len() == PARTS.len() + 2, "{} marks in the trace", parts.len() - 1);
+    for (name, part) in PARTS.iter().zip(&parts[1..]) {
+        if *name != "-" {
+            // The first and the last line are the marks' own.
+            findings.count(devices, name, part.lines().count().saturating_sub(2));
+        }
+    }
+    Ok(())
+}

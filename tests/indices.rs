@@ -1,0 +1,231 @@
+//! Looking for the netlink index of a device: whatever was added, removed and renamed before, the
+//! search finds what a dump would, and with few requests.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+use proptest::prelude::*;
+use uverbs::sim::{CallKind, DeviceId, DeviceSpec, Machine, Verdict};
+use uverbs::{Host, Policy, Registry};
+
+fn registry(machine: &Machine) -> Registry {
+    Registry::new(Host::simulated(machine, Policy::new()).expect("a host"))
+}
+
+/// Counts single requests and dumps from now on.
+#[derive(Clone, Default)]
+struct Requests(Arc<(AtomicUsize, AtomicUsize)>);
+
+impl Requests {
+    fn count(machine: &Machine) -> Self {
+        let requests = Self::default();
+        let shared = requests.clone();
+        machine.on_call(move |world, call| {
+            if call.kind() == CallKind::Send {
+                let is_dump = call.detail(world).contains("dump");
+                let counter = if is_dump { &shared.0.1 } else { &shared.0.0 };
+                counter.fetch_add(1, Relaxed);
+            }
+            Verdict::Continue
+        });
+        requests
+    }
+
+    /// How many there were since the last time.
+    fn take(&self) -> (usize, usize) {
+        (self.0.0.swap(0, Relaxed), self.0.1.swap(0, Relaxed))
+    }
+}
+
+fn add_many(machine: &Machine, from: usize, count: usize) -> Vec<DeviceId> {
+    let add = |number| machine.add(DeviceSpec::new(format!("m{number}"))).expect("added");
+    (from..from + count).map(add).collect()
+}
+
+#[test]
+fn without_gaps_one_request_finds_it() {
+    let machine = Machine::new();
+    let ids = add_many(&machine, 0, 300);
+    let devices = registry(&machine).devices().expect("a list");
+    let requests = Requests::count(&machine);
+    for number in [150, 0, 299, 151, 7] {
+        let device = devices.by_name(format!("m{number}")).expect("listed");
+        assert_eq!(device.index().expect("found"), machine.index_of(ids[number]));
+        assert_eq!(requests.take(), (1, 0), "m{number}");
+    }
+}
+
+#[test]
+fn few_devices_are_dumped() {
+    let machine = Machine::new();
+    add_many(&machine, 0, 16);
+    let devices = registry(&machine).devices().expect("a list");
+    let requests = Requests::count(&machine);
+    devices.by_name("m9").expect("listed").index().expect("found");
+    assert_eq!(requests.take(), (1, 1));
+}
+
+#[test]
+fn out_of_reach_a_dump_finds_it() {
+    let machine = Machine::new();
+    // One device far behind all others, where no step comes to.
+    for number in 0..500 {
+        let id = machine.add(DeviceSpec::new(format!("gone{number}"))).expect("added");
+        machine.remove(id);
+    }
+    let ids = add_many(&machine, 0, 20);
+    let registry = registry(&machine);
+    let devices = registry.devices().expect("a list");
+    let requests = Requests::count(&machine);
+    let index = |name: &str| devices.by_name(name).expect("listed").index().expect("found");
+    assert_eq!(index("m5"), machine.index_of(ids[5]));
+    let (single, dumps) = requests.take();
+    assert!(single <= 21 && dumps == 1, "{single} requests, {dumps} dumps");
+    // From then on the others are known, or next to one that is.
+    assert_eq!(index("m19"), machine.index_of(ids[19]));
+    assert_eq!(requests.take(), (1, 0));
+    let more = add_many(&machine, 20, 3);
+    let devices = registry.devices().expect("a list");
+    let device = devices.by_name("m21").expect("listed");
+    assert_eq!(device.index().expect("found"), machine.index_of(more[1]));
+    assert_eq!(requests.take(), (1, 0));
+}
+
+/// What happened on a host before it is asked.
+#[derive(Debug, Clone)]
+enum Past {
+    Add(usize),
+    /// Every so many-th of those that are there.
+    RemoveEach(usize, usize),
+    /// A run of them.
+    RemoveRun(usize, usize),
+    Rename(usize),
+    SwapNames(usize, usize),
+    /// Its uverbs instance is made anew: a late inode with an early index.
+    Recreate(usize),
+    ReloadUverbs,
+}
+
+fn past() -> impl Strategy<Value = Past> {
+    prop_oneof![
+        4 => (1usize..80).prop_map(Past::Add),
+        2 => (2usize..6, 0usize..6).prop_map(|(each, from)| Past::RemoveEach(each, from)),
+        2 => (0usize..200, 1usize..60).prop_map(|(from, count)| Past::RemoveRun(from, count)),
+        1 => (0usize..200).prop_map(Past::Rename),
+        1 => (0usize..200, 0usize..200).prop_map(|(a, b)| Past::SwapNames(a, b)),
+        1 => (0usize..200).prop_map(Past::Recreate),
+        1 => Just(Past::ReloadUverbs),
+    ]
+}
+
+fn happen(machine: &Machine, alive: &mut Vec<DeviceId>, made: &mut usize, past: &Past) {
+    match *past {
+        Past::Add(count) => {
+            alive.extend(add_many(machine, *made, count));
+            *made += count;
+        }
+        Past::RemoveEach(each, from) => {
+            let is_gone = |at: &usize| at % each == from % each;
+            (0..alive.len()).filter(is_gone).for_each(|at| machine.remove(alive[at]));
+            let mut at = 0..;
+            alive.retain(|_| !at.next().is_some_and(|at| is_gone(&at)));
+        }
+        Past::RemoveRun(from, count) => {
+            let from = from.min(alive.len());
+            let to = (from + count).min(alive.len());
+            alive.drain(from..to).for_each(|id| machine.remove(id));
+        }
+        Past::Rename(at) => {
+            if let Some(&id) = alive.get(at) {
+                *made += 1;
+                machine.rename(id, format!("r{made}").as_bytes()).expect("renamed");
+            }
+        }
+        Past::SwapNames(a, b) => {
+            if let (Some(&a), Some(&b)) = (alive.get(a), alive.get(b))
+                && a != b
+            {
+                machine.swap_names(a, b).expect("swapped");
+            }
+        }
+        Past::Recreate(at) => {
+            if let Some(&id) = alive.get(at) {
+                machine.recreate_uverbs(id).expect("made anew");
+            }
+        }
+        Past::ReloadUverbs => machine.reload_ib_uverbs().expect("reloaded"),
+    }
+}
+
+#[test]
+fn over_gaps_a_few_more_find_it() {
+    use Past::{Add, ReloadUverbs, RemoveEach, RemoveRun};
+    for past in [
+        vec![Add(1000), RemoveEach(2, 0)],
+        vec![Add(1000), RemoveEach(2, 1), RemoveEach(2, 1)],
+        vec![Add(1000), RemoveEach(3, 1), RemoveEach(5, 2)],
+        vec![Add(1000), RemoveRun(0, 500)],
+        vec![Add(1000), RemoveRun(100, 800)],
+        vec![Add(1000), RemoveRun(500, 500), Add(500)],
+        vec![Add(500), RemoveEach(7, 3), Add(500), RemoveRun(300, 300), ReloadUverbs],
+    ] {
+        let machine = Machine::new();
+        let (mut alive, mut made) = (Vec::new(), 0);
+        for past in &past {
+            happen(&machine, &mut alive, &mut made, past);
+        }
+        let requests = Requests::count(&machine);
+        let mut worst = 0;
+        for at in (0..alive.len()).step_by(29) {
+            // A registry of its own: none of the others' indices are known.
+            let devices = registry(&machine).devices().expect("a list");
+            let ino = machine.directory(alive[at]);
+            let device = devices.by("it", |device| Some(device.instance().ino) == ino);
+            let index = device.expect("listed").index().expect("found");
+            assert_eq!(index, machine.index_of(alive[at]));
+            let (single, dumps) = requests.take();
+            assert_eq!(dumps, 0, "after {past:?}: a dump for number {at}, after {single} requests");
+            worst = worst.max(single);
+        }
+        println!("{worst} requests at most after {past:?}");
+        assert!(worst <= 64, "{worst} requests after {past:?}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..Default::default() })]
+
+    /// Before the list, and between the list and the question.
+    #[test]
+    fn it_finds_what_a_dump_would(
+        before in prop::collection::vec(past(), 1..10),
+        after in prop::collection::vec(past(), 0..3),
+        asked in prop::collection::vec(0usize..400, 1..6),
+    ) {
+        let machine = Machine::new();
+        let (mut alive, mut made) = (Vec::new(), 0);
+        for past in &before {
+            happen(&machine, &mut alive, &mut made, past);
+        }
+        let devices = registry(&machine).devices().expect("a list");
+        let listed = devices.len();
+        let listing = devices.iter().cloned().collect::<Vec<_>>();
+        for past in &after {
+            happen(&machine, &mut alive, &mut made, past);
+        }
+        let requests = Requests::count(&machine);
+        for at in asked {
+            let Some(device) = listing.get(at % listed.max(1)) else { continue };
+            // Which one it is, asked of the simulated kernel.
+            let id = alive.iter().find(|id| machine.directory(**id) == Some(device.instance().ino));
+            match (device.index(), id) {
+                (Ok(index), Some(id)) => prop_assert_eq!(index, machine.index_of(*id)),
+                (Ok(index), None) => prop_assert!(false, "found {} of one that is gone", index),
+                (Err(error), Some(_)) => prop_assert!(false, "not found: {}", error),
+                (Err(_), None) => {}
+            }
+            let (single, dumps) = requests.take();
+            prop_assert!(single <= 129 + listed + 400 && dumps <= 1, "{single} requests, {dumps} dumps");
+        }
+    }
+}
