@@ -132,6 +132,7 @@ fn look_at_devices(audit: &mut Audit, host: &Host, devices: &Devices) {
     let mounts = nodes::mounts(audit);
     for device in devices {
         look_at_name(audit, device);
+        look_at_provider(audit, device);
         nodes::look_at_node(audit, device, &mounts);
     }
 }
@@ -141,6 +142,24 @@ fn look_at_name(audit: &mut Audit, device: &Device) {
         // The name is not part of the hint, which somebody may paste into a shell.
         let message = "its name may lead scripts astray: rename it (rdma dev set OLD name NEW)";
         audit.warning(device.to_string(), message);
+    }
+}
+
+fn look_at_provider(audit: &mut Audit, device: &Device) {
+    match device.provider() {
+        Ok(info) if !info.is_abi_known() => {
+            let (found, known) = (info.abi_version, &info.abi_versions);
+            let (from, to) = (known.start(), known.end());
+            let message = format!(
+                "the ABI of its driver is {found}, known is {from} to {to}: it does not open; upgrade uverbs"
+            );
+            audit.error(device.to_string(), message);
+        }
+        Ok(info) if info.provider.is_none() => {
+            audit.info(device.to_string(), "no provider knows its driver, which is told nothing");
+        }
+        // What netlink does not tell has its own finding.
+        _ => {}
     }
 }
 

@@ -57,7 +57,7 @@ impl Tally {
         *self.outcomes.entry((name, outcome)).or_default() += 1;
     }
 
-    fn add(&mut self, other: Self) {
+    pub(crate) fn add(&mut self, other: Self) {
         for (sum, more) in self.executions.iter_mut().zip(other.executions) {
             *sum += more;
         }

@@ -111,6 +111,9 @@ pub(super) fn abi_out_of_range() -> Result<()> {
     ensure!(guest::hca_value("q", "allocs")? == "0", "a context was allocated");
     let text = guest::stdout("uverbs", &["show", "--no-open", "q"])?;
     ensure!(text.contains("ABI 9 of 8 to 8: it does not open"), "{text}");
+    let check = std::process::Command::new("uverbs").arg("check").output()?;
+    let text = String::from_utf8_lossy(&check.stdout);
+    ensure!(check.status.code() == Some(1) && text.contains("known is 8 to 8"), "{text}");
     Ok(())
 }
 
