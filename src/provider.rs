@@ -97,9 +97,9 @@ pub trait Provider: Send + Sync + 'static {
     /// version is listed and does not open.
     fn abi_versions(&self) -> RangeInclusive<u32>;
 
-    /// A device of this provider was listed for the first time: once an instance, before
-    /// [`Registry::devices`](crate::Registry::devices) returns it. An error keeps the device from being opened, and is what every
-    /// open says; it is not called again.
+    /// A device of this provider was listed for the first time: called once an instance, before
+    /// [`Registry::devices`](crate::Registry::devices) returns it. An error keeps the device from being
+    /// opened, and is what every open says; this is not called again.
     ///
     /// # Errors
     /// Whatever is in the way; [`Error::provider`](crate::Error::provider) makes one.

@@ -120,9 +120,8 @@ impl Context {
     /// `device` is what this process takes the device to be. Checked is that the claim is about the same
     /// instance; that the descriptor is of a node with its device number and answers with its GUID; and,
     /// over RDMA netlink, that the device of the claimed index has that GUID and still lists the claimed
-    /// context. For that, neither `/sys` nor `/dev` is looked at: a sandboxed process needs the
-    /// descriptor and a netlink socket ([`Host::from_parts`](crate::Host::from_parts)), and may be forbidden every
-    /// `open`.
+    /// context. For that, neither `/sys` nor `/dev` is looked at: a sandboxed process needs the descriptor
+    /// and a netlink socket ([`Host::from_parts`](crate::Host::from_parts)), and may be forbidden every `open`.
     ///
     /// *Which* descriptor has the claimed context is the sender's word, since the kernel lists contexts
     /// and not descriptors: where two devices have equal GUIDs and one device number after the other, a
