@@ -375,7 +375,10 @@ impl Device {
             return Ok(*joined);
         }
         open::pin_for_reading(&self.0)
-            .and_then(|pinned| self.0.indices.join(&self.0, &pinned))
+            .and_then(|pinned| {
+                let socket = self.0.host.netlink()?;
+                self.0.indices.join(&self.0, &pinned, &socket)
+            })
             .map_err(|error| self.0.explain(error))
     }
 

@@ -1,7 +1,7 @@
 //! The host: where the library may look, and what it demands.
 
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::Arc;
 
 use cap_std::ambient_authority;
 use cap_std::fs::Dir;
@@ -110,8 +110,7 @@ impl Host {
         {
             tracing::warn!(limit, "RLIMIT_MEMLOCK is low: memory can hardly be registered");
         }
-        let netlink = Source::Ambient(Mutex::new(Weak::new()));
-        Self::make(Kernel::Linux, real(sys), real(dev), netlink, policy)
+        Self::make(Kernel::Linux, real(sys), real(dev), Source::Ambient, policy)
     }
 
     /// A host of what is handed in: the directories `/sys` and `/dev`, and a socket
@@ -150,8 +149,7 @@ impl Host {
     #[cfg(feature = "sim")]
     pub fn simulated(machine: &crate::sim::Machine, policy: Policy) -> Result<Self> {
         let (sys, dev) = (Handle::Sim(machine.root_sys()), Handle::Sim(machine.root_dev()));
-        let netlink = Source::Ambient(Mutex::new(Weak::new()));
-        Self::make(Kernel::Sim(machine.clone()), sys, dev, netlink, policy)
+        Self::make(Kernel::Sim(machine.clone()), sys, dev, Source::Ambient, policy)
     }
 
     fn make(

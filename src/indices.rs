@@ -15,7 +15,7 @@ use crate::name::{DeviceNumber, Name};
 use crate::netlink::Socket;
 use crate::open::Pin;
 
-/// Up to so many devices a dump costs less than a search.
+/// Up to so many devices a dump takes no longer than a search may.
 const FEW: usize = 16;
 /// How many indices a search asks for, 14 us each, before it gives up; one where no device has gone, 16
 /// where every second one has.
@@ -42,11 +42,10 @@ impl Indices {
     }
 
     /// Finds the index of a pinned device and notes it in its record.
-    pub(crate) fn join(&self, record: &Record, pin: &Pin) -> Result<Joined> {
+    pub(crate) fn join(&self, record: &Record, pin: &Pin, socket: &Socket) -> Result<Joined> {
         if let Some(joined) = record.joined.get() {
             return Ok(*joined);
         }
-        let socket = record.host.netlink()?;
         let name = record.state().name.clone();
         let (hint, listed) = {
             let hints = self.lock();
@@ -56,13 +55,13 @@ impl Indices {
         };
         let mut found = None;
         if let Some(index) = hint {
-            found = try_index(record, pin, &socket, index)?;
+            found = try_index(record, pin, socket, index)?;
         }
         if let Some(listed) = listed.filter(|listed| found.is_none() && listed.len() > FEW) {
-            found = search(record, pin, &socket, &listed)?;
+            found = search(record, pin, socket, &listed)?;
         }
         if found.is_none() {
-            found = self.dump(record, pin, &socket, &name)?;
+            found = self.dump(record, pin, socket, &name)?;
         }
         let joined = found.ok_or_else(|| {
             Error::new(ErrorKind::Unproven, "RDMA netlink lists no device with this device number")

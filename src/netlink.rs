@@ -1,6 +1,6 @@
 //! Asking the kernel over RDMA netlink: one request, its answer, retries within bounds.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use crate::attr::retry;
 use crate::error::{Error, ErrorKind, Result};
@@ -320,10 +320,10 @@ impl Fault {
 #[derive(Debug)]
 pub(crate) enum Source {
     /// It was handed in when the host was made.
-    Given(std::sync::Arc<Socket>),
-    /// It is opened while somebody asks and shared meanwhile: one that stays open would keep
-    /// ib_core from being unloaded.
-    Ambient(Mutex<std::sync::Weak<Socket>>),
+    Given(Arc<Socket>),
+    /// It is opened by whoever asks, each its own, so that none waits for another: one that stays open
+    /// would keep ib_core from being unloaded.
+    Ambient,
     /// There is none: nothing can be proved.
     Denied,
 }
@@ -333,22 +333,16 @@ impl Source {
     ///
     /// # Errors
     /// Unproven, with the errno of `socket(2)`, where there is none.
-    pub(crate) fn socket(&self, kernel: &Kernel) -> Result<std::sync::Arc<Socket>> {
+    pub(crate) fn socket(&self, kernel: &Kernel) -> Result<Arc<Socket>> {
         match self {
             Self::Given(socket) => Ok(socket.clone()),
-            Self::Ambient(shared) => {
-                let mut shared = shared.lock().unwrap_or_else(|poison| poison.into_inner());
-                if let Some(socket) = shared.upgrade() {
-                    return Ok(socket);
-                }
+            Self::Ambient => {
                 let handle = retry(|| kernel.rdma_socket()).map_err(|errno| {
                     Error::call("socket(AF_NETLINK, SOCK_RAW, NETLINK_RDMA)", errno)
                         .into_kind(ErrorKind::Unproven)
                         .hint("without RDMA netlink nothing tells which device a context is on")
                 })?;
-                let socket = std::sync::Arc::new(Socket::made(kernel.clone(), handle));
-                *shared = std::sync::Arc::downgrade(&socket);
-                Ok(socket)
+                Ok(Arc::new(Socket::made(kernel.clone(), handle)))
             }
             Self::Denied => Err(Error::new(
                 ErrorKind::Unproven,

@@ -29,6 +29,8 @@ struct State {
     devices: Devices,
     /// What that look saw in the class directories.
     sweeps: Sweeps,
+    /// Every device that the sweeps show has its entry: none went while it was looked at.
+    is_whole: bool,
     /// How often something had changed.
     changes: u64,
     /// Room for the next sweeps.
@@ -93,7 +95,9 @@ impl Registry {
         let host = &self.0.host;
         let (mut sweeps, changes) = {
             let mut state = self.lock();
-            (std::mem::take(&mut state.spare), state.changes)
+            let mut spare = std::mem::take(&mut state.spare);
+            spare.make_room_for(&state.sweeps);
+            (spare, state.changes)
         };
         // Without the lock: threads that list at once do not wait for one another.
         sweeps.take(host)?;
@@ -127,7 +131,8 @@ fn set_up(device: &Device) {
 impl State {
     /// Nothing has to be looked at again while the sweeps stay as they are.
     fn is_settled(&self, host: &Host) -> bool {
-        host.has_unique_inodes()
+        self.is_whole
+            && host.has_unique_inodes()
             && self.sweeps.has_names()
             && self.entries.iter().all(|entry| {
                 let seen = entry.seen.as_ref();
@@ -137,7 +142,8 @@ impl State {
 
     fn rescan(&mut self, registry: &Inner, sweeps: &Sweeps) {
         let found = sweeps.uverbs();
-        let mut entries = Vec::with_capacity(found.len());
+        let swept = found.len();
+        let mut entries = Vec::with_capacity(swept);
         let mut old = std::mem::take(&mut self.entries).into_iter().peekable();
         for (number, link) in found {
             // What the last sweep had before this number is no longer there.
@@ -151,6 +157,7 @@ impl State {
             gone.mark(Gone::Removed);
         }
         link_names(&mut entries, sweeps);
+        self.is_whole = entries.len() == swept;
         self.entries = entries;
         self.devices = Devices::of(&self.entries);
         self.changes += 1;

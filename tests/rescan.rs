@@ -1,6 +1,6 @@
 //! Lists after the first: what is as it was is not looked at again, what is not is found.
 
-use uverbs::sim::{DeviceId, DeviceSpec, Machine};
+use uverbs::sim::{DeviceId, DeviceSpec, Machine, Verdict};
 use uverbs::{Devices, Host, Policy, Registry};
 
 struct Bench {
@@ -97,6 +97,24 @@ fn a_name_with_a_slash_hides_no_change() {
     assert_eq!(bench.names(), ["m0", "a/b", "m2", "m3", "m4"]);
     bench.machine.rename(bench.ids[2], b"x").expect("renamed");
     assert_eq!(bench.names(), ["m0", "a/b", "x", "m3", "m4"]);
+}
+
+/// What could not be read at one list is looked for at the next, though the directories are as they were.
+#[test]
+fn a_look_that_failed_is_made_again() {
+    for errno in [2, 5] {
+        let bench = listed(3);
+        bench.machine.rename(bench.ids[1], b"other").expect("renamed");
+        bench.machine.on_call(move |world, call| match call.detail(world).contains("ibdev") {
+            true => Verdict::Fail(errno),
+            false => Verdict::Continue,
+        });
+        let devices = bench.devices();
+        assert_eq!((devices.len(), devices.faults().count()), (2, usize::from(errno == 5)));
+        bench.machine.clear_hook();
+        assert_eq!(bench.names(), ["m0", "other", "m2"]);
+        assert_eq!(bench.calls(), SWEEPS);
+    }
 }
 
 /// Threads that list while devices come: none marks as gone what another one has just found.

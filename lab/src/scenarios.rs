@@ -57,6 +57,7 @@ pub(crate) const ALL: &[(&str, Scenario)] = &[
     ("forbidden_node", nodes::forbidden),
     ("eight_threads_two_devices", proof::eight_threads),
     ("contexts_come_and_go_in_another_process", proof::churn),
+    ("more_contexts_than_the_first_buffer_holds", proof::long_list),
     ("more_contexts_than_one_message_holds", proof::paged),
     ("child_pid_namespace", proof::pid_namespace),
     ("netlink_denied", proof::netlink_denied),

@@ -65,8 +65,8 @@ impl Baseline {
                 "/sys is not sysfs, so what is there proves nothing",
             ));
         }
-        let index = record.indices.join(record, pin)?.index;
         let socket = record.host.netlink()?;
+        let index = record.indices.join(record, pin, &socket)?.index;
         let info = socket.device(index)?.ok_or_else(|| unknown(index))?;
         let thread = record.host.kernel().gettid();
         let contexts = socket.contexts(index, of(thread))?.ok_or_else(|| cannot_list(index))?;

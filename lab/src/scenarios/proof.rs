@@ -83,6 +83,24 @@ pub(super) fn churn() -> Result<()> {
     churn.end()
 }
 
+/// More contexts than the buffer has room for with which the library asks at first, and fewer than
+/// one message holds: the list counts, which `verify` needs.
+pub(super) fn long_list() -> Result<()> {
+    guest::hca("add name=tst guid=00000000000000a0")?;
+    let registry = registry()?;
+    let device = listed(&registry, "tst")?;
+    for count in [120, 180, 600] {
+        let crowd = Background::start(&["crowd", "tst", &count.to_string()])?;
+        opened(device.open(), 0xa0)?;
+        let pinned = device.pin()?;
+        let context = device.open()?;
+        let evidence = pinned.verify(context.as_fd())?;
+        ensure!(evidence.context_number() == context.evidence().context_number());
+        crowd.end()?;
+    }
+    Ok(())
+}
+
 pub(super) fn paged() -> Result<()> {
     guest::hca("add name=tst guid=00000000000000a0")?;
     let registry = registry()?;
