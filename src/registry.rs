@@ -22,6 +22,9 @@ struct Inner {
     state: Mutex<State>,
 }
 
+/// Where more threads than these list at once, the others make room each time.
+const SPARE: usize = 8;
+
 #[derive(Default)]
 struct State {
     /// What was found at the last look that found something changed, by number.
@@ -33,8 +36,8 @@ struct State {
     is_whole: bool,
     /// How often something had changed.
     changes: u64,
-    /// Room for the next sweeps.
-    spare: Sweeps,
+    /// Room for the next sweeps, of as many threads as have listed at once.
+    spare: Vec<Sweeps>,
 }
 
 /// One uverbs device that was found.
@@ -95,9 +98,7 @@ impl Registry {
         let host = &self.0.host;
         let (mut sweeps, changes) = {
             let mut state = self.lock();
-            let mut spare = std::mem::take(&mut state.spare);
-            spare.make_room_for(&state.sweeps);
-            (spare, state.changes)
+            (state.spare.pop().unwrap_or_default(), state.changes)
         };
         // Without the lock: threads that list at once do not wait for one another.
         sweeps.take(host)?;
@@ -112,7 +113,9 @@ impl Registry {
             state.rescan(&self.0, &sweeps);
             std::mem::swap(&mut state.sweeps, &mut sweeps);
         }
-        state.spare = sweeps;
+        if state.spare.len() < SPARE {
+            state.spare.push(sweeps);
+        }
         Ok(state.devices.clone())
     }
 

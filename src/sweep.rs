@@ -25,11 +25,6 @@ impl Sweep {
         self.entries.clear();
     }
 
-    fn make_room_for(&mut self, other: &Self) {
-        self.names.reserve(other.names.len());
-        self.entries.reserve(other.entries.len());
-    }
-
     fn push(&mut self, entry: DirEntry<'_>) {
         self.names.extend_from_slice(entry.name);
         self.entries.push((self.names.len(), entry.ino));
@@ -55,14 +50,6 @@ pub(crate) struct Sweeps {
 }
 
 impl Sweeps {
-    /// Makes room for as many names as others are; what was there is of no use any more.
-    pub(crate) fn make_room_for(&mut self, other: &Self) {
-        for (sweep, other) in [(&mut self.uverbs, &other.uverbs), (&mut self.names, &other.names)] {
-            sweep.clear();
-            sweep.make_room_for(other);
-        }
-    }
-
     /// Looks, in place of what was there.
     ///
     /// # Errors
