@@ -27,6 +27,7 @@ pub(crate) fn require_sane(error: &Error) {
             | Unproven
             | PermissionDenied
             | Unsupported
+            | AbiMismatch
             | Malformed
             | Os
     );
