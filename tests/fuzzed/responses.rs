@@ -3,9 +3,10 @@
 //! panic, go on for ever, leave something open or print what it was told.
 
 use std::os::fd::AsFd as _;
+use std::time::Duration;
 
 use uverbs::sim::{DeviceSpec, Machine, Verdict};
-use uverbs::{Host, Policy, Registry};
+use uverbs::{Context, ContextClaim, Device, Host, Policy, Registry};
 
 use crate::input::Input;
 use crate::told::{TOO_MANY, require_sane, sane};
@@ -49,10 +50,14 @@ pub(crate) fn run(bytes: &[u8]) {
 
     let mut plan = Vec::new();
     let mut at = 0;
-    let program = input.below(5);
+    let program = input.below(7);
     while !input.is_used_up() && plan.len() < 16 {
         at += u64::from(input.byte() % 16);
         plan.push((at, verdict(&mut input)));
+    }
+    let held = (program >= 5).then(|| asked.open().ok()).flatten();
+    if let Some(id) = machine.instance_of(number as u32) {
+        machine.event(id, 9, 1);
     }
     let start = machine.calls() + 1;
     machine.on_call(move |_, call| {
@@ -87,9 +92,41 @@ pub(crate) fn run(bytes: &[u8]) {
                 }
             }
         }
-        _ => drop(sane(asked.open_allow_unproven(&Policy::new()))),
+        4 => drop(sane(asked.open_allow_unproven(&Policy::new()))),
+        5 => held.as_ref().map_or((), |context| ask(context, &machine, &asked)),
+        _ => held.as_ref().map_or((), pass_on),
     }
     machine.clear_hook();
-    drop((asked, listed, registry));
+    drop((held, asked, listed, registry));
     assert_eq!(machine.open_handles(), 0, "left open");
+}
+
+/// Everything that a context can be asked.
+fn ask(context: &Context, machine: &Machine, device: &Device) {
+    let mut events = sane(context.async_events());
+    sane(context.query_device());
+    sane(context.query_device_extended());
+    sane(context.query_port(1));
+    sane(context.gids());
+    sane(context.pkeys(1));
+    sane(context.is_device_present());
+    sane(device.provider());
+    sane(device.query());
+    if let Some(id) = machine.device_of(context.as_fd()) {
+        machine.event(id, 18, 1);
+    }
+    if let Some(events) = &mut events {
+        while let Some(Some(event)) = sane(events.wait(Some(Duration::ZERO))) {
+            let _ = (event.kind, event.port());
+        }
+    }
+}
+
+/// Another process takes the context over.
+fn pass_on(context: &Context) {
+    let Some(claim) = sane(context.claim()) else { return };
+    sane(ContextClaim::from_bytes(&claim.to_bytes()));
+    if let Ok(fd) = context.as_fd().try_clone_to_owned() {
+        sane(Context::from_fd(context.device(), fd, &claim));
+    }
 }
