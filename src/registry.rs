@@ -102,8 +102,10 @@ impl Registry {
         };
         // Without the lock: threads that list at once do not wait for one another.
         sweeps.take(host)?;
-        let mut state = self.lock();
-        let state = &mut *state;
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        // What is no longer listed is let go of without the lock: its provider may be torn down by that.
+        let before = state.devices.clone();
         if sweeps != state.sweeps || !state.is_settled(host) {
             // Where another thread has found a change meanwhile, its sweep may be the newer one: to take
             // ours after it might mark a device as gone that has just come.
@@ -116,7 +118,10 @@ impl Registry {
         if state.spare.len() < SPARE {
             state.spare.push(sweeps);
         }
-        Ok(state.devices.clone())
+        let devices = state.devices.clone();
+        drop(guard);
+        drop(before);
+        Ok(devices)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -2,7 +2,7 @@
 
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use proptest::prelude::*;
 use uverbs::sim::{CallKind, DeviceSpec, Machine, Verdict};
@@ -299,6 +299,45 @@ fn a_device_that_goes_while_its_provider_looks_is_removed() {
     });
     assert_eq!(kind(device.open()), ErrorKind::Removed);
     assert_eq!((provider.seen(), provider.torn_down()), (0, 0));
+}
+
+/// Lists the devices when it is torn down.
+#[derive(Default)]
+struct Lister {
+    registry: OnceLock<Registry>,
+    listed: Mutex<Vec<usize>>,
+}
+
+impl Provider for Lister {
+    fn name(&self) -> &str {
+        "lister"
+    }
+
+    fn matches(&self) -> &[Match] {
+        const { &[Match::Driver(DriverId::Unknown(77))] }
+    }
+
+    fn abi_versions(&self) -> RangeInclusive<u32> {
+        0..=9
+    }
+
+    fn teardown(&self, _: ProviderState) {
+        let registry = self.registry.get().expect("set");
+        self.listed.lock().expect("no panic").push(registry.devices().expect("a list").len());
+    }
+}
+
+#[test]
+fn a_teardown_may_list_the_devices() {
+    let machine = Machine::new();
+    let id = machine.add(DeviceSpec::new("a").driver(77, 1)).expect("added");
+    let lister = Arc::new(Lister::default());
+    let registry = Registry::with_providers(host(&machine), [lister.clone() as Arc<dyn Provider>]);
+    assert!(lister.registry.set(registry.clone()).is_ok());
+    assert_eq!(registry.devices().expect("a list").len(), 1);
+    machine.remove(id);
+    assert!(registry.devices().expect("a list").is_empty());
+    assert_eq!(*lister.listed.lock().expect("no panic"), [0]);
 }
 
 proptest! {
