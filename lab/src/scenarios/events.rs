@@ -58,15 +58,20 @@ pub(super) fn every_kind() -> Result<()> {
     gid_change()
 }
 
-/// A new address of the network device is a new GID.
+/// A new address of the network device is a new GID. The network device is its own, since an address stays.
 fn gid_change() -> Result<()> {
-    guest::add_rxe("rxe0", "d0")?;
+    const NETDEV: &str = "dgid";
+    guest::add_rxe("rxe0", NETDEV)?;
     let context = listed(&registry()?, "rxe0")?.open()?;
     let (mut events, before) = (context.async_events()?, context.gids()?.len());
-    guest::run("ip", &["address", "add", "192.0.2.1/24", "dev", "d0"])?;
+    guest::run("ip", &["address", "add", "192.0.2.1/24", "dev", NETDEV])?;
     let event = events.wait(Some(LONG))?.context("no event")?;
     ensure!((event.kind, event.port()) == (AsyncEventKind::GidChange, Some(1)), "{event:?}");
-    until("there is one GID more", || Ok(context.gids()?.len() == before + 1))
+    until("there is one GID more", || Ok(context.gids()?.len() == before + 1))?;
+    drop(events);
+    drop(context);
+    guest::delete_rxe("rxe0")?;
+    guest::run("ip", &["link", "delete", NETDEV]).map(drop)
 }
 
 pub(super) fn removal_ends_the_stream() -> Result<()> {
