@@ -63,6 +63,7 @@ struct setup {
 	u32 delay_ms;
 	u32 alloc_errno;
 	u32 query_errno;
+	u32 speed;
 	u8 response[RECORD_MAX];
 	u32 response_len;
 	struct text hca_type;
@@ -255,7 +256,7 @@ static int hca_query_port(struct ib_device *ib, u32 port, struct ib_port_attr *a
 	attr->sm_lid = 1;
 	attr->max_vl_num = 1;
 	attr->active_width = IB_WIDTH_4X;
-	attr->active_speed = IB_SPEED_EDR;
+	attr->active_speed = READ_ONCE(to_hca(ib)->setup.speed);
 	attr->phys_state = IB_PORT_PHYS_STATE_LINK_UP;
 	return 0;
 }
@@ -699,6 +700,8 @@ static int take_changeable(struct setup *setup, const char *key, const char *val
 		return take_number(&setup->delay_ms, value, 0, DELAY_MAX_MS);
 	if (!strcmp(key, "query_device_errno"))
 		return take_number(&setup->query_errno, value, 0, MAX_ERRNO);
+	if (!strcmp(key, "speed"))
+		return take_number(&setup->speed, value, 0, U16_MAX);
 	if (!strcmp(key, "fail")) {
 		if (strncmp(value, "GET_CONTEXT:", 12))
 			return -EINVAL;
@@ -792,6 +795,7 @@ static int run_add(char *rest)
 	setup->abi = 2;
 	setup->node_type = RDMA_NODE_IB_CA;
 	setup->ports = 1;
+	setup->speed = IB_SPEED_EDR;
 	setup->disassociate = true;
 	strscpy(setup->node_desc, "test HCA", sizeof(setup->node_desc));
 	strscpy(setup->fw_ver, "1.2.3", sizeof(setup->fw_ver));

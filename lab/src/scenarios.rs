@@ -26,6 +26,7 @@ pub(crate) const ALL: &[(&str, Scenario)] = &[
     ("wrong_contents_are_an_error_for_that_device", listing::wrong_contents),
     ("mounted_over_is_an_error_for_that_device", listing::mounted_over),
     ("a_context_says_what_ibv_devinfo_and_sysfs_say", queries::rxe),
+    ("every_speed_of_a_port", queries::speeds),
     ("a_removed_device_answers_no_query", queries::removed),
     ("every_kind_of_async_event", events::every_kind),
     ("a_removal_ends_the_events", events::removal_ends_the_stream),

@@ -195,6 +195,15 @@ fn every_field_of_an_answer_is_where_the_headers_have_it() {
          legacy_resp.lmc legacy_resp.sm_lid legacy_resp.sm_sl legacy_resp.max_vl_num \
          legacy_resp.subnet_timeout legacy_resp.init_type_reply",
     );
+    // Headers before 6.7 have it reserved.
+    let newer = cc(&["-E"], "#include <rdma/ib_user_ioctl_verbs.h>\n");
+    if newer.windows(15).any(|word| word == b"active_speed_ex") {
+        let port =
+            counted("ib_uverbs_query_port_resp_ex", "active_speed_ex legacy_resp.active_speed");
+        let [port] = bytes_of([&*port]);
+        let port = PortAttributes::parse(&port.try_into().expect("as long"));
+        assert_eq!(port.active_speed.to_raw(), 1);
+    }
     let gid = counted("ib_uverbs_gid_entry", "gid_index port_num gid_type netdev_ifindex");
     let gid = format!("{gid} ((unsigned char *)v.gid)[15] = 9;");
     let event = counted("ib_uverbs_async_event_desc", "element event_type");

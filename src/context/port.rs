@@ -61,7 +61,7 @@ numbered! {
 
 numbered! {
     /// The speed of one lane (`enum ib_port_speed`).
-    LinkSpeed(u8):
+    LinkSpeed(u32):
     Sdr = 1 "SDR",
     Ddr = 2 "DDR",
     Qdr = 4 "QDR",
@@ -70,6 +70,7 @@ numbered! {
     Edr = 32 "EDR",
     Hdr = 64 "HDR",
     Ndr = 128 "NDR",
+    Xdr = 256 "XDR",
 }
 
 numbered! {
@@ -115,6 +116,7 @@ impl LinkSpeed {
             Self::Edr => 250,
             Self::Hdr => 500,
             Self::Ndr => 1000,
+            Self::Xdr => 2000,
             Self::Unknown(_) => return None,
         })
     }
@@ -136,7 +138,7 @@ pub struct PortAttributes {
     pub active_mtu: Mtu,
     /// Lanes in use.
     pub active_width: LinkWidth,
-    /// Speed of one lane.
+    /// Speed of one lane. Linux before 6.7 tells NDR for what is faster.
     pub active_speed: LinkSpeed,
     /// Length of the GID table.
     pub gid_table_len: u32,
@@ -197,7 +199,11 @@ impl PortAttributes {
             subnet_timeout: bytes[32],
             init_type_reply: bytes[33],
             active_width: LinkWidth::from_raw(bytes[34]),
-            active_speed: LinkSpeed::from_raw(bytes[35]),
+            // `active_speed_ex`, where the kernel fills it; the byte has no more than NDR.
+            active_speed: LinkSpeed::from_raw(match int(44) {
+                0 => bytes[35].into(),
+                speed => speed,
+            }),
             physical_state: PhysicalState::from_raw(bytes[36]),
             link_layer: LinkLayer::from_raw(bytes[37]),
             flags: bytes[38],
@@ -310,10 +316,12 @@ mod tests {
         }
         let port = PortAttributes::parse(&bytes);
         assert_eq!(port.state, PortState::Unknown(26));
-        assert_eq!(port.active_speed, LinkSpeed::Unknown(35));
+        assert_eq!(port.active_speed.to_raw(), u32::from_ne_bytes([44, 45, 46, 47]));
         assert_eq!(port.link_layer.to_raw(), 37);
         assert_eq!(port.more_capabilities, u16::from_ne_bytes([40, 41]));
         assert_eq!(port.gid_table_len, u32::from_ne_bytes([16, 17, 18, 19]));
+        bytes[44..].fill(0);
+        assert_eq!(PortAttributes::parse(&bytes).active_speed, LinkSpeed::Unknown(35));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
-use uverbs::{Context, DeviceAttributes, ErrorKind, ExtendedAttributes, PortAttributes};
+use uverbs::{Context, DeviceAttributes, ErrorKind, ExtendedAttributes, LinkSpeed, PortAttributes};
 
 use super::{listed, refused, registry};
 use crate::guest;
@@ -74,6 +74,27 @@ fn gids(context: &Context) -> Result<()> {
     });
     ensure!(used.count() == ours.len(), "{ours:?}");
     println!("    {} GIDs are as sysfs says", ours.len());
+    Ok(())
+}
+
+/// Each speed that a port can have is told as sysfs tells it, also the one that needs more than a byte.
+pub(super) fn speeds() -> Result<()> {
+    guest::hca("add name=tst guid=00000000000000a1")?;
+    let context = listed(&registry()?, "tst")?.open()?;
+    for speed in [1, 2, 4, 8, 16, 32, 64, 128, 256] {
+        guest::hca(&format!("set name=tst speed={speed}"))?;
+        let port = context.query_port(1)?;
+        if speed == 256 && guest::release().starts_with("6.1.") {
+            // This kernel has a byte for it alone, and tells the fastest that fits.
+            ensure!(port.active_speed == LinkSpeed::Ndr, "{:?}", port.active_speed);
+            continue;
+        }
+        ensure!(port.active_speed.to_raw() == speed, "{speed}: {:?}", port.active_speed);
+        let (ours, theirs) =
+            (rate(&port), fs::read_to_string("/sys/class/infiniband/tst/ports/1/rate")?);
+        ensure!(ours == theirs.trim(), "{ours:?}, sysfs says {theirs:?}");
+        println!("    {ours}");
+    }
     Ok(())
 }
 
@@ -192,19 +213,24 @@ fn port_fields(port: &PortAttributes) -> Vec<(&'static str, u64)> {
     ]
 }
 
-#[rustfmt::skip]
-fn sysfs_fields(device: &DeviceAttributes, port: &PortAttributes) -> Vec<(&'static str, String)> {
+/// As sysfs says it.
+fn rate(port: &PortAttributes) -> String {
     let rate = port.active_speed.hundreds_of_megabits().zip(port.active_width.lanes());
     let (speed, lanes) = rate.unwrap_or_default();
     let rate = speed * lanes;
     let half = if rate % 10 == 0 { "" } else { ".5" };
+    format!("{}{half} Gb/sec ({} {})", rate / 10, port.active_width, port.active_speed)
+}
+
+#[rustfmt::skip]
+fn sysfs_fields(device: &DeviceAttributes, port: &PortAttributes) -> Vec<(&'static str, String)> {
     vec![
         ("node_guid", device.node_guid.to_string()),
         ("sys_image_guid", device.sys_image_guid.to_string()),
         ("ports/1/state", format!("{}: {}", port.state.to_raw(), port.state)),
         ("ports/1/phys_state", format!("{}: {}", port.physical_state.to_raw(), port.physical_state)),
         ("ports/1/link_layer", port.link_layer.to_string()),
-        ("ports/1/rate", format!("{}{half} Gb/sec ({} {})", rate / 10, port.active_width, port.active_speed)),
+        ("ports/1/rate", rate(port)),
         ("ports/1/lid", format!("{:#x}", port.lid)),
         ("ports/1/lid_mask_count", port.lid_mask_count.to_string()),
         ("ports/1/sm_lid", format!("{:#x}", port.sm_lid)),
