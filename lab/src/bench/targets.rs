@@ -119,7 +119,7 @@ impl Findings {
             ),
             target(
                 "first list, 8,000 devices: times that of 1,000",
-                AtMost(16.0),
+                AtMost(12.0),
                 growth("first_list"),
             ),
             target(
