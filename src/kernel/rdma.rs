@@ -10,6 +10,7 @@ use super::Errno;
 pub(crate) enum Command {
     Get = 1,
     SysGet = 6,
+    ResPdGet = 14,
     GetChardev = 15,
     ResCtxGet = 22,
 }
@@ -30,6 +31,9 @@ pub(crate) mod attr {
     pub(crate) const SYS_IMAGE_GUID: u16 = 7;
     pub(crate) const DEV_NODE_TYPE: u16 = 14;
     pub(crate) const RES_PID: u16 = 28;
+    pub(crate) const RES_PD: u16 = 46;
+    pub(crate) const RES_PD_ENTRY: u16 = 47;
+    pub(crate) const RES_PDN: u16 = 60;
     pub(crate) const RES_CTXN: u16 = 64;
     pub(crate) const CHARDEV_TYPE: u16 = 69;
     pub(crate) const CHARDEV: u16 = 72;

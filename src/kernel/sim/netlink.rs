@@ -105,7 +105,7 @@ impl World {
             }
             Command::GetChardev => self.chardev_message(message, index)?,
             // Single contexts are not modelled.
-            Command::ResCtxGet => return Err(Errno::INVAL),
+            Command::ResCtxGet | Command::ResPdGet => return Err(Errno::INVAL),
         };
         self.socket(id)?.queue.push_back(reply);
         Ok(())
