@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::{Index, IndexMut};
 
+use super::resources::Pd;
 use super::spec::{DeviceId, DeviceSpec, Stage};
 use super::tree::{Kind, NodeId, SYS, Value};
 use super::world::World;
@@ -44,6 +45,9 @@ pub(super) struct IbDevice {
     /// CTXN and the thread that allocated it.
     pub(super) contexts: BTreeMap<u32, Option<u32>>,
     pub(super) next_ctxn: u32,
+    /// PDN and PD.
+    pub(super) pds: BTreeMap<u32, Pd>,
+    pub(super) next_pdn: u32,
     pub(super) driver_data: Vec<u8>,
 }
 
@@ -152,6 +156,8 @@ impl World {
             goes_on: false,
             contexts: BTreeMap::new(),
             next_ctxn: 0,
+            pds: BTreeMap::new(),
+            next_pdn: 0,
             driver_data: Vec::new(),
         });
         self.indices.insert(index, id);
@@ -306,7 +312,7 @@ impl World {
                     // IB_EVENT_DEVICE_FATAL
                     self.tell_event(id, (0, 8));
                     self.uverbs[id.0 as usize].disassociated = true;
-                    self.devices[device].contexts.clear();
+                    self.release_all(device);
                 } else if uverbs_open(self, id) {
                     return None;
                 }

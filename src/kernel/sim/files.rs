@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use super::super::{Errno, OFlags, Stat, Sys};
 use super::devices::node_name;
 use super::nodes::NodeOpened;
+use super::resources::Pds;
 use super::tree::{DEV, Fs, Kind, NodeId, SOCKETS, Value};
 use super::world::{DirPlace, FileId, FileState, World, pair};
 
@@ -57,7 +58,7 @@ impl World {
                 let pair = pair()?;
                 let uverbs = self.open_device(node, rdev, cdev)?;
                 let state = match uverbs {
-                    Some(uverbs) => FileState::Cmd { uverbs, ctxn: None },
+                    Some(uverbs) => FileState::Cmd { uverbs, context: None, pds: Pds::new() },
                     None => FileState::Node,
                 };
                 self.open_with(node, state, pair)

@@ -2,6 +2,7 @@
 
 mod device;
 mod netlink;
+mod pds;
 
 use std::ffi::CString;
 use std::os::fd::AsFd;

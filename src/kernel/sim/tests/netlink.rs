@@ -7,10 +7,25 @@ use super::super::super::rdma::{
 use super::*;
 
 impl Host {
-    fn ask(&self, socket: &Handle, command: Command, dump: bool, index: Option<u32>) {
+    pub(super) fn ask(&self, socket: &Handle, command: Command, dump: bool, index: Option<u32>) {
+        self.ask_of(socket, command, dump, index, None);
+    }
+
+    /// Asks of one resource, by the attribute that numbers it.
+    fn ask_of(
+        &self,
+        socket: &Handle,
+        command: Command,
+        dump: bool,
+        index: Option<u32>,
+        number: Option<(u16, u32)>,
+    ) {
         let mut request = Writer::request(command, dump, 7);
         if let Some(index) = index {
             request = request.attr(attr::DEV_INDEX, &index.to_ne_bytes());
+        }
+        if let Some((kind, number)) = number {
+            request = request.attr(kind, &number.to_ne_bytes());
         }
         if command == Command::GetChardev {
             request = request.attr(attr::CHARDEV_TYPE, b"uverbs\0");
@@ -19,7 +34,7 @@ impl Host {
         assert_eq!(self.kernel.send(socket, &request), Ok(request.len()));
     }
 
-    fn next(&self, socket: &Handle) -> Sys<Vec<u8>> {
+    pub(super) fn next(&self, socket: &Handle) -> Sys<Vec<u8>> {
         let mut buffer = [0; 4096];
         let datagram = self.kernel.recv(socket, &mut buffer)?;
         assert!(datagram.from_kernel);
@@ -27,16 +42,25 @@ impl Host {
     }
 
     /// The answer by index: itself or the errno.
-    fn answer(&self, command: Command, index: u32) -> Result<Vec<u8>, Errno> {
+    pub(super) fn answer(&self, command: Command, index: u32) -> Result<Vec<u8>, Errno> {
+        self.answer_of(command, index, None)
+    }
+
+    pub(super) fn answer_of(
+        &self,
+        command: Command,
+        index: u32,
+        number: Option<(u16, u32)>,
+    ) -> Result<Vec<u8>, Errno> {
         let socket = self.kernel.rdma_socket().unwrap();
-        self.ask(&socket, command, false, Some(index));
+        self.ask_of(&socket, command, false, Some(index), number);
         let bytes = self.next(&socket).unwrap();
         let message = Messages(&bytes).next().unwrap().unwrap();
         assert_eq!(self.next(&socket), Err(Errno::AGAIN));
         if message.kind == NLMSG_ERROR { Err(message.errno().unwrap().unwrap()) } else { Ok(bytes) }
     }
 
-    fn contexts(&self, index: u32) -> (Vec<ContextEntry>, Option<Errno>) {
+    pub(super) fn contexts(&self, index: u32) -> (Vec<ContextEntry>, Option<Errno>) {
         let socket = self.kernel.rdma_socket().unwrap();
         self.ask(&socket, Command::ResCtxGet, true, Some(index));
         let mut all = Vec::new();
