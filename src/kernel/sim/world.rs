@@ -144,6 +144,7 @@ pub(super) struct Settings {
     pub(super) no_res_pd: bool,
     pub(super) hides_unlisted: bool,
     pub(super) deny_netlink: Option<i32>,
+    pub(super) no_threads: Option<i32>,
     pub(super) sys_type: u64,
     pub(super) listxattr_moves: bool,
     pub(super) copies_on_fork: bool,
@@ -195,6 +196,7 @@ impl World {
                 no_res_pd: false,
                 hides_unlisted: false,
                 deny_netlink: None,
+                no_threads: None,
                 sys_type: super::super::SYSFS_MAGIC,
                 listxattr_moves: true,
                 copies_on_fork: true,
@@ -220,6 +222,15 @@ impl World {
     /// The number that the calling thread has here.
     pub fn this_thread(&mut self) -> u32 {
         self.thread(super::super::linux::gettid())
+    }
+
+    /// A thread of this process has exited. The real kernel may give its number to the next one; here that
+    /// one is another thread.
+    pub(super) fn thread_exits(&mut self, real: u32) {
+        if let Some(at) = self.threads.iter().position(|thread| *thread == real) {
+            self.threads[at] = 0;
+            self.forget_thread(FIRST_THREAD + at as u32);
+        }
     }
 
     /// Two worlds of one fingerprint, reached from the same start by the same program, go on alike
@@ -422,6 +433,11 @@ impl World {
     /// Makes new netlink sockets fail with this errno.
     pub fn deny_netlink(&mut self, errno: Option<i32>) {
         self.settings.deny_netlink = errno;
+    }
+
+    /// Makes new threads fail with this errno, as after `unshare` of a pid namespace.
+    pub fn deny_threads(&mut self, errno: Option<i32>) {
+        self.settings.no_threads = errno;
     }
 
     /// Refuses the next request of netlink with this errno.
