@@ -265,6 +265,12 @@ impl World {
         Some(Stage::Unregistered)
     }
 
+    /// The links to a device in its classes.
+    pub(super) fn links_of(&self, id: DeviceId) -> Vec<NodeId> {
+        let uverbs = self.devices[id].uverbs.map(|uverbs| self.uverbs[uverbs.0 as usize].link);
+        uverbs.into_iter().chain([self.devices[id].link]).collect()
+    }
+
     fn unlink_device_dir(&mut self, dir: NodeId) {
         let glue = self.tree[dir].parent;
         self.tree.unlink(dir);

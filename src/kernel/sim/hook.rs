@@ -212,7 +212,11 @@ by_locking! {
     set_tick(nanoseconds: u64);
     set_clock(nanoseconds: u64);
     set_entries_a_page(entries: usize);
+    remove_while_listed(id: DeviceId);
+    set_steps_over(steps_over: bool);
+    set_lists_reversed(reversed: bool);
     set_contexts_a_page(contexts: usize);
+    set_short_pages(short: bool);
     set_no_res_ctx(missing: bool);
     set_no_res_pd(missing: bool);
     set_hides_unlisted(hides: bool);

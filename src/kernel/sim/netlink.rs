@@ -1,4 +1,11 @@
-//! RDMA netlink: requests are answered at once, dumps one message ahead of who reads them.
+//! RDMA netlink: requests are answered at once, dumps one page ahead of who reads them.
+//!
+//! The first page of a dump is made within `sendto`, and each later one within the `recvfrom` that
+//! gives the page before (`__netlink_dump_start`, `netlink_recvmsg` and `netlink_dump` in
+//! `net/netlink/af_netlink.c`, read in 6.1). Each begins after as many entries as were shown, by
+//! position. A page is full when the next entry does not fit into its bytes. `NLMSG_DONE` is a
+//! datagram of its own: the kernel appends it to a page only if the dump ends within that page, and
+//! RDMA's dumps end with a page on which they show nothing.
 
 use std::collections::VecDeque;
 
@@ -22,6 +29,15 @@ const CHARDEV_ABI: u16 = 71;
 const CHARDEV_NAME: u16 = 70;
 const RES_KERN_NAME: u16 = 29;
 const RES_USECNT: u16 = 38;
+const DRIVER_STRING: u16 = 56;
+
+/// The bytes of a page, unless a longer buffer was seen (`NLMSG_GOODSIZE`).
+const SHORT_PAGE: usize = 3776;
+/// The bytes of the longest page: 32 KiB less what the kernel needs for itself.
+const LONG_PAGE: usize = 32_448;
+/// Header of a message, or of an attribute.
+const HEADER: usize = 16;
+const ATTRIBUTE: usize = 4;
 
 /// The requests that are answered.
 const COMMANDS: [Command; 5] =
@@ -34,6 +50,18 @@ const UNBOUND: [u32; 2] = [5, 12];
 pub(super) struct Socket {
     queue: VecDeque<Vec<u8>>,
     dump: Option<Dump>,
+    /// The longest buffer that was received into.
+    longest: usize,
+}
+
+impl Socket {
+    /// How many bytes a page has that is made now.
+    fn page(&self, is_memory_short: bool) -> usize {
+        match is_memory_short {
+            true => SHORT_PAGE,
+            false => self.longest.clamp(SHORT_PAGE, LONG_PAGE),
+        }
+    }
 }
 
 /// A dump that is not at its end. It knows nothing but how many entries it has shown.
@@ -178,7 +206,7 @@ impl World {
         let Some(mut dump) = self.socket(id)?.dump else { return Ok(()) };
         let page = match (self.settings.break_dump.take(), dump.command) {
             (Some(broken), _) => Err(errno(broken)),
-            (None, Command::ResCtxGet | Command::ResPdGet) => self.resources_page(&mut dump),
+            (None, Command::ResCtxGet | Command::ResPdGet) => self.resources_page(id, &mut dump),
             (None, _) => Ok(self.devices_page(&mut dump)),
         };
         let end = match page {
@@ -248,29 +276,41 @@ impl World {
         Ok(answer.raw(&nested(attributes)).finish())
     }
 
-    fn resources_page(&mut self, dump: &mut Dump) -> Sys<Option<Vec<u8>>> {
+    fn resources_page(&mut self, file: FileId, dump: &mut Dump) -> Sys<Option<Vec<u8>>> {
+        let is_memory_short = self.settings.short_pages;
+        let page = self.socket(file)?.page(is_memory_short);
         let id = self.accessible(dump.index)?;
         let resources = self.resources(dump.command, id);
+        let answer = self.answer(dump.command, id, dump.seq, NLM_F_MULTI);
         let (table, kind) = match dump.command {
             Command::ResPdGet => (attr::RES_PD, attr::RES_PD_ENTRY),
             _ => (attr::RES_CTX, attr::RES_CTX_ENTRY),
         };
+        let used = answer.len() + ATTRIBUTE;
+        // What an entry has at least, so that so many fit into a short page.
+        let least = (SHORT_PAGE - used).checked_div(self.settings.contexts_a_page).unwrap_or(0);
+        let room = page - used;
         let mut entries = Writer::message(0, 0, 0);
         let before = dump.position;
-        for (_, entry) in resources.into_iter().skip(before).take(self.settings.contexts_a_page) {
-            entries = entries.attr(kind, &nested(entry));
+        for (_, entry) in resources.into_iter().skip(before) {
+            let entry = nested(padded(entry, least));
+            if entries.len() - HEADER + ATTRIBUTE + entry.len() > room {
+                break;
+            }
+            entries = entries.attr(kind, &entry);
             dump.position += 1;
         }
         if dump.position == before {
             return Ok(None);
         }
-        let answer = self.answer(dump.command, id, dump.seq, NLM_F_MULTI);
         Ok(Some(answer.attr(table, &nested(entries)).finish()))
     }
 
     /// Takes the next datagram, which lets a dump go on.
     pub(super) fn recv(&mut self, id: FileId, buffer: &mut [u8]) -> Sys<Datagram> {
-        let datagram = self.socket(id)?.queue.pop_front().ok_or(Errno::AGAIN)?;
+        let socket = self.socket(id)?;
+        let datagram = socket.queue.pop_front().ok_or(Errno::AGAIN)?;
+        socket.longest = socket.longest.max(buffer.len());
         self.go_on(id)?;
         super::files::copy(&datagram, buffer);
         Ok(Datagram { len: datagram.len(), from_kernel: true })
@@ -300,9 +340,18 @@ fn pd_attributes(pdn: u32, pd: Pd) -> Writer {
     }
 }
 
+/// An entry that takes at least so many bytes, by an attribute of which nobody knows the meaning.
+fn padded(entry: Writer, least: usize) -> Writer {
+    let len = entry.len() - HEADER + 2 * ATTRIBUTE;
+    match (least & !3).checked_sub(len) {
+        Some(missing) if missing > 0 => entry.attr(DRIVER_STRING, &vec![0; missing]),
+        _ => entry,
+    }
+}
+
 /// What was written after the header of an unused message.
 fn nested(writer: Writer) -> Vec<u8> {
-    writer.finish().split_off(16)
+    writer.finish().split_off(HEADER)
 }
 
 fn number(attrs: Attrs<'_>, kind: u16) -> Option<u32> {

@@ -140,6 +140,7 @@ pub(super) struct Settings {
     pub(super) devtmpfs: bool,
     pub(super) entries_a_page: usize,
     pub(super) contexts_a_page: usize,
+    pub(super) short_pages: bool,
     pub(super) no_res_ctx: bool,
     pub(super) no_res_pd: bool,
     pub(super) hides_unlisted: bool,
@@ -151,6 +152,9 @@ pub(super) struct Settings {
     pub(super) refuse_request: Option<i32>,
     pub(super) break_dump: Option<i32>,
     pub(super) failures: Failures,
+    pub(super) removed_while_listed: Option<DeviceId>,
+    pub(super) steps_over: bool,
+    pub(super) lists_reversed: bool,
 }
 
 /// The number of the first thread: others' are far from it.
@@ -191,7 +195,8 @@ impl World {
                 tick: 4_000_000,
                 devtmpfs: true,
                 entries_a_page: 64,
-                contexts_a_page: 256,
+                contexts_a_page: 0,
+                short_pages: false,
                 no_res_ctx: false,
                 no_res_pd: false,
                 hides_unlisted: false,
@@ -203,6 +208,9 @@ impl World {
                 refuse_request: None,
                 break_dump: None,
                 failures: Failures::default(),
+                removed_while_listed: None,
+                steps_over: true,
+                lists_reversed: false,
             },
         };
         world.load_ib_uverbs();
@@ -409,9 +417,34 @@ impl World {
         self.settings.entries_a_page = entries.max(1);
     }
 
-    /// How many contexts, or PDs, one message of a dump lists at most; 256 unless told.
+    /// Removes a device within the next `getdents` that shows it in a class: while the kernel gives
+    /// its entry out, without a lock. The live entry after it is then stepped over, unless
+    /// [`World::set_steps_over`] turned that off.
+    pub fn remove_while_listed(&mut self, id: DeviceId) {
+        self.settings.removed_while_listed = Some(id);
+    }
+
+    /// Whether `getdents` steps over the entry after one that is removed while it is given out, as
+    /// `kernfs_fop_readdir` does up to Linux 6.12 at least, and not in 7.3.
+    pub fn set_steps_over(&mut self, steps_over: bool) {
+        self.settings.steps_over = steps_over;
+    }
+
+    /// Whether `getdents` gives names in the reverse order. The kernel's order is that of hashes.
+    pub fn set_lists_reversed(&mut self, reversed: bool) {
+        self.settings.lists_reversed = reversed;
+    }
+
+    /// Has this many contexts, or PDs, fill a short page of a dump (3,776 bytes): each entry is as
+    /// long as that takes. A longer page, up to 32,448 bytes, holds accordingly more. With 0, as in
+    /// the beginning, entries are as long as the kernel makes them.
     pub fn set_contexts_a_page(&mut self, contexts: usize) {
-        self.settings.contexts_a_page = contexts.max(1);
+        self.settings.contexts_a_page = contexts;
+    }
+
+    /// Whether the kernel lacks the memory for long pages of dumps, whatever buffers it has seen.
+    pub fn set_short_pages(&mut self, short: bool) {
+        self.settings.short_pages = short;
     }
 
     /// Whether the kernel is older than 5.13: it does not know `RES_CTX_GET`.
