@@ -5,7 +5,7 @@ use std::ops::{Index, IndexMut};
 
 use super::spec::{DeviceId, DeviceSpec, Stage};
 use super::tree::{Kind, NodeId, SYS, Value};
-use super::world::World;
+use super::world::{WhileShown, World};
 
 /// `EBUSY` and the like, as the mutations of a [`World`] give them.
 pub(super) mod errno {
@@ -387,6 +387,24 @@ impl World {
         self.rename(a, b"swapping names")?;
         self.rename(b, &name_a)?;
         self.rename(a, &name_b)
+    }
+
+    /// Does what is to happen once the link `node` was shown: whether that took it from its place.
+    pub(super) fn happens_while_shown(&mut self, node: NodeId) -> bool {
+        let Some(happens) = &self.settings.while_shown else { return false };
+        let (WhileShown::Remove(id) | WhileShown::Rename(id, _)) = *happens;
+        let device = &self.devices[id];
+        let uverbs = device.uverbs.map(|uverbs| self.uverbs[uverbs.0 as usize].link);
+        if node != device.link && uverbs != Some(node) {
+            return false;
+        }
+        let name = self.tree[node].name.clone();
+        match self.settings.while_shown.take() {
+            // A name that is taken leaves it where it is.
+            Some(WhileShown::Rename(_, name)) => drop(self.rename(id, &name)),
+            _ => self.remove(id),
+        }
+        !self.tree[node].linked || self.tree[node].name != name
     }
 
     /// Whether the device belongs to the network namespace that asks, in exclusive mode: if not,

@@ -163,7 +163,9 @@ impl World {
             FileState::Path => return Err(Errno::BADF),
             _ => return Err(Errno::NOTDIR),
         };
-        let Kind::Dir(children) = &self.tree[file.node].kind else { return Err(Errno::NOTDIR) };
+        if !matches!(self.tree[file.node].kind, Kind::Dir(_)) {
+            return Err(Errno::NOTDIR);
+        }
         let room = self.settings.entries_a_page;
         let mut page = Page::new();
         let dots: [(NodeId, &[u8]); 2] = [(file.node, b"."), (self.tree[file.node].parent, b"..")];
@@ -172,24 +174,38 @@ impl World {
             place.dots += 1;
         }
         // The kernel goes by the hash of the names, here it is the names: either way one that was
-        // neither added nor renamed meanwhile is shown once.
-        let after = place.after.clone();
-        let from = after.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
-        for (name, node) in children.range::<[u8], _>((from, Bound::Unbounded)) {
-            if page.len() >= room {
-                break;
-            }
-            if self.tree[*node].hidden {
-                continue;
-            }
+        // neither added nor renamed meanwhile is shown once, but for those that are stepped over.
+        let mut after = place.after.take();
+        let directory = file.node;
+        let mut broken = false;
+        while page.len() < room {
+            let Some((name, node)) = self.entry_behind(directory, after.as_deref()) else { break };
             if name.contains(&b'/') {
                 // The names before it are given first.
-                return if page.is_empty() { Err(Errno::IO) } else { Ok(page) };
+                broken = page.is_empty();
+                break;
             }
-            page.push((self.tree.ino(*node), name.clone()));
-            place.after = Some(name.clone());
+            page.push((self.tree.ino(node), name.clone()));
+            after = Some(name);
+            if self.happens_while_shown(node)
+                && let Some((name, _)) = self.entry_behind(directory, after.as_deref())
+            {
+                after = Some(name);
+            }
         }
-        Ok(page)
+        if let FileState::Dir(place) = &mut self.file_mut(id)?.state {
+            place.after = after;
+        }
+        if broken { Err(Errno::IO) } else { Ok(page) }
+    }
+
+    /// The entry behind that name in a directory.
+    fn entry_behind(&self, directory: NodeId, name: Option<&[u8]>) -> Option<(Box<[u8]>, NodeId)> {
+        let Kind::Dir(children) = &self.tree[directory].kind else { return None };
+        let from = name.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut behind = children.range::<[u8], _>((from, Bound::Unbounded));
+        let (name, node) = behind.find(|(_, node)| !self.tree[**node].hidden)?;
+        Some((name.clone(), *node))
     }
 
     /// The file's path, for people to read.

@@ -197,6 +197,8 @@ by_locking! {
     deny_netlink(errno: Option<i32>);
     refuse_request(errno: i32);
     break_dump(errno: i32);
+    remove_while_shown(id: DeviceId);
+    rename_while_shown(id: DeviceId, name: &[u8]);
     fingerprint() -> u64;
     closed() -> u64;
     set_devtmpfs(devtmpfs: bool);

@@ -146,6 +146,14 @@ pub(super) struct Settings {
     pub(super) copies_on_fork: bool,
     pub(super) refuse_request: Option<i32>,
     pub(super) break_dump: Option<i32>,
+    pub(super) while_shown: Option<WhileShown>,
+}
+
+/// What happens to a device inside of a `getdents` that has just shown its link.
+#[derive(Debug, Hash)]
+pub(super) enum WhileShown {
+    Remove(DeviceId),
+    Rename(DeviceId, Box<[u8]>),
 }
 
 /// The first file of another process.
@@ -198,6 +206,7 @@ impl World {
                 copies_on_fork: true,
                 refuse_request: None,
                 break_dump: None,
+                while_shown: None,
             },
         };
         world.load_ib_uverbs();
@@ -484,6 +493,19 @@ impl World {
     /// its next message would be: the errno is inside of `NLMSG_DONE`.
     pub fn break_dump(&mut self, errno: i32) {
         self.settings.break_dump = Some(errno);
+    }
+
+    /// Removes the device inside of the next `getdents` that shows a link of it, of either class, right
+    /// after it was shown. Up to Linux 6.12 at least, that page then steps over the entry behind it,
+    /// although that one stays (`kernfs_fop_readdir`, `fs/kernfs/dir.c`).
+    pub fn remove_while_shown(&mut self, id: DeviceId) {
+        self.settings.while_shown = Some(WhileShown::Remove(id));
+    }
+
+    /// The same with a rename, which moves the device's link in `class/infiniband`. In the other class
+    /// nothing moves, and nothing is stepped over.
+    pub fn rename_while_shown(&mut self, id: DeviceId, name: &[u8]) {
+        self.settings.while_shown = Some(WhileShown::Rename(id, name.into()));
     }
 
     /// Whether the kernel makes the nodes in /dev. If not, as in a container, there are those
