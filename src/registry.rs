@@ -8,6 +8,7 @@ use crate::device::{Device, Gone, Record, Sighting};
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::Host;
 use crate::indices::Indices;
+use crate::name::Name;
 use crate::provider::{Provider, Providers};
 use crate::sweep::{NameLink, Sweeps};
 
@@ -265,20 +266,29 @@ impl Entry {
     }
 }
 
-/// The devices that one look found, by uverbs number. It stays as it is; the devices outlive it.
+/// The devices that one look found, by uverbs number, and the names they had then. The list does not
+/// change, and the devices outlive it.
+///
+/// A [`Device`] is a handle on what is there now: its [`name`](Device::name) follows a rename that a later list
+/// or an open has found. [`by_name`](Self::by_name) does not: it finds a device by the name that it had in
+/// this list.
 #[derive(Clone, Default)]
 pub struct Devices {
     devices: Arc<[Device]>,
+    /// Their names in this list, in the same order.
+    names: Arc<[Name]>,
     faults: Arc<[Arc<Error>]>,
 }
 
 impl Devices {
     fn of(entries: &[Entry]) -> Self {
-        let devices = entries.iter().filter_map(Entry::listed);
+        let devices: Arc<[_]> =
+            entries.iter().filter_map(Entry::listed).map(|seen| seen.device.clone()).collect();
         let faults = entries.iter().filter_map(|entry| entry.fault.as_ref());
         Self {
-            devices: devices.map(|seen| seen.device.clone()).collect(),
+            names: devices.iter().map(Device::name).collect(),
             faults: faults.cloned().collect(),
+            devices,
         }
     }
 
@@ -302,14 +312,16 @@ impl Devices {
         self.faults.iter().map(|error| &**error)
     }
 
-    /// The device of that name. Escaped names are not understood here: it is bytes that are compared.
+    /// The device that had that name in this list. The bytes are compared, so an escaped name is not
+    /// understood here.
     ///
     /// # Errors
     /// `NotFound`; `Ambiguous` when two have it (Linux 7.3 keeps names unique per namespace only).
     pub fn by_name(&self, name: impl AsRef<[u8]>) -> Result<Device> {
         let name = name.as_ref();
+        let named = self.iter().zip(&*self.names).filter(|(_, known)| known.as_bytes() == name);
         let asked = format_args!("\"{}\"", name.escape_ascii());
-        self.by(asked, |device| device.name().as_bytes() == name)
+        only_one(named.map(|(device, _)| device), &asked)
     }
 
     /// The one device of which something is true; `asked` says what, in errors.
@@ -321,15 +333,21 @@ impl Devices {
         asked: impl fmt::Display,
         is_it: impl FnMut(&&Device) -> bool,
     ) -> Result<Device> {
-        let mut matches = self.iter().filter(is_it);
-        match (matches.next(), matches.next()) {
-            (Some(device), None) => Ok(device.clone()),
-            (None, _) => Err(Error::new(ErrorKind::NotFound, format!("{asked} is not listed"))),
-            (Some(one), Some(other)) => {
-                let (one, other) = (one.uverbs_number(), other.uverbs_number());
-                let both = format!("{asked} is both uverbs{one} and uverbs{other}");
-                Err(Error::new(ErrorKind::Ambiguous, both))
-            }
+        only_one(self.iter().filter(is_it), &asked)
+    }
+}
+
+fn only_one<'a>(
+    mut matches: impl Iterator<Item = &'a Device>,
+    asked: &dyn fmt::Display,
+) -> Result<Device> {
+    match (matches.next(), matches.next()) {
+        (Some(device), None) => Ok(device.clone()),
+        (None, _) => Err(Error::new(ErrorKind::NotFound, format!("{asked} is not listed"))),
+        (Some(one), Some(other)) => {
+            let (one, other) = (one.uverbs_number(), other.uverbs_number());
+            let both = format!("{asked} is both uverbs{one} and uverbs{other}");
+            Err(Error::new(ErrorKind::Ambiguous, both))
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Lists after the first: what is as it was is not looked at again, what is not is found.
 
 use uverbs::sim::{CallKind, DeviceId, DeviceSpec, Machine, Verdict, World};
-use uverbs::{Devices, Host, Policy, Registry};
+use uverbs::{Devices, ErrorKind, Host, Policy, Registry};
 
 struct Bench {
     machine: Machine,
@@ -88,6 +88,39 @@ fn names_are_those_of_now() {
     bench.machine.rename(bench.ids[7], b"m7").expect("renamed");
     assert_eq!(bench.names()[7], "m7");
     assert_eq!(bench.calls(), SWEEPS);
+}
+
+/// A list finds its devices by the names that they had in it, whatever they are called since.
+#[test]
+fn a_list_keeps_its_names() {
+    let bench = listed(3);
+    let old = bench.devices();
+    let number = |devices: &Devices, name: &str| {
+        devices.by_name(name).map(|device| device.uverbs_number()).map_err(|error| error.kind())
+    };
+    bench.machine.swap_names(bench.ids[0], bench.ids[1]).expect("swapped");
+    bench.machine.rename(bench.ids[2], b"new").expect("renamed");
+    let new = bench.devices();
+    for (list, name, expected) in [
+        (&old, "m0", Ok(0)),
+        (&old, "m1", Ok(1)),
+        (&old, "m2", Ok(2)),
+        (&old, "new", Err(ErrorKind::NotFound)),
+        (&new, "m0", Ok(1)),
+        (&new, "m1", Ok(0)),
+        (&new, "m2", Err(ErrorKind::NotFound)),
+        (&new, "new", Ok(2)),
+    ] {
+        assert_eq!(number(list, name), expected, "{name}");
+    }
+    // The handles are the same: they have the name of now.
+    assert_eq!(old.by_name("m2").expect("listed").name(), "new");
+    // What an open finds is in no list yet.
+    bench.machine.rename(bench.ids[2], b"newer").expect("renamed");
+    drop(new.by_name("new").expect("listed").open().expect("opened"));
+    assert_eq!(new.by_name("new").expect("listed").name(), "newer");
+    assert_eq!(number(&new, "newer"), Err(ErrorKind::NotFound));
+    assert_eq!(number(&bench.devices(), "newer"), Ok(2));
 }
 
 #[test]
