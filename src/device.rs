@@ -288,7 +288,8 @@ impl Record {
 
 impl Device {
     /// The name at the last listing or open, such as `mlx5_0`. Names change and are reused; they are
-    /// for display.
+    /// for display. It may be another one than in the list that the handle is from:
+    /// [`Devices::by_name`](crate::Devices::by_name) goes by the names of its list.
     pub fn name(&self) -> Name {
         self.0.state().name.clone()
     }

@@ -224,6 +224,7 @@ by_locking! {
     deny_threads(errno: Option<i32>);
     refuse_request(errno: i32);
     break_dump(errno: i32);
+    rename_while_listed(id: DeviceId, name: &[u8]);
     fingerprint() -> u64;
     closed() -> u64;
     set_devtmpfs(devtmpfs: bool);

@@ -152,9 +152,16 @@ pub(super) struct Settings {
     pub(super) refuse_request: Option<i32>,
     pub(super) break_dump: Option<i32>,
     pub(super) failures: Failures,
-    pub(super) removed_while_listed: Option<DeviceId>,
+    pub(super) while_listed: Option<WhileListed>,
     pub(super) steps_over: bool,
     pub(super) lists_reversed: bool,
+}
+
+/// What happens to a device inside of a `getdents` that has just shown its link.
+#[derive(Debug, Hash)]
+pub(super) enum WhileListed {
+    Remove(DeviceId),
+    Rename(DeviceId, Box<[u8]>),
 }
 
 /// The number of the first thread: others' are far from it.
@@ -208,7 +215,7 @@ impl World {
                 refuse_request: None,
                 break_dump: None,
                 failures: Failures::default(),
-                removed_while_listed: None,
+                while_listed: None,
                 steps_over: true,
                 lists_reversed: false,
             },
@@ -421,7 +428,7 @@ impl World {
     /// its entry out, without a lock. The live entry after it is then stepped over, unless
     /// [`World::set_steps_over`] turned that off.
     pub fn remove_while_listed(&mut self, id: DeviceId) {
-        self.settings.removed_while_listed = Some(id);
+        self.settings.while_listed = Some(WhileListed::Remove(id));
     }
 
     /// Whether `getdents` steps over the entry after one that is removed while it is given out, as
@@ -482,6 +489,13 @@ impl World {
     /// its next message would be: the errno is inside of `NLMSG_DONE`.
     pub fn break_dump(&mut self, errno: i32) {
         self.settings.break_dump = Some(errno);
+    }
+
+    /// The same with a rename, which moves the device's link in `class/infiniband`. In the other class
+    /// nothing moves, and nothing is stepped over.
+    /// The same with a rename, which moves the entry.
+    pub fn rename_while_listed(&mut self, id: DeviceId, name: &[u8]) {
+        self.settings.while_listed = Some(WhileListed::Rename(id, name.into()));
     }
 
     /// Whether the kernel makes the nodes in /dev. If not, as in a container, there are those
