@@ -50,6 +50,7 @@ mod attr;
 mod context;
 mod device;
 mod driver;
+mod errno;
 mod error;
 mod evidence;
 #[cfg(any(fuzzing, feature = "sim"))]
