@@ -85,7 +85,7 @@ pub use host::{ForkSafety, Host, Policy, memlock_limit};
 pub use identity::{Instance, Timestamp};
 #[cfg(feature = "sim")]
 pub use kernel::sim;
-pub use name::{DeviceNumber, Guid, Name};
+pub use name::{DeviceNumber, Guid, Name, ParseGuidError};
 pub use open::PinnedDevice;
 pub use provider::{
     Allocation, Match, MatchedBy, PinnedView, Provider, ProviderInfo, ProviderState,
