@@ -77,9 +77,10 @@ struct AttributesJson {
 }
 
 pub(crate) fn run(args: &OpenArgs, out: &mut Out) -> Result<bool, Failure> {
+    let selector = args.device.selector()?;
     let policy = Policy::new().strict_timestamps(args.strict_timestamps);
     let registry = Registry::new(Host::open_with(policy.clone())?);
-    let device = args.device.selector.find(&registry.devices()?)?;
+    let device = selector.find(&registry.devices()?)?;
     if args.wait_for_enter {
         let prompt = format!("listed {device}; press Enter to open\n");
         // Where stdout is JSON it stays JSON.
