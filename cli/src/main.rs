@@ -4,6 +4,7 @@
 mod check;
 #[cfg(feature = "demo")]
 mod demo;
+mod evidence;
 mod facts;
 mod list;
 mod man;

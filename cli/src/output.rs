@@ -7,6 +7,8 @@ use anstyle::{AnsiColor, Style};
 use serde::Serialize;
 use uverbs::{Error, ErrorKind};
 
+use crate::evidence::{CheckJson, evidence_of};
+
 /// What is good.
 pub(crate) const GOOD: Style = AnsiColor::Green.on_default();
 /// What is bad.
@@ -76,6 +78,9 @@ pub(crate) struct Failure {
     step: Option<&'static str>,
     message: String,
     errno: Option<i32>,
+    /// What was checked before an open was refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    evidence: Option<Box<[CheckJson]>>,
     /// An argument is wrong: nothing was tried.
     #[serde(skip)]
     usage: bool,
@@ -85,7 +90,15 @@ impl Failure {
     /// A failure of the command's own, under the kind that the library would give it.
     pub(crate) fn new(kind: &str, message: impl Into<String>) -> Self {
         let message = message.into();
-        Self { kind: kind.to_owned(), device: None, step: None, message, errno: None, usage: false }
+        Self {
+            kind: kind.to_owned(),
+            device: None,
+            step: None,
+            message,
+            errno: None,
+            evidence: None,
+            usage: false,
+        }
     }
 
     /// Wrong usage: a message that repeats no argument but escaped.
@@ -112,6 +125,7 @@ impl From<&Error> for Failure {
             step: error.step().map(uverbs::Step::name),
             message: error.to_string(),
             errno: error.raw_os_error(),
+            evidence: evidence_of(error).map(CheckJson::all),
             usage: false,
         }
     }
