@@ -18,10 +18,9 @@ pub(super) fn broker() -> Result<()> {
         ensure!(worked && said.contains("contexts of that number under the index: 1"), "{said}");
     }
     ensure!(guest::hca_value("tst", "contexts")? == "0", "a context is left");
-    // The filter is really there: SIGSYS.
-    let output = Command::new("broker").args(["--try-open", "tst"]).output()?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(!output.status.success() && said.contains("killed by signal 31"), "{said}");
+    let said = guest::stdout("broker", &["--try-forbidden", "tst"])?;
+    super::traced::refuses(&said, &["openat2"])?;
+    ensure!(said.contains("worker: tst"), "{said}");
     ensure!(guest::hca_value("tst", "contexts")? == "0", "a context is left");
     Ok(())
 }
