@@ -2,6 +2,7 @@
 
 use std::{fmt, io};
 
+use crate::errno::Described;
 use crate::evidence::{Evidence, Step, Value};
 use crate::kernel::Errno;
 use crate::kernel::rdma::Bad;
@@ -59,8 +60,8 @@ struct Repr {
 
 #[derive(Debug, thiserror::Error)]
 enum Cause {
-    #[error("{call}: {}", errno_text(*errno))]
-    Call { call: String, errno: Errno },
+    #[error("{call}: {errno}")]
+    Call { call: String, errno: Described },
     #[error("{what}: expected {expected}, found {found}")]
     Differs { what: &'static str, expected: Value, found: Value },
     #[error("{0}")]
@@ -89,7 +90,7 @@ impl Error {
             Errno::NOSYS => ErrorKind::Unsupported,
             _ => ErrorKind::Os,
         };
-        Self::with_cause(kind, Cause::Call { call: call.into(), errno })
+        Self::with_cause(kind, Cause::Call { call: call.into(), errno: Described(errno) })
     }
 
     /// A check that found something else than it expected.
@@ -165,7 +166,7 @@ impl Error {
 
     pub(crate) fn errno(&self) -> Option<Errno> {
         match self.0.cause {
-            Cause::Call { errno, .. } => Some(errno),
+            Cause::Call { errno: Described(errno), .. } => Some(errno),
             _ => None,
         }
     }
@@ -241,44 +242,4 @@ impl From<Error> for io::Error {
         };
         Self::new(kind, error)
     }
-}
-
-/// An errno as strace prints it: name and meaning.
-fn errno_text(errno: Errno) -> String {
-    let meaning = io::Error::from(errno).to_string();
-    let meaning = meaning.split(" (os error").next().unwrap_or_default();
-    format!("{} ({meaning})", errno_name(errno))
-}
-
-/// The symbolic name of an errno, as strace prints it; the number of one that is rare here.
-fn errno_name(errno: Errno) -> String {
-    let name = match errno {
-        Errno::ACCESS => "EACCES",
-        Errno::AGAIN => "EAGAIN",
-        Errno::BADF => "EBADF",
-        Errno::BUSY => "EBUSY",
-        Errno::CONNREFUSED => "ECONNREFUSED",
-        Errno::FAULT => "EFAULT",
-        Errno::INTR => "EINTR",
-        Errno::INVAL => "EINVAL",
-        Errno::IO => "EIO",
-        Errno::LOOP => "ELOOP",
-        Errno::MFILE => "EMFILE",
-        Errno::NAMETOOLONG => "ENAMETOOLONG",
-        Errno::NFILE => "ENFILE",
-        Errno::NOBUFS => "ENOBUFS",
-        Errno::NODEV => "ENODEV",
-        Errno::NOENT => "ENOENT",
-        Errno::NOMEM => "ENOMEM",
-        Errno::NOSYS => "ENOSYS",
-        Errno::NOTDIR => "ENOTDIR",
-        Errno::NOTTY => "ENOTTY",
-        Errno::NXIO => "ENXIO",
-        Errno::OPNOTSUPP => "EOPNOTSUPP",
-        Errno::PERM => "EPERM",
-        Errno::PROTONOSUPPORT => "EPROTONOSUPPORT",
-        Errno::XDEV => "EXDEV",
-        other => return format!("errno {}", other.raw_os_error()),
-    };
-    name.to_owned()
 }

@@ -50,6 +50,7 @@ mod attr;
 mod context;
 mod device;
 mod driver;
+mod errno;
 mod error;
 mod evidence;
 #[cfg(any(fuzzing, feature = "sim"))]
@@ -84,7 +85,7 @@ pub use host::{ForkSafety, Host, Policy, memlock_limit};
 pub use identity::{Instance, Timestamp};
 #[cfg(feature = "sim")]
 pub use kernel::sim;
-pub use name::{DeviceNumber, Guid, Name};
+pub use name::{DeviceNumber, Guid, Name, ParseGuidError};
 pub use provider::{
     Allocation, Match, MatchedBy, PinnedView, Provider, ProviderInfo, ProviderState,
 };

@@ -60,11 +60,10 @@ unsafe extern "C" {
 impl Undisturbed {
     pub(super) fn begin() -> Self {
         let (mut all, mut before) = (MaybeUninit::uninit(), MaybeUninit::uninit());
-        // SAFETY: `sigfillset` initialises the set that it is given.
-        let all: libc::sigset_t = unsafe {
-            libc::sigfillset(all.as_mut_ptr());
-            all.assume_init()
-        };
+        // SAFETY: it writes the set that it is given.
+        unsafe { libc::sigfillset(all.as_mut_ptr()) };
+        // SAFETY: it was written, as `sigfillset` fails for no set.
+        let all: libc::sigset_t = unsafe { all.assume_init() };
         let mut cancelled = 0;
         pthread_setcancelstate(CANCEL_DISABLE, Some(&mut cancelled));
         // SAFETY: both point to sets, of which the first is initialised and the second is written.
