@@ -282,13 +282,16 @@ macro_rules! context {
             /// names are swapped there and back meanwhile cannot be told apart.)
             ///
             /// # Errors
-            /// `Removed`, `Replaced` when the device is gone; `Unstable` when it was renamed meanwhile.
+            /// `Removed`, `Replaced` when the device is gone; `Unstable` when it was renamed meanwhile;
+            /// `Unsupported` when its name is `.` or `..`, or has a `/` in it: such a name is no directory in
+            /// sysfs.
             pub fn pkeys(&self, port: u8) -> Result<Vec<u16>> {
                 self.cmd.query_pkeys(port)
             }
 
-            /// The async events of this context from now on (`ibv_get_async_event(3)`). With several of
-            /// these each gets every event of the device and of its ports.
+            /// The async events of this context from now on (`ibv_get_async_event(3)`). Each call opens a
+            /// descriptor of its own, and each gets every event of the device and of its ports. Keep one and
+            /// [wait](AsyncEvents::wait) on it: what happens while none is open is in none.
             ///
             /// # Errors
             /// `Removed` when the device is gone; `Unsupported` before Linux 5.6.
