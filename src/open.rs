@@ -68,7 +68,7 @@ fn attempt(device: &Device, policy: &Policy, allow_unproven: bool) -> Result<Ope
     };
     // A device that its provider cannot handle is not opened either.
     let told = record.joined.get().map(|joined| joined.driver_id.map(DriverId::from_raw));
-    let provided = told.map(|driver| record.provided(&pin, driver)).transpose();
+    let provided = told.map(|driver| record.provided.find(record, &pin, driver)).transpose();
     let provided = provided.map_err(|error| error.at(Step::Pin))?;
     if let Some(provided) = &provided {
         provided.require_usable().map_err(|error| error.at(Step::Pin))?;
@@ -79,9 +79,10 @@ fn attempt(device: &Device, policy: &Policy, allow_unproven: bool) -> Result<Ope
     revalidate(record, &pin, &mut evidence).map_err(|e| e.at(Step::Revalidate))?;
     let guess = provided.as_ref().and_then(|provided| provided.driver());
     let driver = driver_of(record, fd.as_fd(), guess).map_err(|e| e.at(Step::Allocate))?;
-    let allocation = prepare(record, &pin, provided, driver).map_err(|e| e.at(Step::Allocate))?;
-    let cmd = CmdFd::new(fd, driver, device.clone());
-    let proof = proof::allocate_and_prove(record, &pin, &cmd, &allocation, baseline, &mut evidence)
+    let (prepared, own) =
+        prepare(record, &pin, provided, driver).map_err(|e| e.at(Step::Allocate))?;
+    let cmd = CmdFd::new(fd, driver, device.clone()).with_provider(own);
+    let proof = proof::allocate_and_prove(record, &pin, &cmd, &prepared, baseline, &mut evidence)
         .map_err(|e| e.at(Step::Prove))?;
     Ok(match proof {
         Proof::Proven(witness) => Opened::Proven(Context::new(cmd, evidence, witness)),
@@ -298,24 +299,24 @@ fn driver_of(record: &Record, fd: BorrowedFd<'_>, guess: Option<DriverId>) -> Re
     proof::probe_driver(record.host.kernel(), fd, guess)
 }
 
-/// What the provider wants the driver to be told. Where netlink did not tell the driver, the provider is
-/// found only now, by what the descriptor answers to, and for this open alone.
+/// What the provider has GET_CONTEXT given. Where netlink did not report the driver, the provider is found only
+/// now, by the driver that the descriptor answers to, and for this open alone: then it comes back, too.
 fn prepare(
     record: &Record,
     pin: &Pin,
     provided: Option<Arc<Provided>>,
     driver: DriverId,
-) -> Result<Prepared> {
-    let provided = match provided {
-        Some(provided) => provided,
+) -> Result<(Prepared, Option<Arc<Provided>>)> {
+    let (provided, own) = match provided {
+        Some(provided) => (provided, None),
         None => {
-            let provided = Provided::find(record, pin, Some(driver))?;
-            provided.require_usable()?;
-            Arc::new(provided)
+            let found = record.provided.find_for_one_open(record, pin, driver)?;
+            (found.clone(), Some(found))
         }
     };
-    let allocation = provided.prepare(record, pin, driver)?;
-    Ok(Prepared { allocation, is_known: provided.info().provider.is_some() })
+    provided.require_usable()?;
+    let allocation = provided.allocation(record, pin, driver)?;
+    Ok((Prepared { allocation, is_known: provided.info().provider.is_some() }, own))
 }
 
 /// What GET_CONTEXT is given, and whether there is a provider that wanted it so.
