@@ -28,6 +28,8 @@ pub(crate) fn require_sane(error: &Error) {
             | PermissionDenied
             | Unsupported
             | AbiMismatch
+            | Provider
+            | Busy
             | Malformed
             | Os
     );
