@@ -370,8 +370,8 @@ impl Device {
     /// # Errors
     /// `Removed`, `Replaced`: the device is gone. `NodeMismatch`: the node in /dev leads elsewhere.
     /// `Unproven`: the kernel cannot be asked which device it is (netlink denied, Linux before 5.13).
-    /// `Unstable`: it would not stay still. `PermissionDenied`, `Os`: the first system call that
-    /// failed.
+    /// `Unstable`: it would not stay still. `AbiMismatch`, `Provider`: its provider cannot handle it, or
+    /// is being attached (`Busy`). `PermissionDenied`, `Os`: the first system call that failed.
     pub fn open(&self) -> Result<Context> {
         self.open_with(self.0.host.policy())
     }

@@ -208,10 +208,11 @@ fn two_threads_that_attach_one_and_open_the_other_do_not_wait() {
                 scope.spawn(|| registry.devices().expect("a list"));
             }
         });
-        assert_eq!(own.counts(), (2, 0));
         // Of the moment, not kept: they are attached anew. That they need each other is an error again.
+        let (before, dropped) = own.counts();
+        assert!(before >= 2 && dropped == 0);
         let device = listed(&registry, "a");
-        assert!(own.counts().0 > 2);
+        assert!(own.counts().0 > before);
         assert_eq!(kind(device.open()), ErrorKind::Busy);
     });
 }
