@@ -11,7 +11,7 @@ mod port;
 
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use crate::attr::retry;
 use crate::device::Device;
@@ -20,7 +20,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::evidence::Evidence;
 use crate::kernel::{Attr, AttrData, Errno, Handle, Kernel, VerbsCall};
 use crate::open::{self, Proven};
-use crate::provider::Allocation;
+use crate::provider::{Allocation, Provided};
 
 pub use claim::ContextClaim;
 pub(crate) use device::QUERY_DEVICE_LEN;
@@ -73,11 +73,18 @@ pub(crate) struct CmdFd {
     device: Device,
     /// What GET_CONTEXT has told.
     completion_vectors: OnceLock<u32>,
+    /// A provider that was found for this descriptor alone.
+    _provided: Option<Arc<Provided>>,
 }
 
 impl CmdFd {
     pub(crate) fn new(fd: Handle, driver: DriverId, device: Device) -> Self {
-        Self { fd, driver, device, completion_vectors: OnceLock::new() }
+        Self { fd, driver, device, completion_vectors: OnceLock::new(), _provided: None }
+    }
+
+    /// Keeps a provider for as long as the descriptor.
+    pub(crate) fn with_provider(self, provided: Option<Arc<Provided>>) -> Self {
+        Self { _provided: provided, ..self }
     }
 
     pub(crate) fn as_ref(&self) -> BorrowedFd<'_> {
@@ -281,13 +288,16 @@ macro_rules! context {
             /// names are swapped there and back meanwhile cannot be told apart.)
             ///
             /// # Errors
-            /// `Removed`, `Replaced` when the device is gone; `Unstable` when it was renamed meanwhile.
+            /// `Removed`, `Replaced` when the device is gone; `Unstable` when it was renamed meanwhile;
+            /// `Unsupported` when its name is `.` or `..`, or has a `/` in it: such a name is no directory in
+            /// sysfs.
             pub fn pkeys(&self, port: u8) -> Result<Vec<u16>> {
                 self.cmd.query_pkeys(port)
             }
 
-            /// The async events of this context from now on (`ibv_get_async_event(3)`). With several of
-            /// these each gets every event of the device and of its ports.
+            /// The async events of this context from now on (`ibv_get_async_event(3)`). Each call opens a
+            /// descriptor of its own, and each gets every event of the device and of its ports. Keep one and
+            /// [wait](AsyncEvents::wait) on it: what happens while none is open is in none.
             ///
             /// # Errors
             /// `Removed` when the device is gone; `Unsupported` before Linux 5.6.

@@ -18,8 +18,8 @@ use crate::indices::Indices;
 use crate::kernel::{Handle, Stat};
 use crate::name::{DeviceNumber, Guid, Name};
 use crate::netlink::NextNumbers;
-use crate::open::{self, Pin};
-use crate::provider::{Provided, ProviderInfo, Providers};
+use crate::open;
+use crate::provider::{Provided, ProviderInfo, Providers, Slot};
 
 /// A device that was listed: a handle on one instance, which stays what it is when the device is
 /// gone. A clone is the same device.
@@ -48,8 +48,7 @@ pub(crate) struct Record {
     /// list has to look, though it may find the class directories as they were.
     renamed: AtomicBool,
     state: Mutex<State>,
-    /// Found once: nothing that it is found by changes while the instance lives, but the name.
-    provided: Mutex<Option<Arc<Provided>>>,
+    pub(crate) provided: Slot,
 }
 
 /// What changes of a record.
@@ -134,26 +133,8 @@ impl Record {
                 timestamp: instance.timestamp,
                 directory: Weak::new(),
             }),
-            provided: Mutex::default(),
+            provided: Slot::default(),
         }
-    }
-
-    fn provided_state(&self) -> MutexGuard<'_, Option<Arc<Provided>>> {
-        self.provided.lock().unwrap_or_else(|poison| poison.into_inner())
-    }
-
-    fn known_provided(&self) -> Option<Arc<Provided>> {
-        self.provided_state().clone()
-    }
-
-    /// The device's provider, set up when it is asked for first. `driver` is what netlink says.
-    pub(crate) fn provided(&self, pin: &Pin, driver: Option<DriverId>) -> Result<Arc<Provided>> {
-        let mut provided = self.provided_state();
-        if let Some(provided) = &*provided {
-            return Ok(provided.clone());
-        }
-        let found = Arc::new(Provided::find(self, pin, driver)?);
-        Ok(provided.insert(found).clone())
     }
 
     /// The directory of the device that it is part of, from /sys.
@@ -358,21 +339,23 @@ impl Device {
         })
     }
 
-    /// The device's provider, and the version of its driver's ABI.
+    /// The device's provider, and the version of its driver's ABI. One that the program registered is attached
+    /// by this, unless it is already.
     ///
     /// # Errors
-    /// As [`index`](Self::index).
+    /// As [`index`](Self::index), and `Busy` while the provider is being attached.
     pub fn provider(&self) -> Result<ProviderInfo> {
         self.set_up().map(|provided| provided.info().clone())
     }
 
+    /// The device's provider, found and attached when it is needed first.
     pub(crate) fn set_up(&self) -> Result<Arc<Provided>> {
-        if let Some(provided) = self.0.known_provided() {
+        if let Some(provided) = self.0.provided.known() {
             return Ok(provided);
         }
         let driver = self.driver_id()?;
         open::pin_for_reading(&self.0)
-            .and_then(|pinned| self.0.provided(&pinned, driver))
+            .and_then(|pinned| self.0.provided.find(&self.0, &pinned, driver))
             .map_err(|error| self.0.explain(error))
     }
 
@@ -393,9 +376,9 @@ impl Device {
     /// # Errors
     /// `Removed`, `Replaced`: the device is gone. `NodeMismatch`: the node in /dev leads elsewhere.
     /// `Unproven`: the kernel cannot show which device it is (Linux before 5.10, among others).
-    /// `NetlinkUnavailable`: netlink is denied.
-    /// `Unstable`: it would not stay still. `PermissionDenied`, `Os`: the first system call that
-    /// failed.
+    /// `NetlinkUnavailable`: netlink is denied. `Unstable`: it would not stay still. `AbiMismatch`,
+    /// `Provider`: its provider cannot handle it, or is being attached (`Busy`). `PermissionDenied`, `Os`:
+    /// the first system call that failed.
     pub fn open(&self) -> Result<Context> {
         self.open_with(self.0.host.policy())
     }

@@ -40,6 +40,9 @@ pub enum ErrorKind {
     AbiMismatch,
     /// The device's provider, one that the program registered, cannot handle it.
     Provider,
+    /// The device's provider, one that the program registered, is being attached at this moment: on another
+    /// thread, which is over soon, or further up on this one, where to try again is of no use.
+    Busy,
     /// Something has contents that the kernel would not write.
     Malformed,
     /// Any other error of the operating system; see [`Error::raw_os_error`].
@@ -220,6 +223,7 @@ impl fmt::Display for ErrorKind {
             Self::Unsupported => "not supported here",
             Self::AbiMismatch => "the ABI of its driver is not known",
             Self::Provider => "its provider refuses",
+            Self::Busy => "its provider is busy",
             Self::Malformed => "malformed",
             Self::Os => "system call failed",
         })
@@ -236,6 +240,7 @@ impl From<Error> for io::Error {
             }
             (ErrorKind::PermissionDenied, _) => io::ErrorKind::PermissionDenied,
             (ErrorKind::Unsupported | ErrorKind::AbiMismatch, _) => io::ErrorKind::Unsupported,
+            (ErrorKind::Busy, _) => io::ErrorKind::ResourceBusy,
             (ErrorKind::Malformed | ErrorKind::NodeMismatch, _) => io::ErrorKind::InvalidData,
             (_, Some(errno)) => errno.kind(),
             (_, None) => io::ErrorKind::Other,

@@ -27,7 +27,8 @@
 //! - [`Device::open`] gives a [`Context`], or an [`Error`] that names the device, the step and the cause.
 //!   [`Device::verify`] proves the same of a descriptor that another library opened.
 //! - [`Context`] answers what the device is, what its ports are, and gives its [`AsyncEvents`].
-//! - [`Provider`]: what a driver has to be told; the known ones are built in.
+//! - [`Provider`] and [`DeviceProvider`]: what a driver is given when a context is allocated; the known ones
+//!   are built in.
 //! - [`Evidence`]: what was checked on the way, and what each check found.
 //!
 //! # It does not
@@ -87,6 +88,6 @@ pub use identity::{Instance, Timestamp};
 pub use kernel::sim;
 pub use name::{DeviceNumber, Guid, Name, ParseGuidError};
 pub use provider::{
-    Allocation, Match, MatchedBy, PinnedView, Provider, ProviderInfo, ProviderState,
+    Allocation, DeviceProvider, Match, MatchedBy, PinnedView, Provider, ProviderInfo,
 };
 pub use registry::{Devices, Registry};

@@ -111,7 +111,7 @@ fn steps(
     };
     // A device that its provider cannot handle is not opened either.
     let reported = record.joined.get().map(|joined| joined.driver_id.map(DriverId::from_raw));
-    let provided = reported.map(|driver| record.provided(&pin, driver)).transpose();
+    let provided = reported.map(|driver| record.provided.find(record, &pin, driver)).transpose();
     let provided = provided.map_err(|error| error.at(Step::Pin))?;
     if let Some(provided) = &provided {
         provided.require_usable().map_err(|error| error.at(Step::Pin))?;
@@ -123,8 +123,9 @@ fn steps(
     let guess = provided.as_ref().and_then(|provided| provided.driver());
     let driver = driver_of(record, fd.as_fd(), guess).map_err(|e| e.at(Step::Allocate))?;
     // The last of the program's own code, a registered provider's, before the proof begins.
-    let prepared = prepare(record, &pin, provided, driver).map_err(|e| e.at(Step::Allocate))?;
-    let cmd = CmdFd::new(fd, driver, device.clone());
+    let (prepared, own) =
+        prepare(record, &pin, provided, driver).map_err(|e| e.at(Step::Allocate))?;
+    let cmd = CmdFd::new(fd, driver, device.clone()).with_provider(own);
     let proof = proof::allocate_and_prove(record, &pin, &cmd, &prepared, target, place, evidence)
         .map_err(|e| e.at(Step::Prove))?;
     Ok((cmd, proof))
@@ -359,24 +360,24 @@ fn probe_driver(kernel: &Kernel, fd: BorrowedFd<'_>, guess: Option<DriverId>) ->
 /// A method that no object of the ioctl ABI has.
 const NO_METHOD: u16 = 0xfff;
 
-/// What the provider wants the driver to be told. Where netlink did not tell the driver, the provider is
-/// found only now, by what the descriptor answers to, and for this open alone.
+/// What the provider has GET_CONTEXT given. Where netlink did not report the driver, the provider is found only
+/// now, by the driver that the descriptor answers to, and for this open alone: then it comes back, too.
 fn prepare(
     record: &Record,
     pin: &Pin,
     provided: Option<Arc<Provided>>,
     driver: DriverId,
-) -> Result<Prepared> {
-    let provided = match provided {
-        Some(provided) => provided,
+) -> Result<(Prepared, Option<Arc<Provided>>)> {
+    let (provided, own) = match provided {
+        Some(provided) => (provided, None),
         None => {
-            let provided = Provided::find(record, pin, Some(driver))?;
-            provided.require_usable()?;
-            Arc::new(provided)
+            let found = record.provided.find_for_one_open(record, pin, driver)?;
+            (found.clone(), Some(found))
         }
     };
-    let allocation = provided.prepare(record, pin, driver)?;
-    Ok(Prepared { allocation, is_known: provided.info().provider.is_some() })
+    provided.require_usable()?;
+    let allocation = provided.allocation(record, pin, driver)?;
+    Ok((Prepared { allocation, is_known: provided.info().provider.is_some() }, own))
 }
 
 /// What GET_CONTEXT is given, and whether there is a provider that wanted it so.

@@ -9,7 +9,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::host::Host;
 use crate::indices::Indices;
 use crate::name::Name;
-use crate::provider::{Provider, Providers};
+use crate::provider::{self, Provider, Providers};
 use crate::sweep::{NameLink, Sweeps};
 
 /// The devices of a host. A clone shares its records.
@@ -67,7 +67,8 @@ impl Registry {
     }
 
     /// The same with [providers](Provider) of the program's own, which come before the built-in ones. With
-    /// these, [`devices`](Self::devices) asks RDMA netlink and sysfs which provider each new device has.
+    /// these, [`devices`](Self::devices) finds out through RDMA netlink and sysfs which provider each new device
+    /// has, and attaches it.
     pub fn with_providers(
         host: Host,
         providers: impl IntoIterator<Item = Arc<dyn Provider>>,
@@ -98,7 +99,7 @@ impl Registry {
     /// wrong with one device does not stop the listing: see [`Devices::faults`].
     pub fn devices(&self) -> Result<Devices> {
         let devices = self.list()?;
-        if !self.0.providers.is_empty() {
+        if !self.0.providers.is_empty() && !provider::is_inside() {
             devices.iter().for_each(set_up);
         }
         Ok(devices)
@@ -139,10 +140,10 @@ impl Registry {
     }
 }
 
-/// Finds a device's provider, if it has none yet. What is in the way is so again when it is opened.
+/// Finds a device's provider and attaches it, if that is not done yet. An open returns what is in the way.
 fn set_up(device: &Device) {
     if let Err(error) = device.set_up() {
-        tracing::debug!(%error, "no provider is found");
+        tracing::debug!(%error, "no provider is attached");
     }
 }
 

@@ -1,7 +1,7 @@
 //! What a program does after an open, on the simulated kernel.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use uverbs::sim::{CallKind, DeviceId, DeviceSpec, Machine, Verdict};
 use uverbs::{
@@ -93,6 +93,32 @@ fn keys_of_another_device_are_not_returned() {
 }
 
 #[test]
+fn a_name_that_leads_elsewhere_is_no_path_to_the_keys() {
+    let (machine, id, context) = opened(true);
+    // A device beside it with the same GUID and another key.
+    machine.add(DeviceSpec::new("b").guid(0xa0)).expect("added");
+    machine.on_call(|world, call| match call.kind() {
+        CallKind::Pread if call.detail(world).contains("/b/ports/") => {
+            Verdict::Answer(b"0x8001\n".into())
+        }
+        _ => Verdict::Continue,
+    });
+    let leads = |call: &String| call.contains(": devices/virtual/infiniband/");
+    for name in ["../infiniband/b", "x/../b", "b/", "/b", ".", ".."] {
+        machine.rename(id, name.as_bytes()).expect("renamed");
+        machine.record_calls(true);
+        let error = context.pkeys(1).expect_err(name);
+        assert_eq!(error.kind(), ErrorKind::Unsupported, "{name}: {error}");
+        assert!(error.to_string().contains("rename"), "{name}: {error}");
+        assert!(!machine.call_log().iter().any(leads), "{name} was opened");
+    }
+    machine.rename(id, b"..rxe0").expect("renamed");
+    machine.record_calls(true);
+    assert_eq!(context.pkeys(1).expect("a table"), [0xffff]);
+    assert!(machine.call_log().iter().any(leads));
+}
+
+#[test]
 fn events_come_in_order_and_end_with_the_device() {
     let (machine, id, context) = opened(true);
     let mut early = context.async_events().expect("events");
@@ -132,6 +158,37 @@ fn a_driver_that_does_not_disassociate_says_nothing() {
     drop(context);
     assert_eq!(machine.open_handles(), 0);
     assert!(machine.is_gone(id));
+}
+
+#[test]
+fn a_wait_ends_at_its_deadline_though_poll_says_ready() {
+    let (machine, id, context) = opened(true);
+    let mut events = context.async_events().expect("events");
+    machine.event(id, 9, 1);
+    // Somebody else takes each event between poll and read; after a while nobody does.
+    let started = Instant::now();
+    machine.on_call(move |_, call| match call.kind() {
+        CallKind::Read if started.elapsed() < Duration::from_secs(5) => Verdict::Fail(11),
+        _ => Verdict::Continue,
+    });
+    for timeout in [Duration::ZERO, Duration::from_millis(20)] {
+        let started = Instant::now();
+        assert_eq!(events.wait(Some(timeout)).expect("read"), None);
+        assert!(started.elapsed() >= timeout, "it did not wait");
+    }
+    // Without a deadline it goes on until there is an event.
+    machine.on_call({
+        let mut reads = 0;
+        move |_, call| {
+            reads += u32::from(call.kind() == CallKind::Read);
+            if call.kind() == CallKind::Read && reads < 4 {
+                Verdict::Fail(11)
+            } else {
+                Verdict::Continue
+            }
+        }
+    });
+    assert!(events.wait(None).expect("read").is_some());
 }
 
 #[test]

@@ -42,6 +42,7 @@ pub(crate) const ALL: &[(&str, Scenario)] = &[
     ("providers_of_another_abi_do_not_open", providers::abi_out_of_range),
     ("providers_unknown_are_told_nothing", providers::unknown),
     ("providers_of_the_program_are_torn_down_once", providers::registered),
+    ("providers_may_open_devices", providers::reentry),
     ("a_handle_opens_after_its_list_was_dropped", listing::handle_outlives_list),
     ("control_libibverbs_opens_the_replacement", replacing::control_libibverbs),
     ("replaced_with_another_guid", replacing::other_guid),

@@ -29,6 +29,8 @@ pub(crate) fn require_sane(error: &Error) {
             | PermissionDenied
             | Unsupported
             | AbiMismatch
+            | Provider
+            | Busy
             | Malformed
             | Os
     );
