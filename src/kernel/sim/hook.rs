@@ -217,6 +217,7 @@ by_locking! {
     break_dump(errno: i32);
     fingerprint() -> u64;
     closed() -> u64;
+    opened_by_others() -> u64;
     set_devtmpfs(devtmpfs: bool);
     set_listxattr_moves(moves: bool);
     set_copies_on_fork(copies: bool);
@@ -238,6 +239,7 @@ by_locking! {
     contexts_by(id: DeviceId, thread: u32) -> Vec<u32>;
     pds_of(id: DeviceId) -> Vec<u32>;
     pds_by(id: DeviceId, thread: u32) -> Vec<u32>;
+    foreign_pds_of(id: DeviceId) -> Vec<u32>;
     pd_handles_of(fd: BorrowedFd<'_>) -> Vec<u32>;
     driver_data_of(id: DeviceId) -> Vec<u8>;
     overruns() -> u64;
