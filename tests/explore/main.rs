@@ -1,10 +1,10 @@
 //! Everything that may happen, at every kernel call, on the simulated kernel.
 //!
 //! A world with two devices; a program that lists and opens, opens what was listed before, pins and
-//! verifies, lists again, or asks; one event before any one of its kernel calls, two before any two, three
-//! before any three. Whatever comes of it has to lie in a stated set; what is opened is the instance that
-//! was asked for; nothing is left open; and it ends. Which instance a descriptor is really bound to is asked
-//! of the simulated kernel, by the inode of its uverbs directory.
+//! verifies, takes over a descriptor by a claim, lists again, or asks; one event before any one of its
+//! kernel calls, two before any two, three before any three. Whatever comes of it has to lie in a stated
+//! set; what is opened is the instance that was asked for; nothing is left open; and it ends. Which instance
+//! a descriptor is really bound to is asked of the simulated kernel, by the inode of its uverbs directory.
 //!
 //! Most worlds start with a node that leads to the right device. In the adverse ones it leads to another
 //! device of the same GUID, whose removal waits, and the lists of contexts and PDs are as long as a buffer
@@ -35,7 +35,7 @@ fn is_plain(play: Play) -> bool {
     is_base(play) && !play.setup.is_crowded() && !play.setup.one_tick
 }
 
-/// Worlds where the node leads to the right device, if to any.
+/// Worlds where the node leads to the right device, if to any, and nobody claims anything.
 fn is_base(play: Play) -> bool {
     !play.setup.is_adverse() && play.program.binds()
 }
@@ -91,7 +91,8 @@ fn three_events() {
 const BINDS_WRONGLY: bool = true;
 const FORGETS_LIVE_DEVICES: bool = true;
 
-/// The adverse worlds: one event, of those that change lists; or all of them.
+/// The adverse worlds: one event, of those that change lists; or all of them, and pairs of those in some
+/// worlds.
 ///
 /// A rule that takes "not listed" for "was not there" binds wrongly here: a page of contexts closes while
 /// they are listed, and an older context of the thread then looks new. So does a rule that takes any new
@@ -103,13 +104,25 @@ fn lists_that_end_at_a_boundary() {
     // Bounded, two programs stand for those that differ in how they come to the same look.
     let is_wanted = |play: Play| {
         let Play { program, setup } = play;
+        if program == Program::Adopt {
+            // In those it has opened the device before, which is the one of the node.
+            return !setup.is_adverse() && (is_full() || !setup.is_crowded());
+        }
         let all_programs = setup.meddles || setup.crowd.others == happens::PAGE;
         let is_some = matches!(program, Program::Open | Program::Verify)
             || (all_programs && program != Program::Query);
         setup.is_adverse() && program.binds() && (is_full() || is_some)
     };
-    let tally = explore_all(is_wanted, limits, &events);
-    let what = "one event, the adverse worlds";
+    let mut tally = explore_all(is_wanted, limits, &events);
+    if is_full() {
+        let some_worlds = |play: Play| {
+            let Setup { crowd, meddles, stale, .. } = play.setup;
+            play.program.binds() && (meddles || (stale && crowd.others == happens::PAGE))
+        };
+        let pairs = Limits { depth: 2, ..limits };
+        tally.add(explore_all(some_worlds, pairs, &list_events()));
+    }
+    let what = "one event, and two in some, the adverse worlds";
     if !BINDS_WRONGLY {
         return tally.require_right(what);
     }
@@ -122,7 +135,7 @@ fn lists_that_end_at_a_boundary() {
         }
     }
     use Program::*;
-    let plain = [ListAndOpen, Open, Verify, VerifyKeeping].map(|program| (program, false));
+    let plain = [ListAndOpen, Open, Verify, VerifyKeeping, Adopt].map(|program| (program, false));
     let meddled = [ListAndOpen, Open].map(|program| (program, true));
     for wanted in plain.into_iter().chain(meddled) {
         assert!(found.contains(&wanted), "{wanted:?} was not found to go wrong");
@@ -134,7 +147,9 @@ fn lists_that_end_at_a_boundary() {
 fn a_list_that_steps_over_a_device() {
     let limits = Limits { depth: 1, stride: 1, first_wrong: false };
     let is_wanted = |play: Play| {
-        !play.program.binds() && !play.setup.is_adverse() && (is_full() || !play.setup.is_crowded())
+        play.program == Program::ListAgain
+            && !play.setup.is_adverse()
+            && (is_full() || !play.setup.is_crowded())
     };
     let tally = explore_all(is_wanted, limits, &everything());
     let what = "one event, listing again";

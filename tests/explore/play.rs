@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 
 use uverbs::sim::{Call, DeviceId, Machine, NodeKind, Verdict, World};
 use uverbs::{
-    Allocation, Device, DriverId, ErrorKind, Host, Match, PinnedView, Policy, Provider,
-    ProviderState, Registry, Result,
+    Allocation, Context, ContextClaim, Device, DriverId, ErrorKind, Host, Match, PinnedView,
+    Policy, Provider, ProviderState, Registry, Result,
 };
 
 use crate::happens::{Event, LONG_PAGE, PAGE, PROGRAM, spec};
@@ -66,6 +66,9 @@ impl Crowd {
         }
     }
 }
+
+/// The number in the name of a node that nobody else looks at.
+const ASIDE: u32 = 7;
 
 /// The last place.
 const LAST: usize = usize::MAX;
@@ -145,12 +148,12 @@ impl fmt::Display for Setup {
         ];
         more.iter().filter(|(is, _)| *is).try_for_each(|(_, what)| write!(f, ", {what}"))?;
         if self.crowd.others > 0 {
-            write!(f, ", {} contexts of others", self.crowd.others)?;
+            write!(f, ", contexts of others: {}", self.crowd.others)?;
         }
         for place in self.crowd.own {
             match *place {
-                LAST => f.write_str(", an older one of the program, the last")?,
-                place => write!(f, ", an older one of the program, at {place}")?,
+                LAST => f.write_str(", one of the program at the end")?,
+                place => write!(f, ", one of the program at {place}")?,
             }
         }
         Ok(())
@@ -170,23 +173,26 @@ pub(crate) enum Program {
     VerifyKeeping,
     /// Asks for what netlink says of it.
     Query,
+    /// Has opened it before, and takes over another descriptor by the claim of that context.
+    Adopt,
     /// Lists again, and opens.
     ListAgain,
 }
 
-pub(crate) const PROGRAMS: [Program; 6] = [
+pub(crate) const PROGRAMS: [Program; 7] = [
     Program::ListAndOpen,
     Program::Open,
     Program::Verify,
     Program::VerifyKeeping,
     Program::Query,
+    Program::Adopt,
     Program::ListAgain,
 ];
 
 impl Program {
     /// It comes to one device, by a look at the host that is all its own.
     pub(crate) fn binds(self) -> bool {
-        !matches!(self, Self::ListAgain)
+        !matches!(self, Self::Adopt | Self::ListAgain)
     }
 }
 
@@ -195,6 +201,12 @@ impl Program {
 pub(crate) struct Play {
     pub(crate) program: Program,
     pub(crate) setup: Setup,
+}
+
+impl fmt::Display for Play {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}, {}", self.program, self.setup)
+    }
 }
 
 /// What happens during one execution, each event before the call of that number; in order.
@@ -281,15 +293,21 @@ impl Play {
         let Self { program, setup } = self;
         let machine = Machine::new();
         assert_eq!(machine.this_thread(), PROGRAM, "the program's thread is another one");
+        let mut aside = None;
         if setup.one_tick {
             machine.set_tick(0);
         }
         // Any order is that of a kernel, which goes by hashes.
         machine.set_lists_reversed(program == Program::ListAgain);
-        if setup.stale {
+        if setup.stale || program == Program::Adopt {
             let old = machine.add(spec("old", 0xa0).disassociates(false)).expect("added");
-            machine.set_node(0, NodeKind::Static);
-            machine.foreign_context(old).expect("held, through the node");
+            if setup.stale {
+                machine.set_node(0, NodeKind::Static);
+                machine.foreign_context(old).expect("held, through the node");
+            } else {
+                machine.set_node(ASIDE, NodeKind::Device(231, 192));
+                aside = Some(machine.open_unguarded(ASIDE).expect("held, through a node aside"));
+            }
             machine.remove(old);
         }
         let added = machine.add(spec("rxe0", 0xa0).disassociates(setup.disassociates));
@@ -311,15 +329,19 @@ impl Play {
         };
         let before = registry();
         let asked = before.devices().expect("a list").by_name("rxe0").expect("listed");
-        let held = setup.held.then(|| asked.open().expect("opened"));
+        let is_held = setup.held || program == Program::Adopt;
+        let held = is_held.then(|| asked.open().expect("opened"));
         let fresh = registry();
 
-        let start = machine.calls() + 1;
-        hook(&machine, id, plan.to_vec(), start, watch);
+        let claim = match program {
+            Program::Adopt => held.as_ref().map(|context| context.claim().expect("claimed")),
+            _ => None,
+        };
+        hook(&machine, id, plan.to_vec(), machine.calls() + 1, watch);
         let registry = if program == Program::ListAgain { &before } else { &fresh };
-        let (result, wrong) = run(program, &machine, id, registry, &asked);
+        let (result, wrong) = run(program, &machine, id, registry, &asked, claim.as_ref());
         machine.clear_hook();
-        drop((held, asked, before, fresh));
+        drop((held, asked, before, fresh, aside));
         let left = machine.open_handles();
         assert_eq!(left, 0, "left open: {self:?}: {}", Show(plan));
         Execution { result, wrong }
@@ -346,7 +368,7 @@ impl Play {
         };
         let events: Vec<String> = plan.iter().map(before).collect();
         let events = if events.is_empty() { "nothing happens".into() } else { events.join("; ") };
-        format!("{:?}, {}: {events}", self.program, self.setup)
+        format!("{self}: {events}")
     }
 }
 
@@ -383,6 +405,7 @@ fn run(
     id: DeviceId,
     registry: &Registry,
     asked: &Device,
+    claim: Option<&ContextClaim>,
 ) -> (std::result::Result<(), ErrorKind>, bool) {
     let opened = |device: &Device| match device.open() {
         Ok(context) => {
@@ -415,6 +438,18 @@ fn run(
                 (verified.map(drop), wrong)
             }
         },
+        Program::Adopt => {
+            let Some(claim) = claim else { return (Ok(()), false) };
+            // The older device's, of the same number and GUID.
+            let Ok(fd) = machine.open_unguarded(ASIDE) else { return (Ok(()), false) };
+            match Context::from_fd(asked, fd, claim) {
+                Ok(context) => {
+                    let bound = machine.directory_of(context.as_fd());
+                    (Ok(()), bound != Some(asked.instance().ino))
+                }
+                Err(error) => (Err(error.kind()), false),
+            }
+        }
         Program::ListAgain => match registry.devices() {
             Err(error) => (Err(error.kind()), false),
             Ok(_) => {

@@ -283,7 +283,7 @@ pub(crate) fn explore_all(
                     if limits.stride == 1 && !limits.first_wrong {
                         let executions: u64 = search.tally.executions.iter().sum();
                         println!(
-                            "{play:?}: {executions} executions and {} cut short",
+                            "{play}: {executions} executions and {} cut short",
                             search.tally.pruned
                         );
                     }
