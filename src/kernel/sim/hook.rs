@@ -227,6 +227,7 @@ by_locking! {
     rename_while_listed(id: DeviceId, name: &[u8]);
     fingerprint() -> u64;
     closed() -> u64;
+    opened_by_others() -> u64;
     set_devtmpfs(devtmpfs: bool);
     set_listxattr_moves(moves: bool);
     set_copies_on_fork(copies: bool);
@@ -248,6 +249,7 @@ by_locking! {
     contexts_by(id: DeviceId, thread: u32) -> Vec<u32>;
     pds_of(id: DeviceId) -> Vec<u32>;
     pds_by(id: DeviceId, thread: u32) -> Vec<u32>;
+    foreign_pds_of(id: DeviceId) -> Vec<u32>;
     pd_handles_of(fd: BorrowedFd<'_>) -> Vec<u32>;
     driver_data_of(id: DeviceId) -> Vec<u8>;
     overruns() -> u64;

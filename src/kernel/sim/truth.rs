@@ -111,12 +111,30 @@ impl World {
         pds.filter(|(_, pd)| pd.thread == Some(thread)).map(|(pdn, _)| *pdn).collect()
     }
 
+    /// The PDNs of those that others have, by any thread.
+    pub fn foreign_pds_of(&self, id: DeviceId) -> Vec<u32> {
+        let theirs = self.cmd_fds().filter_map(|(_, file)| match &file.state {
+            FileState::Cmd { uverbs, pds, .. }
+                if file.foreign && self.uverbs[uverbs.0 as usize].device == id =>
+            {
+                Some(pds.values().flatten().copied())
+            }
+            _ => None,
+        });
+        theirs.flatten().collect()
+    }
+
     /// The handles of the PDs of a cmd fd.
     pub fn pd_handles_of(&self, fd: BorrowedFd<'_>) -> Vec<u32> {
         match self.file_of(fd).and_then(|file| self.file(file).ok()).map(|file| &file.state) {
             Some(FileState::Cmd { pds, .. }) => pds.keys().copied().collect(),
             _ => Vec::new(),
         }
+    }
+
+    /// How often others have opened a device so far.
+    pub fn opened_by_others(&self) -> u64 {
+        self.next_foreign
     }
 
     /// The driver data that the last GET_CONTEXT on the device brought.
