@@ -2,7 +2,7 @@
 
 use std::{fmt, io};
 
-use crate::evidence::{Step, Value};
+use crate::evidence::{Evidence, Step, Value};
 use crate::kernel::Errno;
 use crate::kernel::rdma::Bad;
 
@@ -28,6 +28,9 @@ pub enum ErrorKind {
     NodeMismatch,
     /// Nothing contradicts that it is the right device, but it could not be proved.
     Unproven,
+    /// RDMA netlink cannot be had: its socket was refused, or was not handed in. Nothing can be proved
+    /// without it.
+    NetlinkUnavailable,
     /// The kernel forbids it to this user.
     PermissionDenied,
     /// The kernel, or a sandbox around this process, cannot do what is needed.
@@ -51,6 +54,7 @@ struct Repr {
     step: Option<Step>,
     cause: Cause,
     hint: Option<&'static str>,
+    evidence: Option<Evidence>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -65,7 +69,7 @@ enum Cause {
 
 impl Error {
     fn with_cause(kind: ErrorKind, cause: Cause) -> Self {
-        Self(Box::new(Repr { kind, device: None, step: None, cause, hint: None }))
+        Self(Box::new(Repr { kind, device: None, step: None, cause, hint: None, evidence: None }))
     }
 
     /// An error told in words.
@@ -127,6 +131,18 @@ impl Error {
         self
     }
 
+    /// Adds the checks that were made before it came up, unless there are some already.
+    pub(crate) fn with_evidence(mut self, evidence: &Evidence) -> Self {
+        self.0.evidence.get_or_insert_with(|| evidence.clone());
+        self
+    }
+
+    /// The checks that were made before it came up, of an error of an open or of
+    /// [`Device::verify`](crate::Device::verify). The last one did not hold where it is the cause.
+    pub fn evidence(&self) -> Option<&Evidence> {
+        self.0.evidence.as_ref()
+    }
+
     /// What kind of error it is.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
@@ -157,7 +173,7 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Repr { kind, device, step, cause, hint } = &*self.0;
+        let Repr { kind, device, step, cause, hint, evidence: _ } = &*self.0;
         if let Some(device) = device {
             write!(f, "{device}: ")?;
         }
@@ -198,6 +214,7 @@ impl fmt::Display for ErrorKind {
             Self::Unstable => "the device does not stay still",
             Self::NodeMismatch => "the node leads to another device",
             Self::Unproven => "not proved to be the right device",
+            Self::NetlinkUnavailable => "RDMA netlink cannot be used",
             Self::PermissionDenied => "permission denied",
             Self::Unsupported => "not supported here",
             Self::AbiMismatch => "the ABI of its driver is not known",

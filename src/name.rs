@@ -2,14 +2,15 @@
 //! misled.
 
 use std::fmt;
+use std::sync::Arc;
 
 /// The name of a device, as the kernel gave it: up to 63 bytes, and any bytes at all, because
 /// `CAP_NET_ADMIN` may rename a device to `..`, `a/b` or a line feed.
 ///
 /// It prints escaped ([`u8::escape_ascii`]); [`as_bytes`](Self::as_bytes) has the bytes. A name is
-/// display text, never an identity.
+/// display text, never an identity. Clones share the bytes.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Name(Box<[u8]>);
+pub struct Name(Arc<[u8]>);
 
 impl Name {
     pub(crate) fn new(bytes: &[u8]) -> Self {
