@@ -140,7 +140,8 @@ fn table(programs: &[Program], extent: Extent, show: bool) -> Result<Table> {
         let row = Row { place: *place, happens: *happens, at: at.clone() };
         match execute(*place, *happens, &mut bounds, at) {
             Ok((run, outcome)) => {
-                table.add(show, row, run.calls.last().cloned().unwrap_or_default(), outcome);
+                let last = run.calls.last().filter(|_| run.reached == at.len());
+                table.add(show, row, last.cloned().unwrap_or_default(), outcome);
             }
             // What was done so far is shown all the same.
             Err(error) => {

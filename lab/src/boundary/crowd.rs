@@ -27,6 +27,7 @@ pub(super) struct Member {
     process: Process,
     /// How many contexts it has: one, where it holds domains.
     pub(super) contexts: usize,
+    pub(super) domains: usize,
 }
 
 impl Member {
@@ -40,8 +41,11 @@ impl Member {
             stop();
             0
         })?;
-        let contexts = if resource == Resource::Context { count } else { 1 };
-        Ok(Self { process, contexts })
+        let (contexts, domains) = match resource {
+            Resource::Context => (count, 0),
+            Resource::Domain => (1, count),
+        };
+        Ok(Self { process, contexts, domains })
     }
 
     /// Waits until it holds them.
@@ -63,10 +67,12 @@ fn hold(resource: Resource, count: usize) -> Result<Vec<std::os::fd::OwnedFd>> {
     let limit = rustix::process::Rlimit { current: limit, maximum: limit };
     rustix::process::setrlimit(rustix::process::Resource::Nofile, limit)?;
     match resource {
-        Resource::Context => (0..count).map(|_| verbs::open(RIGHT)).collect(),
+        Resource::Context => {
+            Ok((0..count).map(|_| verbs::open(RIGHT)).collect::<std::io::Result<_>>()?)
+        }
         Resource::Domain => {
             let node = verbs::open(RIGHT)?;
-            (0..count).try_for_each(|_| verbs::allocate_domain(&node))?;
+            (0..count).try_for_each(|_| verbs::allocate_domain(&node).map(drop))?;
             Ok(vec![node])
         }
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 
+use super::link;
 use super::program::Program;
 use super::trace::{End, Run};
 use super::world::World;
@@ -14,6 +15,9 @@ pub(super) fn judge(world: &World, program: Program, run: &Run) -> Result<String
         Ok(line) => line,
         Err(lost) => return Ok(lost),
     };
+    if let Some(index) = left_domain(world, program)? {
+        return Ok(format!("WRONG: a protection domain was left on index {index}: {line}"));
+    }
     let contexts = world.contexts()?;
     let words: Vec<&str> = line.split(' ').collect();
     Ok(match words[..] {
@@ -39,6 +43,27 @@ pub(super) fn judge(world: &World, program: Program, run: &Run) -> Result<String
         }
         _ => format!("WRONG: it said {line:?}"),
     })
+}
+
+/// The device that has more protection domains than those that were there all the while. A proof may allocate some;
+/// it has to free them, unless the driver refuses to.
+fn left_domain(world: &World, program: Program) -> Result<Option<u32>> {
+    if world.keeps_domains {
+        return Ok(None);
+    }
+    for (ino, instance) in &world.instances {
+        let mut expected = instance.domains;
+        if *ino == world.first {
+            expected += world.domains_besides() + program.keeps_right();
+        }
+        if Some(instance.index) == world.old {
+            expected += program.keeps_wrong();
+        }
+        if link::domains(instance.index)? > expected {
+            return Ok(Some(instance.index));
+        }
+    }
+    Ok(None)
 }
 
 /// Whether each device has the contexts that it should, or none, where they were cut off: those that were there

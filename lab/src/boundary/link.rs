@@ -97,6 +97,20 @@ pub(super) fn pages(resource: Resource, index: u32) -> Result<Vec<(usize, usize)
     Ok(pages)
 }
 
+/// How many protection domains are on a device, the kernel's own included; none on one that is gone.
+pub(super) fn domains(index: u32) -> Result<usize> {
+    match pages(Resource::Domain, index) {
+        Ok(pages) => Ok(pages.iter().map(|(_, entries)| entries).sum()),
+        Err(error) if is_gone(&error) => Ok(0),
+        Err(error) => Err(error.context("counting domains")),
+    }
+}
+
+fn is_gone(error: &anyhow::Error) -> bool {
+    let errno = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
+    matches!(errno, Some(libc::EINVAL | libc::ENODEV))
+}
+
 fn zero(text: &str) -> Vec<u8> {
     [text.as_bytes(), b"\0"].concat()
 }

@@ -190,7 +190,10 @@ impl Mutation {
                 Ok(())
             }
             Self::AllocPdFails => guest::hca("set name=tst fail=ALLOC_PD:12"),
-            Self::DeallocPdFails => guest::hca("set name=tst fail=DEALLOC_PD:16"),
+            Self::DeallocPdFails => {
+                world.keeps_domains = true;
+                guest::hca("set name=tst fail=DEALLOC_PD:16")
+            }
             Self::Evict => guest::drop_caches(),
             Self::Listxattr => listxattr(),
             Self::StaleNode | Self::StaleNodeSameGuid => Ok(fs::rename(ASIDE, NODE)?),

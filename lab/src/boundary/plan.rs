@@ -6,7 +6,7 @@ use super::Extent;
 use super::mutation::{self, Mutation};
 use super::program::Program;
 use super::scene::{self, PLAIN, Scene};
-use super::trace::Point;
+use super::trace::{Point, names_node};
 use super::world::Kind;
 
 /// What happens, once or twice.
@@ -74,8 +74,10 @@ pub(super) struct Way {
 /// The worlds in which each program is run.
 pub(super) fn places(programs: &[Program], kinds: &[Kind], extent: Extent) -> Vec<Place> {
     if matches!(extent, Extent::OldRule) {
-        let crowded = each(&[scene::CUT, scene::BORDER], &TRIED[..], kinds);
-        return [crowded, each(&[PLAIN], &[Program::KeepRight], kinds)].concat();
+        let alone = each(&[PLAIN], &[Program::KeepRight], kinds);
+        let cut = each(&[scene::CUT], &TRIED, kinds);
+        return [alone, cut, each(&[scene::BORDER], &TRIED, &kinds[1 % kinds.len()..][..1])]
+            .concat();
     }
     let mut places = each(&[PLAIN], programs, kinds);
     if !programs.iter().any(|program| TRIED.contains(program)) {
@@ -119,6 +121,12 @@ pub(super) fn ways(place: Place, calls: &[String], extent: Extent) -> Result<Vec
     ensure!(!calls.is_empty(), "{}: no calls", place.program.name());
     let way = |happens: Happens, points: Vec<Vec<Point>>| Way { place, happens, points };
     let every = || (0..calls.len()).map(|at| vec![Point::Call(at)]).collect::<Vec<_>>();
+    // The list that was cut was the one before the node is opened.
+    let before = calls
+        .iter()
+        .position(|call| names_node(call))
+        .filter(|_| matches!(extent, Extent::OldRule));
+    let calls = &calls[..before.unwrap_or(calls.len())];
     if place.scene.is_long() {
         let is_full = matches!(extent, Extent::Full { .. });
         let points = telling(calls, if is_full { &TELLING } else { &TELLING[..1] });
@@ -130,7 +138,9 @@ pub(super) fn ways(place: Place, calls: &[String], extent: Extent) -> Result<Vec
         let mut ways = vec![way(Happens::Both(leaves, stale), points.map(|at| vec![at]).collect())];
         // A sample has no time for it.
         if !matches!(extent, Extent::Sample) {
-            let apart = |at| [0, 1].map(|node| vec![at, Point::Node(node)]);
+            // `open` looks at the node before it opens it.
+            let names = if place.program == Program::Open { 2 } else { 1 };
+            let apart = |at| (0..names).map(move |node| vec![at, Point::Node(node)]);
             let points = telling(calls, &TELLING[..1]).flat_map(apart).collect();
             ways.push(way(Happens::Apart(leaves, stale), points));
         }
@@ -155,6 +165,7 @@ pub(super) fn ways(place: Place, calls: &[String], extent: Extent) -> Result<Vec
             ways.push(way(Happens::Apart(one, two), some_pairs(calls.len(), number, extent)));
         }
     }
+    ensure!(ways.iter().all(|way| !way.points.is_empty()), "too few calls: {calls:?}");
     Ok(ways)
 }
 

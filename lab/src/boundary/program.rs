@@ -2,7 +2,7 @@
 //! says what it opened.
 
 use std::fs::File;
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -159,12 +159,12 @@ impl Program {
             }
             Self::KeepWrong => {
                 kept.push(open_with_domain(ASIDE)?);
-                verbs::open(RIGHT)
+                Ok(verbs::open(RIGHT)?)
             }
             _ => match &list {
                 Some(list) => list.open_and_keep("tst").and_then(|()| cmd_fd()),
                 // libibverbs waits five seconds for a node that is not there.
-                None => verbs::open(NODE),
+                None => Ok(verbs::open(NODE)?),
             },
         });
         mark();
@@ -199,7 +199,10 @@ fn open_with_domain(path: &str) -> Result<OwnedFd> {
 
 /// The node that is bound to an older device, wherever it is by now.
 fn open_stale() -> Result<OwnedFd> {
-    verbs::open(ASIDE).or_else(|_| verbs::open(NODE))
+    match verbs::open(ASIDE) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(verbs::open(NODE)?),
+        opened => Ok(opened?),
+    }
 }
 
 /// Starts what is to be traced. When it fails or panics it says so and ends.

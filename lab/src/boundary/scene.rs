@@ -153,6 +153,7 @@ impl Scene {
         }
         join(world, &mut joining)?;
         world.own = self.own();
+        world.own_domains = if self.resource == Resource::Domain { world.own } else { 0 };
         if self.stale {
             Mutation::StaleNodeSameGuid.happen(world)?;
         }

@@ -195,7 +195,7 @@ impl Tracer {
             return Ok(false);
         }
         let text = text(tid, number, &args);
-        let names_node = text.contains("infiniband/uverbs0");
+        let names_node = names_node(&text);
         let here = match self.at.get(self.reached) {
             Some(Point::Call(number)) => *number == self.calls.len(),
             Some(Point::Node(number)) => names_node && *number == self.nodes,
@@ -261,6 +261,11 @@ fn entry(tid: pid_t) -> Result<Option<(c_long, [u64; 6])>> {
     // SAFETY: at an entry this is what the kernel filled in.
     let entry = unsafe { info.u.entry };
     Ok(Some((entry.nr as c_long, entry.args)))
+}
+
+/// Whether a call names the node in /dev.
+pub(super) fn names_node(call: &str) -> bool {
+    call.contains("infiniband/uverbs0")
 }
 
 /// A call, with the path that it names.

@@ -1,19 +1,18 @@
 //! Contexts and protection domains made by hand, without any check.
 
 use std::fs::File;
+use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
-use anyhow::{Result, ensure};
-
 /// A cmd fd with a context, opened by path.
-pub(super) fn open(path: &str) -> Result<OwnedFd> {
+pub(super) fn open(path: &str) -> io::Result<OwnedFd> {
     let node: OwnedFd = File::options().read(true).write(true).open(path)?.into();
     invoke(&node, Method::GetContext, &mut [])?;
     Ok(node)
 }
 
-/// Allocates a protection domain, which stays until the descriptor is closed.
-pub(super) fn allocate_domain(node: &OwnedFd) -> Result<()> {
+/// Allocates a protection domain, which stays until it is freed or the descriptor is closed; gives its handle.
+pub(super) fn allocate_domain(node: &OwnedFd) -> io::Result<u32> {
     const ALLOC_PD: u64 = 3;
     let mut handle = 0_u32;
     let address = (&raw mut handle).expose_provenance() as u64;
@@ -23,11 +22,23 @@ pub(super) fn allocate_domain(node: &OwnedFd) -> Result<()> {
         Attribute { id: 1, len: 4, flags: MANDATORY, data: address, ..Attribute::default() },
         Attribute { id: 2, len: 8, flags: MANDATORY, data: ALLOC_PD, ..Attribute::default() },
     ];
+    invoke(node, Method::InvokeWrite, &mut attributes)?;
+    Ok(handle)
+}
+
+/// Frees a protection domain.
+pub(super) fn free_domain(node: &OwnedFd, handle: u32) -> io::Result<()> {
+    const DEALLOC_PD: u64 = 4;
+    let handle = u64::from(handle);
+    let mut attributes = [
+        Attribute { id: 0, len: 4, flags: MANDATORY, data: handle, ..Attribute::default() },
+        Attribute { id: 2, len: 8, flags: MANDATORY, data: DEALLOC_PD, ..Attribute::default() },
+    ];
     invoke(node, Method::InvokeWrite, &mut attributes)
 }
 
 /// Methods of `UVERBS_OBJECT_DEVICE`.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 enum Method {
     InvokeWrite = 0,
     GetContext = 3,
@@ -62,7 +73,7 @@ struct Command {
 
 /// A command to soft-RoCE, or to a test HCA that passes for it.
 #[allow(unsafe_code)]
-fn invoke(node: &OwnedFd, method: Method, attributes: &mut [Attribute]) -> Result<()> {
+fn invoke(node: &OwnedFd, method: Method, attributes: &mut [Attribute]) -> io::Result<()> {
     const RDMA_VERBS_IOCTL: libc::Ioctl = 0xc018_1b01;
     const RXE: u32 = 14;
     const HEADER: usize = size_of::<Command>() - size_of::<[Attribute; 3]>();
@@ -80,6 +91,5 @@ fn invoke(node: &OwnedFd, method: Method, attributes: &mut [Attribute]) -> Resul
     // SAFETY: the command is at least as long as it states, and where an attribute has an address, the caller
     // keeps that many writable bytes there.
     let done = unsafe { libc::ioctl(node.as_raw_fd(), RDMA_VERBS_IOCTL, &raw mut command) };
-    ensure!(done == 0, "{method:?}: {}", std::io::Error::last_os_error());
-    Ok(())
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

@@ -80,6 +80,8 @@ fn rxe_disassociates() -> Result<bool> {
 pub(super) struct Instance {
     pub(super) index: u32,
     pub(super) guid: u64,
+    /// How many protection domains it had when it was new: the kernel's own.
+    pub(super) domains: usize,
 }
 
 pub(super) struct World {
@@ -94,6 +96,10 @@ pub(super) struct World {
     pub(super) old: Option<u32>,
     /// How many contexts the program itself has on `first`, besides the one that it opens.
     pub(super) own: usize,
+    /// How many protection domains.
+    pub(super) own_domains: usize,
+    /// The driver refuses to free them.
+    pub(super) keeps_domains: bool,
     /// Others with contexts on `first`: those that stay, and those that go when the crowd leaves.
     stay: Vec<Member>,
     go: Vec<Member>,
@@ -113,6 +119,8 @@ impl World {
             held: Vec::new(),
             old: None,
             own: 0,
+            own_domains: 0,
+            keeps_domains: false,
             stay: Vec::new(),
             go: Vec::new(),
             removals: Vec::new(),
@@ -157,7 +165,8 @@ impl World {
         let ino = fs::metadata(format!("{SYS}/uverbs{number}"))?.ino();
         let guid = fs::read_to_string(format!("/sys/class/infiniband/{name}/node_guid"))?;
         let guid = u64::from_str_radix(&guid.trim().replace(':', ""), 16)?;
-        self.instances.insert(ino, Instance { index: link::index_of(name)?, guid });
+        let index = link::index_of(name)?;
+        self.instances.insert(ino, Instance { index, guid, domains: link::domains(index)? });
         Ok(())
     }
 
@@ -193,7 +202,16 @@ impl World {
 
     /// How many contexts the first device has besides the one that the program is to open.
     pub(super) fn besides(&self) -> usize {
-        self.own + self.stay.iter().chain(&self.go).map(|member| member.contexts).sum::<usize>()
+        self.own + self.others().map(|member| member.contexts).sum::<usize>()
+    }
+
+    /// How many protection domains programs have on it.
+    pub(super) fn domains_besides(&self) -> usize {
+        self.own_domains + self.others().map(|member| member.domains).sum::<usize>()
+    }
+
+    fn others(&self) -> impl Iterator<Item = &Member> {
+        self.stay.iter().chain(&self.go)
     }
 
     /// The contexts on each device, by index.
