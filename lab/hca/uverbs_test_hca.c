@@ -28,6 +28,7 @@
 #include <linux/wait.h>
 #include <linux/workqueue.h>
 #include <rdma/ib_verbs.h>
+#include <rdma/uverbs_ioctl.h>
 
 #define COMMAND_MAX	(5 * PAGE_SIZE)
 #define RECORD_MAX	64
@@ -62,6 +63,8 @@ struct setup {
 	char node_desc[IB_DEVICE_NODE_DESC_MAX];
 	u32 delay_ms;
 	u32 alloc_errno;
+	u32 alloc_pd_errno;
+	u32 dealloc_pd_errno;
 	u32 query_errno;
 	u32 speed;
 	u8 response[RECORD_MAX];
@@ -364,12 +367,21 @@ static void hca_disassociate_ucontext(struct ib_ucontext *context)
 
 static int hca_alloc_pd(struct ib_pd *pd, struct ib_udata *udata)
 {
-	return 0;
+	return -(int)READ_ONCE(to_hca(pd->device)->setup.alloc_pd_errno);
+}
+
+/*
+ * Whether this is a command, which has input of its own. The core also destroys what a closed descriptor or a removed
+ * device leaves behind; it does not expect that to fail, and warns.
+ */
+static bool is_command(struct ib_udata *udata)
+{
+	return udata && container_of(udata, struct uverbs_attr_bundle, driver_udata)->ucore.inlen;
 }
 
 static int hca_dealloc_pd(struct ib_pd *pd, struct ib_udata *udata)
 {
-	return 0;
+	return is_command(udata) ? -(int)READ_ONCE(to_hca(pd->device)->setup.dealloc_pd_errno) : 0;
 }
 
 static const struct ib_device_ops hca_ops = {
@@ -708,8 +720,24 @@ static int take_number(u32 *into, const char *value, u32 min, u32 max)
 	return 0;
 }
 
+/* COMMAND:ERRNO */
+static int take_failure(struct setup *setup, char *value)
+{
+	char *command = strsep(&value, ":");
+
+	if (!value)
+		return -EINVAL;
+	if (!strcmp(command, "GET_CONTEXT"))
+		return take_number(&setup->alloc_errno, value, 0, MAX_ERRNO);
+	if (!strcmp(command, "ALLOC_PD"))
+		return take_number(&setup->alloc_pd_errno, value, 0, MAX_ERRNO);
+	if (!strcmp(command, "DEALLOC_PD"))
+		return take_number(&setup->dealloc_pd_errno, value, 0, MAX_ERRNO);
+	return -EINVAL;
+}
+
 /* What can be said both when a device is added and later. */
-static int take_changeable(struct setup *setup, const char *key, const char *value, size_t len)
+static int take_changeable(struct setup *setup, const char *key, char *value, size_t len)
 {
 	if (!strcmp(key, "fw_ver"))
 		return take_string(setup->fw_ver, sizeof(setup->fw_ver), value, len);
@@ -723,11 +751,8 @@ static int take_changeable(struct setup *setup, const char *key, const char *val
 		return take_number(&setup->query_errno, value, 0, MAX_ERRNO);
 	if (!strcmp(key, "speed"))
 		return take_number(&setup->speed, value, 0, U16_MAX);
-	if (!strcmp(key, "fail")) {
-		if (strncmp(value, "GET_CONTEXT:", 12))
-			return -EINVAL;
-		return take_number(&setup->alloc_errno, value + 12, 0, MAX_ERRNO);
-	}
+	if (!strcmp(key, "fail"))
+		return take_failure(setup, value);
 	if (!strcmp(key, "response")) {
 		if (len % 2 || len / 2 > sizeof(setup->response) || hex2bin(setup->response, value, len / 2))
 			return -EINVAL;
@@ -737,7 +762,7 @@ static int take_changeable(struct setup *setup, const char *key, const char *val
 	return -EINVAL;
 }
 
-static int take_setup(struct setup *setup, const char *key, const char *value, size_t len)
+static int take_setup(struct setup *setup, const char *key, char *value, size_t len)
 {
 	u32 flag;
 	int err;

@@ -13,7 +13,14 @@ use crate::device::Record;
 use crate::error::{Error, ErrorKind, Result};
 use crate::evidence::{Evidence, Step, Value};
 use crate::kernel::rdma::{Resource, ResourceEntry};
-use crate::netlink::Listing;
+use crate::leave_out;
+use crate::netlink::{Listing, Socket};
+
+/// The list before anything is opened, where that rule is to hold.
+pub(super) fn list_before(record: &Record, socket: &Socket, index: u32) -> Result<Option<Listing>> {
+    let thread = record.host.kernel().gettid();
+    leave_out::is_old_rule().then(|| list(socket, index, thread)).transpose()
+}
 
 /// Steps 6 and 7 by that rule.
 pub(super) fn allocate_and_prove(
@@ -22,13 +29,13 @@ pub(super) fn allocate_and_prove(
     cmd: &CmdFd,
     prepared: &Prepared,
     target: &Target,
+    before: &Listing,
     evidence: &mut Evidence,
 ) -> Result<Proof> {
     let kernel = record.host.kernel();
-    let before = list(target, kernel.gettid())?;
     if before.in_one_message {
         allocate(cmd, prepared)?;
-        return prove(record, pin, cmd, target, &numbers(&before), evidence);
+        return prove(record, pin, cmd, target, &numbers(before), evidence);
     }
     let proved = kernel.on_new_thread(|| {
         allocate(cmd, prepared)?;
@@ -49,7 +56,7 @@ fn prove(
     let thread = record.host.kernel().gettid();
     let (mut new, mut empty) = (Vec::new(), 0);
     for _ in 0..8 {
-        let now = list(target, thread)?;
+        let now = list(&target.socket, target.index, thread)?;
         new = numbers(&now);
         new.retain(|number| !before.contains(number));
         empty += usize::from(new.is_empty() && now.in_one_message);
@@ -65,9 +72,8 @@ fn prove(
     Ok(Proof::Proven(Proven::by_old_rule()))
 }
 
-fn list(target: &Target, thread: u32) -> Result<Listing> {
+fn list(socket: &Socket, index: u32, thread: u32) -> Result<Listing> {
     let is_ours = |entry: &ResourceEntry| entry.thread == Some(thread);
-    let (socket, index) = (&target.socket, target.index);
     let list = || {
         let listing = socket.resources(Resource::Context, index, is_ours)?;
         listing.ok_or_else(|| Error::new(ErrorKind::Unproven, "no list of contexts"))

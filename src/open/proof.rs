@@ -64,6 +64,8 @@ pub(super) struct Target {
     pub(super) socket: Arc<Socket>,
     pub(super) index: u32,
     node_guid: Guid,
+    #[cfg(uverbs_leave_out)]
+    pub(super) before: Option<crate::netlink::Listing>,
 }
 
 impl Target {
@@ -90,7 +92,13 @@ impl Target {
         let socket = record.host.netlink()?;
         let index = record.indices.join(record, pin, &socket)?.index;
         let info = socket.device(index)?.ok_or_else(|| unknown(index))?;
-        Ok(Self { socket, index, node_guid: Guid(info.node_guid) })
+        Ok(Self {
+            #[cfg(uverbs_leave_out)]
+            before: super::old_rule::list_before(record, &socket, index)?,
+            socket,
+            index,
+            node_guid: Guid(info.node_guid),
+        })
     }
 
     /// Looks for something that a new thread has allocated: by its number, if the guess is right, else in
@@ -172,8 +180,9 @@ pub(super) fn allocate_and_prove(
         }
     };
     #[cfg(uverbs_leave_out)]
-    if crate::leave_out::is_old_rule() {
-        return super::old_rule::allocate_and_prove(record, pin, cmd, prepared, &target, evidence);
+    if let Some(before) = &target.before {
+        let old_rule = super::old_rule::allocate_and_prove;
+        return old_rule(record, pin, cmd, prepared, &target, before, evidence);
     }
     // From here to the end nothing of the program's own runs on this thread: no provider, no signal handler,
     // no subscriber of log events.

@@ -300,7 +300,8 @@ fn allocate_aside(world: &mut World, id: DeviceId) {
 pub(crate) struct Execution {
     /// The kind of the error, if it is one.
     pub(crate) result: std::result::Result<(), ErrorKind>,
-    /// It was bound to, or told of, another instance than the one that was asked for.
+    /// It was bound to, or reported, another instance than the one that was asked for; or it called the
+    /// right one wrong, or a live device removed.
     pub(crate) wrong: bool,
 }
 
@@ -386,7 +387,9 @@ impl Play {
         };
         hook(&machine, id, plan.to_vec(), machine.calls() + 1, watch);
         let registry = if program == Program::ListAgain { &before } else { &fresh };
-        let (result, wrong) = run(program, &machine, id, registry, &asked, claim.as_ref());
+        let has_faults = plan.iter().any(|(_, event)| event.is_fault);
+        let (result, wrong) =
+            run(program, &machine, id, registry, &asked, claim.as_ref(), has_faults);
         machine.clear_hook();
         drop((held, asked, before, fresh, aside));
         let left = machine.open_handles();
@@ -453,6 +456,7 @@ fn run(
     registry: &Registry,
     asked: &Device,
     claim: Option<&ContextClaim>,
+    has_faults: bool,
 ) -> (std::result::Result<(), ErrorKind>, bool) {
     let opened = |device: &Device| match device.open() {
         Ok(context) => {
@@ -479,7 +483,12 @@ fn run(
             let Ok(fd) = machine.open_unguarded(0) else { return (Ok(()), false) };
             let bound = machine.directory_of(fd.as_fd());
             let verified = asked.verify(fd.as_fd()).map_err(|error| error.kind());
-            let wrong = verified.is_ok() && bound != Some(asked.instance().ino);
+            let is_right = bound == Some(asked.instance().ino);
+            // A mismatch is a statement, too, as long as the device stays and no call was made to fail.
+            let stays = machine.is_alive(id) && machine.directory(id) == bound;
+            let is_slandered =
+                is_right && stays && matches!(verified, Err(ErrorKind::NodeMismatch));
+            let wrong = if is_right { is_slandered && !has_faults } else { verified.is_ok() };
             (verified.map(drop), wrong)
         }
         Program::Adopt => {

@@ -52,6 +52,25 @@ fn build_with_leak_sanitizer() -> Result<()> {
 /// What that is called in the guest.
 const WITH_LEAK_SANITIZER: &str = "uverbs-lab-leaks";
 
+/// The lab's program once more, whose library can be told to leave out what it is right by.
+pub(crate) fn build_leaving_out() -> Result<()> {
+    let directory = paths::target().join("leave-out");
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
+    tools::run(
+        std::process::Command::new(cargo)
+            .current_dir(paths::workspace())
+            .args(["build", "--quiet", "--release", "--package", "uverbs-lab"])
+            .arg("--target-dir")
+            .arg(&directory)
+            .env("RUSTFLAGS", "--cfg uverbs_leave_out"),
+    )?;
+    fs::copy(directory.join("release/uverbs-lab"), directory.join(LEAVING_OUT))?;
+    Ok(())
+}
+
+/// What that is called in the guest.
+pub(crate) const LEAVING_OUT: &str = "uverbs-lab-leave-out";
+
 /// Those that have been built: of release and debug builds the one built last.
 pub(crate) fn programs() -> Vec<PathBuf> {
     let profiles = ["release", "debug"].map(|profile| paths::target().join(profile));
@@ -60,6 +79,7 @@ pub(crate) fn programs() -> Vec<PathBuf> {
         programs.extend(latest(profiles.iter().map(|dir| dir.join(name))));
     }
     programs.extend(latest([paths::target().join("lsan").join(WITH_LEAK_SANITIZER)].into_iter()));
+    programs.extend(latest([paths::target().join("leave-out").join(LEAVING_OUT)].into_iter()));
     for name in examples() {
         programs.extend(latest(profiles.iter().map(|dir| dir.join("examples").join(&name))));
     }

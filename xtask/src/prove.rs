@@ -26,6 +26,8 @@ pub(crate) enum Proof {
     LeaveOut,
     /// Real mutations at each system call
     Boundary,
+    /// The same against the library's first rule, which has to be found wrong
+    OldRule,
     /// The simulated kernel held against real ones
     Compare,
     /// Devices opened while they are replaced, 3,000 times
@@ -66,9 +68,20 @@ pub(crate) fn run(proofs: &[Proof], kernels: &[KernelChoice], fuzz_seconds: u64)
             Proof::Explore => Ok(vec![explore()]),
             Proof::LeaveOut => Ok(vec![leave_out()]),
             Proof::Fuzz => fuzz(fuzz_seconds),
-            Proof::Boundary => in_guests("boundary", &["--full"], &kernels, &mut built),
-            Proof::Compare => in_guests("compare", &["--full"], &kernels, &mut built),
-            Proof::Soak => in_guests("soak", &["--replacements", "3000"], &kernels, &mut built),
+            Proof::Boundary => {
+                in_guests("boundary", &[LAB, "boundary", "--full"], &kernels, &mut built)
+            }
+            Proof::OldRule => guest::build_leaving_out().and_then(|()| {
+                let command = [guest::LEAVING_OUT, "boundary", "--old-rule"];
+                in_guests("old-rule", &command, &kernels, &mut built)
+            }),
+            Proof::Compare => {
+                in_guests("compare", &[LAB, "compare", "--full"], &kernels, &mut built)
+            }
+            Proof::Soak => {
+                let command = [LAB, "soak", "--replacements", "3000"];
+                in_guests("soak", &command, &kernels, &mut built)
+            }
         };
         match jobs {
             Ok(jobs) => summary.extend(jobs.into_iter().map(|job| outcome(job, &logs))),
@@ -150,10 +163,13 @@ fn fuzz(seconds: u64) -> Result<Vec<Job>> {
     Ok(jobs)
 }
 
-/// A program of the lab in each kernel, through this program, whose output is then the log.
+/// The lab's program, in the guest.
+const LAB: &str = "uverbs-lab";
+
+/// A command in each kernel, through this program, whose output is then the log.
 fn in_guests(
-    program: &str,
-    args: &[&str],
+    name: &str,
+    in_guest: &[&str],
     kernels: &[KernelChoice],
     built: &mut bool,
 ) -> Result<Vec<Job>> {
@@ -166,11 +182,11 @@ fn in_guests(
         let mut command = Command::new(&this);
         command.args(["lab", "run", "--no-build", "--kernel"]).arg(kernel.to_string());
         command.arg("--timeout").arg(GUEST_LIMIT.as_secs().to_string());
-        command.args(["--", "uverbs-lab", program]).args(args);
+        command.arg("--").args(in_guest);
         let kernel = kernel.to_string().replace('/', "_");
         // The guest ends first, and says so.
         let limit = GUEST_LIMIT + lab::PREPARATION;
-        Job { name: format!("{program}-{kernel}"), command, limit }
+        Job { name: format!("{name}-{kernel}"), command, limit }
     });
     Ok(jobs.collect())
 }

@@ -10,15 +10,19 @@ use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, socket_with,
 };
 
+use super::crowd::Resource;
+
 const GET: u16 = 1;
 const SET: u16 = 2;
 const NEWLINK: u16 = 3;
 const DELLINK: u16 = 4;
+const RES_PD_GET: u16 = 14;
 const RES_CTX_GET: u16 = 22;
 
 const DEV_INDEX: u16 = 1;
 const DEV_NAME: u16 = 2;
 const NDEV_NAME: u16 = 51;
+const RES_PD: u16 = 46;
 const LINK_TYPE: u16 = 65;
 const RES_CTX: u16 = 86;
 
@@ -97,6 +101,44 @@ fn is_unknown(error: &io::Error) -> bool {
     [libc::EINVAL, libc::ENODEV].map(Some).contains(&error.raw_os_error())
 }
 
+/// The pages of a list of what is on a device: the length of each in bytes, and how many entries it holds. Those
+/// of a socket that has been read with a long buffer before.
+pub(super) fn pages(resource: Resource, index: u32) -> Result<Vec<(usize, usize)>> {
+    let (command, table) = match resource {
+        Resource::Context => (RES_CTX_GET, RES_CTX),
+        Resource::Domain => (RES_PD_GET, RES_PD),
+    };
+    let socket = socket()?;
+    let mut pages = Vec::new();
+    for _ in 0..2 {
+        pages.clear();
+        exchange(
+            &socket,
+            command,
+            DUMP,
+            &[(DEV_INDEX, &index.to_ne_bytes())],
+            |len, attributes| {
+                pages.push((len, find(attributes, table).map_or(0, |table| each(table).count())));
+            },
+        )?;
+    }
+    Ok(pages)
+}
+
+/// How many protection domains are on a device, the kernel's own included; none on one that is gone.
+pub(super) fn domains(index: u32) -> Result<usize> {
+    match pages(Resource::Domain, index) {
+        Ok(pages) => Ok(pages.iter().map(|(_, entries)| entries).sum()),
+        Err(error) if is_gone(&error) => Ok(0),
+        Err(error) => Err(error.context("counting domains")),
+    }
+}
+
+fn is_gone(error: &anyhow::Error) -> bool {
+    let errno = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
+    matches!(errno, Some(libc::EINVAL | libc::ENODEV))
+}
+
 fn zero(text: &str) -> Vec<u8> {
     [text.as_bytes(), b"\0"].concat()
 }
@@ -132,10 +174,20 @@ fn ask(
     attributes: &[(u16, &[u8])],
     mut answer: impl FnMut(&[u8]),
 ) -> io::Result<()> {
+    exchange(&socket()?, command, flags, attributes, |_, attributes| answer(attributes))
+}
+
+/// The same on a socket; each answer is shown with its length.
+fn exchange(
+    socket: &OwnedFd,
+    command: u16,
+    flags: u16,
+    attributes: &[(u16, &[u8])],
+    mut answer: impl FnMut(usize, &[u8]),
+) -> io::Result<()> {
     const NLDEV: u16 = 5;
     const ERROR: u16 = 2;
     const DONE: u16 = 3;
-    let socket = socket()?;
     let mut body = Vec::new();
     for (kind, value) in attributes {
         body.extend(((4 + value.len()) as u16).to_ne_bytes());
@@ -149,10 +201,10 @@ fn ask(
     message.extend((REQUEST | flags).to_ne_bytes());
     message.extend([0; 8]);
     message.extend(body);
-    rustix::net::send(&socket, &message, SendFlags::empty())?;
+    rustix::net::send(socket, &message, SendFlags::empty())?;
     let mut buffer = vec![0; 1 << 16];
     loop {
-        let (_, len) = rustix::net::recv(&socket, &mut buffer[..], RecvFlags::TRUNC)?;
+        let (_, len) = rustix::net::recv(socket, &mut buffer[..], RecvFlags::TRUNC)?;
         let mut rest = buffer.get(..len).ok_or(io::ErrorKind::InvalidData)?;
         while let Some(head) = rest.get(..16) {
             let len = u32::from_ne_bytes([head[0], head[1], head[2], head[3]]) as usize;
@@ -162,7 +214,7 @@ fn ask(
                 let errno = body.get(..4).and_then(number).unwrap_or(0).cast_signed();
                 return if errno == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(-errno)) };
             }
-            answer(body);
+            answer(len, body);
             rest = rest.get(len.next_multiple_of(4)..).unwrap_or_default();
         }
     }

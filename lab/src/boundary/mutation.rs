@@ -1,18 +1,19 @@
 //! What happens to the device while the program is stopped.
 
-use std::fs::{self, File};
+use std::fs;
 use std::os::unix::fs::symlink;
 
 use anyhow::{Result, ensure};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 
+use super::crowd::{Member, RIGHT, Resource};
 use super::link;
 use super::process::Process;
 use super::world::{NODE, SYS, World, uverbs0};
 use crate::guest;
 
 /// Kept in devtmpfs, so that a rename puts it in the node's place.
-const ASIDE: &str = "/dev/infiniband/aside";
+pub(super) const ASIDE: &str = "/dev/infiniband/aside";
 
 /// The GUIDs that are told apart.
 const ASKED: u8 = 0xa0;
@@ -20,7 +21,6 @@ const OTHER: u8 = 0xb0;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Mutation {
-    Nothing,
     Remove,
     ReplaceOtherGuid,
     ReplaceSameGuid,
@@ -44,6 +44,14 @@ pub(super) enum Mutation {
     NodeOtherDevice,
     /// Made by hand, and right.
     NodeHandMade,
+    /// The right node is in its place again.
+    NodeBack,
+    /// Others close what they have on the device; others come to it.
+    CrowdLeaves,
+    CrowdComes,
+    /// The driver refuses to allocate a protection domain; to free one.
+    AllocPdFails,
+    DeallocPdFails,
 }
 
 pub(super) const ALL: [Mutation; 19] = [
@@ -68,41 +76,86 @@ pub(super) const ALL: [Mutation; 19] = [
     Mutation::NodeHandMade,
 ];
 
-/// For a crowd, which takes long to assemble: those that a proof on another thread has to see through.
-pub(super) const CROWDED: [Mutation; 5] = [
+/// For a device that the program, or others, have had contexts on for long.
+pub(super) const NOT_ALONE: [Mutation; 5] = [
     Mutation::Remove,
-    Mutation::ReplaceOtherGuid,
     Mutation::ReplaceSameGuid,
-    Mutation::Rename,
     Mutation::StaleNodeSameGuid,
+    Mutation::CrowdLeaves,
+    Mutation::CrowdComes,
+];
+
+/// Of the test HCA.
+pub(super) const FAILURES: [Mutation; 2] = [Mutation::AllocPdFails, Mutation::DeallocPdFails];
+
+/// Two, of which the second makes more of the first: at one call, and at two.
+pub(super) const PAIRS: [(Mutation, Mutation); 10] = [
+    (Mutation::StaleNodeSameGuid, Mutation::NodeBack),
+    (Mutation::StaleNodeSameGuid, Mutation::Remove),
+    (Mutation::StaleNodeSameGuid, Mutation::ReplaceSameGuid),
+    (Mutation::StaleNodeSameGuid, Mutation::Rename),
+    (Mutation::ReplaceSameGuid, Mutation::StaleNodeSameGuid),
+    (Mutation::HoldReplaceSameGuid, Mutation::StaleNodeSameGuid),
+    (Mutation::Rename, Mutation::StaleNodeSameGuid),
+    (Mutation::Evict, Mutation::StaleNodeSameGuid),
+    (Mutation::Evict, Mutation::ReplaceSameGuid),
+    (Mutation::CrowdComes, Mutation::StaleNodeSameGuid),
 ];
 
 impl Mutation {
-    /// Makes the host that it needs.
-    pub(super) fn prepare(self, world: &mut World) -> Result<()> {
-        if let Self::StaleNode | Self::StaleNodeSameGuid = self {
-            // Held by a descriptor, and by a node that stays where it is put.
-            world.add_old(if self == Self::StaleNode { OTHER } else { ASKED })?;
-            world.held = Some(File::options().read(true).write(true).open(NODE)?);
-            fs::rename(NODE, ASIDE)?;
-            let index = world.index()?;
-            world.remove("old", index)?;
+    /// Whether it needs a node that is bound to an older device, and of which GUID.
+    pub(super) fn old(self) -> Option<u8> {
+        match self {
+            Self::StaleNode => Some(OTHER),
+            Self::StaleNodeSameGuid => Some(ASKED),
+            _ => None,
         }
-        world.add("tst", 0, ASKED)?;
-        if self == Self::SwapNames {
-            world.add("other", 1, OTHER)?;
-        }
-        world.first = uverbs0()?;
-        Ok(())
     }
 
+    /// Whether it needs the right node under another name.
+    pub(super) fn needs_right(self) -> bool {
+        matches!(self, Self::NodeBack | Self::CrowdComes)
+    }
+}
+
+/// The GUID of an older device that others may be bound to.
+pub(super) const SAME: Option<u8> = Some(ASKED);
+
+/// Makes the host that mutations need; with an older device of that GUID, which a node is bound to; with the right
+/// node under another name.
+pub(super) fn prepare(
+    world: &mut World,
+    mutations: &[Mutation],
+    old: Option<u8>,
+    right: bool,
+) -> Result<()> {
+    if let Some(guid) = mutations.iter().find_map(|one| one.old()).or(old) {
+        // Held by a descriptor, and by a node that stays where it is put.
+        world.add_old(guid)?;
+        world.hold()?;
+        fs::rename(NODE, ASIDE)?;
+        let index = world.index()?;
+        world.old = Some(index);
+        world.remove("old", index)?;
+    }
+    world.add("tst", 0, ASKED)?;
+    if mutations.contains(&Mutation::SwapNames) {
+        world.add("other", 1, OTHER)?;
+    }
+    world.first = uverbs0()?;
+    if right || mutations.iter().any(|one| one.needs_right()) {
+        fs::hard_link(NODE, RIGHT)?;
+    }
+    Ok(())
+}
+
+impl Mutation {
     /// Does it. A removal that waits is left waiting.
     pub(super) fn happen(self, world: &mut World) -> Result<()> {
         if let Self::HoldRemove | Self::HoldReplaceOtherGuid | Self::HoldReplaceSameGuid = self {
-            world.held = Some(File::options().read(true).write(true).open(NODE)?);
+            world.hold()?;
         }
         match self {
-            Self::Nothing => Ok(()),
             Self::Remove | Self::HoldRemove => remove(world, "tst").map(drop),
             Self::ReplaceOtherGuid | Self::HoldReplaceOtherGuid => {
                 replace(world, "tst", OTHER).map(drop)
@@ -124,6 +177,22 @@ impl Mutation {
                 link::rename(tst, "third")?;
                 link::rename(other, "tst")?;
                 link::rename(tst, "other")
+            }
+            Self::NodeBack => {
+                fs::rename(NODE, ASIDE)?;
+                Ok(fs::hard_link(RIGHT, NODE)?)
+            }
+            Self::CrowdLeaves => world.leave(),
+            Self::CrowdComes => {
+                let mut member = Member::start(Resource::Domain, 2)?;
+                member.ready()?;
+                world.join(true, member);
+                Ok(())
+            }
+            Self::AllocPdFails => guest::hca("set name=tst fail=ALLOC_PD:12"),
+            Self::DeallocPdFails => {
+                world.keeps_domains = true;
+                guest::hca("set name=tst fail=DEALLOC_PD:16")
             }
             Self::Evict => guest::drop_caches(),
             Self::Listxattr => listxattr(),

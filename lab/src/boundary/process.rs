@@ -62,6 +62,31 @@ impl Process {
         Ok((tid > 0).then_some((tid, status)))
     }
 
+    /// Waits until it has stopped itself.
+    pub(super) fn stops(&mut self, limit: Duration) -> Result<()> {
+        let end = Instant::now() + limit;
+        loop {
+            let mut status = 0;
+            let options = libc::WNOHANG | libc::WUNTRACED;
+            // SAFETY: `status` is writable.
+            let pid = unsafe { libc::waitpid(self.pid, &raw mut status, options) };
+            ensure!(pid >= 0, "waitpid: {}", std::io::Error::last_os_error());
+            if pid > 0 && libc::WIFSTOPPED(status) {
+                return Ok(());
+            }
+            self.ended |= pid > 0;
+            ensure!(!self.ended, "ended with status {status:#x}: {}", self.said());
+            ensure!(Instant::now() < end, "process {} does not stop: {}", self.pid, self.said());
+            std::thread::sleep(Duration::from_micros(500));
+        }
+    }
+
+    /// Has it go on after it stopped itself.
+    pub(super) fn resume(&self) {
+        // SAFETY: it was not waited for, so that the number is still its own.
+        unsafe { libc::kill(self.pid, libc::SIGCONT) };
+    }
+
     /// Whether it ends within that time; an error when it did not end well.
     pub(super) fn ends_within(&mut self, limit: Duration) -> Result<bool> {
         let end = Instant::now() + limit;

@@ -2,15 +2,19 @@
 //! says what it opened.
 
 use std::fs::File;
-use std::io::Write as _;
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::io::{ErrorKind, Write as _};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use anyhow::{Context as _, Result, bail, ensure};
-use uverbs::{Host, Registry};
+use anyhow::{Context as _, Result, bail};
+use uverbs::{Device, Host, Registry};
 
+use super::crowd::{RIGHT, Resource};
+use super::mutation::ASIDE;
 use super::process::Process;
+use super::scene::{Part, Scene};
 use super::trace::{mark, stop, trace_me};
+use super::verbs;
 use super::world::NODE;
 use crate::guest;
 use crate::ibverbs::Ibverbs;
@@ -20,23 +24,28 @@ pub(super) enum Program {
     /// Stopped while it lists; opens undisturbed.
     Devices,
     Open,
-    /// Opens where another process has so many contexts that the proof needs a thread of its own.
-    OpenCrowded,
-    /// Pins, opens the node by its own means, verifies.
+    /// Opens the node by its own means, has it verified.
     Verify,
-    /// Pins undisturbed; libibverbs opens, the library verifies.
+    /// libibverbs opens, the library verifies.
     VerifyIbverbs,
+    /// Opens the right node and keeps it; has one verified that it opens on an older device.
+    KeepRight,
+    /// The other way about.
+    KeepWrong,
     /// The control: libibverbs alone.
     IbvOpenDevice,
 }
 
-pub(super) const OURS: [Program; 5] = [
+pub(super) const OURS: [Program; 6] = [
     Program::Devices,
     Program::Open,
-    Program::OpenCrowded,
     Program::Verify,
     Program::VerifyIbverbs,
+    Program::KeepRight,
+    Program::KeepWrong,
 ];
+/// The one that is wrong by the library's first rule. (`verify` has no other rule than its own.)
+pub(super) const OLD_RULE: [Program; 1] = [Program::Open];
 pub(super) const CONTROL: [Program; 1] = [Program::IbvOpenDevice];
 
 impl Program {
@@ -44,21 +53,59 @@ impl Program {
         match self {
             Self::Devices => "devices",
             Self::Open => "open",
-            Self::OpenCrowded => "open crowded",
             Self::Verify => "verify",
             Self::VerifyIbverbs => "verify ibv_open_device",
+            Self::KeepRight => "verify wrong, keep right",
+            Self::KeepWrong => "verify right, keep wrong",
             Self::IbvOpenDevice => "ibv_open_device",
         }
     }
 
     /// Whether the context is made by the library, which then also takes it back.
     pub(super) fn allocates(self) -> bool {
-        !matches!(self, Self::Verify | Self::VerifyIbverbs)
+        matches!(self, Self::Devices | Self::Open | Self::IbvOpenDevice)
     }
 
-    /// Starts it; it stops when it is ready.
-    pub(super) fn start(self) -> Result<Process> {
-        start(|say| self.run(say))
+    pub(super) fn is_ours(self) -> bool {
+        self != Self::IbvOpenDevice
+    }
+
+    /// Whether it needs a node that is bound to an older device.
+    pub(super) fn needs_old(self) -> bool {
+        matches!(self, Self::KeepRight | Self::KeepWrong)
+    }
+
+    /// How many contexts it has on the device that it asks for, besides the one in question.
+    pub(super) fn keeps_right(self) -> usize {
+        usize::from(self == Self::KeepRight)
+    }
+
+    /// How many it has on an older one.
+    pub(super) fn keeps_wrong(self) -> usize {
+        usize::from(self == Self::KeepWrong)
+    }
+
+    /// Whether it has to be refused when nothing happens to it.
+    pub(super) fn is_refused(self) -> bool {
+        self == Self::KeepRight
+    }
+
+    /// Starts it. It stops before each of the scene's entries that are its own, and before it begins; once
+    /// more when it is ready.
+    pub(super) fn start(self, scene: Scene) -> Result<Process> {
+        start(move |say| {
+            stop();
+            let mut own = Vec::new();
+            for _ in scene.parts.iter().filter(|part| **part == Part::Own) {
+                let node = verbs::open(RIGHT)?;
+                if scene.resource == Resource::Domain {
+                    verbs::allocate_domain(&node)?;
+                }
+                own.push(node);
+                stop();
+            }
+            self.run(say)
+        })
     }
 
     fn run(self, say: &File) -> Result<()> {
@@ -68,7 +115,6 @@ impl Program {
             stop();
             Ok(())
         };
-        let refused = |error: &uverbs::Error| format!("refused {:?}", error.kind());
         if self == Self::IbvOpenDevice {
             let ibverbs = Ibverbs::load()?;
             let list = ibverbs.list()?;
@@ -80,62 +126,81 @@ impl Program {
         }
         let registry = Registry::new(Host::open()?);
         let listed = || registry.devices().and_then(|devices| devices.by_name("tst"));
-        match self {
-            Self::Devices => {
-                trace_me()?;
-                mark();
-                let device = listed();
-                mark();
-                match device.and_then(|device| device.open().map(|context| (device, context))) {
-                    Err(error) => say(&refused(&error)),
-                    Ok((device, context)) => say(&opened(&device, &context)?),
-                }
-            }
-            Self::Open | Self::OpenCrowded => {
-                let device = listed()?;
-                trace_me()?;
-                mark();
-                let context = device.open();
-                mark();
-                match context {
-                    Err(error) => say(&refused(&error)),
-                    Ok(context) => say(&opened(&device, &context)?),
-                }
-            }
-            Self::Verify => {
-                let device = listed()?;
-                trace_me()?;
-                mark();
-                let verified = match open_by_hand() {
-                    Err(_) => Err("refused not-opened".to_owned()),
-                    Ok(node) => verify(&device, &node).map(|index| (node, index)),
-                };
-                mark();
-                match verified {
-                    Ok((_node, index)) => {
-                        say(&format!("opened {} - {index}", device.instance().ino))
-                    }
-                    Err(line) => say(&line),
-                }
-            }
-            Self::VerifyIbverbs => {
-                let ibverbs = Ibverbs::load()?;
-                let list = ibverbs.list()?;
-                let device = listed()?;
-                trace_me()?;
-                mark();
-                let verified = match list.open_and_keep("tst") {
-                    Err(_) => Err("refused not-opened".to_owned()),
-                    Ok(()) => verify(&device, &cmd_fd()?),
-                };
-                mark();
-                match verified {
-                    Ok(index) => say(&format!("opened {} - {index}", device.instance().ino)),
-                    Err(line) => say(&line),
-                }
-            }
-            Self::IbvOpenDevice => unreachable!("it was run above"),
+        if self == Self::Devices {
+            trace_me()?;
+            mark();
+            let device = listed();
+            mark();
+            return match device.and_then(|device| device.open().map(|context| (device, context))) {
+                Err(error) => say(&refused(&error)),
+                Ok((device, context)) => say(&opened(&device, &context)?),
+            };
         }
+        let device = listed()?;
+        if self == Self::Open {
+            trace_me()?;
+            mark();
+            let context = device.open();
+            mark();
+            return match context {
+                Err(error) => say(&refused(&error)),
+                Ok(context) => say(&opened(&device, &context)?),
+            };
+        }
+        let ibverbs = if self == Self::VerifyIbverbs { Some(Ibverbs::load()?) } else { None };
+        let list = ibverbs.as_ref().map(Ibverbs::list).transpose()?;
+        trace_me()?;
+        mark();
+        let mut kept = Vec::new();
+        let verified = verify(&device, || match self {
+            Self::KeepRight => {
+                kept.push(open_with_domain(RIGHT)?);
+                open_stale()
+            }
+            Self::KeepWrong => {
+                kept.push(open_with_domain(ASIDE)?);
+                Ok(verbs::open(RIGHT)?)
+            }
+            _ => match &list {
+                Some(list) => list.open_and_keep("tst").and_then(|()| cmd_fd()),
+                // libibverbs waits five seconds for a node that is not there.
+                None => Ok(verbs::open(NODE)?),
+            },
+        });
+        mark();
+        match &verified {
+            Ok((_, index)) => say(&format!("opened {} - {index}", device.instance().ino)),
+            Err(line) => say(line),
+        }
+    }
+}
+
+/// Has a descriptor verified that is opened by other means; gives it back with the index that it was found under.
+fn verify(
+    device: &Device,
+    open: impl FnOnce() -> Result<OwnedFd>,
+) -> std::result::Result<(OwnedFd, u32), String> {
+    let fd = open().map_err(|_| "refused not-opened".to_owned())?;
+    let evidence = device.verify(&fd).map_err(|error| refused(&error))?;
+    let index = evidence.index().ok_or_else(|| "failed no index".to_owned())?;
+    Ok((fd, index))
+}
+
+fn refused(error: &uverbs::Error) -> String {
+    format!("refused {:?}", error.kind())
+}
+
+fn open_with_domain(path: &str) -> Result<OwnedFd> {
+    let node = verbs::open(path)?;
+    verbs::allocate_domain(&node)?;
+    Ok(node)
+}
+
+/// The node that is bound to an older device, wherever it is by now.
+fn open_stale() -> Result<OwnedFd> {
+    match verbs::open(ASIDE) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(verbs::open(NODE)?),
+        opened => Ok(opened?),
     }
 }
 
@@ -157,73 +222,6 @@ fn opened(device: &uverbs::Device, context: &uverbs::Context) -> Result<String> 
     let guid = context.query_device().map_or("-".into(), |found| found.node_guid.0.to_string());
     let index = context.evidence().index().context("no index")?;
     Ok(format!("opened {} {guid} {index}", device.instance().ino))
-}
-
-/// Verifies a descriptor that somebody else has opened.
-fn verify(device: &uverbs::Device, fd: &OwnedFd) -> std::result::Result<u32, String> {
-    let evidence = device.verify(fd);
-    let evidence = evidence.map_err(|error| format!("refused {:?}", error.kind()))?;
-    evidence.index().ok_or_else(|| "failed no index".to_owned())
-}
-
-/// The node, with a context, and no check at all. (libibverbs waits five seconds for a node that is
-/// not there.)
-fn open_by_hand() -> Result<OwnedFd> {
-    let node = File::options().read(true).write(true).open(NODE)?;
-    get_context(node.as_fd())?;
-    Ok(node.into())
-}
-
-/// Another process that holds that many contexts on uverbs0.
-pub(super) fn crowd(count: usize) -> Result<Process> {
-    let process = Process::fork(|say| {
-        let limit = Some(count as u64 + 64);
-        let limit = rustix::process::Rlimit { current: limit, maximum: limit };
-        let _ = rustix::process::setrlimit(rustix::process::Resource::Nofile, limit);
-        let crowd: Result<Vec<_>> = (0..count).map(|_| open_by_hand()).collect();
-        let what = crowd.as_ref().map_or_else(|error| format!("{error:#}"), |_| "ready".to_owned());
-        let _ = writeln!(&say, "{what}");
-        stop();
-        0
-    })?;
-    let mut said = String::new();
-    guest::until("the crowd", || {
-        said = process.said();
-        !said.is_empty()
-    })?;
-    ensure!(said == "ready", "the crowd: {said}");
-    Ok(process)
-}
-
-/// `UVERBS_METHOD_GET_CONTEXT`, which needs nothing for soft-RoCE and the test HCA that passes for it.
-#[allow(unsafe_code)]
-fn get_context(fd: BorrowedFd<'_>) -> Result<()> {
-    const RDMA_VERBS_IOCTL: libc::Ioctl = 0xc018_1b01;
-    const RXE: u32 = 14;
-    /// `struct ib_uverbs_ioctl_hdr`.
-    #[repr(C)]
-    struct Header {
-        length: u16,
-        object: u16,
-        method: u16,
-        attributes: u16,
-        reserved1: u64,
-        driver: u32,
-        reserved2: u32,
-    }
-    let mut header = Header {
-        length: size_of::<Header>() as u16,
-        object: 0,
-        method: 3,
-        attributes: 0,
-        reserved1: 0,
-        driver: RXE,
-        reserved2: 0,
-    };
-    // SAFETY: the header is of the length that it says and has nothing behind it.
-    let done = unsafe { libc::ioctl(fd.as_raw_fd(), RDMA_VERBS_IOCTL, &raw mut header) };
-    ensure!(done == 0, "GET_CONTEXT: {}", std::io::Error::last_os_error());
-    Ok(())
 }
 
 /// The one descriptor of this process that is a uverbs node.

@@ -1,12 +1,16 @@
 //! Whether the runner itself sees what it is there to see: programs that die, hang, or make their
-//! system calls on another thread.
+//! system calls on another thread; and whether what it does to a device is done.
 
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::trace::{mark, stop, trace_me};
-use super::{judge, program, trace};
+use super::crowd::{Member, RIGHT, Resource, measure_buffer, measure_page};
+use super::mutation::{self, Mutation};
+use super::trace::{Point, mark, stop, trace_me};
+use super::world::{Kind, World};
+use super::{judge, link, program, trace, verbs};
+use crate::guest;
 
 /// A program: what it does between the marks.
 type Does = fn();
@@ -18,8 +22,9 @@ fn known_call() {
 
 fn run(
     does: Does,
-    at: Option<usize>,
-    meanwhile: impl FnOnce() -> Result<()>,
+    at: &[Point],
+    limit: Duration,
+    meanwhile: impl FnMut(usize) -> Result<()>,
 ) -> Result<trace::Run> {
     let process = program::start(|mut say| {
         trace_me()?;
@@ -30,7 +35,7 @@ fn run(
         stop();
         Ok(())
     })?;
-    trace::run(process, at, Duration::from_secs(2), meanwhile)
+    trace::run(process, at, limit, meanwhile)
 }
 
 pub(crate) fn deaths_hangs_and_threads() -> Result<()> {
@@ -49,13 +54,80 @@ pub(crate) fn deaths_hangs_and_threads() -> Result<()> {
         ),
     ];
     for (does, expected) in ways {
-        let mut run = run(does, None, || Ok(()))?;
+        let mut run = run(does, &[], Duration::from_secs(2), |_| Ok(()))?;
         let lost = judge::said(&run.end).err().context("it came to its end")?;
         ensure!(lost.starts_with(expected), "expected {expected:?}, found {lost:?}");
         println!("    {lost}");
         run.process.kill(Duration::from_secs(5))?;
     }
-    on_another_thread()
+    two_boundaries()?;
+    on_another_thread()?;
+    the_crowd_and_failures()
+}
+
+/// Both come, in their order.
+fn two_boundaries() -> Result<()> {
+    let does = || {
+        known_call();
+        known_call();
+        let _ = std::fs::metadata("/dev/infiniband/uverbs0");
+    };
+    let mut came = Vec::new();
+    let points = [Point::Call(1), Point::Node(0)];
+    let run = run(does, &points, trace::LIMIT, |boundary| {
+        came.push(boundary);
+        Ok(())
+    })?;
+    ensure!(came == [0, 1] && run.reached == 2, "{came:?}: {:?}", run.calls);
+    ensure!(run.calls.len() == 3, "{:?}", run.calls);
+    Ok(())
+}
+
+/// What the scenes and mutations go by: others hold what they should, and leave nothing when they go; the driver
+/// fails when it should.
+fn the_crowd_and_failures() -> Result<()> {
+    for kind in Kind::all()? {
+        let mut world = World::new(kind);
+        mutation::prepare(&mut world, &[], None, true)?;
+        let index = world.index()?;
+        for resource in [Resource::Context, Resource::Domain] {
+            let (buffer, page) = (measure_buffer(resource)?, measure_page(resource)?);
+            ensure!(0 < buffer && buffer < page, "{resource:?}: {buffer} and {page}");
+        }
+        let count = |resource| -> Result<usize> {
+            Ok(link::pages(resource, index)?.iter().map(|(_, entries)| entries).sum())
+        };
+        let before = [count(Resource::Context)?, count(Resource::Domain)?];
+        for (stays, resource) in [(true, Resource::Context), (false, Resource::Domain)] {
+            let mut member = Member::start(resource, 3)?;
+            member.ready()?;
+            world.join(stays, member);
+        }
+        let during = [count(Resource::Context)?, count(Resource::Domain)?];
+        ensure!(during == [before[0] + 4, before[1] + 3], "{before:?}, then {during:?}");
+        ensure!(world.besides() == 4 && world.contexts()?.get(&index) == Some(&4));
+        Mutation::CrowdLeaves.happen(&mut world)?;
+        let after = [count(Resource::Context)?, count(Resource::Domain)?];
+        ensure!(after == [before[0] + 3, before[1]] && world.besides() == 3, "{after:?}");
+        if let Kind::Hca { .. } = kind {
+            failures(&mut world)?;
+        }
+        world.clean()?;
+    }
+    Ok(())
+}
+
+fn failures(world: &mut World) -> Result<()> {
+    let node = verbs::open(RIGHT)?;
+    let domain = verbs::allocate_domain(&node)?;
+    Mutation::AllocPdFails.happen(world)?;
+    let refused = verbs::allocate_domain(&node).err().and_then(|error| error.raw_os_error());
+    ensure!(refused == Some(libc::ENOMEM), "allocated: {refused:?}");
+    Mutation::DeallocPdFails.happen(world)?;
+    let refused = verbs::free_domain(&node, domain).err().and_then(|error| error.raw_os_error());
+    ensure!(refused == Some(libc::EBUSY), "freed: {refused:?}");
+    guest::hca("set name=tst fail=DEALLOC_PD:0")?;
+    Ok(verbs::free_domain(&node, domain)?)
 }
 
 /// Each call of a short-lived thread is a boundary, and the thread waits there.
@@ -63,8 +135,10 @@ fn on_another_thread() -> Result<()> {
     let does = || {
         let _ = std::thread::spawn(known_call).join();
     };
-    let undisturbed = run(does, None, || Ok(()))?;
-    ensure!(judge::said(&undisturbed.end) == Ok("refused nothing") && undisturbed.threads == 2);
+    let undisturbed = run(does, &[], trace::LIMIT, |_| Ok(()))?;
+    let said = judge::said(&undisturbed.end);
+    ensure!(said == Ok("refused nothing"), "{said:?}");
+    ensure!(undisturbed.threads == 2, "{} threads", undisturbed.threads);
     let name = format!("call {}", libc::SYS_getppid);
     ensure!(undisturbed.calls.contains(&name), "{:?}", undisturbed.calls);
     let mut stopped = 0;
@@ -72,11 +146,11 @@ fn on_another_thread() -> Result<()> {
     // The order of two threads' calls is not always the same.
     for at in (0..undisturbed.calls.len()).cycle().take(3 * undisturbed.calls.len()) {
         let mut here = false;
-        let run = run(does, Some(at), || {
+        let run = run(does, &[Point::Call(at)], trace::LIMIT, |_| {
             here = true;
             Ok(())
         })?;
-        ensure!(judge::said(&run.end) == Ok("refused nothing") && run.reached == here);
+        ensure!(judge::said(&run.end) == Ok("refused nothing") && (run.reached == 1) == here);
         stopped += usize::from(here);
         found = here && run.calls.last() == Some(&name);
         if found {

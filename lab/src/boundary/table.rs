@@ -5,17 +5,17 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use super::mutation::Mutation;
+use super::plan::{Happens, Place};
 use super::program::Program;
-use super::world::Kind;
+use super::trace::Point;
 
 /// One execution.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Row {
-    pub(super) program: Program,
-    pub(super) kind: Kind,
-    pub(super) mutation: Mutation,
-    pub(super) at: usize,
+    pub(super) place: Place,
+    pub(super) happens: Happens,
+    /// The calls before which it happened.
+    pub(super) at: Vec<Point>,
 }
 
 #[derive(Default)]
@@ -36,8 +36,11 @@ impl Table {
     pub(super) fn add(&mut self, show: bool, row: Row, call: String, outcome: String) {
         let outcome = outcome.replace(['\n', '\t'], " ");
         if show || is_wrong(&outcome) {
-            let (program, kind) = (row.program.name(), row.kind.name());
-            println!("row\t{program}\t{}\t{call}\t{kind}\t{:?}\t{outcome}", row.at, row.mutation);
+            let Place { program, kind, scene } = &row.place;
+            let (program, kind, scene) = (program.name(), kind.name(), scene.name());
+            let at: Vec<String> = row.at.iter().map(Point::to_string).collect();
+            let (at, happens) = (at.join(","), row.happens.name());
+            println!("row\t{program}\t{at}\t{call}\t{kind}\t{scene}\t{happens}\t{outcome}");
         }
         self.rows.insert(row, (call, outcome));
     }
@@ -56,11 +59,19 @@ impl Table {
         Ok(())
     }
 
-    /// The control is there to be wrong, but in no other way than this.
-    pub(super) fn caught(&self) -> Result<()> {
-        let caught = self.rows.values().filter(|(_, outcome)| outcome == "WRONG: another device");
-        let caught = caught.count();
-        ensure!(caught > 0, "libibverbs was not caught: the boundaries prove nothing");
+    /// A control is there to be wrong, each program of it, but in no other way than this.
+    pub(super) fn caught(&self, programs: &[Program]) -> Result<()> {
+        let caught =
+            self.rows.iter().filter(|(_, (_, outcome))| outcome == "WRONG: another device");
+        let caught: Vec<_> = caught.map(|(row, _)| row.place.program).collect();
+        for program in programs {
+            let name = program.name();
+            ensure!(
+                caught.contains(program),
+                "{name} was not caught: the boundaries prove nothing"
+            );
+        }
+        let caught = caught.len();
         ensure!(caught == self.wrong(), "the control is wrong in other ways than the known one");
         Ok(())
     }
@@ -69,13 +80,15 @@ impl Table {
     pub(super) fn summary(&self) {
         let mut counts: BTreeMap<_, BTreeMap<&str, usize>> = BTreeMap::new();
         for (row, (_, outcome)) in &self.rows {
-            let outcomes = counts.entry((row.program, row.kind, row.mutation)).or_default();
+            let outcomes = counts.entry((row.place, row.happens)).or_default();
             *outcomes.entry(outcome).or_default() += 1;
         }
-        for ((program, kind, mutation), outcomes) in counts {
+        for ((place, happens), outcomes) in counts {
             let outcomes: Vec<_> = outcomes.iter().map(|(what, n)| format!("{what} {n}")).collect();
-            let (program, kind) = (program.name(), kind.name());
-            println!("summary\t{program}\t{kind}\t{mutation:?}\t{}", outcomes.join(", "));
+            let (program, kind, scene) =
+                (place.program.name(), place.kind.name(), place.scene.name());
+            let (happens, outcomes) = (happens.name(), outcomes.join(", "));
+            println!("summary\t{program}\t{kind}\t{scene}\t{happens}\t{outcomes}");
         }
         println!("    {}", self.count());
     }

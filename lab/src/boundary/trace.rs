@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::mem::{MaybeUninit, size_of};
 use std::os::unix::fs::FileExt as _;
 use std::ptr;
@@ -22,6 +23,25 @@ const SYSCALL_STOP: c_int = libc::SIGTRAP | 0x80;
 /// How long a program may take, longer than libibverbs waits for a node (5 s).
 pub(super) const LIMIT: Duration = Duration::from_secs(30);
 
+/// A system call before which a program is stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Point {
+    /// The one of that number, counted from the mark.
+    Call(usize),
+    /// The one of that number that names the node in /dev, counted from the boundary before. What happened
+    /// there may have changed the numbers of calls.
+    Node(usize),
+}
+
+impl fmt::Display for Point {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Call(number) => write!(f, "{number}"),
+            Self::Node(number) => write!(f, "node {number}"),
+        }
+    }
+}
+
 /// How a program came out of it.
 pub(super) enum End {
     /// It said so and is stopped, with all that it has open.
@@ -33,10 +53,10 @@ pub(super) enum End {
 
 pub(super) struct Run {
     pub(super) end: End,
-    /// The system calls between the marks: all of them, or those up to the boundary, which is last.
+    /// The system calls between the marks: all of them, or those up to the last boundary, which is last.
     pub(super) calls: Vec<String>,
-    /// The boundary came.
-    pub(super) reached: bool,
+    /// How many boundaries came.
+    pub(super) reached: usize,
     pub(super) threads: usize,
     /// Whoever reads this is done with it: it is killed when this is dropped.
     pub(super) process: Process,
@@ -70,39 +90,38 @@ pub(super) fn prepare() -> Result<()> {
     Ok(())
 }
 
-/// Runs a program to its first mark, and on to its `at`th system call from there; does `meanwhile`
-/// there, and lets it go on until it says what came of it.
+/// Runs a program to its first mark, and on to each boundary in turn; does `meanwhile` there, which is given the
+/// boundary's place in `at`, and lets it go on until it says what came of it.
 pub(super) fn run(
     process: Process,
-    at: Option<usize>,
+    at: &[Point],
     limit: Duration,
-    meanwhile: impl FnOnce() -> Result<()>,
+    mut meanwhile: impl FnMut(usize) -> Result<()>,
 ) -> Result<Run> {
     let mut tracer = Tracer {
         process,
         threads: BTreeMap::new(),
         calls: Vec::new(),
         marks: 0,
-        at,
+        at: at.to_vec(),
+        nodes: 0,
+        reached: 0,
         limit,
         started: Instant::now(),
     };
-    let mut meanwhile = Some(meanwhile);
     let end = loop {
         match tracer.next()? {
             Next::Boundary(tid) => {
-                if let Some(meanwhile) = meanwhile.take() {
-                    meanwhile()?;
-                    // The time is the program's.
-                    tracer.started = Instant::now();
-                }
+                meanwhile(tracer.reached - 1)?;
+                // The time is the program's.
+                tracer.started = Instant::now();
                 tracer.resume(tid, 0)?;
             }
             Next::End(end) => break end,
         }
     };
     let (calls, threads) = (tracer.calls, tracer.threads.len());
-    Ok(Run { end, calls, reached: meanwhile.is_none(), threads, process: tracer.process })
+    Ok(Run { end, calls, reached: tracer.reached, threads, process: tracer.process })
 }
 
 struct Tracer {
@@ -111,7 +130,11 @@ struct Tracer {
     threads: BTreeMap<pid_t, String>,
     calls: Vec<String>,
     marks: usize,
-    at: Option<usize>,
+    /// The boundaries, and how many of them came.
+    at: Vec<Point>,
+    /// How many calls named the node since the last boundary.
+    nodes: usize,
+    reached: usize,
     limit: Duration,
     started: Instant,
 }
@@ -171,13 +194,22 @@ impl Tracer {
         if self.marks != 1 {
             return Ok(false);
         }
-        let here = self.at == Some(self.calls.len());
         let text = text(tid, number, &args);
+        let names_node = names_node(&text);
+        let here = match self.at.get(self.reached) {
+            Some(Point::Call(number)) => *number == self.calls.len(),
+            Some(Point::Node(number)) => names_node && *number == self.nodes,
+            None => false,
+        };
+        self.nodes = if here { 0 } else { self.nodes + usize::from(names_node) };
         self.threads.insert(tid, text.clone());
         self.calls.push(text);
         if here {
-            // What comes after it need not be seen.
-            self.marks = 2;
+            self.reached += 1;
+            if self.reached == self.at.len() {
+                // What comes after the last need not be seen.
+                self.marks = 2;
+            }
         }
         Ok(here)
     }
@@ -229,6 +261,11 @@ fn entry(tid: pid_t) -> Result<Option<(c_long, [u64; 6])>> {
     // SAFETY: at an entry this is what the kernel filled in.
     let entry = unsafe { info.u.entry };
     Ok(Some((entry.nr as c_long, entry.args)))
+}
+
+/// Whether a call names the node in /dev.
+pub(super) fn names_node(call: &str) -> bool {
+    call.contains("infiniband/uverbs0")
 }
 
 /// A call, with the path that it names.

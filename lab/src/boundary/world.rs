@@ -9,17 +9,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 
+use super::crowd::Member;
 use super::link;
 use super::process::Process;
-use super::program;
 use crate::guest;
 
 const DIRECTORY: &str = "/dev/infiniband";
 pub(super) const NODE: &str = "/dev/infiniband/uverbs0";
 pub(super) const SYS: &str = "/sys/class/infiniband_verbs";
-
-/// An entry of the list takes 20 bytes of the 32 KiB that a message holds.
-const CROWD: usize = 1700;
 
 /// What drives the devices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -61,7 +58,7 @@ impl Kind {
 fn rxe_disassociates() -> Result<bool> {
     let mut world = World::new(Kind::Rxe { disassociate: false });
     world.add("tst", 0, 0xa0)?;
-    world.held = Some(File::options().read(true).write(true).open(NODE)?);
+    world.hold()?;
     let index = link::index_of("tst")?;
     world.remove("tst", index)?;
     let end = Instant::now() + Duration::from_secs(2);
@@ -83,6 +80,8 @@ fn rxe_disassociates() -> Result<bool> {
 pub(super) struct Instance {
     pub(super) index: u32,
     pub(super) guid: u64,
+    /// How many protection domains it had when it was new: the kernel's own.
+    pub(super) domains: usize,
 }
 
 pub(super) struct World {
@@ -92,8 +91,18 @@ pub(super) struct World {
     /// The instance that is uverbs0 at first.
     pub(super) first: u64,
     /// What is held open by another process than the one under test.
-    pub(super) held: Option<File>,
-    crowd: Option<Process>,
+    pub(super) held: Vec<File>,
+    /// The index of the device that a stale node is bound to, where there is one.
+    pub(super) old: Option<u32>,
+    /// How many contexts the program itself has on `first`, besides the one that it opens.
+    pub(super) own: usize,
+    /// How many protection domains.
+    pub(super) own_domains: usize,
+    /// The driver refuses to free them.
+    pub(super) keeps_domains: bool,
+    /// Others with contexts on `first`: those that stay, and those that go when the crowd leaves.
+    stay: Vec<Member>,
+    go: Vec<Member>,
     /// Removals of soft-RoCE that may still be waiting, by index.
     removals: Vec<(u32, Process)>,
     /// How many soft-RoCE devices there were of each GUID.
@@ -107,8 +116,13 @@ impl World {
             kind,
             instances: BTreeMap::new(),
             first: 0,
-            held: None,
-            crowd: None,
+            held: Vec::new(),
+            old: None,
+            own: 0,
+            own_domains: 0,
+            keeps_domains: false,
+            stay: Vec::new(),
+            go: Vec::new(),
             removals: Vec::new(),
             made: BTreeMap::new(),
         }
@@ -151,7 +165,8 @@ impl World {
         let ino = fs::metadata(format!("{SYS}/uverbs{number}"))?.ino();
         let guid = fs::read_to_string(format!("/sys/class/infiniband/{name}/node_guid"))?;
         let guid = u64::from_str_radix(&guid.trim().replace(':', ""), 16)?;
-        self.instances.insert(ino, Instance { index: link::index_of(name)?, guid });
+        let index = link::index_of(name)?;
+        self.instances.insert(ino, Instance { index, guid, domains: link::domains(index)? });
         Ok(())
     }
 
@@ -168,13 +183,38 @@ impl World {
         Ok(netdev)
     }
 
-    /// Another process with more contexts on uverbs0 than one message of netlink lists.
-    pub(super) fn crowd(&mut self) -> Result<()> {
-        self.crowd = Some(program::crowd(CROWD)?);
+    /// Holds uverbs0 open, as another process would.
+    pub(super) fn hold(&mut self) -> Result<()> {
+        self.held.push(File::options().read(true).write(true).open(NODE)?);
         Ok(())
     }
 
-    /// The contexts on each device, by index, those of the crowd aside.
+    /// Others come to the first device.
+    pub(super) fn join(&mut self, stays: bool, member: Member) {
+        let members = if stays { &mut self.stay } else { &mut self.go };
+        members.push(member);
+    }
+
+    /// Those that are there to go have gone when this returns.
+    pub(super) fn leave(&mut self) -> Result<()> {
+        self.go.drain(..).try_for_each(Member::leave)
+    }
+
+    /// How many contexts the first device has besides the one that the program is to open.
+    pub(super) fn besides(&self) -> usize {
+        self.own + self.others().map(|member| member.contexts).sum::<usize>()
+    }
+
+    /// How many protection domains programs have on it.
+    pub(super) fn domains_besides(&self) -> usize {
+        self.own_domains + self.others().map(|member| member.domains).sum::<usize>()
+    }
+
+    fn others(&self) -> impl Iterator<Item = &Member> {
+        self.stay.iter().chain(&self.go)
+    }
+
+    /// The contexts on each device, by index.
     pub(super) fn contexts(&self) -> Result<BTreeMap<u32, usize>> {
         let mut contexts = match self.kind {
             Kind::Hca { .. } => hca_contexts()?,
@@ -184,13 +224,6 @@ impl World {
                 counted.collect::<Result<BTreeMap<_, _>>>()?
             }
         };
-        if self.crowd.is_some() {
-            // They are cut off together, if at all.
-            let crowded = contexts.get_mut(&self.instances[&self.first].index);
-            if let Some(count) = crowded.filter(|count| **count > 0) {
-                *count = count.checked_sub(CROWD).context("the crowd has lost contexts")?;
-            }
-        }
         contexts.retain(|_, count| *count > 0);
         Ok(contexts)
     }
@@ -259,10 +292,9 @@ impl World {
 
     /// Leaves nothing. Nobody may have anything open any more but the world itself.
     pub(super) fn clean(mut self) -> Result<()> {
-        self.held = None;
-        if let Some(mut crowd) = self.crowd.take() {
-            crowd.kill(Duration::from_secs(10))?;
-        }
+        self.held.clear();
+        self.leave()?;
+        self.stay.drain(..).try_for_each(Member::leave)?;
         if let Kind::Hca { .. } = self.kind {
             guest::hca("del-all")?;
             guest::until("the test HCA to be idle", || self.removed_all().unwrap_or(false))?;

@@ -1,0 +1,187 @@
+//! Which program is disturbed how, where, and before which of its calls.
+
+use anyhow::{Result, ensure};
+
+use super::Extent;
+use super::mutation::{self, Mutation};
+use super::program::Program;
+use super::scene::{self, PLAIN, Scene};
+use super::trace::{Point, names_node};
+use super::world::Kind;
+
+/// What happens, once or twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Happens {
+    Nothing,
+    One(Mutation),
+    /// Two things before one call.
+    Both(Mutation, Mutation),
+    /// Each before a call of its own.
+    Apart(Mutation, Mutation),
+}
+
+impl Happens {
+    pub(super) fn name(self) -> String {
+        match self {
+            Self::Nothing => "Nothing".to_owned(),
+            Self::One(one) => format!("{one:?}"),
+            Self::Both(one, two) => format!("{one:?} and {two:?}"),
+            Self::Apart(one, two) => format!("{one:?}, then {two:?}"),
+        }
+    }
+
+    pub(super) fn mutations(self) -> Vec<Mutation> {
+        match self {
+            Self::Nothing => Vec::new(),
+            Self::One(one) => vec![one],
+            Self::Both(one, two) | Self::Apart(one, two) => vec![one, two],
+        }
+    }
+
+    /// What happens before the boundary of that number.
+    pub(super) fn at(self, boundary: usize) -> Vec<Mutation> {
+        match self {
+            Self::Apart(one, _) if boundary == 0 => vec![one],
+            Self::Apart(_, two) => vec![two],
+            _ => self.mutations(),
+        }
+    }
+}
+
+/// A program in its world.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Place {
+    pub(super) program: Program,
+    pub(super) kind: Kind,
+    pub(super) scene: Scene,
+}
+
+impl Place {
+    /// Whether the program has to be refused when nothing happens to it.
+    pub(super) fn is_refused(&self) -> bool {
+        self.scene.stale || self.program.is_refused()
+    }
+}
+
+/// What is done to it, with the calls before which that is done.
+#[derive(Clone, Debug)]
+pub(super) struct Way {
+    pub(super) place: Place,
+    pub(super) happens: Happens,
+    pub(super) points: Vec<Vec<Point>>,
+}
+
+/// The worlds in which each program is run.
+pub(super) fn places(programs: &[Program], kinds: &[Kind], extent: Extent) -> Vec<Place> {
+    if matches!(extent, Extent::OldRule) {
+        let cut = each(&[scene::CUT], programs, kinds);
+        return [cut, each(&[scene::BORDER], programs, &kinds[1 % kinds.len()..][..1])].concat();
+    }
+    let mut places = each(&[PLAIN], programs, kinds);
+    if !programs.iter().any(|program| TRIED.contains(program)) {
+        return places;
+    }
+    // With few others, it matters less which type of device it is.
+    let one_kind = |number: usize| &kinds[number % kinds.len()..][..1];
+    for (number, scene) in scene::short().enumerate() {
+        if matches!(extent, Extent::Full { .. }) {
+            places.extend(each(&[scene], &TRIED, one_kind(number)));
+        } else if number % 2 == 1 {
+            places.extend(each(&[scene], &TRIED[number / 2 % 2..][..1], one_kind(number)));
+        }
+    }
+    if matches!(extent, Extent::Full { .. }) {
+        let scenes: Vec<_> = scene::long().chain([scene::BORDER]).collect();
+        places.extend(each(&scenes, &TRIED, kinds));
+    } else {
+        // Where removal waits for contexts, if there is such a type.
+        places.extend(each(&[scene::BORDER], &TRIED[..1], one_kind(1)));
+    }
+    places
+}
+
+/// Each of the programs in each of the scenes on each type of device.
+fn each(scenes: &[Scene], programs: &[Program], kinds: &[Kind]) -> Vec<Place> {
+    let mut places = Vec::new();
+    for &scene in scenes {
+        for &kind in kinds {
+            places.extend(programs.iter().map(|&program| Place { program, kind, scene }));
+        }
+    }
+    places
+}
+
+/// The programs that are run in crowds, and to which two things happen.
+const TRIED: [Program; 2] = [Program::Open, Program::Verify];
+
+/// In which ways a program can be disturbed that makes these calls when it is not.
+pub(super) fn ways(place: Place, calls: &[String], extent: Extent) -> Result<Vec<Way>> {
+    ensure!(!calls.is_empty(), "{}: no calls", place.program.name());
+    let way = |happens: Happens, points: Vec<Vec<Point>>| Way { place, happens, points };
+    let every = || (0..calls.len()).map(|at| vec![Point::Call(at)]).collect::<Vec<_>>();
+    // The list that was cut was the one before the node is opened.
+    let before = calls
+        .iter()
+        .position(|call| names_node(call))
+        .filter(|_| matches!(extent, Extent::OldRule));
+    let calls = &calls[..before.unwrap_or(calls.len())];
+    if place.scene.is_long() {
+        let is_full = matches!(extent, Extent::Full { .. });
+        let points = telling(calls, if is_full { &TELLING } else { &TELLING[..1] });
+        let (leaves, stale) = (Mutation::CrowdLeaves, Mutation::StaleNodeSameGuid);
+        if place.scene.stale {
+            let points = points.map(|at| vec![at]).collect();
+            return Ok(vec![way(Happens::One(leaves), points)]);
+        }
+        let mut ways = vec![way(Happens::Both(leaves, stale), points.map(|at| vec![at]).collect())];
+        // A sample has no time for it.
+        if !matches!(extent, Extent::Sample) {
+            // `open` looks at the node before it opens it.
+            let names = if place.program == Program::Open { 2 } else { 1 };
+            let apart = |at| (0..names).map(move |node| vec![at, Point::Node(node)]);
+            let points = telling(calls, &TELLING[..1]).flat_map(apart).collect();
+            ways.push(way(Happens::Apart(leaves, stale), points));
+        }
+        return Ok(ways);
+    }
+    let mut ways = Vec::new();
+    if matches!(extent, Extent::OldRule) {
+        return Ok(ways);
+    }
+    let ones = match place.program {
+        Program::KeepRight | Program::KeepWrong => &mutation::NOT_ALONE[..],
+        _ if place.scene != PLAIN => &mutation::NOT_ALONE,
+        _ => &mutation::ALL,
+    };
+    ways.extend(ones.iter().map(|&one| way(Happens::One(one), every())));
+    if place.program.is_ours() && matches!(place.kind, Kind::Hca { .. }) {
+        ways.extend(mutation::FAILURES.map(|one| way(Happens::One(one), every())));
+    }
+    if TRIED.contains(&place.program) && place.scene == PLAIN {
+        for (number, (one, two)) in mutation::PAIRS.into_iter().enumerate() {
+            ways.push(way(Happens::Both(one, two), every()));
+            ways.push(way(Happens::Apart(one, two), some_pairs(calls.len(), number, extent)));
+        }
+    }
+    ensure!(ways.iter().all(|way| !way.points.is_empty()), "too few calls: {calls:?}");
+    Ok(ways)
+}
+
+/// The calls that a list or a binding may depend on, first those that may make the next page.
+const TELLING: [&str; 5] =
+    ["recvfrom", "sendto", "ioctl", "openat2 \"infiniband/", "openat \"/dev"];
+
+fn telling(calls: &[String], names: &[&str]) -> impl Iterator<Item = Point> {
+    let is_named = move |call: &String| names.iter().any(|name| call.starts_with(name));
+    calls.iter().enumerate().filter(move |(_, call)| is_named(call)).map(|(at, _)| Point::Call(at))
+}
+
+/// Of all pairs of calls one in so many, spread evenly.
+const SPARSE: usize = 16;
+
+fn some_pairs(calls: usize, number: usize, extent: Extent) -> Vec<Vec<Point>> {
+    let every = if matches!(extent, Extent::Sample) { 1 } else { SPARSE };
+    let pairs = (0..calls).flat_map(|one| (one + 1..calls).map(move |two| (one, two)));
+    let chosen = pairs.filter(|(one, two)| (one * 5 + two * 7 + number).is_multiple_of(every));
+    chosen.map(|(one, two)| vec![Point::Call(one), Point::Call(two)]).collect()
+}
