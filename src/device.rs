@@ -10,7 +10,7 @@ use crate::attr::{self, Attribute};
 use crate::context::{Context, Opened};
 use crate::driver::DriverId;
 use crate::error::{Error, ErrorKind, Result};
-use crate::host::{Host, Policy};
+use crate::host::Host;
 use crate::identity::{Instance, Timestamp};
 use crate::indices::Indices;
 use crate::kernel::{Handle, Stat};
@@ -390,15 +390,7 @@ impl Device {
     /// `Unstable`: it would not stay still. `PermissionDenied`, `Os`: the first system call that
     /// failed.
     pub fn open(&self) -> Result<Context> {
-        self.open_with(self.0.host.policy())
-    }
-
-    /// Opens the device under a policy of its own.
-    ///
-    /// # Errors
-    /// As [`open`](Self::open).
-    pub fn open_with(&self, policy: &Policy) -> Result<Context> {
-        match open::open(self, policy, false)? {
+        match open::open(self, false)? {
             Opened::Proven(context) => Ok(context),
             Opened::Unproven(context) => Err(context.into_error()),
         }
@@ -409,8 +401,8 @@ impl Device {
     ///
     /// # Errors
     /// As [`open`](Self::open), but for `Unproven`.
-    pub fn open_allow_unproven(&self, policy: &Policy) -> Result<Opened> {
-        open::open(self, policy, true)
+    pub fn open_allow_unproven(&self) -> Result<Opened> {
+        open::open(self, true)
     }
 
     /// Pins the device, so that a descriptor which another library opens can be verified against it

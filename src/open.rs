@@ -27,7 +27,6 @@ use crate::device::{Device, Joined, Record};
 use crate::driver::DriverId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::evidence::{Evidence, Step, Value};
-use crate::host::Policy;
 use crate::identity::Timestamp;
 use crate::kernel::{Errno, FileType, Handle, OFlags, Resolve, Stat};
 use crate::name::{DeviceNumber, Name};
@@ -41,24 +40,24 @@ const ATTEMPTS: usize = 3;
 
 /// Opens a device. With `allow_unproven` what cannot be proved comes back as such; what is
 /// contradicted is an error either way.
-pub(crate) fn open(device: &Device, policy: &Policy, allow_unproven: bool) -> Result<Opened> {
+pub(crate) fn open(device: &Device, allow_unproven: bool) -> Result<Opened> {
     let record = &device.0;
     for _ in 1..ATTEMPTS {
-        match attempt(device, policy, allow_unproven) {
+        match attempt(device, allow_unproven) {
             Err(error) if error.kind() == ErrorKind::Unstable => {
                 tracing::debug!(device = record.label(), %error, "opening starts over");
             }
             done => return done.map_err(|error| record.explain(error)),
         }
     }
-    attempt(device, policy, allow_unproven).map_err(|error| record.explain(error))
+    attempt(device, allow_unproven).map_err(|error| record.explain(error))
 }
 
-fn attempt(device: &Device, policy: &Policy, allow_unproven: bool) -> Result<Opened> {
+fn attempt(device: &Device, allow_unproven: bool) -> Result<Opened> {
     let record = &device.0;
     let mut evidence = Evidence::default();
     known(record)?;
-    let pin = pin_instance(record, policy, &mut evidence).map_err(|e| e.at(Step::Pin))?;
+    let pin = pin_instance(record, &mut evidence).map_err(|e| e.at(Step::Pin))?;
     // Asked before anything is opened: where nothing can be proved there is no use in opening.
     let baseline = match Baseline::take(record, &pin, true) {
         Err(error) if error.kind() != ErrorKind::Unproven || !allow_unproven => {
@@ -142,7 +141,7 @@ impl Pin {
 }
 
 /// Step 2: the directory in /sys, compared with the record and held; `dev` and `ibdev` read through it.
-fn pin_instance(record: &Record, policy: &Policy, evidence: &mut Evidence) -> Result<Pin> {
+fn pin_instance(record: &Record, evidence: &mut Evidence) -> Result<Pin> {
     let kernel = record.host.kernel();
     let (directory, stat) = record.directory()?;
     let same = |what, expected, found| (what, Value::Number(expected), Value::Number(found));
@@ -168,7 +167,7 @@ fn pin_instance(record: &Record, policy: &Policy, evidence: &mut Evidence) -> Re
     if timestamp != known {
         // Where inode numbers are unique this is an eviction. Where they may repeat it is what tells a
         // replacement.
-        if policy.strict_timestamps || !record.host.has_unique_inodes() {
+        if record.host.policy().strict_timestamps || !record.host.has_unique_inodes() {
             let (expected, found) = (time(known), time(timestamp));
             evidence.require(Step::Pin, TIMESTAMP, ErrorKind::Replaced, expected, || Ok(found))?;
         }
@@ -328,8 +327,7 @@ pub(crate) struct Prepared {
 /// life.
 pub(crate) fn pin_for_reading(record: &Record) -> Result<Pin> {
     known(record)?;
-    pin_instance(record, record.host.policy(), &mut Evidence::default())
-        .map_err(|error| error.at(Step::Pin))
+    pin_instance(record, &mut Evidence::default()).map_err(|error| error.at(Step::Pin))
 }
 
 /// Whether a device is still the one in its place.
@@ -348,8 +346,7 @@ pub(crate) fn pin(device: &Device) -> Result<PinnedDevice> {
     let pinned = || {
         known(record)?;
         let mut evidence = Evidence::default();
-        let pin = pin_instance(record, record.host.policy(), &mut evidence)
-            .map_err(|error| error.at(Step::Pin))?;
+        let pin = pin_instance(record, &mut evidence).map_err(|error| error.at(Step::Pin))?;
         let baseline =
             Baseline::take(record, &pin, false).map_err(|error| error.at(Step::Prove))?;
         Ok(PinnedDevice { device: device.clone(), pin, baseline, evidence })

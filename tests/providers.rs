@@ -182,7 +182,7 @@ fn an_abi_out_of_range_is_listed_and_not_opened() {
     // Also where only the descriptor tells the driver.
     machine.deny_netlink(Some(1));
     let again = listed(&Registry::new(host(&machine)), "q");
-    let unproven = again.open_allow_unproven(&Policy::new());
+    let unproven = again.open_allow_unproven();
     assert_eq!(kind(unproven), ErrorKind::AbiMismatch);
     drop((device, again, registry));
     assert_eq!(machine.open_handles(), 0);

@@ -109,7 +109,7 @@ fn without_netlink_nothing_is_proved() {
     machine.deny_netlink(Some(1));
     assert_eq!(kind(asked.open()), ErrorKind::Unproven);
     assert_eq!(machine.node_opens(), []);
-    let Ok(Opened::Unproven(context)) = asked.open_allow_unproven(&Policy::new()) else {
+    let Ok(Opened::Unproven(context)) = asked.open_allow_unproven() else {
         panic!("it is the right one, but that cannot be proved");
     };
     assert_eq!(context.query_device().expect("asked").node_guid.0, 0xa0);
@@ -118,6 +118,23 @@ fn without_netlink_nothing_is_proved() {
     assert_eq!(kind(asked.open()), ErrorKind::Unproven);
     machine.set_no_res_ctx(false);
     asked.open().expect("proved");
+}
+
+#[test]
+fn a_policy_holds_for_lists_and_opens_alike() {
+    let machine = Machine::new();
+    machine.add(device("rxe0", 0xa0)).expect("added");
+    let policy = Policy::new().strict_timestamps(true);
+    let strict = Registry::new(Host::simulated(&machine, policy).expect("a host"));
+    let asked = strict.devices().expect("a list").by_name("rxe0").expect("listed");
+    let lax = listed(&machine, "rxe0");
+    machine.evict();
+    assert_eq!(kind(asked.open()), ErrorKind::Replaced);
+    assert_eq!(kind(asked.open_allow_unproven()), ErrorKind::Replaced);
+    lax.open().expect("opened");
+    // Whoever lists anew has the timestamp of now.
+    let anew = Registry::new(strict.host().clone()).devices().expect("a list");
+    anew.by_name("rxe0").expect("listed").open().expect("opened");
 }
 
 #[test]
