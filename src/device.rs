@@ -12,7 +12,7 @@ use crate::context::{Context, Opened};
 use crate::driver::DriverId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::evidence::Evidence;
-use crate::host::{Host, Policy};
+use crate::host::Host;
 use crate::identity::{Instance, Timestamp};
 use crate::indices::Indices;
 use crate::kernel::{Handle, Stat};
@@ -380,15 +380,7 @@ impl Device {
     /// `Provider`: its provider cannot handle it, or is being attached (`Busy`). `PermissionDenied`, `Os`:
     /// the first system call that failed.
     pub fn open(&self) -> Result<Context> {
-        self.open_with(self.0.host.policy())
-    }
-
-    /// Opens the device under a policy of its own.
-    ///
-    /// # Errors
-    /// As [`open`](Self::open).
-    pub fn open_with(&self, policy: &Policy) -> Result<Context> {
-        match open::open(self, policy, false)? {
+        match open::open(self, false)? {
             Opened::Proven(context) => Ok(context),
             Opened::Unproven(context) => Err(context.into_error()),
         }
@@ -399,8 +391,8 @@ impl Device {
     ///
     /// # Errors
     /// As [`open`](Self::open), but for `Unproven` and `NetlinkUnavailable`.
-    pub fn open_allow_unproven(&self, policy: &Policy) -> Result<Opened> {
-        open::open(self, policy, true)
+    pub fn open_allow_unproven(&self) -> Result<Opened> {
+        open::open(self, true)
     }
 
     /// Proves that a cmd fd is bound to this device: one that another library opened, or another process, whenever

@@ -12,7 +12,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::kernel::{Errno, Handle, Kernel, Resolve, SYSFS_MAGIC};
 use crate::netlink::{Socket, Source};
 
-/// What is demanded of a host and of every open on it. The default is the strictest that works on
+/// What is demanded of a host, and of every list and open on it. The default is the strictest that works on
 /// an ordinary host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]

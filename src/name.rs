@@ -126,6 +126,7 @@ mod tests {
     fn a_name_prints_escaped() {
         let name = Name::new(b"rx\n\xff\x1b[31m");
         assert_eq!(name.to_string(), r"rx\n\xff\x1b[31m");
+        assert_eq!(format!("{name:?}"), r#""rx\n\xff\x1b[31m""#);
         assert_eq!(format!("{:>8}", Name::new(b"rxe0")), "    rxe0");
     }
 

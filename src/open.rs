@@ -31,7 +31,6 @@ use crate::device::{Device, Joined, Record};
 use crate::driver::DriverId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::evidence::{Evidence, Step, Value};
-use crate::host::Policy;
 use crate::identity::Timestamp;
 use crate::kernel::{Errno, FileType, Handle, Kernel, OFlags, Resolve, Stat, VerbsCall};
 use crate::name::{DeviceNumber, Name};
@@ -45,12 +44,12 @@ const ATTEMPTS: usize = 3;
 
 /// Opens a device. With `allow_unproven` what cannot be proved comes back as such; what is
 /// contradicted is an error either way.
-pub(crate) fn open(device: &Device, policy: &Policy, allow_unproven: bool) -> Result<Opened> {
+pub(crate) fn open(device: &Device, allow_unproven: bool) -> Result<Opened> {
     let record = &device.0;
     let mut place = Place::Here;
     let mut attempts = 1;
     loop {
-        match attempt(device, policy, allow_unproven, place) {
+        match attempt(device, allow_unproven, place) {
             Err(error) if error.kind() == ErrorKind::Unstable && attempts < ATTEMPTS => {
                 tracing::debug!(device = record.label(), %error, "opening starts over");
             }
@@ -67,14 +66,9 @@ pub(crate) fn open(device: &Device, policy: &Policy, allow_unproven: bool) -> Re
     }
 }
 
-fn attempt(
-    device: &Device,
-    policy: &Policy,
-    allow_unproven: bool,
-    place: Place,
-) -> Result<Attempt> {
+fn attempt(device: &Device, allow_unproven: bool, place: Place) -> Result<Attempt> {
     let mut evidence = Evidence::default();
-    match steps(device, policy, allow_unproven, place, &mut evidence) {
+    match steps(device, allow_unproven, place, &mut evidence) {
         Ok((cmd, Proof::Proven(witness))) => {
             Ok(Attempt::Opened(Opened::Proven(Context::new(cmd, evidence, witness))))
         }
@@ -96,14 +90,13 @@ enum Attempt {
 
 fn steps(
     device: &Device,
-    policy: &Policy,
     allow_unproven: bool,
     place: Place,
     evidence: &mut Evidence,
 ) -> Result<(CmdFd, Proof)> {
     let record = &device.0;
     known(record)?;
-    let pin = pin_instance(record, policy, evidence).map_err(|e| e.at(Step::Pin))?;
+    let pin = pin_instance(record, evidence).map_err(|e| e.at(Step::Pin))?;
     // Before anything is opened: where nothing can be proved there is no use in opening.
     let target = match Target::find(record, &pin) {
         Err(error) if !allow_unproven || !is_unproven(&error) => return Err(error.at(Step::Prove)),
@@ -184,7 +177,7 @@ impl Pin {
 }
 
 /// Step 2: the directory in /sys, compared with the record and held; `dev` and `ibdev` read through it.
-fn pin_instance(record: &Record, policy: &Policy, evidence: &mut Evidence) -> Result<Pin> {
+fn pin_instance(record: &Record, evidence: &mut Evidence) -> Result<Pin> {
     let kernel = record.host.kernel();
     let (directory, stat) = record.directory()?;
     let same = |what, expected, found| (what, Value::Number(expected), Value::Number(found));
@@ -210,7 +203,7 @@ fn pin_instance(record: &Record, policy: &Policy, evidence: &mut Evidence) -> Re
     if timestamp != known {
         // Where inode numbers are unique this is an eviction. Where they may repeat it is what tells a
         // replacement.
-        if policy.strict_timestamps || !record.host.has_unique_inodes() {
+        if record.host.policy().strict_timestamps || !record.host.has_unique_inodes() {
             let (expected, found) = (time(known), time(timestamp));
             evidence.require(Step::Pin, TIMESTAMP, ErrorKind::Replaced, expected, || Ok(found))?;
         }
@@ -390,8 +383,7 @@ pub(crate) struct Prepared {
 /// life.
 pub(crate) fn pin_for_reading(record: &Record) -> Result<Pin> {
     known(record)?;
-    pin_instance(record, record.host.policy(), &mut Evidence::default())
-        .map_err(|error| error.at(Step::Pin))
+    pin_instance(record, &mut Evidence::default()).map_err(|error| error.at(Step::Pin))
 }
 
 /// Whether a device is still the one in its place.
@@ -433,7 +425,7 @@ fn verify_owned(device: &Device, fd: Handle) -> Result<(Evidence, (CmdFd, Proven
 fn verify_steps(device: &Device, fd: Handle, evidence: &mut Evidence) -> Result<(CmdFd, Proven)> {
     let record = &device.0;
     known(record)?;
-    let pin = pin_instance(record, record.host.policy(), evidence).map_err(|e| e.at(Step::Pin))?;
+    let pin = pin_instance(record, evidence).map_err(|e| e.at(Step::Pin))?;
     let stat = retry(|| record.host.kernel().fstat_cmd(fd.as_fd()))
         .map_err(|errno| Error::call("fstat", errno).at(Step::Open))?;
     require_node(record, &stat, Step::Open, evidence)?;

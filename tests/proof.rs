@@ -163,7 +163,7 @@ fn linux_5_10_proves_by_pds() {
     }
     machine.set_no_res_pd(true);
     assert_eq!(kind(device.open()), ErrorKind::Unproven);
-    let Ok(Opened::Unproven(context)) = device.open_allow_unproven(&Policy::new()) else {
+    let Ok(Opened::Unproven(context)) = device.open_allow_unproven() else {
         panic!("the kernel shows nothing");
     };
     assert_eq!(context.reason().kind(), ErrorKind::Unproven);
@@ -213,7 +213,7 @@ fn without_threads_a_number_that_was_free_proves() {
     machine.deny_threads(Some(11));
     assert_eq!(kind(device.open()), ErrorKind::Unproven);
     machine.fail_alloc_pd(22, u32::MAX);
-    let opened = device.open_allow_unproven(&Policy::new()).expect("nothing contradicts");
+    let opened = device.open_allow_unproven().expect("nothing contradicts");
     assert!(matches!(opened, Opened::Unproven(_)));
 }
 
@@ -272,7 +272,7 @@ fn without_netlink_nothing_is_proved() {
     assert_eq!(error.kind(), ErrorKind::NetlinkUnavailable);
     assert_eq!(error.raw_os_error(), Some(1));
     assert_eq!(machine.node_opens(), []);
-    let Ok(Opened::Unproven(context)) = device.open_allow_unproven(&Policy::new()) else {
+    let Ok(Opened::Unproven(context)) = device.open_allow_unproven() else {
         panic!("it is the right one, but that cannot be proved");
     };
     assert_eq!(context.query_device().expect("asked").node_guid.0, 0xa0);
@@ -296,13 +296,13 @@ fn an_unproven_open_compares_guids() {
     machine.add(spec("new")).expect("added");
     let device = listed(&machine, "new");
     machine.deny_netlink(Some(1));
-    let opened = device.open_allow_unproven(&Policy::new());
+    let opened = device.open_allow_unproven();
     assert_eq!(kind(opened), ErrorKind::NodeMismatch);
     // And netlink's, where only the lists are missing.
     machine.deny_netlink(None);
     machine.set_no_res_ctx(true);
     machine.set_no_res_pd(true);
-    let opened = device.open_allow_unproven(&Policy::new());
+    let opened = device.open_allow_unproven();
     assert_eq!(kind(opened), ErrorKind::NodeMismatch);
 }
 

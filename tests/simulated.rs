@@ -102,6 +102,23 @@ fn a_wrong_node_is_not_opened() {
 }
 
 #[test]
+fn a_policy_holds_for_lists_and_opens_alike() {
+    let machine = Machine::new();
+    machine.add(device("rxe0", 0xa0)).expect("added");
+    let policy = Policy::new().strict_timestamps(true);
+    let strict = Registry::new(Host::simulated(&machine, policy).expect("a host"));
+    let asked = strict.devices().expect("a list").by_name("rxe0").expect("listed");
+    let lax = listed(&machine, "rxe0");
+    machine.evict();
+    assert_eq!(kind(asked.open()), ErrorKind::Replaced);
+    assert_eq!(kind(asked.open_allow_unproven()), ErrorKind::Replaced);
+    lax.open().expect("opened");
+    // Whoever lists anew has the timestamp of now.
+    let anew = Registry::new(strict.host().clone()).devices().expect("a list");
+    anew.by_name("rxe0").expect("listed").open().expect("opened");
+}
+
+#[test]
 fn records_stay_with_their_instance() {
     let machine = Machine::new();
     let a = machine.add(device("a", 1)).expect("added");

@@ -69,7 +69,7 @@ struct AttributesJson {
 pub(crate) fn run(args: &OpenArgs, out: &mut Out) -> Result<bool, Failure> {
     let selector = args.device.selector()?;
     let policy = Policy::new().strict_timestamps(args.strict_timestamps);
-    let registry = Registry::new(Host::open_with(policy.clone())?);
+    let registry = Registry::new(Host::open_with(policy)?);
     let device = selector.find(&registry.devices()?)?;
     if args.wait_for_enter {
         let prompt = format!("listed {device}; press Enter to open\n");
@@ -82,7 +82,7 @@ pub(crate) fn run(args: &OpenArgs, out: &mut Out) -> Result<bool, Failure> {
         let read = io::stdin().read_line(&mut String::new());
         read.map_err(|error| Failure::os("cannot read stdin", &error))?;
     }
-    let opened = match open(&device, &policy, args.allow_unproven) {
+    let opened = match open(&device, args.allow_unproven) {
         Ok(opened) => opened,
         Err(error) => {
             // With --json it is part of the error.
@@ -120,12 +120,8 @@ pub(crate) fn run(args: &OpenArgs, out: &mut Out) -> Result<bool, Failure> {
     Ok(true)
 }
 
-fn open(device: &Device, policy: &Policy, allow_unproven: bool) -> uverbs::Result<Opened> {
-    if allow_unproven {
-        device.open_allow_unproven(policy)
-    } else {
-        device.open_with(policy).map(Opened::Proven)
-    }
+fn open(device: &Device, allow_unproven: bool) -> uverbs::Result<Opened> {
+    if allow_unproven { device.open_allow_unproven() } else { device.open().map(Opened::Proven) }
 }
 
 fn json(
@@ -256,11 +252,11 @@ mod tests {
             let machine = Machine::new();
             let device = listed(&machine);
             machine.deny_netlink(Some(1));
-            let opened = open(&device, &Policy::new(), true).expect("opened");
+            let opened = open(&device, true).expect("opened");
             let Opened::Unproven(context) = opened else { panic!("cannot be proved") };
             let text = verdict(&device, context.evidence(), Some(context.reason()));
             assert!(text.contains("UNPROVEN") && !text.contains("proved"), "{text}");
-            open(&device, &Policy::new(), false).expect_err("refused");
+            open(&device, false).expect_err("refused");
         }
     }
 }

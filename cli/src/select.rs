@@ -248,6 +248,30 @@ mod tests {
 
     #[cfg(feature = "demo")]
     #[test]
+    fn a_silent_device_explains_nothing_but_that_none_is_found() {
+        use uverbs::sim::{DeviceSpec, Machine};
+
+        let machine = Machine::new();
+        let gone = machine.add(DeviceSpec::new("gone").guid(0xc0)).expect("added");
+        let hidden = machine.add(DeviceSpec::new("hidden").guid(0xb0)).expect("added");
+        for name in ["one", "other"] {
+            machine.add(DeviceSpec::new(name).guid(0xa0)).expect("added");
+        }
+        let host = uverbs::Host::simulated(&machine, uverbs::Policy::new()).expect("a host");
+        let devices = uverbs::Registry::new(host).devices().expect("a list");
+        let kind = |text: &str| {
+            let selector = parse(text.as_bytes()).expect("a selector");
+            selector.find(&devices).expect_err("refused").kind()
+        };
+        machine.remove(gone);
+        assert_eq!(kind("guid=00000000000000c0"), ErrorKind::NotFound);
+        machine.set_netns_visible(hidden, false);
+        assert_eq!(kind("guid=00000000000000c0"), ErrorKind::Unproven);
+        assert_eq!(kind("guid=00000000000000a0"), ErrorKind::Ambiguous);
+    }
+
+    #[cfg(feature = "demo")]
+    #[test]
     fn a_name_is_found_by_its_bytes_and_as_it_is_printed() {
         use uverbs::sim::{DeviceSpec, Machine};
 

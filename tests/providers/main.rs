@@ -223,7 +223,7 @@ fn an_abi_out_of_range_is_listed_and_not_opened() {
     // Also where only the descriptor tells the driver.
     machine.deny_netlink(Some(1));
     let again = listed(&Registry::new(host(&machine)), "q");
-    let unproven = again.open_allow_unproven(&Policy::new());
+    let unproven = again.open_allow_unproven();
     assert_eq!(kind(unproven), ErrorKind::AbiMismatch);
     drop((device, again, registry));
     assert_eq!(machine.open_handles(), 0);
@@ -369,7 +369,7 @@ fn where_netlink_is_denied_the_context_keeps_the_provider() {
     let provider = Arc::new(Counting::new([Match::Driver(DriverId::Efa)]));
     let registry = with(&machine, std::slice::from_ref(&provider));
     let device = listed(&registry, "a");
-    let open = || device.open_allow_unproven(&Policy::new()).expect("opened");
+    let open = || device.open_allow_unproven().expect("opened");
     assert_eq!(provider.seen(), 0, "its driver is not known yet");
     let first = open();
     assert_eq!((provider.seen(), provider.torn_down()), (1, 0));

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use uverbs::sim::{DeviceSpec, Machine};
 use uverbs::{
-    Allocation, Device, DeviceProvider, DriverId, Error, ErrorKind, Match, PinnedView, Policy,
-    Provider, Registry, Result,
+    Allocation, Device, DeviceProvider, DriverId, Error, ErrorKind, Match, PinnedView, Provider,
+    Registry, Result,
 };
 
 use crate::{host, kind, listed};
@@ -134,7 +134,7 @@ fn from_inside_attach_its_own_device_is_busy_and_others_open() {
             assert_eq!(error.kind(), ErrorKind::Busy);
             assert!(error.to_string().contains("inside"), "{error}");
             assert_eq!(kind(device.provider()), ErrorKind::Busy);
-            assert_eq!(kind(device.open_allow_unproven(&Policy::new())), ErrorKind::Busy);
+            assert_eq!(kind(device.open_allow_unproven()), ErrorKind::Busy);
             // What needs no provider works.
             assert_eq!(device.driver_id()?, Some(DriverId::Unknown(77)));
             device.query()?;
@@ -226,7 +226,7 @@ fn from_inside_allocation_its_own_device_is_busy() {
             if depth == 0 && *view.name() == "a" {
                 let device = own.device("a");
                 assert_eq!(kind(device.open()), ErrorKind::Busy);
-                assert_eq!(kind(device.open_allow_unproven(&Policy::new())), ErrorKind::Busy);
+                assert_eq!(kind(device.open_allow_unproven()), ErrorKind::Busy);
                 assert!(device.provider()?.is_abi_known());
                 own.device("b").open()?;
                 // Another thread is inside at the same time.
@@ -377,14 +377,14 @@ fn where_netlink_is_denied_its_own_device_is_busy_too() {
         machine.add(DeviceSpec::new("a").driver(17, 1).driver_data(8, 0)).expect("added");
         machine.deny_netlink(Some(1));
         let attach: Script = Box::new(|own, _| {
-            let opened = own.device("a").open_allow_unproven(&Policy::new());
+            let opened = own.device("a").open_allow_unproven();
             assert_eq!(kind(opened), ErrorKind::Busy);
             Ok(())
         });
         let own = Own { attach: Some(attach), ..Own::default() };
         let (registry, own) = registry_for(&machine, DriverId::Efa, own);
         let device = listed(&registry, "a");
-        let error = device.open_allow_unproven(&Policy::new()).expect_err("it wants an input");
+        let error = device.open_allow_unproven().expect_err("it wants an input");
         assert_eq!(error.raw_os_error(), Some(22), "{error}");
         assert_eq!(own.counts(), (1, 1));
     });

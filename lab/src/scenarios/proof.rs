@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use anyhow::{Context as _, Result, ensure};
 use cap_std::ambient_authority;
 use cap_std::fs::Dir;
-use uverbs::{ErrorKind, Host, Opened, Policy, Registry};
+use uverbs::{ErrorKind, Host, Opened, Registry};
 
 use super::{listed, opened, refused, registry};
 use crate::{guest, roles};
@@ -141,7 +141,7 @@ pub(super) fn netlink_denied() -> Result<()> {
     let null = std::fs::File::open("/dev/null")?;
     refused(device.verify(&null), ErrorKind::NodeMismatch)?;
     ensure!(guest::hca_value("tst", "allocs")? == "0", "something was opened");
-    match device.open_allow_unproven(&Policy::new())? {
+    match device.open_allow_unproven()? {
         Opened::Unproven(context) => {
             ensure!(context.reason().kind() == ErrorKind::NetlinkUnavailable);
             ensure!(context.query_device()?.node_guid.0 == 0xa0);
