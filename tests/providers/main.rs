@@ -141,6 +141,9 @@ fn by_driver_then_by_name_then_by_modalias() {
     assert_eq!(found("f"), some("mlx4", MatchedBy::Modalias));
     assert_eq!(found("g"), None);
 
+    let words = [MatchedBy::Driver, MatchedBy::Name, MatchedBy::Modalias].map(|by| by.to_string());
+    assert_eq!(words, ["driver id", "name", "modalias"]);
+
     // Registered ones come before, in their order, but not a modalias before a driver id.
     let by_driver = Arc::new(Counting::new([Match::Driver(DriverId::Mlx5)]));
     let by_modalias = Arc::new(Counting::new([
@@ -199,6 +202,36 @@ fn an_abi_out_of_range_is_listed_and_not_opened() {
     assert_eq!(kind(unproven), ErrorKind::AbiMismatch);
     drop((device, again, registry));
     assert_eq!(machine.open_handles(), 0);
+}
+
+#[test]
+fn a_registered_provider_of_another_abi_is_not_attached() {
+    let machine = Machine::new();
+    let id = machine.add(DeviceSpec::new("a").driver(77, 10)).expect("added");
+    let provider = Arc::new(Counting::new([Match::Driver(DriverId::Unknown(77))]));
+    let registry = with(&machine, std::slice::from_ref(&provider));
+    let device = listed(&registry, "a");
+    let info = device.provider().expect("found");
+    assert_eq!((info.abi_version, info.abi_versions.clone()), (10, 0..=9));
+    assert_eq!(kind(device.open()), ErrorKind::AbiMismatch);
+    assert_eq!(provider.seen(), 0);
+    // What is known of a device is known when it is gone.
+    machine.remove(id);
+    assert_eq!(device.provider().expect("known"), info);
+}
+
+#[test]
+fn the_driver_of_the_modalias_is_probed_first() {
+    let machine = Machine::new();
+    let spec = DeviceSpec::new("a").driver(12, 1).driver_data(8, 0);
+    machine.add(spec.parent("pci0000:00/a", "pci:v000019E5d0000A222sv0")).expect("added");
+    let device = listed(&Registry::new(host(&machine)), "a");
+    device.index().expect("joined");
+    machine.record_calls(true);
+    assert_eq!(device.open().expect("opened").driver_id(), DriverId::Hns);
+    let log = machine.call_log();
+    let probes = log.iter().filter(|call| call.as_str() == "ioctl(0.4095)");
+    assert_eq!(probes.count(), 1, "{log:#?}");
 }
 
 #[test]
@@ -427,10 +460,11 @@ fn a_modalias_of_a_device_that_is_gone_is_no_absence() {
     let (again, looks) = (machine.clone(), Arc::new(AtomicUsize::new(0)));
     let looked = looks.clone();
     let registry = Looking::registry(&machine, move |view| {
-        let denied = |_: &mut uverbs::sim::World, call: &uverbs::sim::Call<'_>| match call.kind() {
-            CallKind::Pread => Verdict::Fail(5),
-            _ => Verdict::Continue,
-        };
+        let denied =
+            |world: &mut uverbs::sim::World, call: &uverbs::sim::Call<'_>| match call.kind() {
+                CallKind::Pread if call.detail(world).ends_with("modalias") => Verdict::Fail(5),
+                _ => Verdict::Continue,
+            };
         again.on_call(denied);
         assert_eq!(view.modalias().expect_err("denied").raw_os_error(), Some(5));
         again.clear_hook();

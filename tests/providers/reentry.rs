@@ -253,7 +253,9 @@ fn a_drop_may_list_and_open() {
         let listed_by_drop = Arc::new(Mutex::new(Vec::new()));
         let lists = listed_by_drop.clone();
         let drop = move |own: &Own| {
+            let attached = own.counts().0;
             let devices = own.registry().devices().expect("a list");
+            assert_eq!(own.counts().0, attached, "the list attached one");
             devices.by_name("r").and_then(|device| device.open()).expect("opened");
             lists.lock().expect("no panic").push(devices.len());
         };
