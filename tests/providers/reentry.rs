@@ -359,6 +359,7 @@ fn errors_of_allocation_are_of_this_open() {
         let allocation: Script = Box::new(move |own, _| match calls.fetch_add(1, Relaxed) {
             0 => Err(Error::provider("no firmware")),
             1 => own.registry().devices()?.by_name("nobody").map(drop),
+            2 => own.device("a").open().map(drop),
             _ => Ok(()),
         });
         let own = Own { allocation: Some(allocation), ..Own::default() };
@@ -368,6 +369,9 @@ fn errors_of_allocation_are_of_this_open() {
         assert_eq!(error.kind(), ErrorKind::Provider);
         assert!(error.to_string().contains("own gave no allocation"), "{error}");
         assert_eq!(kind(device.open()), ErrorKind::Provider);
+        let error = device.open().expect_err("refused");
+        assert_eq!(error.kind(), ErrorKind::Busy);
+        assert!(error.to_string().contains("own gave no allocation"), "{error}");
         device.open().expect("opened");
         assert_eq!(own.counts(), (1, 0));
     });
