@@ -34,28 +34,31 @@ pub use port::{
 };
 
 /// `UVERBS_OBJECT_DEVICE` and its methods and attributes (`rdma/ib_user_ioctl_cmds.h`).
-mod device_object {
-    pub(super) const OBJECT: u16 = 0;
-    pub(super) const INVOKE_WRITE: u16 = 0;
-    pub(super) const QUERY_PORT: u16 = 2;
-    pub(super) const GET_CONTEXT: u16 = 3;
-    pub(super) const QUERY_GID_TABLE: u16 = 5;
-    pub(super) const CORE_IN: u16 = 0;
-    pub(super) const CORE_OUT: u16 = 1;
-    pub(super) const WRITE_CMD: u16 = 2;
-    pub(super) const NUM_COMP_VECTORS: u16 = 0;
-    pub(super) const PORT_NUM: u16 = 0;
-    pub(super) const PORT_RESP: u16 = 1;
-    pub(super) const GID_ENTRY_SIZE: u16 = 0;
-    pub(super) const GID_FLAGS: u16 = 1;
-    pub(super) const GID_ENTRIES: u16 = 2;
-    pub(super) const GID_COUNT: u16 = 3;
-    pub(super) const UHW_IN: u16 = 0x1000;
-    pub(super) const UHW_OUT: u16 = 0x1001;
+pub(crate) mod device_object {
+    pub(crate) const OBJECT: u16 = 0;
+    pub(crate) const INVOKE_WRITE: u16 = 0;
+    pub(crate) const QUERY_PORT: u16 = 2;
+    pub(crate) const GET_CONTEXT: u16 = 3;
+    pub(crate) const QUERY_GID_TABLE: u16 = 5;
+    pub(crate) const CORE_IN: u16 = 0;
+    pub(crate) const CORE_OUT: u16 = 1;
+    pub(crate) const WRITE_CMD: u16 = 2;
+    pub(crate) const NUM_COMP_VECTORS: u16 = 0;
+    pub(crate) const PORT_NUM: u16 = 0;
+    pub(crate) const PORT_RESP: u16 = 1;
+    pub(crate) const GID_ENTRY_SIZE: u16 = 0;
+    pub(crate) const GID_FLAGS: u16 = 1;
+    pub(crate) const GID_ENTRIES: u16 = 2;
+    pub(crate) const GID_COUNT: u16 = 3;
+    pub(crate) const UHW_IN: u16 = 0x1000;
+    pub(crate) const UHW_OUT: u16 = 0x1001;
     /// `IB_USER_VERBS_CMD_QUERY_DEVICE` (`rdma/ib_user_verbs.h`).
-    pub(super) const QUERY_DEVICE: u64 = 1;
+    pub(crate) const QUERY_DEVICE: u64 = 1;
+    /// `IB_USER_VERBS_CMD_ALLOC_PD` and `IB_USER_VERBS_CMD_DEALLOC_PD`.
+    pub(crate) const ALLOC_PD: u64 = 3;
+    pub(crate) const DEALLOC_PD: u64 = 4;
     /// `IB_USER_VERBS_EX_CMD_QUERY_DEVICE`, with the flag of extended commands.
-    pub(super) const EX_QUERY_DEVICE: u64 = 0x8000_0001;
+    pub(crate) const EX_QUERY_DEVICE: u64 = 0x8000_0001;
 }
 
 /// The memory that always lies behind the output of GET_CONTEXT: drivers up to 7.0 write their whole
@@ -92,11 +95,7 @@ impl CmdFd {
         self.driver
     }
 
-    pub(crate) fn device(&self) -> &Device {
-        &self.device
-    }
-
-    fn kernel(&self) -> &Kernel {
+    pub(crate) fn kernel(&self) -> &Kernel {
         self.device.0.host.kernel()
     }
 
@@ -151,7 +150,7 @@ impl CmdFd {
 }
 
 /// One command of the ioctl ABI.
-fn command<'a>(
+pub(crate) fn command<'a>(
     kernel: &Kernel,
     fd: BorrowedFd<'_>,
     driver: DriverId,

@@ -120,7 +120,7 @@ impl Tally {
         elsewhere: Option<&Elsewhere>,
     ) -> Result<()> {
         let real = on_real(script, foreign, elsewhere)?;
-        let simulated = on_simulated(Simulated::new(&script.setup), script, foreign)?;
+        let simulated = on_simulated(Simulated::new(&script.setup)?, script, foreign)?;
         match script.mutations.len() {
             0 | 1 => self.singles += 1,
             _ => self.pairs += 1,
@@ -154,7 +154,7 @@ fn on_simulated(mut kernel: Simulated, script: &Script, foreign: &Foreign) -> Re
 fn control(foreign: &Foreign) -> Result<()> {
     let script = script::removal_that_waits();
     let real = on_real(&script, foreign, None)?;
-    let simulated = on_simulated(Simulated::wrong(&script.setup), &script, foreign)?;
+    let simulated = on_simulated(Simulated::wrong(&script.setup)?, &script, foreign)?;
     ensure!(real != simulated, "a wrong kernel was not caught: the comparison proves nothing");
     Ok(())
 }

@@ -59,7 +59,7 @@ pub(crate) enum Program {
     ListAndOpen,
     /// Opens what was listed before anything happened.
     Open,
-    /// Pins it, and verifies what somebody else opened on the node.
+    /// Verifies what somebody else opened on the node.
     Verify,
     /// Asks for what netlink says of it.
     Query,
@@ -198,18 +198,15 @@ fn run(
                 Err(error) => (Err(error.kind()), false),
             }
         }
-        Program::Verify => match asked.pin() {
-            Err(error) => (Err(error.kind()), false),
-            Ok(pinned) => {
-                // What another library might open: the node by its name, whatever it leads to. Where it
-                // opens nothing there is nothing to verify.
-                let Ok(fd) = machine.open_unguarded(0) else { return (Ok(()), false) };
-                let bound = machine.directory_of(fd.as_fd());
-                let verified = pinned.verify(fd.as_fd()).map_err(|error| error.kind());
-                let wrong = verified.is_ok() && bound != Some(asked.instance().ino);
-                (verified.map(drop), wrong)
-            }
-        },
+        Program::Verify => {
+            // What another library might open: the node by its name, whatever it leads to. Where it opens
+            // nothing there is nothing to verify.
+            let Ok(fd) = machine.open_unguarded(0) else { return (Ok(()), false) };
+            let bound = machine.directory_of(fd.as_fd());
+            let verified = asked.verify(fd.as_fd()).map_err(|error| error.kind());
+            let wrong = verified.is_ok() && bound != Some(asked.instance().ino);
+            (verified.map(drop), wrong)
+        }
         Program::Query => match asked.query() {
             Err(error) => (Err(error.kind()), false),
             Ok(facts) => {

@@ -211,9 +211,8 @@ impl Play<'_> {
         let Some(device) = self.handle() else { return };
         let number = self.input.below(4) as u32;
         self.meanwhile(|play| {
-            let Some(pinned) = sane(device.pin()) else { return };
             let Ok(fd) = play.machine.open_unguarded(number) else { return };
-            if sane(pinned.verify(fd.as_fd())).is_some() {
+            if sane(device.verify(fd.as_fd())).is_some() {
                 let bound = play.machine.directory_of(fd.as_fd());
                 assert_eq!(bound, Some(device.instance().ino), "WRONG DEVICE verified");
             }

@@ -110,6 +110,34 @@ fn with(machine: &Machine, providers: &[Arc<Counting>]) -> Registry {
     Registry::with_providers(host(machine), providers)
 }
 
+/// A list that does not get to see a device, or cannot read it, has not lost it.
+#[test]
+fn a_device_that_a_list_misses_is_set_up_once() {
+    for fails in [false, true] {
+        let machine = Machine::new();
+        let ids = ["a", "b"].map(|name| machine.add(DeviceSpec::new(name)).expect("added"));
+        let provider = Arc::new(Counting::new([Match::Driver(DriverId::Rxe)]));
+        let registry = with(&machine, std::slice::from_ref(&provider));
+        drop(listed(&registry, "b"));
+        if fails {
+            machine.rename(ids[1], b"c").expect("renamed");
+            machine.on_call(|world, call| match call.detail(world).ends_with("uverbs1/ibdev") {
+                true => Verdict::Fail(5),
+                false => Verdict::Continue,
+            });
+            assert_eq!(registry.devices().expect("a list").faults().count(), 1);
+            machine.clear_hook();
+        } else {
+            machine.remove_while_listed(ids[0]);
+        }
+        for _ in 0..2 {
+            registry.devices().expect("a list");
+        }
+        assert_eq!((provider.seen(), provider.torn_down()), (2, usize::from(!fails)));
+        drop(listed(&registry, if fails { "c" } else { "b" }));
+    }
+}
+
 #[test]
 fn by_driver_then_by_name_then_by_modalias() {
     let machine = Machine::new();

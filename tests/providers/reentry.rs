@@ -138,7 +138,6 @@ fn from_inside_attach_its_own_device_is_busy_and_others_open() {
             // What needs no provider works.
             assert_eq!(device.driver_id()?, Some(DriverId::Unknown(77)));
             device.query()?;
-            device.pin()?;
             own.device("r").open()?;
             // To another registry it is another record.
             listed(&elsewhere, "a").open()?;

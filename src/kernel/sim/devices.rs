@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::ops::{Index, IndexMut};
 
+use super::resources::Pd;
 use super::spec::{DeviceId, DeviceSpec, Stage};
 use super::tree::{Kind, NodeId, SYS, Value};
-use super::world::World;
+use super::world::{WhileListed, World};
 
 /// `EBUSY` and the like, as the mutations of a [`World`] give them.
 pub(super) mod errno {
@@ -44,6 +45,9 @@ pub(super) struct IbDevice {
     /// CTXN and the thread that allocated it.
     pub(super) contexts: BTreeMap<u32, Option<u32>>,
     pub(super) next_ctxn: u32,
+    /// PDN and PD.
+    pub(super) pds: BTreeMap<u32, Pd>,
+    pub(super) next_pdn: u32,
     pub(super) driver_data: Vec<u8>,
 }
 
@@ -152,6 +156,8 @@ impl World {
             goes_on: false,
             contexts: BTreeMap::new(),
             next_ctxn: 0,
+            pds: BTreeMap::new(),
+            next_pdn: 0,
             driver_data: Vec::new(),
         });
         self.indices.insert(index, id);
@@ -259,6 +265,12 @@ impl World {
         Some(Stage::Unregistered)
     }
 
+    /// The links to a device in its classes.
+    pub(super) fn links_of(&self, id: DeviceId) -> Vec<NodeId> {
+        let uverbs = self.devices[id].uverbs.map(|uverbs| self.uverbs[uverbs.0 as usize].link);
+        uverbs.into_iter().chain([self.devices[id].link]).collect()
+    }
+
     fn unlink_device_dir(&mut self, dir: NodeId) {
         let glue = self.tree[dir].parent;
         self.tree.unlink(dir);
@@ -306,7 +318,7 @@ impl World {
                     // IB_EVENT_DEVICE_FATAL
                     self.tell_event(id, (0, 8));
                     self.uverbs[id.0 as usize].disassociated = true;
-                    self.devices[device].contexts.clear();
+                    self.release_all(device);
                 } else if uverbs_open(self, id) {
                     return None;
                 }
@@ -387,6 +399,22 @@ impl World {
         self.rename(a, b"swapping names")?;
         self.rename(b, &name_a)?;
         self.rename(a, &name_b)
+    }
+
+    /// Does what is to happen once the link `node` was shown: whether that took it from its place.
+    pub(super) fn happens_while_listed(&mut self, node: NodeId) -> bool {
+        let Some(happens) = &self.settings.while_listed else { return false };
+        let (WhileListed::Remove(id) | WhileListed::Rename(id, _)) = *happens;
+        if !self.links_of(id).contains(&node) {
+            return false;
+        }
+        let name = self.tree[node].name.clone();
+        match self.settings.while_listed.take() {
+            // A name that is taken leaves it where it is.
+            Some(WhileListed::Rename(_, name)) => drop(self.rename(id, &name)),
+            _ => self.remove(id),
+        }
+        !self.tree[node].linked || self.tree[node].name != name
     }
 
     /// Whether the device belongs to the network namespace that asks, in exclusive mode: if not,

@@ -40,6 +40,10 @@ pub enum CallKind {
     Read,
     /// `ppoll`.
     Poll,
+    /// `clone` of a thread.
+    Thread,
+    /// `fcntl(F_DUPFD_CLOEXEC)` of a descriptor that came from outside.
+    Duplicate,
 }
 
 impl CallKind {
@@ -58,6 +62,8 @@ impl CallKind {
             Self::Fcntl => "fcntl",
             Self::Read => "read",
             Self::Poll => "ppoll",
+            Self::Thread => "clone",
+            Self::Duplicate => "fcntl",
         }
     }
 }
@@ -180,10 +186,25 @@ by_locking! {
     reload_ib_core() -> Result<(), i32>;
     force_reload_ib_core();
     set_node(number: u32, kind: NodeKind);
+    set_node_aside(number: u32);
+    put_node_back(number: u32);
     node_ino(number: u32) -> Option<u64>;
     foreign_context(id: DeviceId) -> Option<u32>;
+    context_by(id: DeviceId, thread: u32) -> Option<u32>;
     close_foreign(id: DeviceId, ctxn: u32);
+    foreign_pd(id: DeviceId) -> Option<u32>;
+    pd_by(id: DeviceId, ctxn: u32, thread: u32) -> Option<u32>;
+    dealloc_foreign_pd(id: DeviceId, pdn: u32);
+    kernel_pd(id: DeviceId) -> Option<u32>;
+    hide_pd(id: DeviceId, pdn: u32, answers: u32);
     set_next_ctxn(id: DeviceId, ctxn: u32);
+    set_next_pdn(id: DeviceId, pdn: u32);
+    fail_alloc_pd(errno: i32, times: u32);
+    fail_after_alloc_pd(errno: i32, times: u32);
+    fail_dealloc_pd(errno: i32, times: u32);
+    untrack_contexts(contexts: u32);
+    untrack_pds(pds: u32);
+    this_thread() -> u32;
     event(id: DeviceId, kind: u32, element: u64);
     forget_thread(thread: u32);
     evict();
@@ -191,12 +212,19 @@ by_locking! {
     set_tick(nanoseconds: u64);
     set_clock(nanoseconds: u64);
     set_entries_a_page(entries: usize);
+    remove_while_listed(id: DeviceId);
+    set_steps_over(steps_over: bool);
+    set_lists_reversed(reversed: bool);
     set_contexts_a_page(contexts: usize);
+    set_short_pages(short: bool);
     set_no_res_ctx(missing: bool);
+    set_no_res_pd(missing: bool);
     set_hides_unlisted(hides: bool);
     deny_netlink(errno: Option<i32>);
+    deny_threads(errno: Option<i32>);
     refuse_request(errno: i32);
     break_dump(errno: i32);
+    rename_while_listed(id: DeviceId, name: &[u8]);
     fingerprint() -> u64;
     closed() -> u64;
     set_devtmpfs(devtmpfs: bool);
@@ -217,6 +245,10 @@ by_locking! {
     is_gone(id: DeviceId) -> bool;
     contexts_of(id: DeviceId) -> Vec<u32>;
     foreign_contexts_of(id: DeviceId) -> Vec<u32>;
+    contexts_by(id: DeviceId, thread: u32) -> Vec<u32>;
+    pds_of(id: DeviceId) -> Vec<u32>;
+    pds_by(id: DeviceId, thread: u32) -> Vec<u32>;
+    pd_handles_of(fd: BorrowedFd<'_>) -> Vec<u32>;
     driver_data_of(id: DeviceId) -> Vec<u8>;
     overruns() -> u64;
     node_opens() -> Vec<NodeOpened>;

@@ -2,6 +2,7 @@
 
 mod device;
 mod netlink;
+mod pds;
 
 use std::ffi::CString;
 use std::os::fd::AsFd;
@@ -270,6 +271,58 @@ fn a_directory_is_read_in_pages() {
     host.machine.remove(ids[2]);
     while page().0 {}
     assert_eq!(names.len(), 12);
+}
+
+#[test]
+fn a_live_entry_is_stepped_over() {
+    let host = Host::new();
+    let ids: Vec<_> = (0..4).map(|n| host.add(&format!("d{n}"))).collect();
+    let class = || host.sys("class/infiniband_verbs", DIR).unwrap();
+    host.machine.remove_while_listed(ids[1]);
+    assert_eq!(
+        host.names(&class()),
+        Ok(vec![
+            ".".into(),
+            "..".into(),
+            "abi_version".into(),
+            "uverbs0".into(),
+            "uverbs1".into(),
+            "uverbs3".into(),
+        ])
+    );
+    assert!(!host.machine.is_alive(ids[1]) && host.machine.is_alive(ids[2]));
+    let names = host.names(&class()).unwrap();
+    assert_eq!(names[3..], ["uverbs0", "uverbs2", "uverbs3"]);
+    // Also across two pages, and not from 7.3 on.
+    host.machine.set_entries_a_page(1);
+    host.machine.set_lists_reversed(true);
+    host.machine.remove_while_listed(ids[3]);
+    assert_eq!(host.names(&class()).unwrap()[2..], ["uverbs3", "uverbs0", "abi_version"]);
+    host.machine.set_steps_over(false);
+    host.machine.remove_while_listed(ids[2]);
+    assert_eq!(host.names(&class()).unwrap()[2..], ["uverbs2", "uverbs0", "abi_version"]);
+    assert_eq!(host.names(&class()).unwrap()[2..], ["uverbs0", "abi_version"]);
+}
+
+#[test]
+fn a_page_steps_over_what_is_behind_an_entry_that_goes() {
+    let host = Host::new();
+    let add = |n| host.machine.add(DeviceSpec::new(format!("d{n}")).disassociates(false)).unwrap();
+    let ids: Vec<_> = (0..4).map(add).collect();
+    let names = |class: &str| host.names(&host.sys(class, DIR).unwrap()).unwrap()[2..].join(" ");
+    host.machine.remove_while_listed(ids[0]);
+    assert_eq!(names("class/infiniband_verbs"), "abi_version uverbs0 uverbs2 uverbs3");
+    assert_eq!(names("class/infiniband_verbs"), "abi_version uverbs1 uverbs2 uverbs3");
+    // A rename moves the entry: it may be shown twice.
+    host.machine.rename_while_listed(ids[1], b"d9");
+    assert_eq!(names("class/infiniband"), "d1 d3 d9");
+    assert_eq!(names("class/infiniband"), "d2 d3 d9");
+    // What waits for a descriptor is still in its place.
+    let node = host.node(2).unwrap();
+    host.machine.remove_while_listed(ids[2]);
+    assert_eq!(names("class/infiniband"), "d2 d3 d9");
+    drop(node);
+    assert_eq!(names("class/infiniband"), "d3 d9");
 }
 
 #[test]
