@@ -16,9 +16,10 @@ use crate::told::sane;
 /// What has been attached.
 pub(crate) struct Plugged {
     machine: Machine,
+    strict_timestamps: bool,
     registry: Mutex<Option<Registry>>,
-    /// How many objects there are of each directory: of a device that could not be looked at once, the list
-    /// after that has another record.
+    /// How many objects there are of each directory: one, but where a moved timestamp counts as another
+    /// device.
     attached: Mutex<BTreeMap<u64, usize>>,
 }
 
@@ -26,7 +27,9 @@ impl Plugged {
     /// A registry with such a provider for the foreign driver.
     pub(crate) fn registry(machine: &Machine, host: Host) -> (Registry, Arc<Self>) {
         let (registry, attached) = Default::default();
-        let plugged = Arc::new(Self { machine: machine.clone(), registry, attached });
+        let strict_timestamps = host.policy().strict_timestamps;
+        let machine = machine.clone();
+        let plugged = Arc::new(Self { machine, strict_timestamps, registry, attached });
         let provider = Arc::new(ForMlx4(plugged.clone())) as Arc<dyn Provider>;
         let registry = Registry::with_providers(host, [provider]);
         *plugged.registry.lock().expect("no panic") = Some(registry.clone());
@@ -80,7 +83,13 @@ impl Provider for ForMlx4 {
             return Err(Error::provider("no name"));
         }
         self.0.use_all();
-        *self.0.attached.lock().expect("no panic").entry(ino).or_default() += 1;
+        let count = {
+            let mut attached = self.0.attached.lock().expect("no panic");
+            let count = attached.entry(ino).or_default();
+            *count += 1;
+            *count
+        };
+        assert!(count == 1 || self.0.strict_timestamps, "{count} objects of {device:?}");
         Ok(Box::new(Attached { plugged: self.0.clone(), ino }))
     }
 }

@@ -1,6 +1,7 @@
 //! Providers, on the simulated kernel.
 
 mod reentry;
+mod view;
 
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -169,6 +170,9 @@ fn by_driver_then_by_name_then_by_modalias() {
     assert_eq!(found("f"), some("mlx4", MatchedBy::Modalias));
     assert_eq!(found("g"), None);
 
+    let words = [MatchedBy::Driver, MatchedBy::Name, MatchedBy::Modalias].map(|by| by.to_string());
+    assert_eq!(words, ["driver id", "name", "modalias"]);
+
     // Registered ones come before, in their order, but not a modalias before a driver id.
     let by_driver = Arc::new(Counting::new([Match::Driver(DriverId::Mlx5)]));
     let by_modalias = Arc::new(Counting::new([
@@ -227,6 +231,36 @@ fn an_abi_out_of_range_is_listed_and_not_opened() {
     assert_eq!(kind(unproven), ErrorKind::AbiMismatch);
     drop((device, again, registry));
     assert_eq!(machine.open_handles(), 0);
+}
+
+#[test]
+fn a_registered_provider_of_another_abi_is_not_attached() {
+    let machine = Machine::new();
+    let id = machine.add(DeviceSpec::new("a").driver(77, 10)).expect("added");
+    let provider = Arc::new(Counting::new([Match::Driver(DriverId::Unknown(77))]));
+    let registry = with(&machine, std::slice::from_ref(&provider));
+    let device = listed(&registry, "a");
+    let info = device.provider().expect("found");
+    assert_eq!((info.abi_version, info.abi_versions.clone()), (10, 0..=9));
+    assert_eq!(kind(device.open()), ErrorKind::AbiMismatch);
+    assert_eq!(provider.seen(), 0);
+    // What is known of a device is known when it is gone.
+    machine.remove(id);
+    assert_eq!(device.provider().expect("known"), info);
+}
+
+#[test]
+fn the_driver_of_the_modalias_is_probed_first() {
+    let machine = Machine::new();
+    let spec = DeviceSpec::new("a").driver(12, 1).driver_data(8, 0);
+    machine.add(spec.parent("pci0000:00/a", "pci:v000019E5d0000A222sv0")).expect("added");
+    let device = listed(&Registry::new(host(&machine)), "a");
+    device.index().expect("joined");
+    machine.record_calls(true);
+    assert_eq!(device.open().expect("opened").driver_id(), DriverId::Hns);
+    let log = machine.call_log();
+    let probes = log.iter().filter(|call| call.as_str() == "ioctl(0.4095)");
+    assert_eq!(probes.count(), 1, "{log:#?}");
 }
 
 #[test]
@@ -383,149 +417,6 @@ fn where_netlink_is_denied_the_context_keeps_the_provider() {
     drop(second);
     assert_eq!((provider.seen(), provider.torn_down()), (2, 2));
     assert_eq!(machine.open_handles(), 0);
-}
-
-type Attach = Box<dyn Fn(&PinnedView<'_>) + Send + Sync>;
-
-/// A provider that looks at its device as the test has it look.
-struct Looking(Attach);
-
-impl Looking {
-    fn registry(
-        machine: &Machine,
-        look: impl Fn(&PinnedView<'_>) + Send + Sync + 'static,
-    ) -> Registry {
-        let provider = Arc::new(Self(Box::new(look))) as Arc<dyn Provider>;
-        Registry::with_providers(host(machine), [provider])
-    }
-}
-
-impl Provider for Looking {
-    fn name(&self) -> &str {
-        "looking"
-    }
-
-    fn matches(&self) -> &[Match] {
-        const { &[Match::Driver(DriverId::Unknown(77))] }
-    }
-
-    fn abi_versions(&self) -> RangeInclusive<u32> {
-        0..=9
-    }
-
-    fn attach(&self, device: &PinnedView<'_>) -> uverbs::Result<Box<dyn DeviceProvider>> {
-        self.0(device);
-        Ok(Box::new(Allocation::new([7, 8], 0)))
-    }
-}
-
-#[test]
-fn a_view_is_of_its_device() {
-    let machine = Machine::new();
-    for name in ["other", "a"] {
-        let spec = DeviceSpec::new(name).driver(if name == "a" { 77 } else { 99 }, 5);
-        machine.add(spec.parent(format!("pci0000:00/{name}"), MODALIAS)).expect("added");
-    }
-    let without = machine.add(DeviceSpec::new("b").driver(77, 6)).expect("added");
-    let plain = Registry::new(host(&machine));
-    let (device, without_parent) = (listed(&plain, "a"), listed(&plain, "b"));
-    let registry = Looking::registry(&machine, move |view| {
-        let is_a = *view.name() == "a";
-        let device = if is_a { &device } else { &without_parent };
-        assert_eq!(view.uverbs_number(), device.uverbs_number());
-        assert_eq!(view.device_number(), device.device_number());
-        assert_eq!(view.instance(), device.instance());
-        assert_eq!(view.driver_id(), Some(DriverId::Unknown(77)));
-        assert_eq!(view.abi_version(), if is_a { 5 } else { 6 });
-        let modalias = if is_a { Some(MODALIAS.as_bytes()) } else { None };
-        assert_eq!(view.modalias().expect("read"), modalias);
-        assert_eq!(view.modalias().expect("read before"), modalias);
-        assert!(format!("{view:?}").contains(&device.to_string()));
-    });
-    listed(&registry, "a").open().expect("opened");
-    listed(&registry, "b").open().expect("opened");
-    assert_eq!(machine.driver_data_of(without), [7, 8]);
-}
-
-#[test]
-fn a_modalias_of_a_device_that_is_gone_is_no_absence() {
-    let machine = Machine::new();
-    let spec = DeviceSpec::new("a").driver(77, 1).parent("pci0000:00/a", MODALIAS);
-    let id = machine.add(spec).expect("added");
-    let (again, looks) = (machine.clone(), Arc::new(AtomicUsize::new(0)));
-    let looked = looks.clone();
-    let registry = Looking::registry(&machine, move |view| {
-        let denied = |_: &mut uverbs::sim::World, call: &uverbs::sim::Call<'_>| match call.kind() {
-            CallKind::Pread => Verdict::Fail(5),
-            _ => Verdict::Continue,
-        };
-        again.on_call(denied);
-        assert_eq!(view.modalias().expect_err("denied").raw_os_error(), Some(5));
-        again.clear_hook();
-        again.remove(id);
-        assert!(view.modalias().is_err());
-        looks.fetch_add(1, Relaxed);
-    });
-    registry.devices().expect("a list");
-    assert_eq!(looked.load(Relaxed), 1);
-}
-
-/// The first two are attributes beneath the uverbs directory and beneath its parent.
-const PATHS: [&str; 16] = [
-    "abi_version",
-    "infiniband/a/node_guid",
-    "",
-    ".",
-    "..",
-    "/abi_version",
-    "./abi_version",
-    "abi_version/",
-    "abi_version/.",
-    "infiniband/a/../a/node_guid",
-    "infiniband//a/node_guid",
-    "../uverbs0/abi_version",
-    "infiniband_verbs/../infiniband/b/node_guid",
-    "/",
-    "abi_version\0",
-    "\0",
-];
-
-#[test]
-fn a_providers_path_stays_beneath_its_directory() {
-    let machine = Machine::new();
-    for (name, driver) in [("a", 77), ("b", 99)] {
-        let spec = DeviceSpec::new(name).driver(driver, 1).guid(0xa0);
-        machine.add(spec.parent("pci0000:00/a", MODALIAS)).expect("added");
-    }
-    let found = Arc::new(Mutex::new(Vec::new()));
-    let reads = found.clone();
-    let registry = Looking::registry(&machine, move |view| {
-        for path in PATHS {
-            let mut reads = reads.lock().expect("no panic");
-            reads.push((path, view.attribute(path)));
-            reads.push((path, view.parent_attribute(path)));
-        }
-    });
-    machine.record_calls(true);
-    registry.devices().expect("a list");
-    let log = machine.call_log();
-    let read = std::mem::take(&mut *found.lock().expect("no panic"));
-    let [own, absent, other, beside] = &read[..4] else { panic!("{read:?}") };
-    assert_eq!(own.1.as_ref().expect("read"), b"1");
-    assert_eq!(beside.1.as_ref().expect("read"), b"0000:0000:0000:00a0");
-    for (_, absent) in [absent, other] {
-        assert_eq!(absent.as_ref().expect_err("none there").raw_os_error(), Some(2));
-    }
-    for (path, read) in &read[4..] {
-        if let Ok(read) = read {
-            panic!("{path:?} was read: {}", read.escape_ascii());
-        }
-    }
-    for (path, read) in read.into_iter().skip(4) {
-        assert_eq!(kind(read), ErrorKind::Malformed, "{path:?}");
-        let opens = |call: &&String| call.ends_with(&format!(": {path})"));
-        assert_eq!(log.iter().find(opens), None, "{path:?} was opened");
-    }
 }
 
 proptest! {

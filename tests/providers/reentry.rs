@@ -252,7 +252,9 @@ fn a_drop_may_list_and_open() {
         let listed_by_drop = Arc::new(Mutex::new(Vec::new()));
         let lists = listed_by_drop.clone();
         let drop = move |own: &Own| {
+            let attached = own.counts().0;
             let devices = own.registry().devices().expect("a list");
+            assert_eq!(own.counts().0, attached, "the list attached one");
             devices.by_name("r").and_then(|device| device.open()).expect("opened");
             lists.lock().expect("no panic").push(devices.len());
         };
@@ -356,6 +358,7 @@ fn errors_of_allocation_are_of_this_open() {
         let allocation: Script = Box::new(move |own, _| match calls.fetch_add(1, Relaxed) {
             0 => Err(Error::provider("no firmware")),
             1 => own.registry().devices()?.by_name("nobody").map(drop),
+            2 => own.device("a").open().map(drop),
             _ => Ok(()),
         });
         let own = Own { allocation: Some(allocation), ..Own::default() };
@@ -365,6 +368,9 @@ fn errors_of_allocation_are_of_this_open() {
         assert_eq!(error.kind(), ErrorKind::Provider);
         assert!(error.to_string().contains("own gave no allocation"), "{error}");
         assert_eq!(kind(device.open()), ErrorKind::Provider);
+        let error = device.open().expect_err("refused");
+        assert_eq!(error.kind(), ErrorKind::Busy);
+        assert!(error.to_string().contains("own gave no allocation"), "{error}");
         device.open().expect("opened");
         assert_eq!(own.counts(), (1, 0));
     });
