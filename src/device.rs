@@ -21,7 +21,7 @@ use crate::provider::{Provided, ProviderInfo, Providers};
 /// A device that was listed: a handle on one instance, which stays what it is when the device is
 /// gone. A clone is the same device.
 ///
-/// It holds no descriptor. Two are equal when they are the same instance.
+/// It holds no descriptor. Two are equal when they are the same [`Instance`], whatever their names.
 #[derive(Clone)]
 pub struct Device(pub(crate) Arc<Record>);
 
@@ -99,7 +99,8 @@ impl Sighting {
         let ibdev = Attribute::open(kernel, &directory, c"ibdev")?;
         let timestamp = ibdev.stat(kernel)?.ctime;
         let name = ibdev.read(kernel, attr::parse_name)?;
-        let instance = Instance::new(&stat, device_number, timestamp);
+        let unique = host.has_unique_inodes();
+        let instance = Instance::new(&stat, device_number, timestamp, unique);
         Ok(Self { number, path: path.into(), instance, name })
     }
 }
@@ -168,16 +169,15 @@ impl Record {
             ino: self.ino,
             device_number: self.device_number,
             timestamp: self.state().timestamp,
+            has_unique_inode: self.host.has_unique_inodes(),
         }
     }
 
     /// Whether a sighting is of this very instance.
     pub(crate) fn is_seen_in(&self, sighting: &Sighting) -> bool {
-        let seen = &sighting.instance;
-        let same = *seen == self.instance();
-        // Where inode numbers may be used again the timestamp has to be the same too.
-        let strict = self.host.policy().strict_timestamps || !self.host.has_unique_inodes();
-        same && (!strict || seen.timestamp == self.state().timestamp)
+        let (seen, known) = (&sighting.instance, self.instance());
+        let strict = self.host.policy().strict_timestamps;
+        *seen == known && (!strict || seen.timestamp == known.timestamp)
     }
 
     /// Takes over what a list has found changed of the instance.

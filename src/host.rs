@@ -18,9 +18,11 @@ use crate::netlink::{Socket, Source};
 #[non_exhaustive]
 pub struct Policy {
     /// Take a moved timestamp of a device's `ibdev` attribute for another device. The kernel moves
-    /// it when it evicts a cached inode, so that this refuses devices that were not replaced.
+    /// it when it evicts a cached inode, so that this refuses devices that were not replaced. It does not
+    /// change which [`Instance`](crate::Instance)s are equal.
     pub strict_timestamps: bool,
-    /// Accept a `/sys` that is not sysfs. Nothing that is opened there is ever proved.
+    /// Accept a `/sys` that is not sysfs. Nothing that is opened there is ever proved, and a moved timestamp
+    /// counts as another device there, because inode numbers may repeat.
     pub allow_foreign_sys: bool,
 }
 
