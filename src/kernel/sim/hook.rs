@@ -184,6 +184,7 @@ by_locking! {
     foreign_context(id: DeviceId) -> Option<u32>;
     close_foreign(id: DeviceId, ctxn: u32);
     set_next_ctxn(id: DeviceId, ctxn: u32);
+    set_next_index(index: u32);
     event(id: DeviceId, kind: u32, element: u64);
     forget_thread(thread: u32);
     evict();
