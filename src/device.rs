@@ -480,3 +480,59 @@ impl fmt::Debug for Device {
             .finish()
     }
 }
+
+#[cfg(all(test, feature = "sim"))]
+mod tests {
+    use super::*;
+    use crate::registry::Registry;
+    use crate::sim::{DeviceSpec, Machine, Verdict};
+
+    struct Bench {
+        machine: Machine,
+        id: crate::sim::DeviceId,
+        device: Device,
+    }
+
+    fn listed() -> Bench {
+        let machine = Machine::new();
+        let id = machine.add(DeviceSpec::new("a")).expect("added");
+        let host = Host::simulated(&machine, Policy::new()).expect("a host");
+        let device = Registry::new(host).devices().expect("a list").by_name("a").expect("listed");
+        Bench { machine, id, device }
+    }
+
+    #[test]
+    fn the_fate_of_a_device_that_is_there_is_open() {
+        let Bench { machine, device, .. } = listed();
+        assert_eq!(device.0.fate(), None);
+        // An error that does not say that it is absent leaves it open, whichever call it is of.
+        for errno in [1, 5, 13, 40] {
+            for at in 0..4 {
+                let first = machine.calls() + 1;
+                machine.on_call(move |_, call| match call.ordinal() == first + at {
+                    true => Verdict::Fail(errno),
+                    false => Verdict::Continue,
+                });
+                assert_eq!(device.0.fate(), None, "errno {errno} of call {at}");
+            }
+        }
+        assert!(!device.is_known_gone());
+    }
+
+    #[test]
+    fn the_fate_of_a_device_that_went_is_noted_for_good() {
+        for is_replaced in [false, true] {
+            let Bench { machine, id, device } = listed();
+            machine.remove(id);
+            if is_replaced {
+                machine.add(DeviceSpec::new("a")).expect("added");
+            }
+            let gone = if is_replaced { Gone::Replaced } else { Gone::Removed };
+            assert!(!device.is_known_gone());
+            assert_eq!(device.0.fate(), Some(gone));
+            assert_eq!(device.0.known_gone(), Some(gone));
+            machine.add(DeviceSpec::new("b")).expect("added");
+            assert_eq!(device.0.fate(), Some(gone));
+        }
+    }
+}
