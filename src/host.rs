@@ -18,9 +18,11 @@ use crate::netlink::{Socket, Source};
 #[non_exhaustive]
 pub struct Policy {
     /// Take a moved timestamp of a device's `ibdev` attribute for another device. The kernel moves
-    /// it when it evicts a cached inode, so that this refuses devices that were not replaced.
+    /// it when it evicts a cached inode, so that this refuses devices that were not replaced. It does not
+    /// change which [`Instance`](crate::Instance)s are equal.
     pub strict_timestamps: bool,
-    /// Accept a `/sys` that is not sysfs. Nothing that is opened there is ever proved.
+    /// Accept a `/sys` that is not sysfs. Nothing that is opened there is ever proved, and a moved timestamp
+    /// counts as another device there, because inode numbers may repeat.
     pub allow_foreign_sys: bool,
 }
 
@@ -238,4 +240,61 @@ impl Host {
 
 fn real(dir: Dir) -> Handle {
     Handle::Real(OwnedFd::from(dir.into_std_file()))
+}
+
+#[cfg(all(test, feature = "sim"))]
+mod tests {
+    use super::*;
+    use crate::sim::{CallKind, Machine, Verdict};
+
+    /// The first error of a host where every `openat2` fails so.
+    fn refused(errno: Errno) -> Error {
+        let machine = Machine::new();
+        machine.on_call(move |_, call| match call.kind() {
+            CallKind::Openat2 => Verdict::Fail(errno.raw_os_error()),
+            _ => Verdict::Continue,
+        });
+        Host::simulated(&machine, Policy::new()).expect_err("no openat2")
+    }
+
+    #[test]
+    fn without_openat2_there_is_no_host() {
+        for (errno, kind, hint) in [
+            (Errno::NOSYS, ErrorKind::Unsupported, "Linux 5.6"),
+            (Errno::PERM, ErrorKind::Unsupported, "seccomp"),
+            (Errno::ACCESS, ErrorKind::PermissionDenied, "openat2"),
+            (Errno::IO, ErrorKind::Os, "openat2"),
+        ] {
+            let error = refused(errno);
+            assert_eq!((error.kind(), error.errno()), (kind, Some(errno)));
+            assert!(error.to_string().contains(hint), "{error}");
+        }
+    }
+
+    #[test]
+    fn netlink_is_asked_for_each_time() {
+        let machine = Machine::new();
+        let host = Host::simulated(&machine, Policy::new()).expect("a host");
+        host.check_netlink().expect("a socket");
+        machine.deny_netlink(Some(Errno::AFNOSUPPORT.raw_os_error()));
+        let error = host.check_netlink().expect_err("no socket");
+        assert_eq!((error.kind(), error.errno()), (ErrorKind::Unproven, Some(Errno::AFNOSUPPORT)));
+        machine.deny_netlink(None);
+        host.check_netlink().expect("a socket");
+        assert!(host.netlink().is_ok());
+    }
+
+    #[test]
+    fn a_foreign_sys_has_to_be_allowed() {
+        let machine = Machine::new();
+        let host = |policy| Host::simulated(&machine, policy);
+        let sysfs = host(Policy::new()).expect("sysfs");
+        assert!(sysfs.is_sysfs() && sysfs.policy() == &Policy::new());
+        assert!(host(Policy::new().allow_foreign_sys(true)).expect("sysfs").is_sysfs());
+        machine.set_sys_type(0x0102_1994);
+        assert_eq!(host(Policy::new()).expect_err("tmpfs").kind(), ErrorKind::Unsupported);
+        let foreign = host(Policy::new().allow_foreign_sys(true)).expect("allowed");
+        assert!(!foreign.is_sysfs() && !foreign.has_unique_inodes());
+        assert_eq!(sysfs.has_unique_inodes(), cfg!(target_pointer_width = "64"));
+    }
 }

@@ -14,6 +14,10 @@ pub type Timestamp = (i64, u32);
 /// uses one twice (`kernfs_id_ino`, `include/linux/kernfs.h`). Name, uverbs number, device
 /// number and GUID are all reused at once. The timestamp is evidence only: it is that of a cached
 /// inode, which the kernel may drop and make anew.
+///
+/// Where inode numbers may be used twice, on a 32-bit kernel or in a `/sys` that is not sysfs, the timestamp
+/// is part of the identity. Two instances are equal only when it is the same, so that an evicted inode
+/// counts as another instance there.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Instance {
@@ -25,20 +29,30 @@ pub struct Instance {
     pub device_number: DeviceNumber,
     /// `st_ctime` of the attribute `ibdev` when it was last pinned.
     pub timestamp: Timestamp,
+    /// No other instance ever has that inode number.
+    pub(crate) has_unique_inode: bool,
 }
 
 impl Instance {
-    pub(crate) fn new(directory: &Stat, device_number: DeviceNumber, timestamp: Timestamp) -> Self {
-        Self { sys_dev: directory.dev, ino: directory.ino, device_number, timestamp }
+    pub(crate) fn new(
+        directory: &Stat,
+        device_number: DeviceNumber,
+        timestamp: Timestamp,
+        has_unique_inode: bool,
+    ) -> Self {
+        let (sys_dev, ino) = (directory.dev, directory.ino);
+        Self { sys_dev, ino, device_number, timestamp, has_unique_inode }
     }
 
-    fn key(&self) -> (u64, u64, DeviceNumber) {
-        (self.sys_dev, self.ino, self.device_number)
+    /// What makes it the same instance as another one.
+    fn key(&self) -> (u64, u64, DeviceNumber, Option<Timestamp>) {
+        let timestamp = (!self.has_unique_inode).then_some(self.timestamp);
+        (self.sys_dev, self.ino, self.device_number, timestamp)
     }
 }
 
 impl PartialEq for Instance {
-    /// Equal when mount, inode and device number are: not the timestamp.
+    /// Equal when mount, inode and device number are, and the timestamp where inodes may repeat.
     fn eq(&self, other: &Self) -> bool {
         self.key() == other.key()
     }
@@ -49,5 +63,46 @@ impl Eq for Instance {}
 impl Hash for Instance {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.key().hash(state);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+
+    use proptest::prelude::*;
+
+    use super::Instance;
+
+    fn hash(instance: Instance) -> u64 {
+        let mut state = DefaultHasher::new();
+        instance.hash(&mut state);
+        state.finish()
+    }
+
+    /// Of few values, so that many are equal.
+    fn instance() -> impl Strategy<Value = Instance> {
+        (0u64..2, 0u64..2, 0u32..2, 0u32..2, any::<bool>()).prop_map(
+            |(sys_dev, ino, minor, nanoseconds, has_unique_inode)| Instance {
+                sys_dev,
+                ino,
+                device_number: (231, minor).into(),
+                timestamp: (0, nanoseconds),
+                has_unique_inode,
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn equality_is_one(a in instance(), b in instance(), c in instance()) {
+            let same = (a.sys_dev, a.ino, a.device_number, a.has_unique_inode)
+                == (b.sys_dev, b.ino, b.device_number, b.has_unique_inode);
+            let timed = a.has_unique_inode || a.timestamp == b.timestamp;
+            prop_assert_eq!(a == b, same && timed);
+            prop_assert_eq!(b == a, a == b);
+            prop_assert_eq!(hash(a) == hash(b), a == b);
+            prop_assert!(a == a && (a != b || b != c || a == c));
+        }
     }
 }

@@ -7,6 +7,7 @@
 //! inode numbers are both given out in the order of registration, so that each answer says on which side
 //! to go on and by how much at least. All this is hints: what decides is the join ([`ask`]).
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, Weak};
 
 use crate::device::{Device, Joined, Record};
@@ -22,6 +23,10 @@ const FEW: usize = 16;
 const PROBES: usize = 128;
 /// Indices are less than this (`xa_limit_31b`).
 const LIMIT: u32 = 1 << 31;
+/// How many dumps are made until two in a row agree.
+const DUMPS: usize = 4;
+/// More indices than these are not remembered as nobody's.
+const NOBODIES: usize = 1024;
 
 /// What is known of the indices. Hints only: the join decides.
 #[derive(Debug, Default)]
@@ -31,6 +36,10 @@ pub(crate) struct Indices(Mutex<Hints>);
 struct Hints {
     /// What the last dump named.
     named: Vec<(u32, Name)>,
+    /// Indices that had no uverbs node when they were asked for. One that is in use, by a device whose
+    /// removal waits for instance, takes the kernel a thousand times as long as another one, because it has a
+    /// module loaded that might make the node. So they are asked for last.
+    nobodies: BTreeSet<u32>,
     /// The devices of the last list, as long as the registry has them.
     listed: Option<Weak<[Device]>>,
 }
@@ -55,10 +64,10 @@ impl Indices {
         };
         let mut found = None;
         if let Some(index) = hint {
-            found = try_index(record, pin, socket, index)?;
+            found = self.try_index(record, pin, socket, index)?;
         }
         if let Some(listed) = listed.filter(|listed| found.is_none() && listed.len() > FEW) {
-            found = search(record, pin, socket, &listed)?;
+            found = self.search(record, pin, socket, &listed)?;
         }
         if found.is_none() {
             found = self.dump(record, pin, socket, &name)?;
@@ -70,6 +79,9 @@ impl Indices {
     }
 
     /// Asks for all devices, then for their device numbers: first of those with the right name.
+    ///
+    /// A dump goes by position, so that it lacks a device when one before it is removed meanwhile. That one
+    /// is then in this dump and not in the next: two that are equal lack nothing.
     fn dump(
         &self,
         record: &Record,
@@ -77,14 +89,28 @@ impl Indices {
         socket: &Socket,
         name: &Name,
     ) -> Result<Option<Joined>> {
-        let mut all: Vec<_> =
-            socket.devices()?.iter().map(|info| (info.index, Name::new(&info.name))).collect();
-        self.lock().named.clone_from(&all);
-        all.sort_by_key(|(index, known)| (known != name, *index));
-        for (index, _) in all {
-            if let Some(joined) = try_index(record, pin, socket, index)? {
-                return Ok(Some(joined));
+        let mut before = None;
+        for _ in 0..DUMPS {
+            let all = socket.devices()?;
+            let all: Vec<_> = all.iter().map(|info| (info.index, Name::new(&info.name))).collect();
+            if before.as_ref() == Some(&all) {
+                break;
             }
+            let mut candidates: Vec<_> = {
+                let mut hints = self.lock();
+                hints.named.clone_from(&all);
+                let last = |index| hints.nobodies.contains(index);
+                all.iter().map(|(index, known)| (known != name, last(index), *index)).collect()
+            };
+            candidates.sort_unstable();
+            for (_, _, index) in candidates {
+                if let Some(joined) = self.try_index(record, pin, socket, index)? {
+                    return Ok(Some(joined));
+                }
+            }
+            // A device that is gone is in no dump.
+            pin.read_device_number()?;
+            before = Some(all);
         }
         Ok(None)
     }
@@ -92,68 +118,111 @@ impl Indices {
     fn lock(&self) -> std::sync::MutexGuard<'_, Hints> {
         self.0.lock().unwrap_or_else(|poison| poison.into_inner())
     }
-}
 
-/// Searches for the index among the listed devices, of which each answer finds one. None when it is not
-/// found so: too few of the indices in between are in use, or the order does not hold, as it does not for
-/// a device that moved to another network namespace.
-fn search(
-    record: &Record,
-    pin: &Pin,
-    socket: &Socket,
-    listed: &[Device],
-) -> Result<Option<Joined>> {
-    // How many were registered from the one of inode `from` on until the one of `to`, as far as they
-    // are still there; so far apart are their indices at least.
-    let between = |from: u64, to: u64| {
-        let listed = listed.iter().filter(|device| (from..to).contains(&device.0.ino));
-        listed.count() as u32
-    };
-    // The nearest ones whose indices are known already.
-    let joined =
-        listed.iter().filter_map(|device| Some((device.0.ino, device.0.joined.get()?.index)));
-    let before = joined.clone().filter(|(ino, _)| *ino < record.ino).max();
-    let after = joined.filter(|(ino, _)| *ino > record.ino).min();
-    let (ino, index) = before.unwrap_or_default();
-    let mut from = index.saturating_add(between(ino, record.ino));
-    let mut to = after.map_or(LIMIT, |(ino, index)| {
-        index.saturating_add(1).saturating_sub(between(record.ino, ino))
-    });
-    // From that end of what is left that was moved last: without gaps it is right there. Where indices are
-    // not in use, on from there, and from the other end by turns; by steps that grow, but slowly, as gaps
-    // may be regular.
-    let (mut at_end, mut step) = (before.is_none() && after.is_some(), 0);
-    let mut turned = false;
-    for _ in 0..PROBES.min(listed.len()) {
-        let index = if at_end { to.saturating_sub(1 + step) } else { from.saturating_add(step) };
-        let other = match (from..to).contains(&index) {
-            false => None,
-            true => match ask(record, pin, socket, index)? {
-                Answer::Joined(joined) => return Ok(Some(joined)),
-                Answer::Other(number) => {
-                    listed.iter().find(|other| other.0.device_number == number)
-                }
-                Answer::Nobody => None,
-            },
+    /// Searches for the index among the listed devices, of which each answer finds one. None when it is not
+    /// found so: too few of the indices in between are in use, or the order does not hold, as it does not for
+    /// a device that moved to another network namespace.
+    fn search(
+        &self,
+        record: &Record,
+        pin: &Pin,
+        socket: &Socket,
+        listed: &[Device],
+    ) -> Result<Option<Joined>> {
+        // How many were registered from the one of inode `from` on until the one of `to`, as far as they
+        // are still there; so far apart are their indices at least.
+        let between = |from: u64, to: u64| {
+            let listed = listed.iter().filter(|device| (from..to).contains(&device.0.ino));
+            listed.count() as u32
         };
-        match other.map(|other| other.0.ino) {
-            Some(ino) => {
-                at_end = ino > record.ino;
-                (step, turned) = (0, false);
-                if at_end {
-                    to = (index + 1).saturating_sub(between(record.ino, ino));
-                } else {
-                    from = index + between(ino, record.ino);
+        // Bounds that another device of that inode and index sets: the first index that it may be, and the
+        // first that it may not.
+        let first_after = |ino, index: u32| index.saturating_add(between(ino, record.ino));
+        let end_before =
+            |ino, index: u32| index.saturating_add(1).saturating_sub(between(record.ino, ino));
+        // The nearest ones whose indices are known already.
+        let joined =
+            listed.iter().filter_map(|device| Some((device.0.ino, device.0.joined.get()?.index)));
+        let before = joined.clone().filter(|(ino, _)| *ino < record.ino).max();
+        let after = joined.filter(|(ino, _)| *ino > record.ino).min();
+        let (ino, index) = before.unwrap_or_default();
+        let mut from = first_after(ino, index);
+        let mut to = after.map_or(LIMIT, |(ino, index)| end_before(ino, index).min(LIMIT));
+        // From that end of what is left that was moved last: without gaps it is right there. Where indices are
+        // not in use, on from there, and from the other end by turns; by steps that grow, but slowly, as gaps
+        // may be regular.
+        let (mut at_end, mut step) = (before.is_none() && after.is_some(), 0u32);
+        let mut turned = false;
+        for _ in 0..PROBES.min(listed.len()) {
+            let index =
+                if at_end { to.saturating_sub(1 + step) } else { from.saturating_add(step) };
+            let is_nobody = || self.lock().nobodies.contains(&index);
+            let other = if !(from..to).contains(&index) || is_nobody() {
+                None
+            } else {
+                match self.ask(record, pin, socket, index)? {
+                    Answer::Joined(joined) => return Ok(Some(joined)),
+                    Answer::Other(number) => {
+                        listed.iter().find(|other| other.0.device_number == number)
+                    }
+                    Answer::Nobody => None,
                 }
-            }
-            None if to < LIMIT && !turned => (at_end, turned) = (!at_end, true),
-            None => {
-                at_end ^= turned;
-                (step, turned) = (step + step / 8 + 1, false);
+            };
+            match other.map(|other| other.0.ino) {
+                Some(ino) => {
+                    at_end = ino > record.ino;
+                    (step, turned) = (0, false);
+                    if at_end {
+                        to = end_before(ino, index);
+                    } else {
+                        from = first_after(ino, index);
+                    }
+                }
+                None if to < LIMIT && !turned => (at_end, turned) = (!at_end, true),
+                None => {
+                    at_end ^= turned;
+                    (step, turned) = (step + step / 8 + 1, false);
+                }
             }
         }
+        Ok(None)
     }
-    Ok(None)
+
+    /// Asks for the device number of an index while the pinned device is alive. It was alive before (the
+    /// pin read its `dev`) and is alive after: in between nobody else had its device number, so an
+    /// index with that number is this device's (`audits/kernel-facts.md`).
+    fn ask(&self, record: &Record, pin: &Pin, socket: &Socket, index: u32) -> Result<Answer> {
+        let chardev = socket.chardev(index)?;
+        let mut hints = self.lock();
+        let Some(chardev) = chardev else {
+            if hints.nobodies.len() >= NOBODIES {
+                hints.nobodies.clear();
+            }
+            hints.nobodies.insert(index);
+            return Ok(Answer::Nobody);
+        };
+        hints.nobodies.remove(&index);
+        drop(hints);
+        if record.device_number != chardev.dev.into() {
+            return Ok(Answer::Other(chardev.dev.into()));
+        }
+        pin.read_device_number()?;
+        Ok(Answer::Joined(Joined { index, driver_id: chardev.driver_id }))
+    }
+
+    /// The join: the index if it is the device's.
+    fn try_index(
+        &self,
+        record: &Record,
+        pin: &Pin,
+        socket: &Socket,
+        index: u32,
+    ) -> Result<Option<Joined>> {
+        match self.ask(record, pin, socket, index)? {
+            Answer::Joined(joined) => Ok(Some(joined)),
+            Answer::Other(_) | Answer::Nobody => Ok(None),
+        }
+    }
 }
 
 /// What netlink says of an index.
@@ -164,26 +233,4 @@ enum Answer {
     Other(DeviceNumber),
     /// No device has it, or none with a uverbs node.
     Nobody,
-}
-
-/// Asks for the device number of an index while the pinned device is alive. It was alive before (the
-/// pin read its `dev`) and is alive after: in between nobody else had its device number, so an
-/// index with that number is this device's (`audits/kernel-facts.md`).
-fn ask(record: &Record, pin: &Pin, socket: &Socket, index: u32) -> Result<Answer> {
-    match socket.chardev(index)? {
-        Some(chardev) if record.device_number == chardev.dev.into() => {
-            pin.read_device_number()?;
-            Ok(Answer::Joined(Joined { index, driver_id: chardev.driver_id }))
-        }
-        Some(chardev) => Ok(Answer::Other(chardev.dev.into())),
-        None => Ok(Answer::Nobody),
-    }
-}
-
-/// The join: the index if it is the device's.
-fn try_index(record: &Record, pin: &Pin, socket: &Socket, index: u32) -> Result<Option<Joined>> {
-    match ask(record, pin, socket, index)? {
-        Answer::Joined(joined) => Ok(Some(joined)),
-        Answer::Other(_) | Answer::Nobody => Ok(None),
-    }
 }

@@ -91,6 +91,82 @@ fn out_of_reach_a_dump_finds_it() {
     assert_eq!(requests.take(), (1, 0));
 }
 
+/// Indices near the end of what they may be and of what the number holds, in another order than the devices.
+#[test]
+fn no_index_is_too_large() {
+    for end in [1 << 31, u32::MAX] {
+        let machine = Machine::new();
+        machine.set_next_index(end - 10);
+        let ids = add_many(&machine, 0, 40);
+        assert_eq!(machine.index_of(ids[10]), end);
+        machine.recreate_uverbs(ids[10]).expect("made anew");
+        let devices = registry(&machine).devices().expect("a list");
+        let order = [10, 35].into_iter().chain(0..40);
+        for number in order {
+            let device = devices.by_name(format!("m{number}")).expect("listed");
+            // Under a name that no dump has told.
+            machine.rename(ids[number], format!("r{number}").as_bytes()).expect("renamed");
+            assert_eq!(device.index().expect("found"), machine.index_of(ids[number]), "m{number}");
+        }
+    }
+}
+
+/// A dump goes by position: while it is made, the removal of one device hides another one.
+#[test]
+fn a_device_that_a_dump_steps_over_is_found() {
+    for (gone, asked) in [(0, 4), (0, 1), (3, 5)] {
+        for at in 1..16 {
+            let machine = Machine::new();
+            let ids = add_many(&machine, 0, 6);
+            let devices = registry(&machine).devices().expect("a list");
+            let device = devices.by_name(format!("m{asked}")).expect("listed");
+            let (victim, mut received) = (ids[gone], 0);
+            machine.on_call(move |world, call| {
+                received += u32::from(call.kind() == CallKind::Recv);
+                if received == at {
+                    world.remove(victim);
+                }
+                Verdict::Continue
+            });
+            let index = device.index();
+            assert_eq!(index.expect("found"), machine.index_of(ids[asked]), "{gone} goes at {at}");
+        }
+    }
+}
+
+/// A device whose removal waits has an index and no node, and to ask for that takes the kernel long.
+#[test]
+fn what_had_no_node_is_not_asked_for_again() {
+    let machine = Machine::new();
+    let waiting = |name: &str| {
+        let id = machine.add(DeviceSpec::new(name).disassociates(false)).expect("added");
+        machine.foreign_context(id).expect("held");
+        id
+    };
+    let mut ids = add_many(&machine, 0, 20);
+    let slow = [waiting("w0"), waiting("w1")];
+    ids.extend(add_many(&machine, 20, 20));
+    slow.iter().for_each(|id| machine.remove(*id));
+    let asked = Arc::new(AtomicUsize::new(0));
+    let (count, slow) =
+        (asked.clone(), slow.map(|id| format!("GET_CHARDEV {}", machine.index_of(id))));
+    machine.on_call(move |world, call| {
+        if call.kind() == CallKind::Send && slow.contains(&call.detail(world)) {
+            count.fetch_add(1, Relaxed);
+        }
+        Verdict::Continue
+    });
+    // Each time the first of those behind the two is replaced, the next one is looked for at their indices.
+    let registry = registry(&machine);
+    for round in 0..10 {
+        let devices = registry.devices().expect("a list");
+        let device = devices.by_name(format!("m{}", 20 + round)).expect("listed");
+        assert_eq!(device.index().expect("found"), machine.index_of(ids[20 + round]));
+        machine.remove(ids[20 + round]);
+    }
+    assert!((1..=2).contains(&asked.load(Relaxed)), "{asked:?} requests");
+}
+
 /// What happened on a host before it is asked.
 #[derive(Debug, Clone)]
 enum Past {
@@ -104,6 +180,8 @@ enum Past {
     /// Its uverbs instance is made anew: a late inode with an early index.
     Recreate(usize),
     ReloadUverbs,
+    /// The next index is this one: near the end of those that there are, or of what the number holds.
+    NextIndex(u32),
 }
 
 fn past() -> impl Strategy<Value = Past> {
@@ -115,6 +193,9 @@ fn past() -> impl Strategy<Value = Past> {
         1 => (0usize..200, 0usize..200).prop_map(|(a, b)| Past::SwapNames(a, b)),
         1 => (0usize..200).prop_map(Past::Recreate),
         1 => Just(Past::ReloadUverbs),
+        1 => prop_oneof![Just(1 << 31), Just(u32::MAX), Just(0)]
+            .prop_flat_map(|end: u32| (0u32..100).prop_map(move |less| end.wrapping_sub(less)))
+            .prop_map(Past::NextIndex),
     ]
 }
 
@@ -154,6 +235,7 @@ fn happen(machine: &Machine, alive: &mut Vec<DeviceId>, made: &mut usize, past: 
             }
         }
         Past::ReloadUverbs => machine.reload_ib_uverbs().expect("reloaded"),
+        Past::NextIndex(index) => machine.set_next_index(index),
     }
 }
 

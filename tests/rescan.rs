@@ -1,5 +1,7 @@
 //! Lists after the first: what is as it was is not looked at again, what is not is found.
 
+use std::collections::HashSet;
+
 use uverbs::sim::{CallKind, DeviceId, DeviceSpec, Machine, Verdict, World};
 use uverbs::{Devices, ErrorKind, Host, Policy, Registry};
 
@@ -178,6 +180,33 @@ fn what_cannot_be_read_is_not_lost() {
         assert_eq!(before.name(), if goes { "m1" } else { "other" });
         assert_eq!(bench.devices().faults().count(), 0);
         assert_eq!(bench.calls(), SWEEPS);
+    }
+}
+
+/// A moved timestamp is another instance where inode numbers may repeat, and only there. A strict policy
+/// takes it for another device everywhere.
+#[test]
+fn a_moved_timestamp() {
+    for (foreign, strict) in [(false, false), (false, true), (true, false)] {
+        let machine = Machine::new();
+        let id = machine.add(DeviceSpec::new("a")).expect("added");
+        if foreign {
+            machine.set_sys_type(0x0102_1994);
+        }
+        let policy = Policy::new().allow_foreign_sys(true).strict_timestamps(strict);
+        let registry = Registry::new(Host::simulated(&machine, policy).expect("a host"));
+        let listed = |name: &str| registry.devices().expect("a list").by_name(name).expect("it");
+        let before = listed("a");
+        // Under another name it is looked at.
+        machine.rename(id, b"b").expect("renamed");
+        assert_eq!(listed("b"), before);
+        assert!(!before.is_known_gone());
+        machine.evict();
+        machine.rename(id, b"c").expect("renamed");
+        let after = listed("c");
+        assert_eq!(before.is_known_gone(), foreign || strict);
+        assert_eq!(before == after, !foreign);
+        assert_eq!(HashSet::from([before, after]).len(), if foreign { 2 } else { 1 });
     }
 }
 

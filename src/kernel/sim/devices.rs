@@ -116,8 +116,11 @@ impl World {
     pub fn add(&mut self, spec: DeviceSpec) -> Result<DeviceId, i32> {
         let name = self.free_name(&spec.name)?;
         let id = DeviceId(self.devices.0.len() as u32);
+        while self.indices.contains_key(&self.next_index) {
+            self.next_index = self.next_index.wrapping_add(1);
+        }
         let index = self.next_index;
-        self.next_index += 1;
+        self.next_index = index.wrapping_add(1);
         let guid = spec.guid.unwrap_or(0x0200_5eff_fe00_0001 + u64::from(id.0));
         let glue = self.glue(&spec, b"infiniband");
         let tree = &mut self.tree;

@@ -205,6 +205,7 @@ by_locking! {
     untrack_contexts(contexts: u32);
     untrack_pds(pds: u32);
     this_thread() -> u32;
+    set_next_index(index: u32);
     event(id: DeviceId, kind: u32, element: u64);
     forget_thread(thread: u32);
     evict();

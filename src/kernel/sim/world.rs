@@ -382,6 +382,11 @@ impl World {
         self.files.values().filter(|file| matches!(file.state, FileState::Socket(_))).count()
     }
 
+    /// The netlink index that the next device gets, unless it is taken; the kernel's end before 2^31.
+    pub fn set_next_index(&mut self, index: u32) {
+        self.next_index = index;
+    }
+
     /// The device raises an async event (`enum ib_event_type`) of itself, element 0, or of a port.
     pub fn event(&mut self, id: DeviceId, kind: u32, element: u64) {
         if let Some(uverbs) = self.devices[id].uverbs {
