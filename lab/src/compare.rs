@@ -1,6 +1,7 @@
 //! Whether the simulated kernel is true: each script is played on the kernel that this runs on and on a
 //! simulated one, by the same code, and whatever is seen has to be the same. A difference fails.
 
+pub(crate) mod dump;
 mod foreign;
 mod nldev;
 mod play;

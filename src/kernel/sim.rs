@@ -36,7 +36,7 @@ use hook::Hook;
 pub use hook::{Call, CallKind, Verdict};
 use mixer::Mixer;
 pub use nodes::{NodeKind, NodeOpened};
-pub use probe::{As, Facts, Probe, Probed, Root};
+pub use probe::{As, Facts, Probe, Probed, Root, Wire};
 pub use spec::{DeviceId, DeviceSpec, Stage};
 use tree::{DEV, NodeId, SOCKETS, SYS};
 pub use world::World;

@@ -1,6 +1,8 @@
 //! System calls one at a time on whichever kernel a host has, for holding the simulated one against
 //! the real one. The calls are the seam's, so that what differs is the kernel.
 
+mod wire;
+
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -13,6 +15,8 @@ use crate::attr::retry;
 use crate::context::query_device;
 use crate::driver::DriverId;
 use crate::host::Host;
+
+pub use self::wire::Wire;
 
 /// rxe's, which needs no driver data.
 const DRIVER: DriverId = DriverId::Rxe;
