@@ -90,6 +90,12 @@ impl Writer {
         self
     }
 
+    /// How many bytes there are so far.
+    #[cfg(feature = "sim")]
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
     /// The finished message.
     pub(crate) fn finish(mut self) -> Vec<u8> {
         let len = self.0.len() as u32;

@@ -13,6 +13,7 @@ mod modules;
 mod netlink;
 mod nodes;
 mod probe;
+mod resources;
 mod spec;
 mod tree;
 mod truth;
@@ -170,6 +171,23 @@ impl Machine {
         let mut call = VerbsCall { object: 0, method: 3, driver_id: 14, attrs: &mut [] };
         self.verbs_ioctl(fd.as_fd(), &mut call).map_err(Errno::raw_os_error)?;
         Ok(fd)
+    }
+
+    /// Allocates a PD on the context of a cmd fd, as any program does: its handle. The call is seen by
+    /// the hook like any other.
+    ///
+    /// # Errors
+    /// The errno of the command.
+    pub fn alloc_pd(&self, fd: BorrowedFd<'_>) -> Result<u32, i32> {
+        let mut handle = [0; 4];
+        let mut attrs = [
+            Attr { id: 0, data: AttrData::In(&[0; 8]) },
+            Attr { id: 1, data: AttrData::Out { buffer: &mut handle, len: 4 } },
+            Attr { id: 2, data: AttrData::Const(verbs::ALLOC_PD) },
+        ];
+        let mut call = VerbsCall { object: 0, method: 0, driver_id: 14, attrs: &mut attrs };
+        self.verbs_ioctl(fd, &mut call).map_err(Errno::raw_os_error)?;
+        Ok(u32::from_ne_bytes(handle))
     }
 
     /// [`World::open_handles`], where what was let go of is given a moment to close: another process that looks

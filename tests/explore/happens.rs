@@ -2,6 +2,16 @@
 
 use uverbs::sim::{Call, CallKind, DeviceId, DeviceSpec, NodeKind, Verdict, World};
 
+/// How many contexts, or PDs, a short page of a list holds in these worlds; the library's first buffer
+/// holds one.
+pub(crate) const PAGE: usize = 2;
+/// And how many a long page holds.
+pub(crate) const LONG_PAGE: usize = 17;
+
+/// The thread of the program. No two threads of a machine have one number, and the program's is the
+/// first.
+pub(crate) const PROGRAM: u32 = 1000;
+
 /// Something that is done to the world before a call, or to the call.
 #[derive(Clone, Copy)]
 pub(crate) struct Event {
@@ -62,6 +72,8 @@ const NODE: &[Class] = &[DevOpen, DevStat];
 const NAME: &[Class] = &[SysOpen, SysRead, SysList, Link, Send, Recv];
 const CONTEXT: &[Class] = &[DevOpen, Send, Recv, Command];
 const ANSWER: &[Class] = &[Send, Recv];
+const COMMAND: &[Class] = &[DevOpen, Command];
+const LIST: &[Class] = &[SysList];
 const SOCKET: &[Class] = &[Socket];
 const ALL: &[Class] = &[
     SysOpen, SysStat, SysRead, SysList, Link, DevOpen, DevStat, Socket, Send, Recv, Command, Other,
@@ -147,7 +159,40 @@ pub(crate) const MUTATIONS: &[Event] = mutations! {
     "the oldest context closes", CONTEXT: |world, id| close_oldest(world, id);
     "the list takes more messages", CONTEXT: |world, id| {
         world.set_contexts_a_page(1);
+        world.set_short_pages(true);
         (0..2).for_each(|_| { world.foreign_context(id); });
+    };
+    "a page of contexts closes", CONTEXT: |world, id| close_contexts(world, id, PAGE);
+    "a long page of contexts closes", CONTEXT: |world, id| close_contexts(world, id, LONG_PAGE);
+    "all contexts of others close", CONTEXT: |world, id| close_contexts(world, id, usize::MAX);
+    "an older context of the program closes", CONTEXT: |world, id| close_own(world, id, 1);
+    "the program's older contexts close", CONTEXT: |world, id| close_own(world, id, usize::MAX);
+    "the next context is not tracked", CONTEXT: |world, _id| world.untrack_contexts(1);
+    "a foreign PD" harmless, CONTEXT: |world, id| world.foreign_pd(id);
+    "a page of PDs goes", CONTEXT: |world, id| drop_pds(world, id, PAGE);
+    "all PDs of others go", CONTEXT: |world, id| drop_pds(world, id, usize::MAX);
+    "older PDs are absent once", ANSWER: |world, id| {
+        for pdn in world.foreign_pds_of(id) {
+            world.hide_pd(id, pdn, 1);
+        }
+    };
+    "PD numbers jump" harmless, COMMAND: |world, id| world.set_next_pdn(id, 1000);
+    "PD numbers are about to wrap around" harmless, COMMAND: |world, id| {
+        world.set_next_pdn(id, u32::MAX);
+    };
+    "ALLOC_PD fails, EINVAL", COMMAND: |world, _id| world.fail_alloc_pd(22, u32::MAX);
+    "ALLOC_PD fails once, ENOMEM", COMMAND: |world, _id| world.fail_alloc_pd(12, 1);
+    "ALLOC_PD fails once after its work", COMMAND: |world, _id| world.fail_after_alloc_pd(14, 1);
+    "DEALLOC_PD fails, EBUSY", COMMAND: |world, _id| world.fail_dealloc_pd(16, u32::MAX);
+    "DEALLOC_PD fails once, EBUSY", COMMAND: |world, _id| world.fail_dealloc_pd(16, 1);
+    "the next PD is not tracked", COMMAND: |world, _id| world.untrack_pds(1);
+    "no list of PDs", ANSWER: |world, _id| world.set_no_res_pd(true);
+    "no memory for long pages" harmless, ANSWER: |world, _id| world.set_short_pages(true);
+    "it goes while it is listed", LIST: |world, id| world.remove_while_listed(id);
+    "another device goes while it is listed", LIST: |world, _id| {
+        if let Some(other) = world.instance_of(1) {
+            world.remove_while_listed(other);
+        }
     };
     "no list of contexts", ANSWER: |world, _id| world.set_no_res_ctx(true);
     "netlink denied", SOCKET: |world, _id| world.deny_netlink(Some(1));
@@ -205,8 +250,30 @@ fn swap_names(world: &mut World, id: DeviceId) {
 }
 
 fn close_oldest(world: &mut World, id: DeviceId) {
-    let foreign = world.foreign_contexts_of(id);
-    if let Some(ctxn) = foreign.first() {
-        world.close_foreign(id, *ctxn);
+    close_contexts(world, id, 1);
+}
+
+/// Contexts of other threads close, from the first on.
+fn close_contexts(world: &mut World, id: DeviceId, count: usize) {
+    let own = world.contexts_by(id, PROGRAM);
+    let theirs = world.foreign_contexts_of(id).into_iter().filter(|ctxn| !own.contains(ctxn));
+    for ctxn in theirs.take(count).collect::<Vec<_>>() {
+        world.close_foreign(id, ctxn);
+    }
+}
+
+/// Another thread of the program closes contexts that the program's own one allocated before.
+fn close_own(world: &mut World, id: DeviceId, count: usize) {
+    for ctxn in world.contexts_by(id, PROGRAM).into_iter().take(count) {
+        world.close_foreign(id, ctxn);
+    }
+}
+
+/// PDs of others are deallocated, from the first on.
+fn drop_pds(world: &mut World, id: DeviceId, count: usize) {
+    let own = world.pds_by(id, PROGRAM);
+    let theirs = world.foreign_pds_of(id).into_iter().filter(|pdn| !own.contains(pdn));
+    for pdn in theirs.take(count).collect::<Vec<_>>() {
+        world.dealloc_foreign_pd(id, pdn);
     }
 }

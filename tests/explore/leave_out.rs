@@ -2,15 +2,12 @@
 //!
 //! Where nothing does, another check stands behind it; so two are left out at a time, too.
 
-use std::sync::{Arc, Mutex};
-
 use uverbs::sim::{DeviceSpec, Machine};
 use uverbs::{Host, Policy, Registry, Step, leave_out};
 
 use crate::happens::Event;
-use crate::play::{Plan, Play};
 use crate::search::{Limits, everything, explore_all};
-use crate::{identity_events, is_full, is_plain};
+use crate::{identity_events, is_base, is_full, is_plain};
 
 type Check = (Step, &'static str);
 
@@ -73,30 +70,9 @@ fn first_wrong(left_out: &[Check], depth: usize, events: &[&'static Event]) -> O
     // More than one thing at a time in the plain worlds alone.
     let all_worlds = is_full() && depth == 1 && left_out.len() == 1;
     let limits = Limits { depth, stride: 1, first_wrong: true };
-    let tally = explore_all(|play| all_worlds || is_plain(play), limits, events);
+    let tally = explore_all(|play| is_plain(play) || (all_worlds && is_base(play)), limits, events);
     let wrong = tally.wrong.into_iter().min_by_key(|(_, plan)| plan.len());
-    let told = wrong.map(|(play, plan)| trace(play, &plan));
+    let told = wrong.map(|(play, plan)| play.trace(&plan));
     leave_out::leave_out(&[]);
     told
-}
-
-/// A play and its plan, with the calls that the events come before.
-fn trace(play: Play, plan: Plan<'_>) -> String {
-    let calls: Vec<u64> = plan.iter().map(|(at, _)| *at).collect();
-    let texts = Arc::new(Mutex::new(Vec::new()));
-    let shared = texts.clone();
-    play.execute(plan, move |number, call, world| {
-        if calls.contains(&number) {
-            let text = format!("{:?} {}", call.kind(), call.detail(world));
-            shared.lock().expect("no panic").push((number, text));
-        }
-        false
-    });
-    let texts = texts.lock().expect("no panic");
-    let before = |(at, event): &(u64, &'static Event)| {
-        let text = texts.iter().find(|(number, _)| number == at).map_or("?", |(_, text)| text);
-        format!("{} before call {at} ({text})", event.name)
-    };
-    let events: Vec<String> = plan.iter().map(before).collect();
-    format!("{:?}, {}: {}", play.program, play.setup, events.join("; "))
 }

@@ -1,41 +1,137 @@
 //! One execution: a world, a program, and a plan of what happens meanwhile.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::os::fd::AsFd as _;
+use std::sync::{Arc, Mutex};
 
 use uverbs::sim::{Call, DeviceId, Machine, NodeKind, Verdict, World};
-use uverbs::{Device, ErrorKind, Host, Policy, Registry};
+use uverbs::{
+    Allocation, Context, ContextClaim, Device, DriverId, ErrorKind, Host, Match, PinnedView,
+    Policy, Provider, ProviderState, Registry, Result,
+};
 
-use crate::happens::{Event, spec};
+use crate::happens::{Event, LONG_PAGE, PAGE, PROGRAM, spec};
 
 /// More kernel calls than any of the programs needs with all its repetitions: one that makes more does
 /// not end.
 const TOO_MANY: u64 = 2_000;
 
 /// How the world is before the program starts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Setup {
     /// The driver lets go of open contexts when its device goes.
     pub(crate) disassociates: bool,
-    /// The node was made by hand.
+    /// The node was made by hand; and the kernel has a PD of its own on the device.
     pub(crate) static_node: bool,
-    /// Somebody holds the device open, through that node.
+    /// The program holds the device open, through that node.
     pub(crate) held: bool,
-    /// The list of contexts takes several messages.
-    pub(crate) crowded: bool,
     /// The clock of inodes stands still: all that happens is within one tick of it.
     pub(crate) one_tick: bool,
+    /// Contexts on the device, each with a PD.
+    pub(crate) crowd: Crowd,
+    /// The node was made by hand and leads to an older device of the same GUID, which somebody holds.
+    pub(crate) stale: bool,
+    /// The device has a provider that allocates a context and a PD of its own before each allocation.
+    pub(crate) meddles: bool,
 }
 
+/// Contexts that there are before the program starts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Crowd {
+    /// How many other threads have.
+    pub(crate) others: usize,
+    /// Places in the list, other than those of others, of what the program's own thread has.
+    pub(crate) own: &'static [usize],
+    /// Each page of a list is short, however long the buffers are.
+    pub(crate) short_pages: bool,
+}
+
+impl Crowd {
+    fn gather(self, machine: &Machine, id: DeviceId) {
+        machine.set_contexts_a_page(PAGE);
+        machine.set_short_pages(self.short_pages);
+        let count = self.others + self.own.len();
+        for place in 0..count {
+            // What is beyond the end is at the end.
+            let is_own = self.own.contains(&place)
+                || (place + 1 == count && self.own.iter().any(|own| *own >= count));
+            let ctxn = match is_own {
+                true => machine.context_by(id, PROGRAM),
+                false => machine.foreign_context(id),
+            };
+            let ctxn = ctxn.expect("a context");
+            let thread = if is_own { PROGRAM } else { PROGRAM + 5000 + place as u32 };
+            machine.pd_by(id, ctxn, thread).expect("and a PD");
+        }
+    }
+}
+
+/// The number in the name of a node that nobody else looks at.
+const ASIDE: u32 = 7;
+
+/// The last place.
+const LAST: usize = usize::MAX;
+
 impl Setup {
-    pub(crate) fn all() -> impl Iterator<Item = Self> {
+    /// The worlds that differ in the driver, the node, the clock and, roughly, the crowd.
+    fn base() -> impl Iterator<Item = Self> {
         (0..32).map(|bits| Self {
             disassociates: bits & 1 != 0,
             static_node: bits & 2 != 0,
             held: bits & 4 != 0,
-            crowded: bits & 8 != 0,
             one_tick: bits & 16 != 0,
+            crowd: Crowd { others: if bits & 8 != 0 { 5 } else { 0 }, ..Crowd::default() },
+            ..Self::default()
         })
+    }
+
+    /// The worlds where a wrong device is at hand and the lists are just so long that they fill what they
+    /// are put into, or not quite: the library's first buffer, a page, two pages, of both lengths.
+    fn boundaries() -> impl Iterator<Item = Self> {
+        // As many as the first buffer takes is one.
+        const SHORT: [usize; 6] = [0, 1, PAGE, PAGE + 1, 2 * PAGE, 2 * PAGE + 1];
+        const LONG: [usize; 4] = [LONG_PAGE - 1, LONG_PAGE, LONG_PAGE + 1, 2 * LONG_PAGE];
+        const OWN_SHORT: [&[usize]; 6] = [&[], &[0], &[LAST], &[PAGE - 1], &[PAGE], &[0, LAST]];
+        const OWN_LONG: [&[usize]; 6] =
+            [&[], &[0], &[LAST], &[LONG_PAGE - 1], &[LONG_PAGE], &[0, LAST]];
+        let crowds = |others: &'static [usize], own: &'static [&'static [usize]], short_pages| {
+            others.iter().flat_map(move |&others| {
+                // A place that is beyond the end is the last, which there is already.
+                let differs = move |own: &&&'static [usize]| match own {
+                    [place] => *place == LAST || *place < others,
+                    _ => true,
+                };
+                own.iter().filter(differs).map(move |&own| Crowd { others, own, short_pages })
+            })
+        };
+        let crowds = crowds(&SHORT, &OWN_SHORT, true).chain(crowds(&LONG, &OWN_LONG, false));
+        let stale = Self { static_node: true, stale: true, ..Self::default() };
+        let meddles = [0, PAGE + 1].into_iter().map(move |others| Self {
+            crowd: Crowd { others, ..Crowd::default() },
+            meddles: true,
+            ..stale
+        });
+        let right = [false, true].map(|disassociates| Self {
+            disassociates,
+            meddles: true,
+            ..Self::default()
+        });
+        crowds.map(move |crowd| Self { crowd, ..stale }).chain(meddles).chain(right)
+    }
+
+    pub(crate) fn all() -> impl Iterator<Item = Self> {
+        Self::base().chain(Self::boundaries())
+    }
+
+    /// A wrong device is at hand, or a provider does what deceives a rule that counts contexts.
+    pub(crate) fn is_adverse(self) -> bool {
+        self.stale || self.meddles
+    }
+
+    /// Others, or the program itself, have contexts on the device.
+    pub(crate) fn is_crowded(self) -> bool {
+        self.crowd.others > 0 || !self.crowd.own.is_empty()
     }
 }
 
@@ -44,11 +140,23 @@ impl fmt::Display for Setup {
         f.write_str(if self.disassociates { "disassociating" } else { "not disassociating" })?;
         let more = [
             (self.static_node, "static node"),
+            (self.stale, "which leads to an older device"),
             (self.held, "held"),
-            (self.crowded, "crowded"),
+            (self.crowd.short_pages, "short pages"),
             (self.one_tick, "one tick"),
+            (self.meddles, "a provider with contexts of its own"),
         ];
-        more.iter().filter(|(is, _)| *is).try_for_each(|(_, what)| write!(f, ", {what}"))
+        more.iter().filter(|(is, _)| *is).try_for_each(|(_, what)| write!(f, ", {what}"))?;
+        if self.crowd.others > 0 {
+            write!(f, ", contexts of others: {}", self.crowd.others)?;
+        }
+        for place in self.crowd.own {
+            match *place {
+                LAST => f.write_str(", one of the program at the end")?,
+                place => write!(f, ", one of the program at {place}")?,
+            }
+        }
+        Ok(())
     }
 }
 
@@ -61,18 +169,44 @@ pub(crate) enum Program {
     Open,
     /// Pins it, and verifies what somebody else opened on the node.
     Verify,
+    /// The same, and between the two allocates a context and a PD on the right device, too.
+    VerifyKeeping,
     /// Asks for what netlink says of it.
     Query,
+    /// Has opened it before, and takes over another descriptor by the claim of that context.
+    Adopt,
+    /// Lists again, and opens.
+    ListAgain,
 }
 
-pub(crate) const PROGRAMS: [Program; 4] =
-    [Program::ListAndOpen, Program::Open, Program::Verify, Program::Query];
+pub(crate) const PROGRAMS: [Program; 7] = [
+    Program::ListAndOpen,
+    Program::Open,
+    Program::Verify,
+    Program::VerifyKeeping,
+    Program::Query,
+    Program::Adopt,
+    Program::ListAgain,
+];
+
+impl Program {
+    /// It comes to one device, by a look at the host that is all its own.
+    pub(crate) fn binds(self) -> bool {
+        !matches!(self, Self::Adopt | Self::ListAgain)
+    }
+}
 
 /// A program in a world.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Play {
     pub(crate) program: Program,
     pub(crate) setup: Setup,
+}
+
+impl fmt::Display for Play {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}, {}", self.program, self.setup)
+    }
 }
 
 /// What happens during one execution, each event before the call of that number; in order.
@@ -89,10 +223,52 @@ impl fmt::Display for Show<'_> {
     }
 }
 
+/// A provider that keeps a context and a PD of its own on each device that it is asked about.
+struct Meddler {
+    machine: Machine,
+    matches: [Match; 1],
+}
+
+impl Meddler {
+    fn on(machine: &Machine) -> Arc<dyn Provider> {
+        Arc::new(Self { machine: machine.clone(), matches: [Match::Driver(DriverId::Rxe)] })
+    }
+}
+
+impl Provider for Meddler {
+    fn name(&self) -> &str {
+        "meddler"
+    }
+
+    fn matches(&self) -> &[Match] {
+        &self.matches
+    }
+
+    fn abi_versions(&self) -> RangeInclusive<u32> {
+        0..=9
+    }
+
+    fn prepare(&self, _device: &PinnedView<'_>, _state: &ProviderState) -> Result<Allocation> {
+        self.machine.with(|world| {
+            if let Some(id) = world.instance_of(0) {
+                allocate_aside(world, id);
+            }
+        });
+        Ok(Allocation::default())
+    }
+}
+
+/// The program's own thread allocates a context and a PD through a descriptor of its own.
+fn allocate_aside(world: &mut World, id: DeviceId) {
+    if let Some(ctxn) = world.context_by(id, PROGRAM) {
+        world.pd_by(id, ctxn, PROGRAM);
+    }
+}
+
 /// What came of one execution.
 pub(crate) struct Execution {
     /// The kind of the error, if it is one.
-    pub(crate) result: Result<(), ErrorKind>,
+    pub(crate) result: std::result::Result<(), ErrorKind>,
     /// It was bound to, or told of, another instance than the one that was asked for.
     pub(crate) wrong: bool,
 }
@@ -116,35 +292,83 @@ impl Play {
     ) -> Execution {
         let Self { program, setup } = self;
         let machine = Machine::new();
+        assert_eq!(machine.this_thread(), PROGRAM, "the program's thread is another one");
+        let mut aside = None;
         if setup.one_tick {
             machine.set_tick(0);
+        }
+        // Any order is that of a kernel, which goes by hashes.
+        machine.set_lists_reversed(program == Program::ListAgain);
+        if setup.stale || program == Program::Adopt {
+            let old = machine.add(spec("old", 0xa0).disassociates(false)).expect("added");
+            if setup.stale {
+                machine.set_node(0, NodeKind::Static);
+                machine.foreign_context(old).expect("held, through the node");
+            } else {
+                machine.set_node(ASIDE, NodeKind::Device(231, 192));
+                aside = Some(machine.open_unguarded(ASIDE).expect("held, through a node aside"));
+            }
+            machine.remove(old);
         }
         let added = machine.add(spec("rxe0", 0xa0).disassociates(setup.disassociates));
         let id = added.expect("a new machine takes a device");
         machine.add(spec("rxe1", 0xa0)).expect("and another one");
-        if setup.static_node {
+        if setup.static_node && !setup.stale {
             machine.set_node(0, NodeKind::Static);
         }
-        if setup.crowded {
-            machine.set_contexts_a_page(2);
-            for _ in 0..5 {
-                machine.foreign_context(id);
-            }
+        if setup.static_node {
+            machine.kernel_pd(id);
         }
-        let registry = || Registry::new(Host::simulated(&machine, Policy::new()).expect("a host"));
+        if setup.is_crowded() {
+            setup.crowd.gather(&machine, id);
+        }
+        let providers = || setup.meddles.then(|| Meddler::on(&machine));
+        let registry = || {
+            let host = Host::simulated(&machine, Policy::new()).expect("a host");
+            Registry::with_providers(host, providers())
+        };
         let before = registry();
         let asked = before.devices().expect("a list").by_name("rxe0").expect("listed");
-        let held = setup.held.then(|| asked.open().expect("opened"));
+        let is_held = setup.held || program == Program::Adopt;
+        let held = is_held.then(|| asked.open().expect("opened"));
         let fresh = registry();
 
-        let start = machine.calls() + 1;
-        hook(&machine, id, plan.to_vec(), start, watch);
-        let (result, wrong) = run(program, &machine, id, &fresh, &asked);
+        let claim = match program {
+            Program::Adopt => held.as_ref().map(|context| context.claim().expect("claimed")),
+            _ => None,
+        };
+        hook(&machine, id, plan.to_vec(), machine.calls() + 1, watch);
+        let registry = if program == Program::ListAgain { &before } else { &fresh };
+        let (result, wrong) = run(program, &machine, id, registry, &asked, claim.as_ref());
         machine.clear_hook();
-        drop((held, asked, before, fresh));
+        drop((held, asked, before, fresh, aside));
         let left = machine.open_handles();
         assert_eq!(left, 0, "left open: {self:?}: {}", Show(plan));
         Execution { result, wrong }
+    }
+}
+
+impl Play {
+    /// A play and its plan, with the calls that the events come before.
+    pub(crate) fn trace(self, plan: Plan<'_>) -> String {
+        let calls: Vec<u64> = plan.iter().map(|(at, _)| *at).collect();
+        let texts = Arc::new(Mutex::new(Vec::new()));
+        let shared = texts.clone();
+        self.execute(plan, move |number, call, world| {
+            if calls.contains(&number) {
+                let text = format!("{:?} {}", call.kind(), call.detail(world));
+                shared.lock().expect("no panic").push((number, text));
+            }
+            false
+        });
+        let texts = texts.lock().expect("no panic");
+        let before = |(at, event): &(u64, &'static Event)| {
+            let text = texts.iter().find(|(number, _)| number == at).map_or("?", |(_, text)| text);
+            format!("{} before call {at} ({text})", event.name)
+        };
+        let events: Vec<String> = plan.iter().map(before).collect();
+        let events = if events.is_empty() { "nothing happens".into() } else { events.join("; ") };
+        format!("{self}: {events}")
     }
 }
 
@@ -181,7 +405,8 @@ fn run(
     id: DeviceId,
     registry: &Registry,
     asked: &Device,
-) -> (Result<(), ErrorKind>, bool) {
+    claim: Option<&ContextClaim>,
+) -> (std::result::Result<(), ErrorKind>, bool) {
     let opened = |device: &Device| match device.open() {
         Ok(context) => {
             let bound = machine.directory_of(context.as_fd());
@@ -198,9 +423,12 @@ fn run(
                 Err(error) => (Err(error.kind()), false),
             }
         }
-        Program::Verify => match asked.pin() {
+        Program::Verify | Program::VerifyKeeping => match asked.pin() {
             Err(error) => (Err(error.kind()), false),
             Ok(pinned) => {
+                if program == Program::VerifyKeeping {
+                    machine.with(|world| allocate_aside(world, id));
+                }
                 // What another library might open: the node by its name, whatever it leads to. Where it
                 // opens nothing there is nothing to verify.
                 let Ok(fd) = machine.open_unguarded(0) else { return (Ok(()), false) };
@@ -208,6 +436,27 @@ fn run(
                 let verified = pinned.verify(fd.as_fd()).map_err(|error| error.kind());
                 let wrong = verified.is_ok() && bound != Some(asked.instance().ino);
                 (verified.map(drop), wrong)
+            }
+        },
+        Program::Adopt => {
+            let Some(claim) = claim else { return (Ok(()), false) };
+            // The older device's, of the same number and GUID.
+            let Ok(fd) = machine.open_unguarded(ASIDE) else { return (Ok(()), false) };
+            match Context::from_fd(asked, fd, claim) {
+                Ok(context) => {
+                    let bound = machine.directory_of(context.as_fd());
+                    (Ok(()), bound != Some(asked.instance().ino))
+                }
+                Err(error) => (Err(error.kind()), false),
+            }
+        }
+        Program::ListAgain => match registry.devices() {
+            Err(error) => (Err(error.kind()), false),
+            Ok(_) => {
+                let (result, wrong) = opened(asked);
+                let is_there =
+                    machine.is_alive(id) && machine.directory(id) == Some(asked.instance().ino);
+                (result, wrong || (is_there && result == Err(ErrorKind::Removed)))
             }
         },
         Program::Query => match asked.query() {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::{Index, IndexMut};
 
+use super::resources::Pd;
 use super::spec::{DeviceId, DeviceSpec, Stage};
 use super::tree::{Kind, NodeId, SYS, Value};
 use super::world::World;
@@ -44,6 +45,9 @@ pub(super) struct IbDevice {
     /// CTXN and the thread that allocated it.
     pub(super) contexts: BTreeMap<u32, Option<u32>>,
     pub(super) next_ctxn: u32,
+    /// PDN and PD.
+    pub(super) pds: BTreeMap<u32, Pd>,
+    pub(super) next_pdn: u32,
     pub(super) driver_data: Vec<u8>,
 }
 
@@ -152,6 +156,8 @@ impl World {
             goes_on: false,
             contexts: BTreeMap::new(),
             next_ctxn: 0,
+            pds: BTreeMap::new(),
+            next_pdn: 0,
             driver_data: Vec::new(),
         });
         self.indices.insert(index, id);
@@ -259,6 +265,12 @@ impl World {
         Some(Stage::Unregistered)
     }
 
+    /// The links to a device in its classes.
+    pub(super) fn links_of(&self, id: DeviceId) -> Vec<NodeId> {
+        let uverbs = self.devices[id].uverbs.map(|uverbs| self.uverbs[uverbs.0 as usize].link);
+        uverbs.into_iter().chain([self.devices[id].link]).collect()
+    }
+
     fn unlink_device_dir(&mut self, dir: NodeId) {
         let glue = self.tree[dir].parent;
         self.tree.unlink(dir);
@@ -306,7 +318,7 @@ impl World {
                     // IB_EVENT_DEVICE_FATAL
                     self.tell_event(id, (0, 8));
                     self.uverbs[id.0 as usize].disassociated = true;
-                    self.devices[device].contexts.clear();
+                    self.release_all(device);
                 } else if uverbs_open(self, id) {
                     return None;
                 }

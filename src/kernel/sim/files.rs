@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use super::super::{Errno, OFlags, Stat, Sys};
 use super::devices::node_name;
 use super::nodes::NodeOpened;
+use super::resources::Pds;
 use super::tree::{DEV, Fs, Kind, NodeId, SOCKETS, Value};
 use super::world::{DirPlace, FileId, FileState, World, pair};
 
@@ -57,7 +58,7 @@ impl World {
                 let pair = pair()?;
                 let uverbs = self.open_device(node, rdev, cdev)?;
                 let state = match uverbs {
-                    Some(uverbs) => FileState::Cmd { uverbs, ctxn: None },
+                    Some(uverbs) => FileState::Cmd { uverbs, context: None, pds: Pds::new() },
                     None => FileState::Node,
                 };
                 self.open_with(node, state, pair)
@@ -172,24 +173,59 @@ impl World {
             place.dots += 1;
         }
         // The kernel goes by the hash of the names, here it is the names: either way one that was
-        // neither added nor renamed meanwhile is shown once.
+        // neither added nor renamed meanwhile is shown once, unless it is stepped over.
         let after = place.after.clone();
-        let from = after.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
-        for (name, node) in children.range::<[u8], _>((from, Bound::Unbounded)) {
+        let is_reversed = self.settings.lists_reversed;
+        let rest: Vec<(Box<[u8]>, NodeId)> = match (after, is_reversed) {
+            (None, false) => children.iter().map(own).collect(),
+            (None, true) => children.iter().rev().map(own).collect(),
+            (Some(after), false) => children
+                .range::<[u8], _>((Bound::Excluded(&*after), Bound::Unbounded))
+                .map(own)
+                .collect(),
+            (Some(after), true) => children
+                .range::<[u8], _>((Bound::Unbounded, Bound::Excluded(&*after)))
+                .rev()
+                .map(own)
+                .collect(),
+        };
+        let mut steps_over = false;
+        let mut last = None;
+        for (name, node) in rest {
+            if self.tree[node].hidden || !self.tree[node].linked {
+                continue;
+            }
+            if steps_over {
+                steps_over = false;
+                last = Some(name);
+                continue;
+            }
             if page.len() >= room {
                 break;
-            }
-            if self.tree[*node].hidden {
-                continue;
             }
             if name.contains(&b'/') {
                 // The names before it are given first.
                 return if page.is_empty() { Err(Errno::IO) } else { Ok(page) };
             }
-            page.push((self.tree.ino(*node), name.clone()));
-            place.after = Some(name.clone());
+            page.push((self.tree.ino(node), name.clone()));
+            last = Some(name);
+            steps_over = self.remove_listed(node) && self.settings.steps_over;
+        }
+        if let Some(name) = last
+            && let FileState::Dir(place) = &mut self.file_mut(id)?.state
+        {
+            place.after = Some(name);
         }
         Ok(page)
+    }
+
+    /// Removes the device whose entry is just being shown, if that is what is to happen.
+    fn remove_listed(&mut self, node: NodeId) -> bool {
+        let wanted = self.settings.removed_while_listed;
+        let Some(id) = wanted.filter(|id| self.links_of(*id).contains(&node)) else { return false };
+        self.settings.removed_while_listed = None;
+        self.remove(id);
+        true
     }
 
     /// The file's path, for people to read.
@@ -207,6 +243,11 @@ impl World {
         let node = self.tree.child(dir, &node_name(number))?;
         Some(self.tree.ino(node))
     }
+}
+
+#[allow(clippy::borrowed_box)] // what a map of them gives
+fn own((name, node): (&Box<[u8]>, &NodeId)) -> (Box<[u8]>, NodeId) {
+    (name.clone(), *node)
 }
 
 /// What fits of `from`: how much that is.

@@ -1,4 +1,11 @@
-//! RDMA netlink: requests are answered at once, dumps one message ahead of who reads them.
+//! RDMA netlink: requests are answered at once, dumps one page ahead of who reads them.
+//!
+//! The first page of a dump is made within `sendto`, and each later one within the `recvfrom` that
+//! gives the page before (`__netlink_dump_start`, `netlink_recvmsg` and `netlink_dump` in
+//! `net/netlink/af_netlink.c`, read in 6.1). Each begins after as many entries as were shown, by
+//! position. A page is full when the next entry does not fit into its bytes. `NLMSG_DONE` is a
+//! datagram of its own: the kernel appends it to a page only if the dump ends within that page, and
+//! RDMA's dumps end with a page on which they show nothing.
 
 use std::collections::VecDeque;
 
@@ -7,6 +14,7 @@ use super::super::rdma::{
 };
 use super::super::{Datagram, Errno, Sys};
 use super::devices::device_number;
+use super::resources::Pd;
 use super::spec::DeviceId;
 use super::world::{FileId, FileState, World, errno};
 
@@ -19,6 +27,21 @@ const NLM_F_DUMP: u16 = 0x300;
 const PORT_INDEX: u16 = 3;
 const CHARDEV_ABI: u16 = 71;
 const CHARDEV_NAME: u16 = 70;
+const RES_KERN_NAME: u16 = 29;
+const RES_USECNT: u16 = 38;
+const DRIVER_STRING: u16 = 56;
+
+/// The bytes of a page, unless a longer buffer was seen (`NLMSG_GOODSIZE`).
+const SHORT_PAGE: usize = 3776;
+/// The bytes of the longest page: 32 KiB less what the kernel needs for itself.
+const LONG_PAGE: usize = 32_448;
+/// Header of a message, or of an attribute.
+const HEADER: usize = 16;
+const ATTRIBUTE: usize = 4;
+
+/// The requests that are answered.
+const COMMANDS: [Command; 5] =
+    [Command::Get, Command::SysGet, Command::GetChardev, Command::ResCtxGet, Command::ResPdGet];
 
 /// Drivers that userspace shall not match by id: mthca and hns.
 const UNBOUND: [u32; 2] = [5, 12];
@@ -27,6 +50,18 @@ const UNBOUND: [u32; 2] = [5, 12];
 pub(super) struct Socket {
     queue: VecDeque<Vec<u8>>,
     dump: Option<Dump>,
+    /// The longest buffer that was received into.
+    longest: usize,
+}
+
+impl Socket {
+    /// How many bytes a page has that is made now.
+    fn page(&self, is_memory_short: bool) -> usize {
+        match is_memory_short {
+            true => SHORT_PAGE,
+            false => self.longest.clamp(SHORT_PAGE, LONG_PAGE),
+        }
+    }
 }
 
 /// A dump that is not at its end. It knows nothing but how many entries it has shown.
@@ -73,11 +108,15 @@ impl World {
         if let Some(refused) = self.settings.refuse_request.take() {
             return Err(errno(refused));
         }
-        let commands = [Command::Get, Command::SysGet, Command::GetChardev, Command::ResCtxGet];
-        let command = commands
+        let is_known = |command: &Command| match command {
+            Command::ResCtxGet => !self.settings.no_res_ctx,
+            Command::ResPdGet => !self.settings.no_res_pd,
+            _ => true,
+        };
+        let command = COMMANDS
             .into_iter()
             .find(|command| command.message_type() == message.kind)
-            .filter(|command| !(self.settings.no_res_ctx && *command == Command::ResCtxGet))
+            .filter(is_known)
             .ok_or(Errno::INVAL)?;
         let index = number(message.attrs(), attr::DEV_INDEX);
         if flags & NLM_F_DUMP != 0 {
@@ -104,8 +143,9 @@ impl World {
                 }
             }
             Command::GetChardev => self.chardev_message(message, index)?,
-            // Single contexts are not modelled.
-            Command::ResCtxGet | Command::ResPdGet => return Err(Errno::INVAL),
+            Command::ResCtxGet | Command::ResPdGet => {
+                self.resource_message(command, message, index)?
+            }
         };
         self.socket(id)?.queue.push_back(reply);
         Ok(())
@@ -124,11 +164,8 @@ impl World {
 
     fn device_message(&self, id: DeviceId, seq: u32, flags: u16) -> Vec<u8> {
         let device = &self.devices[id];
-        let name = [&*device.name, b"\0"].concat();
-        let mut message = Writer::message(Command::Get.message_type(), flags, seq)
-            .attr(attr::DEV_INDEX, &device.index.to_ne_bytes())
-            .attr(attr::DEV_NAME, &name)
-            .attr(PORT_INDEX, &1_u32.to_ne_bytes());
+        let mut message =
+            self.answer(Command::Get, id, seq, flags).attr(PORT_INDEX, &1_u32.to_ne_bytes());
         if !device.spec.fw_version.is_empty() {
             let version = [device.spec.fw_version.as_bytes(), b"\0"].concat();
             message = message.attr(attr::FW_VERSION, &version);
@@ -169,7 +206,7 @@ impl World {
         let Some(mut dump) = self.socket(id)?.dump else { return Ok(()) };
         let page = match (self.settings.break_dump.take(), dump.command) {
             (Some(broken), _) => Err(errno(broken)),
-            (None, Command::ResCtxGet) => self.contexts_page(&mut dump),
+            (None, Command::ResCtxGet | Command::ResPdGet) => self.resources_page(id, &mut dump),
             (None, _) => Ok(self.devices_page(&mut dump)),
         };
         let end = match page {
@@ -199,33 +236,81 @@ impl World {
         Some(self.device_message(*device, dump.seq, NLM_F_MULTI))
     }
 
-    fn contexts_page(&self, dump: &mut Dump) -> Sys<Option<Vec<u8>>> {
-        let device = &self.devices[self.accessible(dump.index)?];
+    /// Contexts or PDs of a device, each with its number and its attributes.
+    fn resources(&mut self, command: Command, id: DeviceId) -> Vec<(u32, Writer)> {
+        if command == Command::ResPdGet {
+            let pds = self.shown_pds(id).into_iter();
+            return pds.map(|(pdn, pd)| (pdn, pd_attributes(pdn, pd))).collect();
+        }
+        let contexts = self.devices[id].contexts.iter();
+        let attributes = |ctxn: u32, thread| {
+            let number = Writer::message(0, 0, 0).attr(attr::RES_CTXN, &ctxn.to_ne_bytes());
+            with_thread(number, thread)
+        };
+        contexts.map(|(ctxn, thread)| (*ctxn, attributes(*ctxn, *thread))).collect()
+    }
+
+    /// The header of an answer about a device.
+    fn answer(&self, command: Command, id: DeviceId, seq: u32, flags: u16) -> Writer {
+        let device = &self.devices[id];
+        let name = [&*device.name, b"\0"].concat();
+        Writer::message(command.message_type(), flags, seq)
+            .attr(attr::DEV_INDEX, &device.index.to_ne_bytes())
+            .attr(attr::DEV_NAME, &name)
+    }
+
+    /// One context or PD by its number: its attributes, in no nest.
+    fn resource_message(
+        &mut self,
+        command: Command,
+        message: &Message<'_>,
+        index: Option<u32>,
+    ) -> Sys<Vec<u8>> {
+        let kind = if command == Command::ResPdGet { attr::RES_PDN } else { attr::RES_CTXN };
+        let wanted = number(message.attrs(), kind).ok_or(Errno::INVAL)?;
+        let id = self.accessible(index)?;
+        let resources = self.resources(command, id);
+        let found = resources.into_iter().find(|(number, _)| *number == wanted);
+        let (_, attributes) = found.ok_or(Errno::NOENT)?;
+        let answer = self.answer(command, id, message.seq, 0);
+        Ok(answer.raw(&nested(attributes)).finish())
+    }
+
+    fn resources_page(&mut self, file: FileId, dump: &mut Dump) -> Sys<Option<Vec<u8>>> {
+        let is_memory_short = self.settings.short_pages;
+        let page = self.socket(file)?.page(is_memory_short);
+        let id = self.accessible(dump.index)?;
+        let resources = self.resources(dump.command, id);
+        let answer = self.answer(dump.command, id, dump.seq, NLM_F_MULTI);
+        let (table, kind) = match dump.command {
+            Command::ResPdGet => (attr::RES_PD, attr::RES_PD_ENTRY),
+            _ => (attr::RES_CTX, attr::RES_CTX_ENTRY),
+        };
+        let used = answer.len() + ATTRIBUTE;
+        // What an entry has at least, so that so many fit into a short page.
+        let least = (SHORT_PAGE - used).checked_div(self.settings.contexts_a_page).unwrap_or(0);
+        let room = page - used;
         let mut entries = Writer::message(0, 0, 0);
         let before = dump.position;
-        let page = device.contexts.iter().skip(before).take(self.settings.contexts_a_page);
-        for (ctxn, thread) in page {
-            let mut entry = Writer::message(0, 0, 0).attr(attr::RES_CTXN, &ctxn.to_ne_bytes());
-            if let Some(thread) = thread {
-                entry = entry.attr(attr::RES_PID, &thread.to_ne_bytes());
+        for (_, entry) in resources.into_iter().skip(before) {
+            let entry = nested(padded(entry, least));
+            if entries.len() - HEADER + ATTRIBUTE + entry.len() > room {
+                break;
             }
-            entries = entries.attr(attr::RES_CTX_ENTRY, &nested(entry));
+            entries = entries.attr(kind, &entry);
             dump.position += 1;
         }
         if dump.position == before {
             return Ok(None);
         }
-        let name = [&*device.name, b"\0"].concat();
-        let message = Writer::message(Command::ResCtxGet.message_type(), NLM_F_MULTI, dump.seq)
-            .attr(attr::DEV_INDEX, &device.index.to_ne_bytes())
-            .attr(attr::DEV_NAME, &name)
-            .attr(attr::RES_CTX, &nested(entries));
-        Ok(Some(message.finish()))
+        Ok(Some(answer.attr(table, &nested(entries)).finish()))
     }
 
     /// Takes the next datagram, which lets a dump go on.
     pub(super) fn recv(&mut self, id: FileId, buffer: &mut [u8]) -> Sys<Datagram> {
-        let datagram = self.socket(id)?.queue.pop_front().ok_or(Errno::AGAIN)?;
+        let socket = self.socket(id)?;
+        let datagram = socket.queue.pop_front().ok_or(Errno::AGAIN)?;
+        socket.longest = socket.longest.max(buffer.len());
         self.go_on(id)?;
         super::files::copy(&datagram, buffer);
         Ok(Datagram { len: datagram.len(), from_kernel: true })
@@ -237,9 +322,36 @@ impl World {
     }
 }
 
+/// The thread that allocated a resource, while it lives.
+fn with_thread(writer: Writer, thread: Option<u32>) -> Writer {
+    match thread {
+        Some(thread) => writer.attr(attr::RES_PID, &thread.to_ne_bytes()),
+        None => writer,
+    }
+}
+
+fn pd_attributes(pdn: u32, pd: Pd) -> Writer {
+    let numbers = Writer::message(0, 0, 0)
+        .attr(RES_USECNT, &0_u64.to_ne_bytes())
+        .attr(attr::RES_PDN, &pdn.to_ne_bytes());
+    match pd.ctxn {
+        Some(ctxn) => with_thread(numbers.attr(attr::RES_CTXN, &ctxn.to_ne_bytes()), pd.thread),
+        None => numbers.attr(RES_KERN_NAME, b"ib_core\0"),
+    }
+}
+
+/// An entry that takes at least so many bytes, by an attribute of which nobody knows the meaning.
+fn padded(entry: Writer, least: usize) -> Writer {
+    let len = entry.len() - HEADER + 2 * ATTRIBUTE;
+    match (least & !3).checked_sub(len) {
+        Some(missing) if missing > 0 => entry.attr(DRIVER_STRING, &vec![0; missing]),
+        _ => entry,
+    }
+}
+
 /// What was written after the header of an unused message.
 fn nested(writer: Writer) -> Vec<u8> {
-    writer.finish().split_off(16)
+    writer.finish().split_off(HEADER)
 }
 
 fn number(attrs: Attrs<'_>, kind: u16) -> Option<u32> {
@@ -252,13 +364,16 @@ pub(super) fn describe(bytes: &[u8]) -> String {
     let name = match message.kind & 0x3ff {
         1 => "GET",
         6 => "SYS_GET",
+        14 => "RES_PD_GET",
         15 => "GET_CHARDEV",
         22 => "RES_CTX_GET",
         _ => "other",
     };
     let dump = if bytes[7] & 3 != 0 || bytes[6] & 3 == 3 { " dump" } else { "" };
-    match number(message.attrs(), attr::DEV_INDEX) {
-        Some(index) => format!("{name}{dump} {index}"),
-        None => format!("{name}{dump}"),
+    let number_of = |kind| number(message.attrs(), kind);
+    match (number_of(attr::DEV_INDEX), number_of(attr::RES_PDN).or(number_of(attr::RES_CTXN))) {
+        (Some(index), Some(number)) => format!("{name}{dump} {index}: {number}"),
+        (Some(index), None) => format!("{name}{dump} {index}"),
+        (None, _) => format!("{name}{dump}"),
     }
 }

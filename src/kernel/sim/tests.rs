@@ -2,6 +2,7 @@
 
 mod device;
 mod netlink;
+mod pds;
 
 use std::ffi::CString;
 use std::os::fd::AsFd;
@@ -270,6 +271,37 @@ fn a_directory_is_read_in_pages() {
     host.machine.remove(ids[2]);
     while page().0 {}
     assert_eq!(names.len(), 12);
+}
+
+#[test]
+fn a_live_entry_is_stepped_over() {
+    let host = Host::new();
+    let ids: Vec<_> = (0..4).map(|n| host.add(&format!("d{n}"))).collect();
+    let class = || host.sys("class/infiniband_verbs", DIR).unwrap();
+    host.machine.remove_while_listed(ids[1]);
+    assert_eq!(
+        host.names(&class()),
+        Ok(vec![
+            ".".into(),
+            "..".into(),
+            "abi_version".into(),
+            "uverbs0".into(),
+            "uverbs1".into(),
+            "uverbs3".into(),
+        ])
+    );
+    assert!(!host.machine.is_alive(ids[1]) && host.machine.is_alive(ids[2]));
+    let names = host.names(&class()).unwrap();
+    assert_eq!(names[3..], ["uverbs0", "uverbs2", "uverbs3"]);
+    // Also across two pages, and not from 7.3 on.
+    host.machine.set_entries_a_page(1);
+    host.machine.set_lists_reversed(true);
+    host.machine.remove_while_listed(ids[3]);
+    assert_eq!(host.names(&class()).unwrap()[2..], ["uverbs3", "uverbs0", "abi_version"]);
+    host.machine.set_steps_over(false);
+    host.machine.remove_while_listed(ids[2]);
+    assert_eq!(host.names(&class()).unwrap()[2..], ["uverbs2", "uverbs0", "abi_version"]);
+    assert_eq!(host.names(&class()).unwrap()[2..], ["uverbs0", "abi_version"]);
 }
 
 #[test]

@@ -34,7 +34,7 @@ impl World {
     /// The CTXN of the context on a cmd fd, if it has one.
     pub fn ctxn_of(&self, fd: BorrowedFd<'_>) -> Option<u32> {
         match self.file(self.file_of(fd)?).ok()?.state {
-            FileState::Cmd { ctxn, .. } => ctxn,
+            FileState::Cmd { context, .. } => context.map(|context| context.ctxn),
             _ => None,
         }
     }
@@ -84,14 +84,57 @@ impl World {
     /// The CTXNs of those that other processes have.
     pub fn foreign_contexts_of(&self, id: DeviceId) -> Vec<u32> {
         let theirs = self.cmd_fds().filter_map(|(_, file)| match file.state {
-            FileState::Cmd { uverbs, ctxn }
+            FileState::Cmd { uverbs, context, .. }
                 if file.foreign && self.uverbs[uverbs.0 as usize].device == id =>
             {
-                ctxn
+                context.map(|context| context.ctxn)
             }
             _ => None,
         });
         theirs.collect()
+    }
+
+    /// The contexts that a thread allocated on a device: their CTXNs.
+    pub fn contexts_by(&self, id: DeviceId, thread: u32) -> Vec<u32> {
+        let contexts = self.devices[id].contexts.iter();
+        contexts.filter(|(_, by)| **by == Some(thread)).map(|(ctxn, _)| *ctxn).collect()
+    }
+
+    /// The PDNs of the PDs on a device, of all processes and of the kernel's own.
+    pub fn pds_of(&self, id: DeviceId) -> Vec<u32> {
+        self.devices[id].pds.keys().copied().collect()
+    }
+
+    /// The PDNs of the PDs that a thread allocated on a device.
+    pub fn pds_by(&self, id: DeviceId, thread: u32) -> Vec<u32> {
+        let pds = self.devices[id].pds.iter();
+        pds.filter(|(_, pd)| pd.thread == Some(thread)).map(|(pdn, _)| *pdn).collect()
+    }
+
+    /// The PDNs of those that others have, by any thread.
+    pub fn foreign_pds_of(&self, id: DeviceId) -> Vec<u32> {
+        let theirs = self.cmd_fds().filter_map(|(_, file)| match &file.state {
+            FileState::Cmd { uverbs, pds, .. }
+                if file.foreign && self.uverbs[uverbs.0 as usize].device == id =>
+            {
+                Some(pds.values().flatten().copied())
+            }
+            _ => None,
+        });
+        theirs.flatten().collect()
+    }
+
+    /// The handles of the PDs of a cmd fd.
+    pub fn pd_handles_of(&self, fd: BorrowedFd<'_>) -> Vec<u32> {
+        match self.file_of(fd).and_then(|file| self.file(file).ok()).map(|file| &file.state) {
+            Some(FileState::Cmd { pds, .. }) => pds.keys().copied().collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// How often others have opened a device so far.
+    pub fn opened_by_others(&self) -> u64 {
+        self.next_foreign
     }
 
     /// The driver data that the last GET_CONTEXT on the device brought.

@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 
 use super::super::{AttrData, Errno, Sys, VerbsCall};
 use super::files::copy;
+use super::resources::Pds;
 use super::spec::DeviceId;
 use super::tree::SOCKETS;
 use super::world::{FileId, FileState, World, pair};
@@ -17,8 +18,13 @@ const QUERY_GID_TABLE: u16 = 5;
 const UHW_IN: u16 = 0x1000;
 const UHW_OUT: u16 = 0x1001;
 
-/// `IB_USER_VERBS_CMD_QUERY_DEVICE`, and how long its request and answer are.
+/// `UVERBS_OBJECT_PD`.
+const PD_OBJECT: u64 = 1;
+
+/// `IB_USER_VERBS_CMD_*`, and how long the request and the answer of QUERY_DEVICE are.
 const QUERY_DEVICE: u64 = 1;
+pub(super) const ALLOC_PD: u64 = 3;
+const DEALLOC_PD: u64 = 4;
 const EX_QUERY_DEVICE: u64 = 0x8000_0001;
 const QUERY_DEVICE_IN: usize = 8;
 const QUERY_DEVICE_OUT: usize = 176;
@@ -51,7 +57,7 @@ impl World {
         call: &mut VerbsCall<'_>,
     ) -> Sys<Made> {
         let id = id.ok_or(Errno::NOTTY)?;
-        let FileState::Cmd { uverbs, ctxn } = self.file(id)?.state else {
+        let FileState::Cmd { uverbs, context, .. } = self.file(id)?.state else {
             return Err(Errno::NOTTY);
         };
         let instance = &self.uverbs[uverbs.0 as usize];
@@ -74,27 +80,27 @@ impl World {
             }
         }
         if call.object == ASYNC_EVENT {
-            if ctxn.is_none() {
+            if context.is_none() {
                 return Err(Errno::INVAL);
             }
             let state = FileState::Async { uverbs, cmd: id, events: VecDeque::new() };
             return self.open_with(SOCKETS, state, pair()?).map(Some);
         }
         match call.method {
-            INFO_HANDLES => put(call, 1, &0_u32.to_ne_bytes()),
+            INFO_HANDLES => self.info_handles(id, disassociated, call),
             GET_CONTEXT => {
-                if ctxn.is_some() {
+                if context.is_some() {
                     return Err(Errno::INVAL);
                 }
                 self.get_context(device, call)?;
-                let ctxn = Some(self.new_ctxn(device, thread));
-                self.file_mut(id)?.state = FileState::Cmd { uverbs, ctxn };
+                let context = Some(self.new_context(device, thread));
+                self.file_mut(id)?.state = FileState::Cmd { uverbs, context, pds: Pds::new() };
                 Ok(())
             }
-            _ if ctxn.is_none() => Err(Errno::INVAL),
+            INVOKE_WRITE => self.invoke_write(id, device, thread, call),
+            _ if context.is_none() => Err(Errno::INVAL),
             QUERY_PORT => query_port(call),
-            QUERY_GID_TABLE => query_gid_table(self.devices[device].guid, call),
-            _ => self.invoke_write(device, call),
+            _ => query_gid_table(self.devices[device].guid, call),
         }?;
         Ok(None)
     }
@@ -118,7 +124,13 @@ impl World {
         Ok(())
     }
 
-    fn invoke_write(&self, id: DeviceId, call: &mut VerbsCall<'_>) -> Sys<()> {
+    fn invoke_write(
+        &mut self,
+        file: FileId,
+        id: DeviceId,
+        thread: u32,
+        call: &mut VerbsCall<'_>,
+    ) -> Sys<()> {
         let command = call.attrs.iter().find(|attr| attr.id == 2).ok_or(Errno::INVAL)?;
         let command = match &command.data {
             AttrData::Const(value) => *value,
@@ -127,23 +139,66 @@ impl World {
             }
             _ => return Err(Errno::INVAL),
         };
-        if command == EX_QUERY_DEVICE {
-            return query_device_extended(self.devices[id].guid, call);
-        }
-        if command != QUERY_DEVICE {
-            return Err(Errno::OPNOTSUPP);
-        }
-        let room = output_len(call, 1);
-        if input(call, 0).unwrap_or_default().len() < QUERY_DEVICE_IN || room < QUERY_DEVICE_OUT {
+        let (request_len, answer_len) = match command {
+            ALLOC_PD => (8, 4),
+            DEALLOC_PD => (4, 0),
+            QUERY_DEVICE => (QUERY_DEVICE_IN, QUERY_DEVICE_OUT),
+            EX_QUERY_DEVICE => (0, 0),
+            _ => return Err(Errno::OPNOTSUPP),
+        };
+        let request = input(call, 0).unwrap_or_default();
+        if request.len() < request_len || output_len(call, 1) < answer_len {
             return Err(Errno::NOSPC);
         }
-        let answer = query_device(self.devices[id].guid);
-        if let Some((memory, len)) = output(call, 1) {
-            let told = &mut memory[..len];
-            told.fill(0);
-            copy(&answer, told);
+        // What the kernel knows no meaning of has to be zero.
+        if matches!(command, ALLOC_PD | DEALLOC_PD)
+            && request.get(request_len..).is_some_and(|more| more.iter().any(|byte| *byte != 0))
+        {
+            return Err(Errno::OPNOTSUPP);
         }
-        Ok(())
+        if command == DEALLOC_PD {
+            // Also without a context, which has no handles.
+            let handle = request.first_chunk().copied().map(u32::from_ne_bytes);
+            return self.dealloc_pd(file, handle.unwrap_or_default());
+        }
+        if !matches!(self.file(file)?.state, FileState::Cmd { context: Some(_), .. }) {
+            return Err(Errno::INVAL);
+        }
+        let mut answer = |answer: &[u8]| {
+            if let Some((memory, len)) = output(call, 1) {
+                let told = &mut memory[..len];
+                told.fill(0);
+                copy(answer, told);
+            }
+        };
+        match command {
+            ALLOC_PD => self.alloc_pd(file, thread, |handle| answer(&handle.to_ne_bytes())),
+            EX_QUERY_DEVICE => query_device_extended(self.devices[id].guid, call),
+            _ => {
+                answer(&query_device(self.devices[id].guid));
+                Ok(())
+            }
+        }
+    }
+
+    /// The handles of a kind of object that the descriptor has: here, of PDs.
+    fn info_handles(&self, file: FileId, is_dead: bool, call: &mut VerbsCall<'_>) -> Sys<()> {
+        let object = input(call, 0).ok_or(Errno::INVAL)?;
+        let room = output_len(call, 2);
+        if room == 0 || !room.is_multiple_of(4) {
+            return Err(Errno::INVAL);
+        }
+        let is_pd = object.first_chunk().copied().map(u64::from_ne_bytes) == Some(PD_OBJECT);
+        let handles: Vec<u8> = match &self.file(file)?.state {
+            FileState::Cmd { pds, .. } if is_pd && !is_dead => {
+                pds.keys().take(room / 4).flat_map(|handle| handle.to_ne_bytes()).collect()
+            }
+            _ => Vec::new(),
+        };
+        if let Some((memory, _)) = output(call, 2) {
+            copy(&handles, memory);
+        }
+        put(call, 1, &(handles.len() as u32 / 4).to_ne_bytes())
     }
 }
 

@@ -11,8 +11,9 @@ use super::devices::{Devices, Uverbs, UverbsId};
 use super::mixer::Mixer;
 use super::netlink::Socket;
 use super::nodes::NodeOpened;
+use super::resources::{Context, Failures, Pds};
 use super::spec::DeviceId;
-use super::tree::{NodeId, SOCKETS, SYS, Tree};
+use super::tree::{NodeId, SYS, Tree};
 
 /// One open file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -32,10 +33,11 @@ pub(super) enum FileState {
     Path,
     Dir(DirPlace),
     Attr,
-    /// A cmd fd, with the CTXN of its context.
+    /// A cmd fd, with its context and the handles of its PDs.
     Cmd {
         uverbs: UverbsId,
-        ctxn: Option<u32>,
+        context: Option<Context>,
+        pds: Pds,
     },
     /// The async events of a context.
     Async {
@@ -115,7 +117,7 @@ pub struct World {
     pub(super) infiniband_verbs: Option<NodeId>,
     pub(super) files: BTreeMap<FileId, File>,
     next_file: u64,
-    next_foreign: u64,
+    pub(super) next_foreign: u64,
     closed: u64,
     by_stand_in: BTreeMap<(u64, u64), FileId>,
     /// Let go of by the library, and open as long as somebody has the stand-in.
@@ -138,7 +140,9 @@ pub(super) struct Settings {
     pub(super) devtmpfs: bool,
     pub(super) entries_a_page: usize,
     pub(super) contexts_a_page: usize,
+    pub(super) short_pages: bool,
     pub(super) no_res_ctx: bool,
+    pub(super) no_res_pd: bool,
     pub(super) hides_unlisted: bool,
     pub(super) deny_netlink: Option<i32>,
     pub(super) sys_type: u64,
@@ -146,10 +150,11 @@ pub(super) struct Settings {
     pub(super) copies_on_fork: bool,
     pub(super) refuse_request: Option<i32>,
     pub(super) break_dump: Option<i32>,
+    pub(super) failures: Failures,
+    pub(super) removed_while_listed: Option<DeviceId>,
+    pub(super) steps_over: bool,
+    pub(super) lists_reversed: bool,
 }
-
-/// The first file of another process.
-const FOREIGN: u64 = 1 << 32;
 
 /// The number of the first thread: others' are far from it.
 const FIRST_THREAD: u32 = 1000;
@@ -189,8 +194,10 @@ impl World {
                 tick: 4_000_000,
                 devtmpfs: true,
                 entries_a_page: 64,
-                contexts_a_page: 256,
+                contexts_a_page: 0,
+                short_pages: false,
                 no_res_ctx: false,
+                no_res_pd: false,
                 hides_unlisted: false,
                 deny_netlink: None,
                 sys_type: super::super::SYSFS_MAGIC,
@@ -198,6 +205,10 @@ impl World {
                 copies_on_fork: true,
                 refuse_request: None,
                 break_dump: None,
+                failures: Failures::default(),
+                removed_while_listed: None,
+                steps_over: true,
+                lists_reversed: false,
             },
         };
         world.load_ib_uverbs();
@@ -212,6 +223,11 @@ impl World {
             self.threads.len() - 1
         });
         FIRST_THREAD + at as u32
+    }
+
+    /// The number that the calling thread has here.
+    pub fn this_thread(&mut self) -> u32 {
+        self.thread(super::super::linux::gettid())
     }
 
     /// Two worlds of one fingerprint, reached from the same start by the same program, go on alike
@@ -248,7 +264,7 @@ impl World {
         id
     }
 
-    fn open_as(&mut self, id: FileId, node: NodeId, state: FileState, foreign: bool) {
+    pub(super) fn open_as(&mut self, id: FileId, node: NodeId, state: FileState, foreign: bool) {
         self.tree.pin(node);
         if let FileState::Cmd { uverbs, .. } | FileState::Async { uverbs, .. } = state {
             self.uverbs[uverbs.0 as usize].open += 1;
@@ -287,13 +303,10 @@ impl World {
             self.by_stand_in.remove(&stand_in.key);
         }
         self.tree.unpin(file.node);
-        if let FileState::Cmd { uverbs, ctxn } = file.state {
+        if let FileState::Cmd { uverbs, context, pds } = file.state {
             let instance = &self.uverbs[uverbs.0 as usize];
-            let (device, dead) = (instance.device, instance.disassociated);
-            if let Some(ctxn) = ctxn
-                && !dead
-            {
-                self.devices[device].contexts.remove(&ctxn);
+            if !instance.disassociated {
+                self.release(instance.device, context, &pds);
             }
             self.uverbs_closed(uverbs);
         } else if let FileState::Async { uverbs, .. } = file.state {
@@ -351,71 +364,10 @@ impl World {
         self.files.values().filter(|file| matches!(file.state, FileState::Socket(_))).count()
     }
 
-    // What others do.
-
-    /// Another process opens the device and allocates a context: its CTXN. Until
-    /// [`World::close_foreign`] it holds the device open. It goes through the node in /dev, if
-    /// there is a fitting one, whose inode remembers the device from then on. None when the
-    /// device cannot be opened.
-    pub fn foreign_context(&mut self, id: DeviceId) -> Option<u32> {
-        let uverbs = self.devices[id].uverbs?;
-        let instance = &self.uverbs[uverbs.0 as usize];
-        if !instance.mapped || instance.disassociated {
-            return None;
-        }
-        self.cache_cdev(uverbs);
-        // Thread ids of other processes, which are never one of ours.
-        let thread = 0x4000_0000 + self.next_foreign as u32;
-        let ctxn = self.new_ctxn(id, thread);
-        // Numbered apart, so that the files of the library have the same numbers without it.
-        let file = FileId(FOREIGN + self.next_foreign);
-        self.next_foreign += 1;
-        self.open_as(file, SOCKETS, FileState::Cmd { uverbs, ctxn: Some(ctxn) }, true);
-        Some(ctxn)
-    }
-
-    /// The other process closes what [`World::foreign_context`] opened.
-    pub fn close_foreign(&mut self, id: DeviceId, ctxn: u32) {
-        let found = self.cmd_fds().find(|(_, file)| match file.state {
-            FileState::Cmd { uverbs, ctxn: Some(theirs) } => {
-                file.foreign && theirs == ctxn && self.uverbs[uverbs.0 as usize].device == id
-            }
-            _ => false,
-        });
-        if let Some((file, _)) = found {
-            self.close(file);
-        }
-    }
-
-    pub(super) fn new_ctxn(&mut self, id: DeviceId, thread: u32) -> u32 {
-        let device = &mut self.devices[id];
-        while device.contexts.contains_key(&device.next_ctxn) {
-            device.next_ctxn = device.next_ctxn.wrapping_add(1);
-        }
-        let ctxn = device.next_ctxn;
-        device.next_ctxn = ctxn.wrapping_add(1);
-        device.contexts.insert(ctxn, Some(thread));
-        ctxn
-    }
-
-    /// The CTXN that the device gives out next, unless it is taken: for wrapping around.
-    pub fn set_next_ctxn(&mut self, id: DeviceId, ctxn: u32) {
-        self.devices[id].next_ctxn = ctxn;
-    }
-
     /// The device raises an async event (`enum ib_event_type`) of itself, element 0, or of a port.
     pub fn event(&mut self, id: DeviceId, kind: u32, element: u64) {
         if let Some(uverbs) = self.devices[id].uverbs {
             self.tell_event(uverbs, (element, kind));
-        }
-    }
-
-    /// The thread has exited: the contexts that it allocated no longer name it.
-    pub fn forget_thread(&mut self, thread: u32) {
-        for device in self.devices.iter_mut() {
-            for of in device.contexts.values_mut() {
-                *of = of.filter(|of| *of != thread);
-            }
         }
     }
 
@@ -454,14 +406,44 @@ impl World {
         self.settings.entries_a_page = entries.max(1);
     }
 
-    /// How many contexts one message of a dump lists at most; 256 unless told.
+    /// Removes a device within the next `getdents` that shows it in a class: while the kernel gives
+    /// its entry out, without a lock. The live entry after it is then stepped over, unless
+    /// [`World::set_steps_over`] turned that off.
+    pub fn remove_while_listed(&mut self, id: DeviceId) {
+        self.settings.removed_while_listed = Some(id);
+    }
+
+    /// Whether `getdents` steps over the entry after one that is removed while it is given out, as
+    /// `kernfs_fop_readdir` does up to Linux 6.12 at least, and not in 7.3.
+    pub fn set_steps_over(&mut self, steps_over: bool) {
+        self.settings.steps_over = steps_over;
+    }
+
+    /// Whether `getdents` gives names in the reverse order. The kernel's order is that of hashes.
+    pub fn set_lists_reversed(&mut self, reversed: bool) {
+        self.settings.lists_reversed = reversed;
+    }
+
+    /// Has this many contexts, or PDs, fill a short page of a dump (3,776 bytes): each entry is as
+    /// long as that takes. A longer page, up to 32,448 bytes, holds accordingly more. With 0, as in
+    /// the beginning, entries are as long as the kernel makes them.
     pub fn set_contexts_a_page(&mut self, contexts: usize) {
-        self.settings.contexts_a_page = contexts.max(1);
+        self.settings.contexts_a_page = contexts;
+    }
+
+    /// Whether the kernel lacks the memory for long pages of dumps, whatever buffers it has seen.
+    pub fn set_short_pages(&mut self, short: bool) {
+        self.settings.short_pages = short;
     }
 
     /// Whether the kernel is older than 5.13: it does not know `RES_CTX_GET`.
     pub fn set_no_res_ctx(&mut self, missing: bool) {
         self.settings.no_res_ctx = missing;
+    }
+
+    /// Whether the kernel is older than 5.10: it does not know `RES_PD_GET`.
+    pub fn set_no_res_pd(&mut self, missing: bool) {
+        self.settings.no_res_pd = missing;
     }
 
     /// Whether netlink by index refuses a device as soon as its removal has begun, as newer

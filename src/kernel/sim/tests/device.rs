@@ -85,7 +85,7 @@ fn a_replacement_reuses_everything_but_the_inode_and_the_index() {
     assert_eq!(host.machine.device_of(node.as_fd()), Some(old));
     assert_eq!(host.guid(&node), Err(Errno::IO));
     assert_eq!(host.get_context(&node), Err(Errno::IO));
-    assert_eq!(host.ioctl(&node, 1, &mut []), Ok(()));
+    assert_eq!(host.pd_handles(&node), Ok(vec![]));
     assert_eq!(host.kernel.fstat(&node).unwrap().nlink, 0);
     assert_eq!(host.machine.device_of(host.node(0).unwrap().as_fd()), Some(new));
 }

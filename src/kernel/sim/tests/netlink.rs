@@ -7,10 +7,25 @@ use super::super::super::rdma::{
 use super::*;
 
 impl Host {
-    fn ask(&self, socket: &Handle, command: Command, dump: bool, index: Option<u32>) {
+    pub(super) fn ask(&self, socket: &Handle, command: Command, dump: bool, index: Option<u32>) {
+        self.ask_of(socket, command, dump, index, None);
+    }
+
+    /// Asks of one resource, by the attribute that numbers it.
+    fn ask_of(
+        &self,
+        socket: &Handle,
+        command: Command,
+        dump: bool,
+        index: Option<u32>,
+        number: Option<(u16, u32)>,
+    ) {
         let mut request = Writer::request(command, dump, 7);
         if let Some(index) = index {
             request = request.attr(attr::DEV_INDEX, &index.to_ne_bytes());
+        }
+        if let Some((kind, number)) = number {
+            request = request.attr(kind, &number.to_ne_bytes());
         }
         if command == Command::GetChardev {
             request = request.attr(attr::CHARDEV_TYPE, b"uverbs\0");
@@ -19,24 +34,38 @@ impl Host {
         assert_eq!(self.kernel.send(socket, &request), Ok(request.len()));
     }
 
-    fn next(&self, socket: &Handle) -> Sys<Vec<u8>> {
-        let mut buffer = [0; 4096];
+    pub(super) fn next(&self, socket: &Handle) -> Sys<Vec<u8>> {
+        self.next_into(socket, 4096)
+    }
+
+    /// The next datagram, into a buffer of that length.
+    fn next_into(&self, socket: &Handle, len: usize) -> Sys<Vec<u8>> {
+        let mut buffer = vec![0; len];
         let datagram = self.kernel.recv(socket, &mut buffer)?;
         assert!(datagram.from_kernel);
         Ok(buffer[..datagram.len].to_vec())
     }
 
     /// The answer by index: itself or the errno.
-    fn answer(&self, command: Command, index: u32) -> Result<Vec<u8>, Errno> {
+    pub(super) fn answer(&self, command: Command, index: u32) -> Result<Vec<u8>, Errno> {
+        self.answer_of(command, index, None)
+    }
+
+    pub(super) fn answer_of(
+        &self,
+        command: Command,
+        index: u32,
+        number: Option<(u16, u32)>,
+    ) -> Result<Vec<u8>, Errno> {
         let socket = self.kernel.rdma_socket().unwrap();
-        self.ask(&socket, command, false, Some(index));
+        self.ask_of(&socket, command, false, Some(index), number);
         let bytes = self.next(&socket).unwrap();
         let message = Messages(&bytes).next().unwrap().unwrap();
         assert_eq!(self.next(&socket), Err(Errno::AGAIN));
         if message.kind == NLMSG_ERROR { Err(message.errno().unwrap().unwrap()) } else { Ok(bytes) }
     }
 
-    fn contexts(&self, index: u32) -> (Vec<ContextEntry>, Option<Errno>) {
+    pub(super) fn contexts(&self, index: u32) -> (Vec<ContextEntry>, Option<Errno>) {
         let socket = self.kernel.rdma_socket().unwrap();
         self.ask(&socket, Command::ResCtxGet, true, Some(index));
         let mut all = Vec::new();
@@ -133,29 +162,90 @@ fn a_context_names_its_thread() {
     assert!(host.machine.contexts_of(b).is_empty());
 }
 
+/// The numbers and the length of each page of contexts, received into buffers of that length; `between`
+/// happens between the request and the first of them.
+fn pages(
+    host: &Host,
+    socket: &Handle,
+    len: usize,
+    between: impl FnOnce(),
+) -> Vec<(Vec<u32>, usize)> {
+    host.ask(socket, Command::ResCtxGet, true, Some(0));
+    between();
+    let mut pages = Vec::new();
+    loop {
+        let bytes = host.next_into(socket, len).unwrap();
+        let mut messages = Messages(&bytes);
+        let message = messages.next().unwrap().unwrap();
+        assert!(messages.next().is_none(), "two messages in one datagram");
+        if message.kind == NLMSG_DONE {
+            return pages;
+        }
+        let mut numbers = Vec::new();
+        parse_contexts(&message, 0, &mut |entry| numbers.push(entry.ctxn)).unwrap();
+        pages.push((numbers, bytes.len()));
+    }
+}
+
+#[test]
+fn pages_are_as_long_as_the_longest_buffer_seen() {
+    let host = Host::new();
+    let id = host.add("rx0");
+    let theirs: Vec<u32> = (0..1701).map(|_| host.machine.foreign_context(id).unwrap()).collect();
+    let socket = host.kernel.rdma_socket().unwrap();
+    let counts = |len| -> Vec<_> {
+        pages(&host, &socket, len, || {}).iter().map(|page| (page.0.len(), page.1)).collect()
+    };
+    // The figures of real kernels, with a name of three letters. The first page is made before a
+    // buffer is seen.
+    assert_eq!(counts(65_536)[..2], [(187, 3_776), (1_514, 30_316)]);
+    assert_eq!(counts(65_536), [(1_620, 32_436), (81, 1_656)]);
+    host.machine.set_short_pages(true);
+    assert_eq!(counts(65_536)[0], (187, 3_776));
+    host.machine.set_short_pages(false);
+    // One hundred close between the request and the first page's arrival: the last one, which was
+    // there all the while, is in no page.
+    let close = || theirs[..100].iter().for_each(|ctxn| host.machine.close_foreign(id, *ctxn));
+    let cut = pages(&host, &socket, 65_536, close);
+    assert_eq!(cut.len(), 1);
+    assert_eq!((cut[0].0.len(), cut[0].1), (1_620, 32_436));
+    assert!(!cut[0].0.contains(&theirs[1700]));
+    assert_eq!(host.machine.contexts_of(id).len(), 1_601);
+}
+
+#[test]
+fn entries_are_as_long_as_the_wanted_pages_take() {
+    for (a_page, long) in [(1, 8), (2, 17), (3, 26), (7, 60), (187, 1_620)] {
+        let host = Host::new();
+        let id = host.add("rx0");
+        host.machine.set_contexts_a_page(a_page);
+        for _ in 0..1_630 {
+            host.machine.foreign_context(id).unwrap();
+        }
+        let socket = host.kernel.rdma_socket().unwrap();
+        let first = |len| pages(&host, &socket, len, || {})[0].clone();
+        let (short, len) = first(32_768);
+        assert_eq!(short.len(), a_page);
+        assert!(len > 3_300, "{len}: what is shorter is whole");
+        assert_eq!(first(32_768).0.len(), long);
+    }
+}
+
 #[test]
 fn a_context_dump_fails_at_its_end() {
     let host = Host::new();
     let id = host.add("a");
     assert_eq!(host.contexts(9), (vec![], Some(Errno::INVAL)));
     host.machine.set_contexts_a_page(1);
+    host.machine.set_short_pages(true);
     for _ in 0..3 {
         host.machine.foreign_context(id).unwrap();
     }
     assert_eq!(host.contexts(0).0.len(), 3);
     // One closed behind the dump hides the one after.
     let socket = host.kernel.rdma_socket().unwrap();
-    host.ask(&socket, Command::ResCtxGet, true, Some(0));
-    host.machine.close_foreign(id, 0);
-    let mut seen = Vec::new();
-    loop {
-        let bytes = host.next(&socket).unwrap();
-        let message = Messages(&bytes).next().unwrap().unwrap();
-        if message.kind == NLMSG_DONE {
-            break;
-        }
-        parse_contexts(&message, 0, &mut |entry| seen.push(entry.ctxn)).unwrap();
-    }
+    let seen = pages(&host, &socket, 4096, || host.machine.close_foreign(id, 0));
+    let seen: Vec<u32> = seen.into_iter().flat_map(|page| page.0).collect();
     assert_eq!(seen, [0, 2]);
     host.machine.set_no_res_ctx(true);
     assert_eq!(host.answer(Command::ResCtxGet, 0), Err(Errno::INVAL));
