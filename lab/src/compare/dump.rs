@@ -75,6 +75,16 @@ impl Dump {
         self.page(LONG)
     }
 
+    /// Asks for an entry and names none.
+    pub(crate) fn without_number(&self) -> Result<Page> {
+        self.send(0, &[(DEV_INDEX, self.index)])?;
+        self.page(LONG)
+    }
+
+    pub(crate) fn of(&self) -> Of {
+        self.of
+    }
+
     /// The attribute that holds an entry's number.
     fn key(&self) -> u16 {
         match self.of {

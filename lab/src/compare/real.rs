@@ -236,6 +236,10 @@ impl Side for Real<'_> {
         CROWD
     }
 
+    fn at_exit(&self) -> Box<dyn FnOnce() + Send> {
+        Box::new(|| {})
+    }
+
     fn settle(&mut self) -> Result<()> {
         // At a program's steps every open descriptor has a context.
         for device in 0..self.devices.len() {

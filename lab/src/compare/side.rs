@@ -40,6 +40,8 @@ pub(super) trait Side {
     fn contexts(&self, device: usize) -> Result<Option<usize>>;
     /// How many contexts are a crowd here.
     fn crowd(&self) -> usize;
+    /// What a thread does last, so that the kernel no longer names it.
+    fn at_exit(&self) -> Box<dyn FnOnce() + Send>;
     /// Waits until what goes on by itself, once nobody holds it, has gone on.
     fn settle(&mut self) -> Result<()>;
     /// Leaves nothing behind.
@@ -162,6 +164,12 @@ impl Side for Simulated {
 
     fn crowd(&self) -> usize {
         SIMULATED_CROWD
+    }
+
+    fn at_exit(&self) -> Box<dyn FnOnce() + Send> {
+        let machine = self.machine.clone();
+        // Simulated threads do not end by themselves.
+        Box::new(move || machine.forget_thread(machine.this_thread()))
     }
 
     fn settle(&mut self) -> Result<()> {

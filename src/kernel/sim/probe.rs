@@ -1,6 +1,7 @@
 //! System calls one at a time on whichever kernel a host has, for holding the simulated one against
 //! the real one. The calls are the seam's, so that what differs is the kernel.
 
+mod pds;
 mod wire;
 
 use std::ffi::CString;
@@ -83,6 +84,11 @@ impl Probe {
     /// On the kernel of this host.
     pub fn new(host: &Host) -> Self {
         Self(host.clone())
+    }
+
+    /// This thread, as the kernel's lists name it.
+    pub fn thread(&self) -> u32 {
+        self.0.kernel().gettid()
     }
 
     /// `openat2` beneath a root, without following links.

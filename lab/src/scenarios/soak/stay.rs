@@ -105,12 +105,12 @@ fn rounds(staying: &[Staying], random: &mut Random, limit: Duration) -> Result<T
                 .iter()
                 .map(|registry| scope.spawn(|| watch(registry, staying, &barrier)))
                 .collect();
-            let sweeper = scope.spawn(|| sweep(&staying, &barrier, &is_over));
+            let sweeper = scope.spawn(|| sweep(staying, &barrier, &is_over));
             barrier.wait();
             std::thread::sleep(delay);
             let removed =
                 (0..going).try_for_each(|each| guest::hca(&format!("del name=goes{each}")));
-            let join = |lister: ScopedJoinHandle<_>| lister.join().expect("no panic");
+            let join = |lister: ScopedJoinHandle<'_, _>| lister.join().expect("no panic");
             let seen = listers.into_iter().map(join).collect::<Result<Vec<Seen>>>();
             is_over.store(true, Relaxed);
             let (sweeps, without) = sweeper.join().expect("no panic")?;
