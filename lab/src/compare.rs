@@ -2,8 +2,10 @@
 //! simulated one, by the same code, and whatever is seen has to be the same. A difference fails.
 
 pub(crate) mod dump;
+mod attack;
 mod foreign;
 mod nldev;
+mod notify;
 mod pages;
 mod play;
 mod real;
@@ -215,6 +217,33 @@ impl Drop for Unprivileged {
     fn drop(&mut self) {
         set_capabilities(None, self.0).expect("what was permitted still is");
     }
+}
+
+/// The attack before each `recvfrom` of an open, on both kernels; how often the real one was found wrong.
+fn compare_attack(foreign: &Foreign, crowd: usize) -> Result<(usize, Vec<String>)> {
+    /// More than an open makes.
+    const MOST: usize = 100;
+    let setup = script::removal_that_waits().setup;
+    let (mut wrong, mut differences) = (0, Vec::new());
+    for at in 1.. {
+        let mut real = Real::new(&setup, None)?;
+        let on_real = attack::play(&mut real, foreign, crowd, at);
+        let on_real = on_real.with_context(|| format!("on the real kernel, {at}"));
+        Side::clean(&mut real)?;
+        let on_real = on_real?;
+        let simulated = attack::play(&mut Simulated::new(&setup), foreign, crowd, at);
+        let simulated = simulated.with_context(|| format!("on the simulated kernel, {at}"))?;
+        if on_real != simulated {
+            differences.push(format!("attack at {at}\nREAL  {on_real:?}\nSIM   {simulated:?}"));
+        }
+        wrong += usize::from(on_real.is_wrong);
+        if on_real.is_over {
+            println!("    attack at {} calls: wrong at {wrong}, {} differ", at - 1, differences.len());
+            return Ok((wrong, differences));
+        }
+        ensure!(at < MOST, "an open without an end");
+    }
+    unreachable!("the loop ends by itself")
 }
 
 /// How long the pages of the real kernel are. The lists are as long as these on both.

@@ -240,6 +240,8 @@ impl Machine {
         }
         if let Some(hook) = hook {
             verdict = hook(world, &call);
+            // What the hook let go of is closed before the call, as what a hook does is done before it.
+            world.settle(&mut lock(&self.shared.closing));
         }
         let result = match verdict {
             Verdict::Fail(errno) => Err(world::errno(errno)),
