@@ -1,8 +1,8 @@
 //! Whether the simulated kernel is true: each script is played on the kernel that this runs on and on a
 //! simulated one, by the same code, and whatever is seen has to be the same. A difference fails.
 
-pub(crate) mod dump;
 mod attack;
+pub(crate) mod dump;
 mod foreign;
 mod nldev;
 mod notify;
@@ -49,11 +49,40 @@ pub(crate) fn run(args: &[&str]) -> Result<()> {
     let budget = match args {
         [] => Some(BUDGET),
         ["--full"] => None,
+        ["--old-rule"] => return old_rule(),
         ["--seconds", seconds] => Some(Duration::from_secs(seconds.parse()?)),
-        _ => bail!("usage: uverbs-lab compare [--full | --seconds N]"),
+        _ => bail!("usage: uverbs-lab compare [--full | --seconds N | --old-rule]"),
     };
     guest::clean()?;
     compare(budget)
+}
+
+/// A library that counts contexts by lists is found wrong on both kernels, and at the same calls.
+#[cfg(uverbs_leave_out)]
+fn old_rule() -> Result<()> {
+    guest::clean()?;
+    raise_descriptor_limit()?;
+    uverbs::leave_out::old_rule(true);
+    let foreign = Foreign::new();
+    let (contexts, _) = measure(&foreign, &script::removal_that_waits().setup)?;
+    let (wrong, differences) = compare_attack(&foreign, contexts.long, 1)?;
+    ensure!(differences.is_empty(), "different:\n{}", differences.join("\n"));
+    ensure!(wrong > 0, "the old rule was not found wrong: the attack proves nothing");
+    Ok(())
+}
+
+#[cfg(not(uverbs_leave_out))]
+fn old_rule() -> Result<()> {
+    bail!("this build has no old rule: build it with --cfg uverbs_leave_out")
+}
+
+fn raise_descriptor_limit() -> Result<()> {
+    let limit = Some(16384);
+    rustix::process::setrlimit(
+        rustix::process::Resource::Nofile,
+        rustix::process::Rlimit { current: limit, maximum: limit },
+    )?;
+    Ok(())
 }
 
 pub(crate) fn sampled() -> Result<()> {
@@ -62,11 +91,7 @@ pub(crate) fn sampled() -> Result<()> {
 
 /// Plays as many scripts as the budget allows, or all.
 fn compare(budget: Option<Duration>) -> Result<()> {
-    let limit = Some(16384);
-    rustix::process::setrlimit(
-        rustix::process::Resource::Nofile,
-        rustix::process::Rlimit { current: limit, maximum: limit },
-    )?;
+    raise_descriptor_limit()?;
     let mut scripts = script::singles();
     let all_singles = scripts.len();
     scripts.extend(script::pairs());
@@ -176,6 +201,9 @@ fn compare_lists(budget: Option<Duration>, foreign: &Foreign) -> Result<Vec<Stri
         compare(&format!("by number, disassociates {disassociates}"), &play)?;
     }
     let (contexts, pds) = measure(foreign, &setup)?;
+    // Of a sample, one in four.
+    let step = if budget.is_some() { 4 } else { 1 };
+    let (wrong, attacked) = compare_attack(foreign, contexts.long, step)?;
     let scripts = pages::all(contexts, pds);
     ensure!(!scripts.len().is_multiple_of(STRIDE), "the stride leaves scripts out");
     let started = Instant::now();
@@ -197,6 +225,8 @@ fn compare_lists(budget: Option<Duration>, foreign: &Foreign) -> Result<Vec<Stri
         differences.len()
     );
     ensure!(played > 0, "no dump was compared");
+    differences.extend(attacked);
+    ensure!(wrong == 0, "the library was wrong {wrong} times");
     Ok(differences)
 }
 
@@ -220,12 +250,12 @@ impl Drop for Unprivileged {
 }
 
 /// The attack before each `recvfrom` of an open, on both kernels; how often the real one was found wrong.
-fn compare_attack(foreign: &Foreign, crowd: usize) -> Result<(usize, Vec<String>)> {
+fn compare_attack(foreign: &Foreign, crowd: usize, step: usize) -> Result<(usize, Vec<String>)> {
     /// More than an open makes.
     const MOST: usize = 100;
     let setup = script::removal_that_waits().setup;
     let (mut wrong, mut differences) = (0, Vec::new());
-    for at in 1.. {
+    for at in (1..).step_by(step) {
         let mut real = Real::new(&setup, None)?;
         let on_real = attack::play(&mut real, foreign, crowd, at);
         let on_real = on_real.with_context(|| format!("on the real kernel, {at}"));
@@ -238,7 +268,11 @@ fn compare_attack(foreign: &Foreign, crowd: usize) -> Result<(usize, Vec<String>
         }
         wrong += usize::from(on_real.is_wrong);
         if on_real.is_over {
-            println!("    attack at {} calls: wrong at {wrong}, {} differ", at - 1, differences.len());
+            println!(
+                "    attack at {} calls: wrong at {wrong}, {} differ",
+                at - 1,
+                differences.len()
+            );
             return Ok((wrong, differences));
         }
         ensure!(at < MOST, "an open without an end");

@@ -27,7 +27,12 @@ pub(super) struct Came {
 
 /// The program has a context of its own on the new device, behind a crowd of so many, and opens that
 /// device. Before its `at`-th `recvfrom` the first of the crowd goes.
-pub(super) fn play(side: &mut dyn Side, foreign: &Foreign, crowd: usize, at: usize) -> Result<Came> {
+pub(super) fn play(
+    side: &mut dyn Side,
+    foreign: &Foreign,
+    crowd: usize,
+    at: usize,
+) -> Result<Came> {
     ensure!(side.add("old", 0xa0, false)? == Ok(()));
     side.set_node(0, Node::Static)?;
     let host = side.host()?;

@@ -30,7 +30,8 @@ pub(super) fn before_receiving(at: usize, act: Act, event: Act) -> Result<()> {
     let end = Instant::now() + Duration::from_secs(60);
     while !acting.is_finished() {
         ensure!(Instant::now() < end, "the thread does not end");
-        let mut polled = libc::pollfd { fd: listener.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        let mut polled =
+            libc::pollfd { fd: listener.as_raw_fd(), events: libc::POLLIN, revents: 0 };
         // SAFETY: one descriptor, which is open, and room for what is found of it.
         let ready = unsafe { libc::poll(&raw mut polled, 1, 5) };
         if ready <= 0 || polled.revents & libc::POLLIN == 0 {
