@@ -1,36 +1,43 @@
 //! A broker that opens and proves a device, and a worker that may open nothing and uses it.
 //!
-//! The worker is a real child process. Once its seccomp filter is in place every call that opens, connects
-//! or starts something kills it; what it works with is the descriptor that the broker sends, the claim
-//! beside it, and a netlink socket that it made before. It checks both with `Context::from_fd`.
+//! The worker is a real child process. Behind its filter every call that opens, connects or starts something is
+//! refused; what it works with is the descriptor that the broker sends, the claim beside it, and a netlink socket
+//! that it made before. It checks both with `Context::from_fd`.
 //!
 //!     cargo run --example broker -- rxe0
 //!
-//! `broker --try-open DEVICE` has the worker call `openat` behind its filter, to see that it is killed.
+//! `broker --try-forbidden DEVICE` has the worker try what is forbidden first, to see that it is refused.
 #![allow(unsafe_code)] // fork: after it the child goes on with what it has
 
-use std::collections::BTreeMap;
+mod sandbox;
+
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 
 use anyhow::{Context as _, bail, ensure};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
     SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, netlink,
     recvmsg, sendmsg, socket_with, socketpair,
 };
 use rustix::process::{Pid, WaitOptions, waitpid};
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
+use sandbox::{Allowed, any};
 use uverbs::{Context, ContextClaim, Device, Dir, Host, Registry};
+
+/// What the worker needs to hear from the broker.
+const HEAR: &[Allowed] = &[
+    any(libc::SYS_recvmsg), // the descriptor and the claim
+];
 
 fn main() -> anyhow::Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    let (name, tries_open) = match args[..] {
+    let (name, tries) = match args[..] {
         [name] => (name, false),
-        ["--try-open", name] => (name, true),
-        _ => bail!("usage: broker [--try-open] DEVICE"),
+        ["--try-forbidden", name] => (name, true),
+        _ => bail!("usage: broker [--try-forbidden] DEVICE"),
     };
     let pair = SocketFlags::CLOEXEC;
     let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, pair, None)?;
@@ -40,7 +47,7 @@ fn main() -> anyhow::Result<()> {
         -1 => return Err(std::io::Error::last_os_error()).context("fork"),
         0 => {
             drop(ours);
-            let worked = worker(name, &theirs, tries_open);
+            let worked = worker(name, &theirs, tries);
             if let Err(error) = &worked {
                 eprintln!("worker: {error:#}");
             }
@@ -78,15 +85,17 @@ fn send(socket: &OwnedFd, context: &Context, claim: &ContextClaim) -> anyhow::Re
 }
 
 /// The other process: what it takes the device to be it finds out itself, then it locks itself in.
-fn worker(name: &str, socket: &OwnedFd, tries_open: bool) -> anyhow::Result<()> {
+fn worker(name: &str, socket: &OwnedFd, tries: bool) -> anyhow::Result<()> {
     let host = host()?;
     let device = Registry::new(host).devices()?.by_name(name)?;
-    lock_in()?;
-    rustix::io::write(socket, b"!")?;
-    if tries_open {
-        #[allow(clippy::disallowed_methods)] // to be killed for it
-        let _ = std::fs::File::open("/dev/null");
+    sandbox::lock_in(&[sandbox::RUNTIME, sandbox::PROVE, HEAR])?;
+    if tries {
+        sandbox::try_forbidden()?;
+        let (null, flags, resolve) = ("/dev/null", OFlags::RDONLY, ResolveFlags::empty());
+        #[allow(clippy::disallowed_methods)] // to be refused
+        sandbox::is_refused("openat2", openat2(CWD, null, flags, Mode::empty(), resolve))?;
     }
+    rustix::io::write(socket, b"!")?;
 
     let context = receive(socket, &device)?;
     let guid = context.query_device()?.node_guid;
@@ -122,28 +131,4 @@ fn receive(socket: &OwnedFd, device: &Device) -> anyhow::Result<Context> {
     let fd = descriptors.and_then(|mut all| all.next()).context("no descriptor came")?;
     let claim = ContextClaim::from_bytes(&claim[..got.bytes])?;
     Ok(Context::from_fd(device, fd, &claim)?)
-}
-
-/// From here on: nothing is opened, connected to or started.
-fn lock_in() -> anyhow::Result<()> {
-    let forbidden = [
-        libc::SYS_openat,
-        libc::SYS_openat2,
-        libc::SYS_open_by_handle_at,
-        libc::SYS_socket,
-        libc::SYS_connect,
-        libc::SYS_execve,
-        libc::SYS_execveat,
-    ];
-    #[cfg(target_arch = "x86_64")]
-    let forbidden = forbidden.into_iter().chain([libc::SYS_open, libc::SYS_creat]);
-    let rules: BTreeMap<_, _> = forbidden.into_iter().map(|call| (call, Vec::new())).collect();
-    let filter = SeccompFilter::new(
-        rules,
-        SeccompAction::Allow,
-        SeccompAction::KillProcess,
-        std::env::consts::ARCH.try_into()?,
-    )?;
-    seccompiler::apply_filter(&BpfProgram::try_from(filter)?)?;
-    Ok(())
 }

@@ -1,20 +1,37 @@
 //! A process that is handed two directories and a socket, locks itself in, and opens a device.
 //!
-//! After the filter it can open nothing by path (`openat` kills it), and make no socket: what it was
-//! handed is all it has.
+//! Behind its filter it makes no socket, starts nothing, and opens nothing but by `openat2`, which the library uses
+//! beneath the two directories alone. `sandbox` says what a filter cannot do.
 //!
 //!     cargo run --example from_parts -- rxe0
+//!
+//! `from_parts --try-forbidden DEVICE` tries what is forbidden first, to see that it is refused.
 
-use std::collections::BTreeMap;
+mod sandbox;
 
-use anyhow::Context as _;
+use anyhow::bail;
 use cap_std::ambient_authority;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, netlink, socket_with};
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
+use sandbox::{Allowed, any};
 use uverbs::{Dir, Host, Registry};
 
+/// What listing takes, and holding an instance in place.
+const LIST: &[Allowed] = &[
+    any(libc::SYS_openat2), // every open of the library, beneath one of the two directories
+    any(libc::SYS_readlinkat), // class links
+    any(libc::SYS_getdents64), // class directories
+    any(libc::SYS_pread64), // attributes
+    any(libc::SYS_fstatfs), // whether /sys is sysfs
+];
+
 fn main() -> anyhow::Result<()> {
-    let name = std::env::args().nth(1).context("usage: from_parts DEVICE")?;
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let (name, tries) = match args[..] {
+        [name] => (name, false),
+        ["--try-forbidden", name] => (name, true),
+        _ => bail!("usage: from_parts [--try-forbidden] DEVICE"),
+    };
 
     // What a broker would do, and hand over.
     #[allow(clippy::disallowed_methods)] // the two roots are the only paths of the program
@@ -23,30 +40,17 @@ fn main() -> anyhow::Result<()> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let netlink = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, Some(netlink::RDMA))?;
 
-    let host = Host::from_parts(sys, dev, Some(netlink))?;
-    lock_in()?;
+    sandbox::lock_in(&[sandbox::RUNTIME, sandbox::PROVE, LIST])?;
+    if tries {
+        sandbox::try_forbidden()?;
+    }
 
-    let device = Registry::new(host).devices()?.by_name(&name)?;
+    let host = Host::from_parts(sys, dev, Some(netlink))?;
+    let device = Registry::new(host).devices()?.by_name(name)?;
     let context = device.open()?;
     println!("{device}: node GUID {}", context.query_device()?.node_guid);
     for check in context.evidence().checks() {
         println!("  {}: {}: {}", check.step, check.what, check.found);
     }
-    Ok(())
-}
-
-/// From here on: no path, no socket, no other program.
-fn lock_in() -> anyhow::Result<()> {
-    let forbidden = [libc::SYS_openat, libc::SYS_socket, libc::SYS_execve, libc::SYS_execveat];
-    #[cfg(target_arch = "x86_64")]
-    let forbidden = forbidden.into_iter().chain([libc::SYS_open, libc::SYS_creat]);
-    let rules: BTreeMap<_, _> = forbidden.into_iter().map(|call| (call, Vec::new())).collect();
-    let filter = SeccompFilter::new(
-        rules,
-        SeccompAction::Allow,
-        SeccompAction::KillProcess,
-        std::env::consts::ARCH.try_into()?,
-    )?;
-    seccompiler::apply_filter(&BpfProgram::try_from(filter)?)?;
     Ok(())
 }

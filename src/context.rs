@@ -11,7 +11,7 @@ mod port;
 
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use crate::attr::retry;
 use crate::device::Device;
@@ -20,7 +20,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::evidence::Evidence;
 use crate::kernel::{Attr, AttrData, Errno, Handle, Kernel, VerbsCall};
 use crate::open::{self, Proven};
-use crate::provider::Allocation;
+use crate::provider::{Allocation, Provided};
 
 pub use claim::ContextClaim;
 pub(crate) use device::QUERY_DEVICE_LEN;
@@ -34,28 +34,31 @@ pub use port::{
 };
 
 /// `UVERBS_OBJECT_DEVICE` and its methods and attributes (`rdma/ib_user_ioctl_cmds.h`).
-mod device_object {
-    pub(super) const OBJECT: u16 = 0;
-    pub(super) const INVOKE_WRITE: u16 = 0;
-    pub(super) const QUERY_PORT: u16 = 2;
-    pub(super) const GET_CONTEXT: u16 = 3;
-    pub(super) const QUERY_GID_TABLE: u16 = 5;
-    pub(super) const CORE_IN: u16 = 0;
-    pub(super) const CORE_OUT: u16 = 1;
-    pub(super) const WRITE_CMD: u16 = 2;
-    pub(super) const NUM_COMP_VECTORS: u16 = 0;
-    pub(super) const PORT_NUM: u16 = 0;
-    pub(super) const PORT_RESP: u16 = 1;
-    pub(super) const GID_ENTRY_SIZE: u16 = 0;
-    pub(super) const GID_FLAGS: u16 = 1;
-    pub(super) const GID_ENTRIES: u16 = 2;
-    pub(super) const GID_COUNT: u16 = 3;
-    pub(super) const UHW_IN: u16 = 0x1000;
-    pub(super) const UHW_OUT: u16 = 0x1001;
+pub(crate) mod device_object {
+    pub(crate) const OBJECT: u16 = 0;
+    pub(crate) const INVOKE_WRITE: u16 = 0;
+    pub(crate) const QUERY_PORT: u16 = 2;
+    pub(crate) const GET_CONTEXT: u16 = 3;
+    pub(crate) const QUERY_GID_TABLE: u16 = 5;
+    pub(crate) const CORE_IN: u16 = 0;
+    pub(crate) const CORE_OUT: u16 = 1;
+    pub(crate) const WRITE_CMD: u16 = 2;
+    pub(crate) const NUM_COMP_VECTORS: u16 = 0;
+    pub(crate) const PORT_NUM: u16 = 0;
+    pub(crate) const PORT_RESP: u16 = 1;
+    pub(crate) const GID_ENTRY_SIZE: u16 = 0;
+    pub(crate) const GID_FLAGS: u16 = 1;
+    pub(crate) const GID_ENTRIES: u16 = 2;
+    pub(crate) const GID_COUNT: u16 = 3;
+    pub(crate) const UHW_IN: u16 = 0x1000;
+    pub(crate) const UHW_OUT: u16 = 0x1001;
     /// `IB_USER_VERBS_CMD_QUERY_DEVICE` (`rdma/ib_user_verbs.h`).
-    pub(super) const QUERY_DEVICE: u64 = 1;
+    pub(crate) const QUERY_DEVICE: u64 = 1;
+    /// `IB_USER_VERBS_CMD_ALLOC_PD` and `IB_USER_VERBS_CMD_DEALLOC_PD`.
+    pub(crate) const ALLOC_PD: u64 = 3;
+    pub(crate) const DEALLOC_PD: u64 = 4;
     /// `IB_USER_VERBS_EX_CMD_QUERY_DEVICE`, with the flag of extended commands.
-    pub(super) const EX_QUERY_DEVICE: u64 = 0x8000_0001;
+    pub(crate) const EX_QUERY_DEVICE: u64 = 0x8000_0001;
 }
 
 /// The memory that always lies behind the output of GET_CONTEXT: drivers up to 7.0 write their whole
@@ -70,11 +73,18 @@ pub(crate) struct CmdFd {
     device: Device,
     /// What GET_CONTEXT has told.
     completion_vectors: OnceLock<u32>,
+    /// A provider that was found for this descriptor alone.
+    _provided: Option<Arc<Provided>>,
 }
 
 impl CmdFd {
     pub(crate) fn new(fd: Handle, driver: DriverId, device: Device) -> Self {
-        Self { fd, driver, device, completion_vectors: OnceLock::new() }
+        Self { fd, driver, device, completion_vectors: OnceLock::new(), _provided: None }
+    }
+
+    /// Keeps a provider for as long as the descriptor.
+    pub(crate) fn with_provider(self, provided: Option<Arc<Provided>>) -> Self {
+        Self { _provided: provided, ..self }
     }
 
     pub(crate) fn as_ref(&self) -> BorrowedFd<'_> {
@@ -85,11 +95,7 @@ impl CmdFd {
         self.driver
     }
 
-    pub(crate) fn device(&self) -> &Device {
-        &self.device
-    }
-
-    fn kernel(&self) -> &Kernel {
+    pub(crate) fn kernel(&self) -> &Kernel {
         self.device.0.host.kernel()
     }
 
@@ -144,7 +150,7 @@ impl CmdFd {
 }
 
 /// One command of the ioctl ABI.
-fn command<'a>(
+pub(crate) fn command<'a>(
     kernel: &Kernel,
     fd: BorrowedFd<'_>,
     driver: DriverId,
@@ -282,13 +288,16 @@ macro_rules! context {
             /// names are swapped there and back meanwhile cannot be told apart.)
             ///
             /// # Errors
-            /// `Removed`, `Replaced` when the device is gone; `Unstable` when it was renamed meanwhile.
+            /// `Removed`, `Replaced` when the device is gone; `Unstable` when it was renamed meanwhile;
+            /// `Unsupported` when its name is `.` or `..`, or has a `/` in it: such a name is no directory in
+            /// sysfs.
             pub fn pkeys(&self, port: u8) -> Result<Vec<u16>> {
                 self.cmd.query_pkeys(port)
             }
 
-            /// The async events of this context from now on (`ibv_get_async_event(3)`). With several of
-            /// these each gets every event of the device and of its ports.
+            /// The async events of this context from now on (`ibv_get_async_event(3)`). Each call opens a
+            /// descriptor of its own, and each gets every event of the device and of its ports. Keep one and
+            /// [wait](AsyncEvents::wait) on it: what happens while none is open is in none.
             ///
             /// # Errors
             /// `Removed` when the device is gone; `Unsupported` before Linux 5.6.

@@ -3,6 +3,7 @@
 use std::ffi::{CStr, CString};
 use std::fmt;
 use std::hash::{Hash, Hasher};
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 
@@ -10,13 +11,15 @@ use crate::attr::{self, Attribute};
 use crate::context::{Context, Opened};
 use crate::driver::DriverId;
 use crate::error::{Error, ErrorKind, Result};
+use crate::evidence::Evidence;
 use crate::host::{Host, Policy};
 use crate::identity::{Instance, Timestamp};
 use crate::indices::Indices;
 use crate::kernel::{Handle, Stat};
 use crate::name::{DeviceNumber, Guid, Name};
-use crate::open::{self, Pin, PinnedDevice};
-use crate::provider::{Provided, ProviderInfo, Providers};
+use crate::netlink::NextNumbers;
+use crate::open;
+use crate::provider::{Provided, ProviderInfo, Providers, Slot};
 
 /// A device that was listed: a handle on one instance, which stays what it is when the device is
 /// gone. A clone is the same device.
@@ -38,14 +41,14 @@ pub(crate) struct Record {
     pub(crate) device_number: DeviceNumber,
     /// Joined once, it holds for the life of the inode.
     pub(crate) joined: OnceLock<Joined>,
+    pub(crate) next: NextNumbers,
     /// What became of the device. It does not come back.
     gone: OnceLock<Gone>,
     /// It was found under another name between two lists. It may have got its old one back: the next
     /// list has to look, though it may find the class directories as they were.
     renamed: AtomicBool,
     state: Mutex<State>,
-    /// Found once: nothing that it is found by changes while the instance lives, but the name.
-    provided: Mutex<Option<Arc<Provided>>>,
+    pub(crate) provided: Slot,
 }
 
 /// What changes of a record.
@@ -122,6 +125,7 @@ impl Record {
             ino: instance.ino,
             device_number: instance.device_number,
             joined: OnceLock::new(),
+            next: NextNumbers::default(),
             gone: OnceLock::new(),
             renamed: AtomicBool::new(false),
             state: Mutex::new(State {
@@ -129,26 +133,8 @@ impl Record {
                 timestamp: instance.timestamp,
                 directory: Weak::new(),
             }),
-            provided: Mutex::default(),
+            provided: Slot::default(),
         }
-    }
-
-    fn provided_state(&self) -> MutexGuard<'_, Option<Arc<Provided>>> {
-        self.provided.lock().unwrap_or_else(|poison| poison.into_inner())
-    }
-
-    fn known_provided(&self) -> Option<Arc<Provided>> {
-        self.provided_state().clone()
-    }
-
-    /// The device's provider, set up when it is asked for first. `driver` is what netlink says.
-    pub(crate) fn provided(&self, pin: &Pin, driver: Option<DriverId>) -> Result<Arc<Provided>> {
-        let mut provided = self.provided_state();
-        if let Some(provided) = &*provided {
-            return Ok(provided.clone());
-        }
-        let found = Arc::new(Provided::find(self, pin, driver)?);
-        Ok(provided.insert(found).clone())
     }
 
     /// The directory of the device that it is part of, from /sys.
@@ -283,7 +269,8 @@ impl Record {
 
 impl Device {
     /// The name at the last listing or open, such as `mlx5_0`. Names change and are reused; they are
-    /// for display.
+    /// for display. It may be another one than in the list that the handle is from:
+    /// [`Devices::by_name`](crate::Devices::by_name) goes by the names of its list.
     pub fn name(&self) -> Name {
         self.0.state().name.clone()
     }
@@ -352,21 +339,23 @@ impl Device {
         })
     }
 
-    /// The device's provider, and the version of its driver's ABI.
+    /// The device's provider, and the version of its driver's ABI. One that the program registered is attached
+    /// by this, unless it is already.
     ///
     /// # Errors
-    /// As [`index`](Self::index).
+    /// As [`index`](Self::index), and `Busy` while the provider is being attached.
     pub fn provider(&self) -> Result<ProviderInfo> {
         self.set_up().map(|provided| provided.info().clone())
     }
 
+    /// The device's provider, found and attached when it is needed first.
     pub(crate) fn set_up(&self) -> Result<Arc<Provided>> {
-        if let Some(provided) = self.0.known_provided() {
+        if let Some(provided) = self.0.provided.known() {
             return Ok(provided);
         }
         let driver = self.driver_id()?;
         open::pin_for_reading(&self.0)
-            .and_then(|pinned| self.0.provided(&pinned, driver))
+            .and_then(|pinned| self.0.provided.find(&self.0, &pinned, driver))
             .map_err(|error| self.0.explain(error))
     }
 
@@ -386,9 +375,10 @@ impl Device {
     ///
     /// # Errors
     /// `Removed`, `Replaced`: the device is gone. `NodeMismatch`: the node in /dev leads elsewhere.
-    /// `Unproven`: the kernel cannot be asked which device it is (netlink denied, Linux before 5.13).
-    /// `Unstable`: it would not stay still. `PermissionDenied`, `Os`: the first system call that
-    /// failed.
+    /// `Unproven`: the kernel cannot show which device it is (Linux before 5.10, among others).
+    /// `NetlinkUnavailable`: netlink is denied. `Unstable`: it would not stay still. `AbiMismatch`,
+    /// `Provider`: its provider cannot handle it, or is being attached (`Busy`). `PermissionDenied`, `Os`:
+    /// the first system call that failed.
     pub fn open(&self) -> Result<Context> {
         self.open_with(self.0.host.policy())
     }
@@ -408,18 +398,29 @@ impl Device {
     /// checked is checked, and what contradicts is refused; the result says which of the two it is.
     ///
     /// # Errors
-    /// As [`open`](Self::open), but for `Unproven`.
+    /// As [`open`](Self::open), but for `Unproven` and `NetlinkUnavailable`.
     pub fn open_allow_unproven(&self, policy: &Policy) -> Result<Opened> {
         open::open(self, policy, true)
     }
 
-    /// Pins the device, so that a descriptor which another library opens can be verified against it
-    /// with [`PinnedDevice::verify`].
+    /// Proves that a cmd fd is bound to this device: one that another library opened, or another process, whenever
+    /// that was. It has to have a context. Nothing has to be done before the open, and the thread that opened it
+    /// does not matter.
+    ///
+    /// A protection domain is allocated through the descriptor, looked for under this device's netlink index, and
+    /// freed. Some drivers send their device a command for that; on bnxt_re it takes a doorbell page of the
+    /// context, and must not happen while the descriptor's owner may be allocating its first domain. The handle
+    /// of the domain is one that the descriptor's owner may have freed: an owner that goes on using it would hit
+    /// this one for that moment. It works on a duplicate, so that closing or reusing the descriptor's number
+    /// meanwhile leads nowhere else. While it runs, the calling thread runs no signal handlers and cannot be
+    /// cancelled; a thread may be started and waited for.
     ///
     /// # Errors
-    /// As [`open`](Self::open).
-    pub fn pin(&self) -> Result<PinnedDevice> {
-        open::pin(self)
+    /// `NodeMismatch` when the descriptor is on another device; `Removed`, `Replaced` when this one is gone;
+    /// `Unproven` when the kernel cannot show it: the descriptor has no context, the driver gives no protection
+    /// domain (ocrdma never), Linux is older than 5.10; `NetlinkUnavailable`.
+    pub fn verify(&self, fd: impl AsFd) -> Result<Evidence> {
+        open::verify(self, fd.as_fd())
     }
 }
 

@@ -2,7 +2,8 @@
 
 use std::{fmt, io};
 
-use crate::evidence::{Step, Value};
+use crate::errno::Described;
+use crate::evidence::{Evidence, Step, Value};
 use crate::kernel::Errno;
 use crate::kernel::rdma::Bad;
 
@@ -28,6 +29,9 @@ pub enum ErrorKind {
     NodeMismatch,
     /// Nothing contradicts that it is the right device, but it could not be proved.
     Unproven,
+    /// RDMA netlink cannot be had: its socket was refused, or was not handed in. Nothing can be proved
+    /// without it.
+    NetlinkUnavailable,
     /// The kernel forbids it to this user.
     PermissionDenied,
     /// The kernel, or a sandbox around this process, cannot do what is needed.
@@ -36,6 +40,9 @@ pub enum ErrorKind {
     AbiMismatch,
     /// The device's provider, one that the program registered, cannot handle it.
     Provider,
+    /// The device's provider, one that the program registered, is being attached at this moment: on another
+    /// thread, which is over soon, or further up on this one, where to try again is of no use.
+    Busy,
     /// Something has contents that the kernel would not write.
     Malformed,
     /// Any other error of the operating system; see [`Error::raw_os_error`].
@@ -51,12 +58,13 @@ struct Repr {
     step: Option<Step>,
     cause: Cause,
     hint: Option<&'static str>,
+    evidence: Option<Evidence>,
 }
 
 #[derive(Debug, thiserror::Error)]
 enum Cause {
-    #[error("{call}: {}", errno_text(*errno))]
-    Call { call: String, errno: Errno },
+    #[error("{call}: {errno}")]
+    Call { call: String, errno: Described },
     #[error("{what}: expected {expected}, found {found}")]
     Differs { what: &'static str, expected: Value, found: Value },
     #[error("{0}")]
@@ -65,7 +73,7 @@ enum Cause {
 
 impl Error {
     fn with_cause(kind: ErrorKind, cause: Cause) -> Self {
-        Self(Box::new(Repr { kind, device: None, step: None, cause, hint: None }))
+        Self(Box::new(Repr { kind, device: None, step: None, cause, hint: None, evidence: None }))
     }
 
     /// An error told in words.
@@ -85,7 +93,7 @@ impl Error {
             Errno::NOSYS => ErrorKind::Unsupported,
             _ => ErrorKind::Os,
         };
-        Self::with_cause(kind, Cause::Call { call: call.into(), errno })
+        Self::with_cause(kind, Cause::Call { call: call.into(), errno: Described(errno) })
     }
 
     /// A check that found something else than it expected.
@@ -127,6 +135,18 @@ impl Error {
         self
     }
 
+    /// Adds the checks that were made before it came up, unless there are some already.
+    pub(crate) fn with_evidence(mut self, evidence: &Evidence) -> Self {
+        self.0.evidence.get_or_insert_with(|| evidence.clone());
+        self
+    }
+
+    /// The checks that were made before it came up, of an error of an open or of
+    /// [`Device::verify`](crate::Device::verify). The last one did not hold where it is the cause.
+    pub fn evidence(&self) -> Option<&Evidence> {
+        self.0.evidence.as_ref()
+    }
+
     /// What kind of error it is.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
@@ -149,7 +169,7 @@ impl Error {
 
     pub(crate) fn errno(&self) -> Option<Errno> {
         match self.0.cause {
-            Cause::Call { errno, .. } => Some(errno),
+            Cause::Call { errno: Described(errno), .. } => Some(errno),
             _ => None,
         }
     }
@@ -157,7 +177,7 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Repr { kind, device, step, cause, hint } = &*self.0;
+        let Repr { kind, device, step, cause, hint, evidence: _ } = &*self.0;
         if let Some(device) = device {
             write!(f, "{device}: ")?;
         }
@@ -198,10 +218,12 @@ impl fmt::Display for ErrorKind {
             Self::Unstable => "the device does not stay still",
             Self::NodeMismatch => "the node leads to another device",
             Self::Unproven => "not proved to be the right device",
+            Self::NetlinkUnavailable => "RDMA netlink cannot be used",
             Self::PermissionDenied => "permission denied",
             Self::Unsupported => "not supported here",
             Self::AbiMismatch => "the ABI of its driver is not known",
             Self::Provider => "its provider refuses",
+            Self::Busy => "its provider is busy",
             Self::Malformed => "malformed",
             Self::Os => "system call failed",
         })
@@ -218,50 +240,11 @@ impl From<Error> for io::Error {
             }
             (ErrorKind::PermissionDenied, _) => io::ErrorKind::PermissionDenied,
             (ErrorKind::Unsupported | ErrorKind::AbiMismatch, _) => io::ErrorKind::Unsupported,
+            (ErrorKind::Busy, _) => io::ErrorKind::ResourceBusy,
             (ErrorKind::Malformed | ErrorKind::NodeMismatch, _) => io::ErrorKind::InvalidData,
             (_, Some(errno)) => errno.kind(),
             (_, None) => io::ErrorKind::Other,
         };
         Self::new(kind, error)
     }
-}
-
-/// An errno as strace prints it: name and meaning.
-fn errno_text(errno: Errno) -> String {
-    let meaning = io::Error::from(errno).to_string();
-    let meaning = meaning.split(" (os error").next().unwrap_or_default();
-    format!("{} ({meaning})", errno_name(errno))
-}
-
-/// The symbolic name of an errno, as strace prints it; the number of one that is rare here.
-fn errno_name(errno: Errno) -> String {
-    let name = match errno {
-        Errno::ACCESS => "EACCES",
-        Errno::AGAIN => "EAGAIN",
-        Errno::BADF => "EBADF",
-        Errno::BUSY => "EBUSY",
-        Errno::CONNREFUSED => "ECONNREFUSED",
-        Errno::FAULT => "EFAULT",
-        Errno::INTR => "EINTR",
-        Errno::INVAL => "EINVAL",
-        Errno::IO => "EIO",
-        Errno::LOOP => "ELOOP",
-        Errno::MFILE => "EMFILE",
-        Errno::NAMETOOLONG => "ENAMETOOLONG",
-        Errno::NFILE => "ENFILE",
-        Errno::NOBUFS => "ENOBUFS",
-        Errno::NODEV => "ENODEV",
-        Errno::NOENT => "ENOENT",
-        Errno::NOMEM => "ENOMEM",
-        Errno::NOSYS => "ENOSYS",
-        Errno::NOTDIR => "ENOTDIR",
-        Errno::NOTTY => "ENOTTY",
-        Errno::NXIO => "ENXIO",
-        Errno::OPNOTSUPP => "EOPNOTSUPP",
-        Errno::PERM => "EPERM",
-        Errno::PROTONOSUPPORT => "EPROTONOSUPPORT",
-        Errno::XDEV => "EXDEV",
-        other => return format!("errno {}", other.raw_os_error()),
-    };
-    name.to_owned()
 }

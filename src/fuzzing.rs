@@ -1,7 +1,9 @@
 //! What the fuzz targets in `fuzz/` call, and the tests that replay their seeds.
 
 use crate::attr;
-use crate::kernel::rdma::{Chardev, DeviceInfo, Messages, parse_contexts};
+use crate::kernel::rdma::{
+    Chardev, DeviceInfo, Messages, Resource, parse_one_resource, parse_resources,
+};
 
 /// Bytes as the value of every attribute, and as the text of a class link.
 pub fn attributes(bytes: &[u8]) {
@@ -30,6 +32,9 @@ pub fn netlink(bytes: &[u8]) {
         let _ = message.errno();
         let _ = DeviceInfo::parse(&message);
         let _ = Chardev::parse(&message);
-        let _ = parse_contexts(&message, 0, &mut |_| {});
+        for kind in [Resource::Context, Resource::Pd] {
+            let _ = parse_resources(&message, kind, 0, &mut |_| {});
+            let _ = parse_one_resource(&message, kind, 0);
+        }
     }
 }

@@ -13,6 +13,7 @@ use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
+pub(crate) use abi::Undisturbed;
 pub(crate) use rustix::fs::{FileType, OFlags};
 pub(crate) use rustix::io::Errno;
 
@@ -215,6 +216,42 @@ impl Kernel {
             Self::Linux => abi::verbs_ioctl(fd, call),
             #[cfg(feature = "sim")]
             Self::Sim(machine) => machine.verbs_ioctl(fd, call),
+        }
+    }
+
+    /// `fcntl(fd, F_DUPFD_CLOEXEC)` of a descriptor that came from outside. The duplicate stays what it is,
+    /// whatever becomes of the number.
+    pub(crate) fn duplicate(&self, fd: BorrowedFd<'_>) -> Sys<Handle> {
+        match self {
+            Self::Linux => linux::duplicate(fd),
+            #[cfg(feature = "sim")]
+            Self::Sim(machine) => machine.duplicate(fd),
+        }
+    }
+
+    /// Holds signal handlers and thread cancellation back from the calling thread until the guard is dropped:
+    /// none of the program's code runs on this thread but what called the library.
+    pub(crate) fn undisturbed(&self) -> Undisturbed {
+        match self {
+            Self::Linux => Undisturbed::begin(),
+            // A simulated kernel sends no signals.
+            #[cfg(feature = "sim")]
+            Self::Sim(_) => Undisturbed::nothing(),
+        }
+    }
+
+    /// Runs something on a thread that was made for it, and waits until it is through. Nothing else has
+    /// ever run on that thread, so that what it has allocated is known. No environment variable is read: the
+    /// size of the stack is given.
+    ///
+    /// # Errors
+    /// The errno of `clone(2)`: limits, a filter, or a pid namespace that this process has only prepared
+    /// (`unshare(2)`).
+    pub(crate) fn on_new_thread<T: Send>(&self, run: impl FnOnce() -> T + Send) -> Sys<T> {
+        match self {
+            Self::Linux => linux::on_new_thread(run),
+            #[cfg(feature = "sim")]
+            Self::Sim(machine) => machine.on_new_thread(run),
         }
     }
 

@@ -25,9 +25,10 @@
 //!   [`Devices`], a list that stays as it is.
 //! - [`Device`]: a counted handle on one instance. It holds no descriptor and outlives the hardware.
 //! - [`Device::open`] gives a [`Context`], or an [`Error`] that names the device, the step and the cause.
-//!   [`Device::pin`] and [`PinnedDevice::verify`] do the same for a descriptor that another library opened.
+//!   [`Device::verify`] proves the same of a descriptor that another library opened.
 //! - [`Context`] answers what the device is, what its ports are, and gives its [`AsyncEvents`].
-//! - [`Provider`]: what a driver has to be told; the known ones are built in.
+//! - [`Provider`] and [`DeviceProvider`]: what a driver is given when a context is allocated; the known ones
+//!   are built in.
 //! - [`Evidence`]: what was checked on the way, and what each check found.
 //!
 //! # It does not
@@ -38,7 +39,7 @@
 //! - move data: queue pairs and memory are the business of other libraries, over the cmd fd.
 //!
 //! # Needs
-//! Linux 5.6 to run and 5.13 to prove. On 32-bit kernels, where inode numbers may repeat, a moved timestamp
+//! Linux 5.6 to run and 5.10 to prove. On 32-bit kernels, where inode numbers may repeat, a moved timestamp
 //! counts as another device.
 //!
 //! # Features
@@ -50,6 +51,7 @@ mod attr;
 mod context;
 mod device;
 mod driver;
+mod errno;
 mod error;
 mod evidence;
 #[cfg(any(fuzzing, feature = "sim"))]
@@ -84,9 +86,8 @@ pub use host::{ForkSafety, Host, Policy, memlock_limit};
 pub use identity::{Instance, Timestamp};
 #[cfg(feature = "sim")]
 pub use kernel::sim;
-pub use name::{DeviceNumber, Guid, Name};
-pub use open::PinnedDevice;
+pub use name::{DeviceNumber, Guid, Name, ParseGuidError};
 pub use provider::{
-    Allocation, Match, MatchedBy, PinnedView, Provider, ProviderInfo, ProviderState,
+    Allocation, DeviceProvider, Match, MatchedBy, PinnedView, Provider, ProviderInfo,
 };
 pub use registry::{Devices, Registry};

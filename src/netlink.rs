@@ -1,12 +1,13 @@
 //! Asking the kernel over RDMA netlink: one request, its answer, retries within bounds.
 
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
 use crate::attr::retry;
 use crate::error::{Error, ErrorKind, Result};
 use crate::kernel::rdma::{
-    Bad, Chardev, Command, ContextEntry, DeviceInfo, Message, Messages, NLMSG_DONE, NLMSG_ERROR,
-    Writer, attr, parse_contexts, parse_copy_on_fork,
+    Bad, Chardev, Command, DeviceInfo, Message, Messages, NLMSG_DONE, NLMSG_ERROR, Resource,
+    ResourceEntry, Writer, attr, parse_copy_on_fork, parse_one_resource, parse_resources,
 };
 use crate::kernel::{Errno, Handle, Kernel};
 
@@ -37,6 +38,28 @@ struct Exchange {
     dirty: bool,
 }
 
+/// A request that is being written.
+struct Request {
+    command: Command,
+    dump: bool,
+    message: Writer,
+}
+
+impl Request {
+    fn attr(self, kind: u16, value: &[u8]) -> Self {
+        Self { message: self.message.attr(kind, value), ..self }
+    }
+}
+
+/// How an answer came.
+#[derive(Debug, Clone, Copy)]
+struct Answer {
+    /// Length of the first datagram of it.
+    first_len: usize,
+    /// How many messages there were, without the one that ends a dump.
+    messages: usize,
+}
+
 /// Why a request got no answer.
 #[derive(Debug)]
 enum Fault {
@@ -50,14 +73,35 @@ enum Fault {
     Bad(Bad),
 }
 
-/// Contexts on one device.
+/// A first datagram of a dump that is no longer than this ended because there was nothing more to list: the
+/// smallest page that the kernel fills is about 3.7 KB long (`netlink_dump`, `net/netlink/af_netlink.c`).
+const WHOLE: usize = 2 * 1024;
+
+/// What a list of contexts or protection domains shows.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Contexts {
-    /// Their numbers.
-    pub(crate) numbers: Vec<u32>,
-    /// The whole list came in one message. Where it takes several, the kernel goes by position, and
-    /// a context that somebody else closes meanwhile can hide another one.
+pub(crate) struct Listing {
+    /// The entries that were wanted.
+    pub(crate) entries: Vec<ResourceEntry>,
+    /// The highest number of all entries.
+    pub(crate) highest: Option<u32>,
+    /// The list leaves out no entry that was there from before the request until after the answer. Nothing
+    /// else means that there is none: where a list takes several pages, each page skips as many entries as
+    /// were shown, by position, so that an entry is left out whenever one before it goes away meanwhile.
+    /// That holds for a list of one page and an empty end, too.
+    pub(crate) is_whole: bool,
+    /// It came in one message, which was once taken for whole.
+    #[cfg(uverbs_leave_out)]
     pub(crate) in_one_message: bool,
+}
+
+/// What the kernel answers about one number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lookup {
+    Found(ResourceEntry),
+    /// There is none of that number: the kernel's ENOENT, which does not depend on any list.
+    Free,
+    /// There is no such device, or the kernel does not know the question.
+    Unknown,
 }
 
 impl Socket {
@@ -84,12 +128,12 @@ impl Socket {
             Ok(())
         });
         match asked {
-            Ok(()) => match found {
+            Ok(_) => match found {
                 Some(info) if info.index == index => Ok(Some(info)),
-                _ => Err(Error::malformed("RDMA_NLDEV_CMD_GET", Bad("another device"))),
+                _ => Err(Error::malformed(Command::Get.name(), Bad("another device"))),
             },
             Err(Fault::Refused(Errno::INVAL)) => Ok(None),
-            Err(fault) => Err(fault.error("RDMA_NLDEV_CMD_GET")),
+            Err(fault) => Err(fault.error(Command::Get)),
         }
     }
 
@@ -102,9 +146,9 @@ impl Socket {
             Ok(())
         });
         match asked {
-            Ok(()) => Ok(found),
+            Ok(_) => Ok(found),
             Err(Fault::Refused(Errno::INVAL | Errno::OPNOTSUPP)) => Ok(None),
-            Err(fault) => Err(fault.error("RDMA_NLDEV_CMD_GET_CHARDEV")),
+            Err(fault) => Err(fault.error(Command::GetChardev)),
         }
     }
 
@@ -113,15 +157,15 @@ impl Socket {
         let mut copies = false;
         let asked = self.retrying(|exchange| {
             let request = exchange.request(Command::SysGet, false);
-            exchange.run(&self.kernel, &self.handle, request, false, &mut |message| {
+            exchange.run(&self.kernel, &self.handle, request, &mut |message| {
                 copies = parse_copy_on_fork(message)?;
                 Ok(())
             })
         });
         match asked {
-            Ok(()) => Ok(copies),
+            Ok(_) => Ok(copies),
             Err(Fault::Refused(Errno::INVAL | Errno::OPNOTSUPP)) => Ok(false),
-            Err(fault) => Err(fault.error("RDMA_NLDEV_CMD_SYS_GET")),
+            Err(fault) => Err(fault.error(Command::SysGet)),
         }
     }
 
@@ -131,50 +175,70 @@ impl Socket {
         self.retrying(|exchange| {
             found.clear();
             let request = exchange.request(Command::Get, true);
-            exchange.run(&self.kernel, &self.handle, request, true, &mut |message| {
+            exchange.run(&self.kernel, &self.handle, request, &mut |message| {
                 found.push(DeviceInfo::parse(message)?);
                 Ok(())
             })
         })
-        .map_err(|fault| fault.error("RDMA_NLDEV_CMD_GET"))?;
+        .map_err(|fault| fault.error(Command::Get))?;
         Ok(found)
     }
 
-    /// The contexts on the device of that index that are wanted; none when the kernel cannot tell (before
-    /// 5.13, or the device is gone).
-    pub(crate) fn contexts(
-        &self,
-        index: u32,
-        is_wanted: impl Fn(&ContextEntry) -> bool,
-    ) -> Result<Option<Contexts>> {
-        let mut contexts = Contexts { numbers: Vec::new(), in_one_message: true };
-        let mut list = |exchange: &mut Exchange| {
-            let mut messages = 0;
-            contexts.numbers.clear();
+    /// The context or protection domain of that number on the device of that index.
+    pub(crate) fn resource(&self, kind: Resource, index: u32, number: u32) -> Result<Lookup> {
+        let mut found = None;
+        let asked = self.retrying(|exchange| {
             let request = exchange
-                .request(Command::ResCtxGet, true)
-                .attr(attr::DEV_INDEX, &index.to_ne_bytes());
-            exchange.run(&self.kernel, &self.handle, request, true, &mut |message| {
-                messages += 1;
-                parse_contexts(message, index, &mut |entry: ContextEntry| {
+                .request(kind.command(), false)
+                .attr(attr::DEV_INDEX, &index.to_ne_bytes())
+                .attr(kind.number(), &number.to_ne_bytes());
+            exchange.run(&self.kernel, &self.handle, request, &mut |message| {
+                found = Some(parse_one_resource(message, kind, index)?);
+                Ok(())
+            })
+        });
+        match (asked, found) {
+            (Ok(_), Some(entry)) if entry.number == number => Ok(Lookup::Found(entry)),
+            (Ok(_), _) => Err(Error::malformed(kind.command().name(), Bad("another number"))),
+            (Err(Fault::Refused(Errno::NOENT)), _) => Ok(Lookup::Free),
+            (Err(Fault::Refused(Errno::INVAL | Errno::OPNOTSUPP)), _) => Ok(Lookup::Unknown),
+            (Err(fault), _) => Err(fault.error(kind.command())),
+        }
+    }
+
+    /// Lists the contexts or protection domains of the device of that index, once. `None` when there is no such
+    /// device, or the kernel does not know the question (contexts before Linux 5.13).
+    pub(crate) fn resources(
+        &self,
+        kind: Resource,
+        index: u32,
+        is_wanted: impl Fn(&ResourceEntry) -> bool,
+    ) -> Result<Option<Listing>> {
+        let (mut entries, mut highest) = (Vec::new(), None);
+        let asked = self.retrying(|exchange| {
+            entries.clear();
+            highest = None;
+            let request =
+                exchange.request(kind.command(), true).attr(attr::DEV_INDEX, &index.to_ne_bytes());
+            exchange.run(&self.kernel, &self.handle, request, &mut |message| {
+                parse_resources(message, kind, index, &mut |entry: ResourceEntry| {
+                    highest = highest.max(Some(entry.number));
                     if is_wanted(&entry) {
-                        contexts.numbers.push(entry.ctxn);
+                        entries.push(entry);
                     }
                 })
-            })?;
-            contexts.in_one_message = messages <= 1;
-            Ok(contexts.in_one_message)
-        };
-        let asked = self.retrying(|exchange| {
-            let was_short = exchange.is_short();
-            let in_one_message = list(exchange)?;
-            // The first one has made the buffer longer, and with it the messages of the next.
-            if !in_one_message && was_short { list(exchange).map(drop) } else { Ok(()) }
+            })
         });
         match asked {
-            Ok(()) => Ok(Some(contexts)),
+            Ok(answer) => Ok(Some(Listing {
+                entries,
+                highest,
+                is_whole: answer.first_len <= WHOLE,
+                #[cfg(uverbs_leave_out)]
+                in_one_message: answer.messages <= 1,
+            })),
             Err(Fault::Refused(Errno::INVAL | Errno::OPNOTSUPP)) => Ok(None),
-            Err(fault) => Err(fault.error("RDMA_NLDEV_CMD_RES_CTX_GET")),
+            Err(fault) => Err(fault.error(kind.command())),
         }
     }
 
@@ -184,25 +248,26 @@ impl Socket {
         command: Command,
         index: u32,
         each: &mut dyn FnMut(&Message<'_>) -> std::result::Result<(), Bad>,
-    ) -> std::result::Result<(), Fault> {
+    ) -> std::result::Result<Answer, Fault> {
         self.retrying(|exchange| {
             let mut request =
                 exchange.request(command, false).attr(attr::DEV_INDEX, &index.to_ne_bytes());
             if command == Command::GetChardev {
                 request = request.attr(attr::CHARDEV_TYPE, b"uverbs\0");
             }
-            exchange.run(&self.kernel, &self.handle, request, false, each)
+            exchange.run(&self.kernel, &self.handle, request, each)
         })
     }
 
     fn retrying(
         &self,
-        mut exchange: impl FnMut(&mut Exchange) -> std::result::Result<(), Fault>,
-    ) -> std::result::Result<(), Fault> {
+        mut exchange: impl FnMut(&mut Exchange) -> std::result::Result<Answer, Fault>,
+    ) -> std::result::Result<Answer, Fault> {
         let mut guard = self.exchange.lock().unwrap_or_else(|poison| poison.into_inner());
         for _ in 1..ATTEMPTS {
             match exchange(&mut guard) {
-                Err(Fault::Lost(what)) => tracing::debug!(what, "RDMA netlink answer lost"),
+                // No log event: nothing of the program's runs here, not even what subscribes to these.
+                Err(Fault::Lost(_)) => {}
                 done => return done,
             }
         }
@@ -211,9 +276,9 @@ impl Socket {
 }
 
 impl Exchange {
-    fn request(&mut self, command: Command, dump: bool) -> Writer {
+    fn request(&mut self, command: Command, dump: bool) -> Request {
         self.seq = self.seq.wrapping_add(1);
-        Writer::request(command, dump, self.seq)
+        Request { command, dump, message: Writer::request(command, dump, self.seq) }
     }
 
     fn is_short(&self) -> bool {
@@ -231,18 +296,17 @@ impl Exchange {
         &mut self,
         kernel: &Kernel,
         socket: &Handle,
-        request: Writer,
-        dump: bool,
+        request: Request,
         each: &mut dyn FnMut(&Message<'_>) -> std::result::Result<(), Bad>,
-    ) -> std::result::Result<(), Fault> {
+    ) -> std::result::Result<Answer, Fault> {
         if self.dirty {
             self.drain(kernel, socket)?;
         }
         self.dirty = true;
-        let mut shown = 0;
-        let request = request.finish();
-        let sent = retry(|| kernel.send(socket, &request));
-        if sent.map_err(|errno| Fault::Call("sendto", errno))? != request.len() {
+        let mut answer = Answer { first_len: 0, messages: 0 };
+        let message = request.message.finish();
+        let sent = retry(|| kernel.send(socket, &message));
+        if sent.map_err(|errno| Fault::Call("sendto", errno))? != message.len() {
             return Err(Fault::Lost("a request that was cut short"));
         }
         for _ in 0..STRAYS {
@@ -265,23 +329,30 @@ impl Exchange {
                 if message.seq != self.seq {
                     continue;
                 }
+                if answer.first_len == 0 {
+                    answer.first_len = datagram.len;
+                }
                 match message.kind {
                     NLMSG_DONE | NLMSG_ERROR => {
                         self.dirty = false;
                         return match message.errno().map_err(Fault::Bad)? {
                             Some(errno) => Err(Fault::Refused(errno)),
-                            None => Ok(()),
+                            None => Ok(answer),
                         };
                     }
-                    _ => each(&message).map_err(Fault::Bad)?,
+                    kind if kind == request.command.message_type() => {
+                        each(&message).map_err(Fault::Bad)?;
+                    }
+                    // An answer to something else is none to this.
+                    _ => continue,
                 }
-                if !dump {
+                answer.messages += 1;
+                if !request.dump {
                     self.dirty = false;
-                    return Ok(());
+                    return Ok(answer);
                 }
-                shown += 1;
             }
-            if shown > 1 {
+            if answer.messages > 1 {
                 self.lengthen();
             }
         }
@@ -302,17 +373,60 @@ impl Exchange {
 }
 
 impl Fault {
-    fn error(self, command: &'static str) -> Error {
+    fn error(self, command: Command) -> Error {
+        let command = command.name();
         match self {
             Self::Refused(errno) => Error::call(command, errno),
             Self::Call(call, errno) => {
-                Error::call(format!("{call}(NETLINK_RDMA, {command})"), errno)
+                let error = Error::call(format!("{call}(NETLINK_RDMA, {command})"), errno);
+                match errno {
+                    // By a filter: the kernel itself forbids these calls to nobody.
+                    Errno::PERM | Errno::ACCESS => {
+                        error.into_kind(ErrorKind::NetlinkUnavailable).hint(WITHOUT)
+                    }
+                    _ => error,
+                }
             }
             Self::Lost(what) => {
                 Error::new(ErrorKind::Unstable, format!("{command}: {what} ({ATTEMPTS} times)"))
             }
             Self::Bad(bad) => Error::malformed(command, bad),
         }
+    }
+}
+
+/// The numbers that the next context and the next protection domain of a device will have, if nobody else
+/// allocates one before: the kernel counts on from the last (`xa_alloc_cyclic`). Guesses only.
+#[derive(Debug)]
+pub(crate) struct NextNumbers {
+    context: AtomicU64,
+    pd: AtomicU64,
+}
+
+/// No number that the kernel gives.
+const UNKNOWN: u64 = u64::MAX;
+
+impl Default for NextNumbers {
+    fn default() -> Self {
+        Self { context: AtomicU64::new(UNKNOWN), pd: AtomicU64::new(UNKNOWN) }
+    }
+}
+
+impl NextNumbers {
+    fn of(&self, kind: Resource) -> &AtomicU64 {
+        match kind {
+            Resource::Context => &self.context,
+            Resource::Pd => &self.pd,
+        }
+    }
+
+    pub(crate) fn get(&self, kind: Resource) -> Option<u32> {
+        u32::try_from(self.of(kind).load(Relaxed)).ok()
+    }
+
+    /// `last` was given out.
+    pub(crate) fn set_after(&self, kind: Resource, last: u32) {
+        self.of(kind).store(last.wrapping_add(1).into(), Relaxed);
     }
 }
 
@@ -328,26 +442,31 @@ pub(crate) enum Source {
     Denied,
 }
 
+const WITHOUT: &str = "without RDMA netlink nothing shows which device a context is on";
+
 impl Source {
     /// The socket.
     ///
     /// # Errors
-    /// Unproven, with the errno of `socket(2)`, where there is none.
+    /// `NetlinkUnavailable`, with the errno of `socket(2)`, where there is none.
     pub(crate) fn socket(&self, kernel: &Kernel) -> Result<Arc<Socket>> {
         match self {
             Self::Given(socket) => Ok(socket.clone()),
             Self::Ambient => {
                 let handle = retry(|| kernel.rdma_socket()).map_err(|errno| {
-                    Error::call("socket(AF_NETLINK, SOCK_RAW, NETLINK_RDMA)", errno)
-                        .into_kind(ErrorKind::Unproven)
-                        .hint("without RDMA netlink nothing tells which device a context is on")
+                    let error = Error::call("socket(AF_NETLINK, SOCK_RAW, NETLINK_RDMA)", errno);
+                    match errno {
+                        // The process has no room for a descriptor, which says nothing of netlink.
+                        Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM => error,
+                        _ => error.into_kind(ErrorKind::NetlinkUnavailable).hint(WITHOUT),
+                    }
                 })?;
                 Ok(Arc::new(Socket::made(kernel.clone(), handle)))
             }
-            Self::Denied => Err(Error::new(
-                ErrorKind::Unproven,
-                "no RDMA netlink socket was handed in, so nothing tells which device a context is on",
-            )),
+            Self::Denied => {
+                let text = "no RDMA netlink socket was handed in";
+                Err(Error::new(ErrorKind::NetlinkUnavailable, text).hint(WITHOUT))
+            }
         }
     }
 }

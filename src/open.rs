@@ -16,25 +16,29 @@
 //! before the character device, and that before the device number is free for another
 //! device: as long as `dev` answers, nobody else has the number.
 
+#[cfg(uverbs_leave_out)]
+mod old_rule;
+mod pd;
 mod proof;
+mod sysfs_guid;
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use crate::attr::{self, Attribute, retry};
-use crate::context::{CmdFd, Context, ContextClaim, Opened, UnprovenContext};
+use crate::context::{CmdFd, Context, Opened, UnprovenContext};
 use crate::device::{Device, Joined, Record};
 use crate::driver::DriverId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::evidence::{Evidence, Step, Value};
 use crate::host::Policy;
 use crate::identity::Timestamp;
-use crate::kernel::{Errno, FileType, Handle, OFlags, Resolve, Stat};
+use crate::kernel::{Errno, FileType, Handle, Kernel, OFlags, Resolve, Stat, VerbsCall};
 use crate::name::{DeviceNumber, Name};
 use crate::provider::{Allocation, Provided};
 
 pub(crate) use proof::Proven;
-use proof::{Baseline, Proof};
+use proof::{Place, Proof, Target};
 
 /// How often an open starts over because a timestamp or a name moved under it.
 const ATTEMPTS: usize = 3;
@@ -43,61 +47,99 @@ const ATTEMPTS: usize = 3;
 /// contradicted is an error either way.
 pub(crate) fn open(device: &Device, policy: &Policy, allow_unproven: bool) -> Result<Opened> {
     let record = &device.0;
-    for _ in 1..ATTEMPTS {
-        match attempt(device, policy, allow_unproven) {
-            Err(error) if error.kind() == ErrorKind::Unstable => {
+    let mut place = Place::Here;
+    let mut attempts = 1;
+    loop {
+        match attempt(device, policy, allow_unproven, place) {
+            Err(error) if error.kind() == ErrorKind::Unstable && attempts < ATTEMPTS => {
                 tracing::debug!(device = record.label(), %error, "opening starts over");
             }
-            done => return done.map_err(|error| record.explain(error)),
+            Ok(Attempt::NeedsNewThread(reason)) if place == Place::Here => {
+                tracing::debug!(device = record.label(), %reason, "opening starts over");
+                place = Place::NewThread;
+                continue;
+            }
+            Ok(Attempt::NeedsNewThread(reason)) => return Err(record.explain(reason)),
+            Ok(Attempt::Opened(opened)) => return Ok(opened),
+            Err(error) => return Err(record.explain(error)),
         }
+        attempts += 1;
     }
-    attempt(device, policy, allow_unproven).map_err(|error| record.explain(error))
 }
 
-fn attempt(device: &Device, policy: &Policy, allow_unproven: bool) -> Result<Opened> {
-    let record = &device.0;
+fn attempt(
+    device: &Device,
+    policy: &Policy,
+    allow_unproven: bool,
+    place: Place,
+) -> Result<Attempt> {
     let mut evidence = Evidence::default();
-    known(record)?;
-    let pin = pin_instance(record, policy, &mut evidence).map_err(|e| e.at(Step::Pin))?;
-    // Asked before anything is opened: where nothing can be proved there is no use in opening.
-    let baseline = match Baseline::take(record, &pin, true) {
-        Err(error) if error.kind() != ErrorKind::Unproven || !allow_unproven => {
-            return Err(error.at(Step::Prove));
+    match steps(device, policy, allow_unproven, place, &mut evidence) {
+        Ok((cmd, Proof::Proven(witness))) => {
+            Ok(Attempt::Opened(Opened::Proven(Context::new(cmd, evidence, witness))))
         }
-        baseline => baseline,
+        Ok((cmd, Proof::Unproven(reason))) => {
+            let reason = reason.at(Step::Prove).of(|| device.0.label()).with_evidence(&evidence);
+            Ok(Attempt::Opened(Opened::Unproven(UnprovenContext::new(cmd, evidence, reason))))
+        }
+        Ok((_, Proof::NeedsNewThread(reason))) => Ok(Attempt::NeedsNewThread(reason)),
+        Err(error) => Err(error.with_evidence(&evidence)),
+    }
+}
+
+/// What came of an attempt that nothing contradicted.
+enum Attempt {
+    Opened(Opened),
+    /// The driver gives no protection domain: the context has to be allocated on a new thread.
+    NeedsNewThread(Error),
+}
+
+fn steps(
+    device: &Device,
+    policy: &Policy,
+    allow_unproven: bool,
+    place: Place,
+    evidence: &mut Evidence,
+) -> Result<(CmdFd, Proof)> {
+    let record = &device.0;
+    known(record)?;
+    let pin = pin_instance(record, policy, evidence).map_err(|e| e.at(Step::Pin))?;
+    // Before anything is opened: where nothing can be proved there is no use in opening.
+    let target = match Target::find(record, &pin) {
+        Err(error) if !allow_unproven || !is_unproven(&error) => return Err(error.at(Step::Prove)),
+        target => target,
     };
     // A device that its provider cannot handle is not opened either.
-    let told = record.joined.get().map(|joined| joined.driver_id.map(DriverId::from_raw));
-    let provided = told.map(|driver| record.provided(&pin, driver)).transpose();
+    let reported = record.joined.get().map(|joined| joined.driver_id.map(DriverId::from_raw));
+    let provided = reported.map(|driver| record.provided.find(record, &pin, driver)).transpose();
     let provided = provided.map_err(|error| error.at(Step::Pin))?;
     if let Some(provided) = &provided {
         provided.require_usable().map_err(|error| error.at(Step::Pin))?;
     }
-    let node = look_at_node(record, &mut evidence).map_err(|e| e.at(Step::Node))?;
-    let fd = open_node(record, &node, &mut evidence).map_err(|e| e.at(Step::Open))?;
+    let node = look_at_node(record, evidence).map_err(|e| e.at(Step::Node))?;
+    let fd = open_node(record, &node, evidence).map_err(|e| e.at(Step::Open))?;
     drop(node);
-    revalidate(record, &pin, &mut evidence).map_err(|e| e.at(Step::Revalidate))?;
+    revalidate(record, &pin, evidence).map_err(|e| e.at(Step::Revalidate))?;
     let guess = provided.as_ref().and_then(|provided| provided.driver());
     let driver = driver_of(record, fd.as_fd(), guess).map_err(|e| e.at(Step::Allocate))?;
-    let allocation = prepare(record, &pin, provided, driver).map_err(|e| e.at(Step::Allocate))?;
-    let cmd = CmdFd::new(fd, driver, device.clone());
-    let proof = proof::allocate_and_prove(record, &pin, &cmd, &allocation, baseline, &mut evidence)
+    // The last of the program's own code, a registered provider's, before the proof begins.
+    let (prepared, own) =
+        prepare(record, &pin, provided, driver).map_err(|e| e.at(Step::Allocate))?;
+    let cmd = CmdFd::new(fd, driver, device.clone()).with_provider(own);
+    let proof = proof::allocate_and_prove(record, &pin, &cmd, &prepared, target, place, evidence)
         .map_err(|e| e.at(Step::Prove))?;
-    Ok(match proof {
-        Proof::Proven(witness) => Opened::Proven(Context::new(cmd, evidence, witness)),
-        Proof::Unproven(reason) => {
-            let reason = reason.at(Step::Prove).of(|| record.label());
-            Opened::Unproven(UnprovenContext::new(cmd, evidence, reason))
-        }
-    })
+    Ok((cmd, proof))
+}
+
+/// Nothing contradicts that it is the right device.
+fn is_unproven(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Unproven | ErrorKind::NetlinkUnavailable)
 }
 
 /// Step 1: a device that is known to be gone is not looked for.
 fn known(record: &Record) -> Result<()> {
     match record.known_gone() {
-        Some(gone) => {
-            Err(Error::new(gone.kind(), "it is known since the last look").at(Step::Known))
-        }
+        Some(gone) => Err(Error::new(gone.kind(), "the last look found that out").at(Step::Known)),
         None => Ok(()),
     }
 }
@@ -109,7 +151,7 @@ pub(crate) struct Pin {
     directory: Arc<Handle>,
     dev: Attribute,
     ibdev: Attribute,
-    kernel: crate::kernel::Kernel,
+    kernel: Kernel,
     device_number: DeviceNumber,
     name: Name,
     timestamp: Timestamp,
@@ -295,27 +337,47 @@ fn driver_of(record: &Record, fd: BorrowedFd<'_>, guess: Option<DriverId>) -> Re
     if let Some(Joined { driver_id: Some(raw), .. }) = record.joined.get() {
         return Ok(DriverId::from_raw(*raw));
     }
-    proof::probe_driver(record.host.kernel(), fd, guess)
+    probe_driver(record.host.kernel(), fd, guess)
 }
 
-/// What the provider wants the driver to be told. Where netlink did not tell the driver, the provider is
-/// found only now, by what the descriptor answers to, and for this open alone.
+/// Asks a cmd fd for its driver, where netlink does not report it: a command that does not exist is EINVAL
+/// for the wrong driver and EPROTONOSUPPORT for the right one (`ib_uverbs_cmd_verbs`,
+/// `drivers/infiniband/core/uverbs_ioctl.c`), and does nothing.
+fn probe_driver(kernel: &Kernel, fd: BorrowedFd<'_>, guess: Option<DriverId>) -> Result<DriverId> {
+    for driver in guess.into_iter().chain(DriverId::all()) {
+        let mut call =
+            VerbsCall { object: 0, method: NO_METHOD, driver_id: driver.to_raw(), attrs: &mut [] };
+        match retry(|| kernel.verbs_ioctl(fd, &mut call)) {
+            Err(Errno::PROTONOSUPPORT) => return Ok(driver),
+            Err(Errno::INVAL) => {}
+            Err(errno) => return Err(Error::call("ioctl(RDMA_VERBS_IOCTL)", errno)),
+            Ok(()) => break,
+        }
+    }
+    Err(Error::new(ErrorKind::Unsupported, "no driver that this version knows answers"))
+}
+
+/// A method that no object of the ioctl ABI has.
+const NO_METHOD: u16 = 0xfff;
+
+/// What the provider has GET_CONTEXT given. Where netlink did not report the driver, the provider is found only
+/// now, by the driver that the descriptor answers to, and for this open alone: then it comes back, too.
 fn prepare(
     record: &Record,
     pin: &Pin,
     provided: Option<Arc<Provided>>,
     driver: DriverId,
-) -> Result<Prepared> {
-    let provided = match provided {
-        Some(provided) => provided,
+) -> Result<(Prepared, Option<Arc<Provided>>)> {
+    let (provided, own) = match provided {
+        Some(provided) => (provided, None),
         None => {
-            let provided = Provided::find(record, pin, Some(driver))?;
-            provided.require_usable()?;
-            Arc::new(provided)
+            let found = record.provided.find_for_one_open(record, pin, driver)?;
+            (found.clone(), Some(found))
         }
     };
-    let allocation = provided.prepare(record, pin, driver)?;
-    Ok(Prepared { allocation, is_known: provided.info().provider.is_some() })
+    provided.require_usable()?;
+    let allocation = provided.allocation(record, pin, driver)?;
+    Ok((Prepared { allocation, is_known: provided.info().provider.is_some() }, own))
 }
 
 /// What GET_CONTEXT is given, and whether there is a provider that wanted it so.
@@ -341,94 +403,49 @@ pub(crate) fn is_present(device: &Device) -> Result<bool> {
     }
 }
 
-/// Steps 1 and 2, and the half of step 7 that comes before the context exists, for a node that
-/// somebody else opens.
-pub(crate) fn pin(device: &Device) -> Result<PinnedDevice> {
+/// Proves that a descriptor which somebody else has opened, and allocated a context on, is bound to the
+/// device: steps 1, 2, 4 and 7.
+pub(crate) fn verify(device: &Device, fd: BorrowedFd<'_>) -> Result<Evidence> {
     let record = &device.0;
-    let pinned = || {
-        known(record)?;
-        let mut evidence = Evidence::default();
-        let pin = pin_instance(record, record.host.policy(), &mut evidence)
-            .map_err(|error| error.at(Step::Pin))?;
-        let baseline =
-            Baseline::take(record, &pin, false).map_err(|error| error.at(Step::Prove))?;
-        Ok(PinnedDevice { device: device.clone(), pin, baseline, evidence })
-    };
-    pinned().map_err(|error: Error| record.explain(error))
+    // A duplicate, so that nobody closes or reuses the number meanwhile.
+    let duplicate = retry(|| record.host.kernel().duplicate(fd))
+        .map_err(|errno| Error::call("fcntl(F_DUPFD_CLOEXEC)", errno).at(Step::Open));
+    let (evidence, _) =
+        duplicate.and_then(|fd| verify_owned(device, fd)).map_err(|error| record.explain(error))?;
+    Ok(evidence)
 }
 
-/// A device that is held in place while another library opens its node and allocates a context.
-///
-/// Made by [`Device::pin`]. Open the node, by `ibv_open_device` for instance, on the *same thread*
-/// after the pin, and give the cmd fd to [`verify`](Self::verify). Another thread in between, or a
-/// context that was allocated before the pin, cannot be told from somebody else's, and is `Unproven`.
-///
-/// The kernel lists contexts, not descriptors: between the two this thread must allocate no *other*
-/// context on the device, or that one may be taken for the descriptor's. What
-/// [`Device::open`] gives needs no such care.
-#[derive(Debug)]
-pub struct PinnedDevice {
-    device: Device,
-    pin: Pin,
-    baseline: Baseline,
-    evidence: Evidence,
+/// The same of a descriptor that is ours: it comes back with the evidence and the witness.
+pub(crate) fn adopt(device: &Device, fd: Handle) -> Result<(CmdFd, Evidence, Proven)> {
+    let (evidence, (cmd, witness)) =
+        verify_owned(device, fd).map_err(|error| device.0.explain(error))?;
+    Ok((cmd, evidence, witness))
 }
 
-impl PinnedDevice {
-    /// The device.
-    pub fn device(&self) -> &Device {
-        &self.device
-    }
-
-    /// Proves that a cmd fd with a context is on this device: steps 4, 5 and 7 for a descriptor that
-    /// came by other means.
-    ///
-    /// # Errors
-    /// `NodeMismatch` when it is on another device, `Removed` or `Replaced` when the device is gone,
-    /// `Unproven` when the kernel cannot tell, `Unstable` when it moved meanwhile: pin and open anew.
-    pub fn verify(&self, fd: BorrowedFd<'_>) -> Result<Evidence> {
-        let record = &self.device.0;
-        let verified = || {
-            let mut evidence = self.evidence.clone();
-            let kernel = record.host.kernel();
-            let stat = retry(|| kernel.fstat_cmd(fd))
-                .map_err(|errno| Error::call("fstat", errno).at(Step::Open))?;
-            require_node(record, &stat, Step::Open, &mut evidence)?;
-            revalidate(record, &self.pin, &mut evidence).map_err(|e| e.at(Step::Revalidate))?;
-            let driver = driver_of(record, fd, None).map_err(|e| e.at(Step::Prove))?;
-            let (pin, baseline) = (&self.pin, &self.baseline);
-            match proof::prove(record, pin, fd, driver, baseline, &mut evidence) {
-                Ok(Proof::Proven(_)) => Ok(evidence),
-                Ok(Proof::Unproven(error)) | Err(error) => Err(error.at(Step::Prove)),
-            }
-        };
-        verified().map_err(|error| record.explain(error))
-    }
-}
-
-/// What can be checked, without /sys and /dev, of a descriptor whose sender claims to have proved it.
-pub(crate) fn adopt(cmd: &CmdFd, claim: &ContextClaim) -> Result<(Evidence, Proven)> {
-    let record = &cmd.device().0;
+fn verify_owned(device: &Device, fd: Handle) -> Result<(Evidence, (CmdFd, Proven))> {
     let mut evidence = Evidence::default();
-    let mut adopted = || {
-        known(record)?;
-        for (what, expected, found) in [
-            ("uverbs directory (inode)", Value::Number(record.ino), Value::Number(claim.ino)),
-            (
-                "device number (dev)",
-                Value::Device(record.device_number),
-                Value::Device(claim.device_number),
-            ),
-        ] {
-            evidence.require(Step::Pin, what, ErrorKind::Replaced, expected, || Ok(found))?;
+    match verify_steps(device, fd, &mut evidence) {
+        Ok(proved) => Ok((evidence, proved)),
+        Err(error) => Err(error.with_evidence(&evidence)),
+    }
+}
+
+fn verify_steps(device: &Device, fd: Handle, evidence: &mut Evidence) -> Result<(CmdFd, Proven)> {
+    let record = &device.0;
+    known(record)?;
+    let pin = pin_instance(record, record.host.policy(), evidence).map_err(|e| e.at(Step::Pin))?;
+    let stat = retry(|| record.host.kernel().fstat_cmd(fd.as_fd()))
+        .map_err(|errno| Error::call("fstat", errno).at(Step::Open))?;
+    require_node(record, &stat, Step::Open, evidence)?;
+    let target = Target::find(record, &pin).map_err(|e| e.at(Step::Prove))?;
+    let driver = driver_of(record, fd.as_fd(), None).map_err(|e| e.at(Step::Prove))?;
+    let cmd = CmdFd::new(fd, driver, device.clone());
+    match proof::prove(record, &pin, &cmd, &target, evidence) {
+        Ok(Proof::Proven(witness)) => Ok((cmd, witness)),
+        Ok(Proof::Unproven(error) | Proof::NeedsNewThread(error)) | Err(error) => {
+            Err(error.at(Step::Prove))
         }
-        let stat = retry(|| record.host.kernel().fstat_cmd(cmd.as_ref()))
-            .map_err(|errno| Error::call("fstat", errno).at(Step::Open))?;
-        require_node(record, &stat, Step::Open, &mut evidence)?;
-        proof::adopt(record, cmd, claim, &mut evidence).map_err(|error| error.at(Step::Prove))
-    };
-    let witness = adopted().map_err(|error: Error| error.of(|| record.label()))?;
-    Ok((evidence, witness))
+    }
 }
 
 /// Step 6: the kernel context. Before the proof a wrong device may be given one, for a moment.

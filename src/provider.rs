@@ -1,16 +1,17 @@
-//! Providers: for each driver what a context has to be told, and which of its ABI versions are known.
+//! Providers: what each driver is given when a context is allocated, and which of its ABI versions are known.
 //!
 //! A device's provider is looked for by driver id first, then by name, then by modalias; in each of these
-//! the providers that the program registered come before the built-in ones. Built-in providers want nothing
+//! the providers that the program registered come before the built-in ones. Built-in providers need nothing
 //! when a device is listed, so where no others are registered a device's is looked for when somebody
-//! needs it: listing asks RDMA netlink for nothing.
+//! needs it: a list sends nothing to RDMA netlink.
 
+mod attached;
 mod builtin;
 mod glob;
 mod matching;
 mod pci;
+mod view;
 
-use std::any::Any;
 use std::borrow::Cow;
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -18,9 +19,10 @@ use std::ops::RangeInclusive;
 use crate::driver::DriverId;
 use crate::error::Result;
 
+pub(crate) use attached::{Provided, Slot, is_inside};
 pub(crate) use builtin::data_of;
-pub use matching::PinnedView;
-pub(crate) use matching::{Provided, Providers};
+pub(crate) use matching::Providers;
+pub use view::PinnedView;
 
 /// What a device is recognised by.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,9 +60,6 @@ impl fmt::Display for MatchedBy {
     }
 }
 
-/// What a provider keeps for a device from [`Provider::init`] to [`Provider::teardown`].
-pub type ProviderState = Box<dyn Any + Send + Sync>;
-
 /// What GET_CONTEXT is given for a driver.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -80,12 +79,25 @@ impl Allocation {
     }
 }
 
-/// What a driver's devices need; for drivers that this crate does not know, or that a program knows better.
+/// What the devices of a driver need, for drivers that this crate does not know, or that a program knows better.
 ///
-/// Its functions are called without any lock but the one of the device they are about: they may use other
-/// devices, and must not open or ask that one. A device is pinned while they look at it: what they read
-/// through the [view](PinnedView) is of that instance, and if it goes meanwhile the call that caused
-/// this says so.
+/// It is registered with [`Registry::with_providers`](crate::Registry::with_providers), which asks for its name, its
+/// matches and its ABI versions, once.
+///
+/// # What its code may do
+/// No lock is held while [`attach`](Self::attach), [`DeviceProvider::allocation`] or the `Drop` of a
+/// [`DeviceProvider`] runs, and no thread waits for them. They may list devices, query them and open them, through
+/// the same registry or another one, with these exceptions:
+/// - While `attach` runs for a device, that device has no provider yet. To open it, or to call
+///   [`Device::provider`](crate::Device::provider), is [`Busy`](crate::ErrorKind::Busy) at once, on this thread
+///   and on every other one. So two threads that each attach a device and open the other's inside both get an
+///   error, and neither waits.
+/// - To open a device from inside its own `allocation`, on the same thread, is `Busy`, too.
+/// - A list that is made from inside any of the three attaches no device. Those that are new are attached when they
+///   are listed next, or opened.
+///
+/// A panic in them goes on to the caller. It leaves nothing behind: after one in `attach`, the device is attached
+/// anew when it is listed or opened next.
 pub trait Provider: Send + Sync + 'static {
     /// What it is called, in `uverbs show` and in errors.
     fn name(&self) -> &str;
@@ -97,30 +109,41 @@ pub trait Provider: Send + Sync + 'static {
     /// version is listed and does not open.
     fn abi_versions(&self) -> RangeInclusive<u32>;
 
-    /// A device of this provider was listed for the first time: called once an instance, before
-    /// [`Registry::devices`](crate::Registry::devices) returns it. An error keeps the device from being
-    /// opened, and is what every open says; this is not called again.
+    /// Makes what stands for the device from now on. It is called once an instance, when a list first shows the
+    /// device, or else when it is first opened or asked for its provider. A list on another thread may show the
+    /// device before this has returned.
+    ///
+    /// An error is kept: it keeps the device from being opened, and every open returns it, as
+    /// [`Provider`](crate::ErrorKind::Provider). Only `Busy`, of another device that this opens, is returned as that
+    /// and not kept; the device is attached anew when it is listed or opened next.
+    ///
+    /// Where netlink does not report the driver ([`Device::open_allow_unproven`](crate::Device::open_allow_unproven)),
+    /// only the descriptor does, and that may be another device's. Such an open attaches for itself alone, and the
+    /// context keeps what is made.
     ///
     /// # Errors
     /// Whatever is in the way; [`Error::provider`](crate::Error::provider) makes one.
-    fn init(&self, device: &PinnedView<'_>) -> Result<ProviderState> {
-        let _ = device;
-        Ok(Box::new(()))
-    }
+    fn attach(&self, device: &PinnedView<'_>) -> Result<Box<dyn DeviceProvider>>;
+}
 
-    /// What GET_CONTEXT is given, asked before each allocation.
+/// A [`Provider`] attached to one device.
+///
+/// It is dropped once, when the list, all handles and all contexts have let the device go, on the thread that
+/// did so last.
+pub trait DeviceProvider: Send + Sync {
+    /// What GET_CONTEXT is given. It is called once for each attempt to open the device, before the context is
+    /// allocated; none of the program's code runs between its return and the end of the open.
     ///
     /// # Errors
-    /// Whatever is in the way; nothing is opened then.
-    fn prepare(&self, device: &PinnedView<'_>, state: &ProviderState) -> Result<Allocation> {
-        let _ = (device, state);
-        Ok(Allocation::default())
-    }
+    /// Whatever is in the way; no context is allocated then, and the error of the open is of the kind
+    /// [`Provider`](crate::ErrorKind::Provider), or `Busy` where this one is.
+    fn allocation(&self, device: &PinnedView<'_>) -> Result<Allocation>;
+}
 
-    /// The list, all handles and all contexts have let go of the device: once for each `init` that
-    /// succeeded, on the thread that let go last.
-    fn teardown(&self, state: ProviderState) {
-        drop(state);
+/// For drivers that always want the same.
+impl DeviceProvider for Allocation {
+    fn allocation(&self, _: &PinnedView<'_>) -> Result<Allocation> {
+        Ok(self.clone())
     }
 }
 

@@ -8,7 +8,8 @@ use crate::device::{Device, Gone, Record, Sighting};
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::Host;
 use crate::indices::Indices;
-use crate::provider::{Provider, Providers};
+use crate::name::Name;
+use crate::provider::{self, Provider, Providers};
 use crate::sweep::{NameLink, Sweeps};
 
 /// The devices of a host. A clone shares its records.
@@ -32,7 +33,8 @@ struct State {
     devices: Devices,
     /// What that look saw in the class directories.
     sweeps: Sweeps,
-    /// Every device that the sweeps show has its entry: none went while it was looked at.
+    /// The entries are those of the devices that the sweeps show: none went while it was looked at, and
+    /// none is there that was not shown.
     is_whole: bool,
     /// How often something had changed.
     changes: u64,
@@ -45,7 +47,10 @@ struct Entry {
     number: u32,
     /// Inode number of its class link, which is made and removed with the device.
     link: u64,
-    seen: std::result::Result<Seen, Arc<Error>>,
+    /// Its record. Where it cannot be read for a while it keeps that, and is not listed.
+    seen: Option<Seen>,
+    /// Why it is not listed.
+    fault: Option<Arc<Error>>,
 }
 
 struct Seen {
@@ -62,7 +67,8 @@ impl Registry {
     }
 
     /// The same with [providers](Provider) of the program's own, which come before the built-in ones. With
-    /// these, [`devices`](Self::devices) asks RDMA netlink and sysfs which provider each new device has.
+    /// these, [`devices`](Self::devices) finds out through RDMA netlink and sysfs which provider each new device
+    /// has, and attaches it.
     pub fn with_providers(
         host: Host,
         providers: impl IntoIterator<Item = Arc<dyn Provider>>,
@@ -79,16 +85,21 @@ impl Registry {
 
     /// Looks at the host and lists its devices, as `ibv_get_device_list(3)` does each time. A device
     /// that is still the same instance keeps its record; one that is gone is marked, and its
-    /// handles say so.
+    /// handles report that from then on.
     ///
-    /// Both class directories are swept; what is in them as it was is not looked at again.
+    /// The list holds every device that was there from the beginning of the call to its end. Both class
+    /// directories are swept, and entries that have not changed are not looked at again. A sweep of the
+    /// kernel may lack a device that is there, so `class/infiniband_verbs` is swept until two sweeps in a row
+    /// agree, and a known device that neither shows is looked up before it is marked. If the directory
+    /// changes under each of eight sweeps, the last pair counts: a device that is new may be missing from
+    /// the list then, a known one never is.
     ///
     /// # Errors
     /// `Unstable` when the uverbs module is being loaded or unloaded; `Os`, `PermissionDenied`. What is
     /// wrong with one device does not stop the listing: see [`Devices::faults`].
     pub fn devices(&self) -> Result<Devices> {
         let devices = self.list()?;
-        if !self.0.providers.is_empty() {
+        if !self.0.providers.is_empty() && !provider::is_inside() {
             devices.iter().for_each(set_up);
         }
         Ok(devices)
@@ -129,10 +140,10 @@ impl Registry {
     }
 }
 
-/// Finds a device's provider, if it has none yet. What is in the way is so again when it is opened.
+/// Finds a device's provider and attaches it, if that is not done yet. An open returns what is in the way.
 fn set_up(device: &Device) {
     if let Err(error) = device.set_up() {
-        tracing::debug!(%error, "no provider is found");
+        tracing::debug!(%error, "no provider is attached");
     }
 }
 
@@ -143,8 +154,8 @@ impl State {
             && host.has_unique_inodes()
             && self.sweeps.has_names()
             && self.entries.iter().all(|entry| {
-                let seen = entry.seen.as_ref();
-                seen.is_ok_and(|seen| seen.name_link.is_some() && seen.device.0.is_settled())
+                let seen = entry.listed();
+                seen.is_some_and(|seen| seen.name_link.is_some() && seen.device.0.is_settled())
             })
     }
 
@@ -152,20 +163,30 @@ impl State {
         let found = sweeps.uverbs();
         let swept = found.len();
         let mut entries = Vec::with_capacity(swept);
+        let mut not_shown = Vec::new();
         let mut old = std::mem::take(&mut self.entries).into_iter().peekable();
         for (number, link) in found {
-            // What the last sweep had before this number is no longer there.
-            while let Some(gone) = old.next_if(|entry| entry.number < number) {
-                gone.mark(Gone::Removed);
+            while let Some(known) = old.next_if(|entry| entry.number < number) {
+                not_shown.push(known);
             }
-            let known = old.next_if(|entry| entry.number == number);
-            entries.extend(look(registry, number, link, known, sweeps));
+            let mut known = old.next_if(|entry| entry.number == number);
+            if known.as_mut().is_some_and(|known| known.is_as_it_was(registry, link, sweeps)) {
+                entries.extend(known);
+            } else {
+                entries.extend(look(registry, number, link, known));
+            }
         }
-        for gone in old {
-            gone.mark(Gone::Removed);
-        }
+        not_shown.extend(old);
+        let shown = entries.len();
+        // A sweep may have stepped over a device that is there, so each is looked up before it is marked.
+        entries.extend(
+            not_shown
+                .into_iter()
+                .filter_map(|known| look(registry, known.number, known.link, Some(known))),
+        );
+        self.is_whole = shown == swept && entries.len() == shown;
+        entries.sort_unstable_by_key(|entry| entry.number);
         link_names(&mut entries, sweeps);
-        self.is_whole = entries.len() == swept;
         self.entries = entries;
         self.devices = Devices::of(&self.entries);
         self.changes += 1;
@@ -175,7 +196,7 @@ impl State {
 
 /// Gives those that were looked at the links of their names. One pass over the names for all of them.
 fn link_names(entries: &mut [Entry], sweeps: &Sweeps) {
-    let seen = entries.iter_mut().filter_map(|entry| entry.seen.as_mut().ok());
+    let seen = entries.iter_mut().filter_map(|entry| entry.seen.as_mut());
     let looked_at = seen.filter(|seen| seen.name_link.is_none());
     let mut looked_at: Vec<_> = looked_at.map(|seen| (seen.device.name(), seen)).collect();
     looked_at.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
@@ -188,81 +209,87 @@ fn link_names(entries: &mut [Entry], sweeps: &Sweeps) {
 }
 
 /// Looks at one uverbs device: the known record where it is the same instance, or a new one. None when
-/// it went meanwhile.
-fn look(
-    registry: &Inner,
-    number: u32,
-    link: u64,
-    mut known: Option<Entry>,
-    sweeps: &Sweeps,
-) -> Option<Entry> {
+/// it is gone.
+fn look(registry: &Inner, number: u32, link: u64, known: Option<Entry>) -> Option<Entry> {
     let host = &registry.host;
-    if let Some(Entry { link: known_link, seen: Ok(seen), .. }) = &mut known
-        && *known_link == link
-        && host.has_unique_inodes()
-        && seen.device.0.is_settled()
-        && let Some((name, name_link)) = seen.name_link.and_then(|link| sweeps.name_of(link))
-    {
-        seen.name_link = Some(name_link);
-        if name == seen.device.0.state().name.as_bytes() {
-            return known;
-        }
-    }
+    let known = known.and_then(|known| known.seen);
+    let entry = |device| {
+        let seen = Some(Seen { device, name_link: None });
+        Some(Entry { number, link, seen, fault: None })
+    };
     let sighting = match Sighting::take(host, number) {
         Ok(sighting) => sighting,
         Err(error) if attr::is_absent(&error) => {
             if let Some(known) = known {
-                known.mark(Gone::Removed);
+                known.device.0.mark(Gone::Removed);
             }
             return None;
         }
         Err(error) => {
             let error = error.of(|| format!("uverbs{number}"));
             tracing::warn!(%error, "device cannot be listed");
-            let seen = Err(Arc::new(error));
-            return Some(Entry { number, link, seen });
+            let seen = known.filter(|known| known.device.0.fate().is_none());
+            return Some(Entry { number, link, seen, fault: Some(Arc::new(error)) });
         }
     };
-    if let Some(Entry { seen: Ok(seen), .. }) = known {
-        let record = &seen.device.0;
-        if record.is_seen_in(&sighting) && !seen.device.is_known_gone() {
-            record.refresh(&sighting);
-            return Some(Entry {
-                number,
-                link,
-                seen: Ok(Seen { device: seen.device, name_link: None }),
-            });
+    if let Some(Seen { device, .. }) = known {
+        if device.0.is_seen_in(&sighting) && !device.is_known_gone() {
+            device.0.refresh(&sighting);
+            return entry(device);
         }
-        record.mark(Gone::Replaced);
+        device.0.mark(Gone::Replaced);
     }
     let (indices, providers) = (registry.indices.clone(), registry.providers.clone());
     let record = Record::new(host.clone(), indices, providers, sighting);
-    let device = Device(Arc::new(record));
-    Some(Entry { number, link, seen: Ok(Seen { device, name_link: None }) })
+    entry(Device(Arc::new(record)))
 }
 
 impl Entry {
-    fn mark(&self, gone: Gone) {
-        if let Ok(seen) = &self.seen {
-            seen.device.0.mark(gone);
+    /// What is listed of it.
+    fn listed(&self) -> Option<&Seen> {
+        self.seen.as_ref().filter(|_| self.fault.is_none())
+    }
+
+    /// It is the same instance under the same name, as far as its links tell.
+    fn is_as_it_was(&mut self, registry: &Inner, link: u64, sweeps: &Sweeps) -> bool {
+        let Self { link: known_link, seen: Some(seen), fault: None, .. } = self else {
+            return false;
+        };
+        if *known_link == link
+            && registry.host.has_unique_inodes()
+            && seen.device.0.is_settled()
+            && let Some((name, name_link)) = seen.name_link.and_then(|link| sweeps.name_of(link))
+        {
+            seen.name_link = Some(name_link);
+            return name == seen.device.0.state().name.as_bytes();
         }
+        false
     }
 }
 
-/// The devices that one look found, by uverbs number. It stays as it is; the devices outlive it.
+/// The devices that one look found, by uverbs number, and the names they had then. The list does not
+/// change, and the devices outlive it.
+///
+/// A [`Device`] is a handle on what is there now: its [`name`](Device::name) follows a rename that a later list
+/// or an open has found. [`by_name`](Self::by_name) does not: it finds a device by the name that it had in
+/// this list.
 #[derive(Clone, Default)]
 pub struct Devices {
     devices: Arc<[Device]>,
+    /// Their names in this list, in the same order.
+    names: Arc<[Name]>,
     faults: Arc<[Arc<Error>]>,
 }
 
 impl Devices {
     fn of(entries: &[Entry]) -> Self {
-        let devices = entries.iter().filter_map(|entry| entry.seen.as_ref().ok());
-        let faults = entries.iter().filter_map(|entry| entry.seen.as_ref().err());
+        let devices: Arc<[_]> =
+            entries.iter().filter_map(Entry::listed).map(|seen| seen.device.clone()).collect();
+        let faults = entries.iter().filter_map(|entry| entry.fault.as_ref());
         Self {
-            devices: devices.map(|seen| seen.device.clone()).collect(),
+            names: devices.iter().map(Device::name).collect(),
             faults: faults.cloned().collect(),
+            devices,
         }
     }
 
@@ -286,14 +313,16 @@ impl Devices {
         self.faults.iter().map(|error| &**error)
     }
 
-    /// The device of that name. Escaped names are not understood here: it is bytes that are compared.
+    /// The device that had that name in this list. The bytes are compared, so an escaped name is not
+    /// understood here.
     ///
     /// # Errors
     /// `NotFound`; `Ambiguous` when two have it (Linux 7.3 keeps names unique per namespace only).
     pub fn by_name(&self, name: impl AsRef<[u8]>) -> Result<Device> {
         let name = name.as_ref();
+        let named = self.iter().zip(&*self.names).filter(|(_, known)| known.as_bytes() == name);
         let asked = format_args!("\"{}\"", name.escape_ascii());
-        self.by(asked, |device| device.name().as_bytes() == name)
+        only_one(named.map(|(device, _)| device), &asked)
     }
 
     /// The one device of which something is true; `asked` says what, in errors.
@@ -305,15 +334,21 @@ impl Devices {
         asked: impl fmt::Display,
         is_it: impl FnMut(&&Device) -> bool,
     ) -> Result<Device> {
-        let mut matches = self.iter().filter(is_it);
-        match (matches.next(), matches.next()) {
-            (Some(device), None) => Ok(device.clone()),
-            (None, _) => Err(Error::new(ErrorKind::NotFound, format!("{asked} is not listed"))),
-            (Some(one), Some(other)) => {
-                let (one, other) = (one.uverbs_number(), other.uverbs_number());
-                let both = format!("{asked} is both uverbs{one} and uverbs{other}");
-                Err(Error::new(ErrorKind::Ambiguous, both))
-            }
+        only_one(self.iter().filter(is_it), &asked)
+    }
+}
+
+fn only_one<'a>(
+    mut matches: impl Iterator<Item = &'a Device>,
+    asked: &dyn fmt::Display,
+) -> Result<Device> {
+    match (matches.next(), matches.next()) {
+        (Some(device), None) => Ok(device.clone()),
+        (None, _) => Err(Error::new(ErrorKind::NotFound, format!("{asked} is not listed"))),
+        (Some(one), Some(other)) => {
+            let (one, other) = (one.uverbs_number(), other.uverbs_number());
+            let both = format!("{asked} is both uverbs{one} and uverbs{other}");
+            Err(Error::new(ErrorKind::Ambiguous, both))
         }
     }
 }

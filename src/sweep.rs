@@ -30,15 +30,20 @@ impl Sweep {
         self.entries.push((self.names.len(), entry.ino));
     }
 
+    /// The entry in that place.
+    fn get(&self, at: usize) -> Option<(&[u8], u64)> {
+        let (to, ino) = *self.entries.get(at)?;
+        let from = at.checked_sub(1).map_or(0, |before| self.entries[before].0);
+        Some((&self.names[from..to], ino))
+    }
+
     fn iter(&self) -> impl Iterator<Item = (&[u8], u64)> {
-        let mut from = 0;
-        self.entries.iter().map(move |&(to, ino)| {
-            let name = &self.names[from..to];
-            from = to;
-            (name, ino)
-        })
+        (0..self.entries.len()).filter_map(|at| self.get(at))
     }
 }
+
+/// How many pairs of sweeps are made until the two of one agree.
+const PAIRS: usize = 4;
 
 /// Sweeps of both class directories. Two that are equal show the same devices under the same names.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -55,7 +60,7 @@ impl Sweeps {
     /// # Errors
     /// `Unstable` when ib_uverbs is being loaded or unloaded; what the calls say.
     pub(crate) fn take(&mut self, host: &Host) -> Result<()> {
-        self.sweep_uverbs(host)?;
+        self.sweep_until_it_stays(host)?;
         const CLASS: &CStr = c"class/infiniband";
         self.names.clear();
         self.has_names = attr::open(host.kernel(), host.sys(), CLASS, attr::SWEEP)
@@ -67,31 +72,64 @@ impl Sweeps {
         Ok(())
     }
 
-    fn sweep_uverbs(&mut self, host: &Host) -> Result<()> {
-        const CLASS: &CStr = c"class/infiniband_verbs";
-        let (kernel, sys) = (host.kernel(), host.sys());
-        // Twice: a directory that was opened just before ib_uverbs went is dead and shows nothing.
-        for _ in 0..2 {
+    /// Sweeps `class/infiniband_verbs` until two sweeps in a row show the same.
+    ///
+    /// One sweep may lack a device that is there all the while: up to Linux 6.12 at least,
+    /// `kernfs_fop_readdir` (`fs/kernfs/dir.c`) steps over the entry behind one that is removed just then.
+    /// That one was shown, and the next sweep does not show it. So two sweeps that are equal have
+    /// stepped over nothing that was there during both.
+    fn sweep_until_it_stays(&mut self, host: &Host) -> Result<()> {
+        let (mut is_class, mut stays) = (false, false);
+        for _ in 0..PAIRS {
             self.uverbs.clear();
-            // Opened for each sweep: one that is held dies with the module, and its offset is shared.
-            let directory = match attr::open(kernel, sys, CLASS, attr::SWEEP) {
-                Err(error) if attr::is_absent(&error) => return Ok(()),
-                directory => directory?,
-            };
-            let mut is_class = false;
-            let each = &mut |entry: DirEntry<'_>| {
+            is_class = false;
+            self.sweep_uverbs(host, |sweep, entry| {
                 is_class |= entry.name == b"abi_version";
-                self.uverbs.push(entry);
-            };
-            attr::sweep(kernel, &directory, "class/infiniband_verbs", each)?;
-            if is_class {
+                sweep.push(entry);
+            })?;
+            if self.uverbs.entries.is_empty() {
                 return Ok(());
             }
+            let mut shown = 0;
+            stays = true;
+            self.sweep_uverbs(host, |sweep, entry| {
+                stays &= sweep.get(shown) == Some((entry.name, entry.ino));
+                shown += 1;
+            })?;
+            stays &= shown == self.uverbs.entries.len();
+            if stays {
+                break;
+            }
         }
-        Err(Error::new(
-            ErrorKind::Unstable,
-            "class/infiniband_verbs has no abi_version: ib_uverbs is being loaded or unloaded",
-        ))
+        if !stays {
+            tracing::debug!("class/infiniband_verbs changes under every sweep");
+        }
+        // A directory that was opened just before ib_uverbs went is dead and shows nothing.
+        match is_class {
+            true => Ok(()),
+            false => Err(Error::new(
+                ErrorKind::Unstable,
+                "class/infiniband_verbs has no abi_version: ib_uverbs is being loaded or unloaded",
+            )),
+        }
+    }
+
+    /// Shows each entry of `class/infiniband_verbs` to `each`; none where there is no such directory.
+    fn sweep_uverbs(
+        &mut self,
+        host: &Host,
+        mut each: impl FnMut(&mut Sweep, DirEntry<'_>),
+    ) -> Result<()> {
+        const CLASS: &CStr = c"class/infiniband_verbs";
+        let (kernel, sys) = (host.kernel(), host.sys());
+        // Opened for each sweep: one that is held dies with the module, and its offset is shared.
+        match attr::open(kernel, sys, CLASS, attr::SWEEP) {
+            Err(error) if attr::is_absent(&error) => Ok(()),
+            directory => {
+                let each = &mut |entry: DirEntry<'_>| each(&mut self.uverbs, entry);
+                attr::sweep(kernel, &directory?, "class/infiniband_verbs", each)
+            }
+        }
     }
 
     /// Number and class link of every uverbs device, by number.
@@ -127,8 +165,8 @@ impl Sweeps {
             (0..entries.len()).flat_map(|far| [link.at.checked_sub(far), Some(link.at + far)]);
         let is_there = |at: &usize| entries.get(*at).is_some_and(|(_, ino)| *ino == link.ino);
         let at = places.flatten().find(is_there).filter(|_| self.has_names)?;
-        let from = at.checked_sub(1).map_or(0, |before| entries[before].0);
-        Some((&self.names.names[from..entries[at].0], NameLink { at, ..link }))
+        let (name, _) = self.names.get(at)?;
+        Some((name, NameLink { at, ..link }))
     }
 }
 

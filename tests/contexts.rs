@@ -1,7 +1,7 @@
 //! What a program does after an open, on the simulated kernel.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use uverbs::sim::{CallKind, DeviceId, DeviceSpec, Machine, Verdict};
 use uverbs::{
@@ -93,6 +93,32 @@ fn keys_of_another_device_are_not_returned() {
 }
 
 #[test]
+fn a_name_that_leads_elsewhere_is_no_path_to_the_keys() {
+    let (machine, id, context) = opened(true);
+    // A device beside it with the same GUID and another key.
+    machine.add(DeviceSpec::new("b").guid(0xa0)).expect("added");
+    machine.on_call(|world, call| match call.kind() {
+        CallKind::Pread if call.detail(world).contains("/b/ports/") => {
+            Verdict::Answer(b"0x8001\n".into())
+        }
+        _ => Verdict::Continue,
+    });
+    let leads = |call: &String| call.contains(": devices/virtual/infiniband/");
+    for name in ["../infiniband/b", "x/../b", "b/", "/b", ".", ".."] {
+        machine.rename(id, name.as_bytes()).expect("renamed");
+        machine.record_calls(true);
+        let error = context.pkeys(1).expect_err(name);
+        assert_eq!(error.kind(), ErrorKind::Unsupported, "{name}: {error}");
+        assert!(error.to_string().contains("rename"), "{name}: {error}");
+        assert!(!machine.call_log().iter().any(leads), "{name} was opened");
+    }
+    machine.rename(id, b"..rxe0").expect("renamed");
+    machine.record_calls(true);
+    assert_eq!(context.pkeys(1).expect("a table"), [0xffff]);
+    assert!(machine.call_log().iter().any(leads));
+}
+
+#[test]
 fn events_come_in_order_and_end_with_the_device() {
     let (machine, id, context) = opened(true);
     let mut early = context.async_events().expect("events");
@@ -132,6 +158,37 @@ fn a_driver_that_does_not_disassociate_says_nothing() {
     drop(context);
     assert_eq!(machine.open_handles(), 0);
     assert!(machine.is_gone(id));
+}
+
+#[test]
+fn a_wait_ends_at_its_deadline_though_poll_says_ready() {
+    let (machine, id, context) = opened(true);
+    let mut events = context.async_events().expect("events");
+    machine.event(id, 9, 1);
+    // Somebody else takes each event between poll and read; after a while nobody does.
+    let started = Instant::now();
+    machine.on_call(move |_, call| match call.kind() {
+        CallKind::Read if started.elapsed() < Duration::from_secs(5) => Verdict::Fail(11),
+        _ => Verdict::Continue,
+    });
+    for timeout in [Duration::ZERO, Duration::from_millis(20)] {
+        let started = Instant::now();
+        assert_eq!(events.wait(Some(timeout)).expect("read"), None);
+        assert!(started.elapsed() >= timeout, "it did not wait");
+    }
+    // Without a deadline it goes on until there is an event.
+    machine.on_call({
+        let mut reads = 0;
+        move |_, call| {
+            reads += u32::from(call.kind() == CallKind::Read);
+            if call.kind() == CallKind::Read && reads < 4 {
+                Verdict::Fail(11)
+            } else {
+                Verdict::Continue
+            }
+        }
+    });
+    assert!(events.wait(None).expect("read").is_some());
 }
 
 #[test]
@@ -194,22 +251,18 @@ fn a_stream_wakes_its_task() {
 }
 
 #[test]
-fn a_context_that_is_passed_on_is_checked() {
+fn a_context_that_is_passed_on_is_proved() {
     let (machine, id, context) = opened(true);
     let claim = context.claim().expect("a claim");
     let claim = ContextClaim::from_bytes(&claim.to_bytes()).expect("a claim");
-    // The receiver has its own list, and may open nothing.
+    // The receiver has its own list.
     let device = listed(&machine, "rxe0");
     let pass = || context.as_fd().try_clone_to_owned().expect("a copy");
-    machine.on_call(|_, call| match call.kind() {
-        CallKind::Openat2 => Verdict::Fail(1),
-        _ => Verdict::Continue,
-    });
     let received = Context::from_fd(&device, pass(), &claim).expect("adopted");
     assert_eq!(received.query_device().expect("attributes").node_guid, claim.node_guid);
     assert_eq!(received.completion_vectors(), 1);
     assert_eq!(received.evidence().context_number(), machine.ctxn_of(context.as_fd()));
-    machine.clear_hook();
+    assert_eq!(machine.pd_handles_of(context.as_fd()), []);
 
     let refused = |claim: ContextClaim| kind(Context::from_fd(&device, pass(), &claim));
     let mut other = claim;
@@ -217,13 +270,13 @@ fn a_context_that_is_passed_on_is_checked() {
     assert_eq!(refused(other), ErrorKind::Replaced);
     let mut other = claim;
     other.context_number += 1;
-    assert_eq!(refused(other), ErrorKind::Unproven);
+    assert_eq!(refused(other), ErrorKind::NodeMismatch);
     let mut other = claim;
     other.node_guid.0 += 1;
     assert_eq!(refused(other), ErrorKind::NodeMismatch);
     let mut other = claim;
     other.index += 1;
-    assert_eq!(refused(other), ErrorKind::Removed);
+    assert_eq!(refused(other), ErrorKind::NodeMismatch);
 
     // The descriptor of another device, which has the number now.
     machine.remove(id);
@@ -231,8 +284,8 @@ fn a_context_that_is_passed_on_is_checked() {
     let theirs = listed(&machine, "rxe0").open().expect("opened");
     assert_eq!(machine.device_of(theirs.as_fd()), Some(second));
     let error = kind(Context::from_fd(&device, OwnedFd::from(theirs), &claim));
-    assert_eq!(error, ErrorKind::NodeMismatch);
-    assert_eq!(refused(claim), ErrorKind::Removed);
+    assert_eq!(error, ErrorKind::Replaced);
+    assert_eq!(refused(claim), ErrorKind::Replaced);
     drop((context, received, device));
     assert_eq!(machine.open_handles(), 0);
 }
@@ -248,5 +301,5 @@ fn fork_safety_is_what_the_kernel_says() {
     machine.refuse_request(22);
     assert_eq!(host.fork_safety().expect("told"), ForkSafety::MarkPages);
     machine.deny_netlink(Some(1));
-    assert_eq!(kind(host.fork_safety()), ErrorKind::Unproven);
+    assert_eq!(kind(host.fork_safety()), ErrorKind::NetlinkUnavailable);
 }

@@ -65,7 +65,9 @@ fn a_sys_that_is_not_sysfs_is_refused() {
 fn nothing_there_is_ever_proved() {
     let tree = Tree::new("unproven");
     tree.device(0);
-    let device = tree.registry().devices().expect("listed").by_name("rxe0").expect("there");
+    let devices = tree.registry().devices().expect("listed");
+    let device = devices.by_name("rxe0").expect("there");
+    assert_eq!(devices.by_name(device.name()).expect("there"), device);
     assert_eq!(device.open().expect_err("refused").kind(), ErrorKind::Unproven);
 }
 

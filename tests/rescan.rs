@@ -1,7 +1,7 @@
 //! Lists after the first: what is as it was is not looked at again, what is not is found.
 
-use uverbs::sim::{DeviceId, DeviceSpec, Machine, Verdict};
-use uverbs::{Devices, Host, Policy, Registry};
+use uverbs::sim::{CallKind, DeviceId, DeviceSpec, Machine, Verdict, World};
+use uverbs::{Devices, ErrorKind, Host, Policy, Registry};
 
 struct Bench {
     machine: Machine,
@@ -38,8 +38,8 @@ impl Bench {
     }
 }
 
-/// Two opens, and of each directory a page and its end.
-const SWEEPS: u64 = 6;
+/// Two sweeps of `class/infiniband_verbs` and one of `class/infiniband`: an open, a page, and its end.
+const SWEEPS: u64 = 9;
 
 #[test]
 fn nothing_changed_costs_the_sweeps_alone() {
@@ -90,6 +90,39 @@ fn names_are_those_of_now() {
     assert_eq!(bench.calls(), SWEEPS);
 }
 
+/// A list finds its devices by the names that they had in it, whatever they are called since.
+#[test]
+fn a_list_keeps_its_names() {
+    let bench = listed(3);
+    let old = bench.devices();
+    let number = |devices: &Devices, name: &str| {
+        devices.by_name(name).map(|device| device.uverbs_number()).map_err(|error| error.kind())
+    };
+    bench.machine.swap_names(bench.ids[0], bench.ids[1]).expect("swapped");
+    bench.machine.rename(bench.ids[2], b"new").expect("renamed");
+    let new = bench.devices();
+    for (list, name, expected) in [
+        (&old, "m0", Ok(0)),
+        (&old, "m1", Ok(1)),
+        (&old, "m2", Ok(2)),
+        (&old, "new", Err(ErrorKind::NotFound)),
+        (&new, "m0", Ok(1)),
+        (&new, "m1", Ok(0)),
+        (&new, "m2", Err(ErrorKind::NotFound)),
+        (&new, "new", Ok(2)),
+    ] {
+        assert_eq!(number(list, name), expected, "{name}");
+    }
+    // The handles are the same: they have the name of now.
+    assert_eq!(old.by_name("m2").expect("listed").name(), "new");
+    // What an open finds is in no list yet.
+    bench.machine.rename(bench.ids[2], b"newer").expect("renamed");
+    drop(new.by_name("new").expect("listed").open().expect("opened"));
+    assert_eq!(new.by_name("new").expect("listed").name(), "newer");
+    assert_eq!(number(&new, "newer"), Err(ErrorKind::NotFound));
+    assert_eq!(number(&bench.devices(), "newer"), Ok(2));
+}
+
 #[test]
 fn a_name_with_a_slash_hides_no_change() {
     let bench = listed(5);
@@ -117,6 +150,37 @@ fn a_look_that_failed_is_made_again() {
     }
 }
 
+/// A device that cannot be read is another matter than one that is gone: it keeps its record as long as it
+/// is there.
+#[test]
+fn what_cannot_be_read_is_not_lost() {
+    for goes in [false, true] {
+        let bench = listed(3);
+        let before = bench.devices().by_name("m1").expect("listed");
+        bench.machine.rename(bench.ids[1], b"other").expect("renamed");
+        bench.machine.on_call(|world, call| match call.detail(world).ends_with("uverbs1/ibdev") {
+            true => Verdict::Fail(5),
+            false => Verdict::Continue,
+        });
+        for _ in 0..2 {
+            let devices = bench.devices();
+            assert_eq!((devices.len(), devices.faults().count()), (2, 1));
+            assert!(!before.is_known_gone());
+        }
+        if goes {
+            bench.machine.remove(bench.ids[1]);
+            bench.machine.add(DeviceSpec::new("new")).expect("added");
+            assert_eq!(bench.devices().faults().count(), 1);
+            assert!(before.is_known_gone());
+        }
+        bench.machine.clear_hook();
+        assert_eq!(bench.names()[1], if goes { "new" } else { "other" });
+        assert_eq!(before.name(), if goes { "m1" } else { "other" });
+        assert_eq!(bench.devices().faults().count(), 0);
+        assert_eq!(bench.calls(), SWEEPS);
+    }
+}
+
 /// Threads that list while devices come: none marks as gone what another one has just found.
 #[test]
 fn lists_at_once_lose_nothing() {
@@ -137,4 +201,99 @@ fn lists_at_once_lose_nothing() {
         }
     });
     assert_eq!(bench.devices().len(), 310);
+}
+
+/// Up to Linux 6.12 at least, a `getdents` steps over the entry behind one that is removed while it is shown.
+#[test]
+fn what_a_page_of_names_steps_over_is_there() {
+    let bench = listed(3);
+    let before = bench.devices();
+    bench.machine.remove_while_listed(bench.ids[0]);
+    for _ in 0..2 {
+        assert_eq!(bench.names(), ["m1", "m2"]);
+        assert!(bench.devices().iter().eq(before.iter().skip(1)), "listed as other instances");
+    }
+    let gone: Vec<_> = before.iter().map(|device| device.is_known_gone()).collect();
+    assert_eq!(gone, [true, false, false]);
+    // It is the same record: what one handle learns of the device, the others know.
+    bench.machine.rename(bench.ids[1], b"other").expect("renamed");
+    drop(bench.devices().by_name("other").expect("listed").open().expect("opened"));
+    assert_eq!(before.iter().nth(1).expect("three").name(), "other");
+}
+
+/// The first sweep shows exactly what the last list saw.
+#[test]
+fn a_device_that_is_new_is_listed_though_it_was_stepped_over() {
+    let bench = listed(1);
+    bench.machine.add(DeviceSpec::new("new")).expect("added");
+    bench.machine.remove_while_listed(bench.ids[0]);
+    assert_eq!(bench.names(), ["new"]);
+    // And at a first list.
+    bench.machine.add(DeviceSpec::new("another")).expect("added");
+    bench.machine.remove_while_listed(bench.machine.instance_of(0).expect("another"));
+    let host = Host::simulated(&bench.machine, Policy::new()).expect("a host");
+    let first = Registry::new(host).devices().expect("a list");
+    assert_eq!(first.iter().map(|device| device.name().to_string()).collect::<Vec<_>>(), ["new"]);
+}
+
+/// Before each sweep of `class/infiniband_verbs`.
+fn before_each_sweep(machine: &Machine, mut act: impl FnMut(&mut World) + Send + 'static) {
+    machine.on_call(move |world, call| {
+        if call.kind() == CallKind::Openat2 && call.detail(world) == "/sys: class/infiniband_verbs"
+        {
+            act(world);
+        }
+        Verdict::Continue
+    });
+}
+
+/// Every single sweep steps over the same device, which stays.
+#[test]
+fn what_no_sweep_shows_is_asked_for() {
+    let bench = listed(60);
+    let before = bench.devices();
+    // The simulated kernel gives names in their order: what is in front of uverbs5 is uverbs49, then
+    // uverbs48, and so on.
+    let mut victims = bench.ids[20..50].to_vec();
+    before_each_sweep(&bench.machine, move |world| {
+        if let Some(victim) = victims.pop() {
+            world.remove_while_listed(victim);
+        }
+    });
+    let (devices, stays) = (bench.devices(), before.by_name("m5").expect("listed"));
+    assert!(!stays.is_known_gone());
+    assert_eq!(devices.by_name("m5").expect("listed"), stays);
+    bench.machine.clear_hook();
+    let devices = bench.devices();
+    assert_eq!(devices.by_name("m5").expect("listed"), stays);
+    let gone = before.iter().filter(|device| device.is_known_gone()).count();
+    assert_eq!(devices.len() + gone, 60);
+    assert_eq!(bench.calls(), SWEEPS);
+}
+
+/// A sweep of `class/infiniband` that steps over a name makes no other name and no other device of it.
+#[test]
+fn a_name_that_is_stepped_over_stays() {
+    for rename in [false, true] {
+        let bench = listed(4);
+        let before = bench.devices();
+        let id = bench.ids[1];
+        bench.machine.on_call(move |world, call| {
+            if call.kind() == CallKind::Openat2 && call.detail(world) == "/sys: class/infiniband" {
+                match rename {
+                    true => world.rename_while_listed(id, b"z"),
+                    false => world.remove_while_listed(id),
+                }
+            }
+            Verdict::Continue
+        });
+        let names = bench.names();
+        bench.machine.clear_hook();
+        assert_eq!((&*names[0], &*names[names.len() - 2..].concat()), ("m0", "m2m3"));
+        let now = if rename { vec!["m0", "z", "m2", "m3"] } else { vec!["m0", "m2", "m3"] };
+        assert_eq!(bench.names(), now);
+        assert_eq!(bench.devices().by_name("m2").expect("listed"), before.by_name("m2").unwrap());
+        let gone = before.iter().filter(|device| device.is_known_gone()).count();
+        assert_eq!(gone, usize::from(!rename));
+    }
 }

@@ -1,10 +1,10 @@
 //! The protocol on the simulated kernel: what must be refused, and what must not. (`explore/` tries
 //! everything at every call.)
 
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::AsFd as _;
 
 use uverbs::sim::{CallKind, DeviceSpec, Machine, NodeKind, NodeOpened, Verdict};
-use uverbs::{Device, ErrorKind, Host, Opened, Policy, Registry};
+use uverbs::{Device, ErrorKind, Host, Policy, Registry};
 
 fn device(name: &str, guid: u64) -> DeviceSpec {
     DeviceSpec::new(name).guid(guid)
@@ -99,55 +99,6 @@ fn a_wrong_node_is_not_opened() {
     machine.add(device("rxe0", 0xa0)).expect("added");
     machine.set_node(0, NodeKind::Forbidden);
     assert_eq!(kind(listed(&machine, "rxe0").open()), ErrorKind::PermissionDenied);
-}
-
-#[test]
-fn without_netlink_nothing_is_proved() {
-    let machine = Machine::new();
-    machine.add(device("rxe0", 0xa0)).expect("added");
-    let asked = listed(&machine, "rxe0");
-    machine.deny_netlink(Some(1));
-    assert_eq!(kind(asked.open()), ErrorKind::Unproven);
-    assert_eq!(machine.node_opens(), []);
-    let Ok(Opened::Unproven(context)) = asked.open_allow_unproven(&Policy::new()) else {
-        panic!("it is the right one, but that cannot be proved");
-    };
-    assert_eq!(context.query_device().expect("asked").node_guid.0, 0xa0);
-    machine.deny_netlink(None);
-    machine.set_no_res_ctx(true);
-    assert_eq!(kind(asked.open()), ErrorKind::Unproven);
-    machine.set_no_res_ctx(false);
-    asked.open().expect("proved");
-}
-
-#[test]
-fn a_long_list_of_contexts_is_proved_on_a_thread_of_its_own() {
-    let machine = Machine::new();
-    let id = machine.add(device("rxe0", 0xa0)).expect("added");
-    machine.set_contexts_a_page(4);
-    for _ in 0..10 {
-        machine.foreign_context(id).expect("a context");
-    }
-    let asked = listed(&machine, "rxe0");
-    let (first, second) = (asked.open().expect("opened"), asked.open().expect("opened"));
-    assert_ne!(machine.ctxn_of(first.as_fd()), machine.ctxn_of(second.as_fd()));
-    assert_eq!(first.evidence().context_number(), machine.ctxn_of(first.as_fd()));
-}
-
-#[test]
-fn a_pinned_device_verifies_what_others_open() {
-    let machine = Machine::new();
-    machine.add(device("rxe0", 0xa0)).expect("added");
-    machine.add(device("rxe1", 0xa0)).expect("added");
-    let (asked, other) = (listed(&machine, "rxe0"), listed(&machine, "rxe1"));
-    let before: OwnedFd = asked.open().expect("opened").into();
-    let pinned = asked.pin().expect("pinned");
-    assert_eq!(kind(pinned.verify(before.as_fd())), ErrorKind::Unproven);
-    let foreign: OwnedFd = other.open().expect("opened").into();
-    assert_eq!(kind(pinned.verify(foreign.as_fd())), ErrorKind::NodeMismatch);
-    let fd: OwnedFd = asked.open().expect("opened").into();
-    let evidence = pinned.verify(fd.as_fd()).expect("verified");
-    assert_eq!(evidence.context_number(), machine.ctxn_of(fd.as_fd()));
 }
 
 #[test]

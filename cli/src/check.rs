@@ -1,7 +1,7 @@
 //! `uverbs check`: what is wrong with this host, for programs that open verbs devices.
 //!
 //! Nothing is opened but directories, `/proc/self/mountinfo` and the netlink socket; of a node only
-//! what can be seen without opening it.
+//! what can be seen without opening it, unless `--open` is given.
 
 mod host;
 mod nodes;
@@ -16,9 +16,17 @@ use crate::table::{Cell, Table};
 /// Audits the host: kernel, netlink, limits, devices and their nodes.
 ///
 /// It exits with 1 when it finds an error or a warning; what is only worth knowing does not count.
+/// Without --open it only looks: a node that looks right may still lead to another device.
 #[derive(Args)]
 pub(crate) struct CheckArgs {
-    /// Print JSON: {"findings": [{"severity", "subject", "message"}], "checked": [...]}
+    /// Open each device, and prove that it is the one that is listed
+    ///
+    /// This allocates a context on each device for a moment. A device whose driver does not disassociate cannot be
+    /// removed during that moment.
+    #[arg(long)]
+    open: bool,
+    /// Print JSON: {"findings": [{"severity", "subject", "message"}], "checked": [...],
+    /// "opens": [{"device", "proven", "error"}] or null}
     #[arg(long)]
     pub(crate) json: bool,
 }
@@ -43,12 +51,23 @@ struct Finding {
     message: String,
 }
 
+/// What became of opening a device.
+#[derive(Debug, Serialize)]
+struct OpenAttempt {
+    device: String,
+    proven: bool,
+    /// Why it is not.
+    error: Option<Failure>,
+}
+
 /// What was looked at, and what was found.
 #[derive(Debug, Default, Serialize)]
 struct Audit {
     findings: Vec<Finding>,
-    /// What is as it should be.
+    /// What was seen and is not wrong.
     checked: Vec<String>,
+    /// Null where no device was to be opened.
+    opens: Option<Vec<OpenAttempt>>,
 }
 
 impl Audit {
@@ -84,7 +103,7 @@ impl Audit {
 }
 
 pub(crate) fn run(args: &CheckArgs, out: &mut Out) -> Result<bool, Failure> {
-    let audit = audit();
+    let audit = audit(args.open);
     if args.json {
         out.json(&audit)?;
     } else {
@@ -93,8 +112,8 @@ pub(crate) fn run(args: &CheckArgs, out: &mut Out) -> Result<bool, Failure> {
     Ok(audit.is_good())
 }
 
-fn audit() -> Audit {
-    let mut audit = Audit::default();
+fn audit(open: bool) -> Audit {
+    let mut audit = Audit { opens: open.then(Vec::new), ..Audit::default() };
     host::kernel(&mut audit);
     host::memlock(&mut audit);
     // What is not sysfs is a finding, and no reason not to look at the rest.
@@ -108,7 +127,10 @@ fn audit() -> Audit {
                     .error("sysfs", format!("{error}: mount sysfs there, or nothing is opened")),
             }
             match Registry::new(host.clone()).devices() {
-                Ok(devices) => look_at_devices(&mut audit, &host, &devices),
+                Ok(devices) => {
+                    look_at_devices(&mut audit, &host, &devices);
+                    open_devices(&mut audit, &devices);
+                }
                 Err(error) => audit.error("devices", error.to_string()),
             }
         }
@@ -135,6 +157,27 @@ fn look_at_devices(audit: &mut Audit, host: &Host, devices: &Devices) {
         look_at_provider(audit, device);
         nodes::look_at_node(audit, device, &mounts);
     }
+}
+
+/// Opens each device, if that is wanted: nothing less shows where a node leads.
+fn open_devices(audit: &mut Audit, devices: &Devices) {
+    let Some(mut opens) = audit.opens.take() else { return };
+    for device in devices {
+        let name = device.to_string();
+        let error = match device.open() {
+            Ok(_) => {
+                audit
+                    .fine(format!("{name} was opened, and proved to be the device that is listed"));
+                None
+            }
+            Err(error) => {
+                audit.error(name.as_str(), format!("it does not open: {error}"));
+                Some(Failure::from(error))
+            }
+        };
+        opens.push(OpenAttempt { device: name, proven: error.is_none(), error });
+    }
+    audit.opens = Some(opens);
 }
 
 fn look_at_name(audit: &mut Audit, device: &Device) {
@@ -215,9 +258,50 @@ mod tests {
         let json = serde_json::to_value(&audit).expect("JSON");
         let finding = |severity: &str, subject: &str, message: &str| serde_json::json!({ "severity": severity, "subject": subject, "message": message });
         let findings = [finding("info", "memlock", "little"), finding("warning", "node", "odd")];
-        assert_eq!(json, serde_json::json!({ "findings": findings, "checked": ["something"] }));
+        let expected =
+            serde_json::json!({ "findings": findings, "checked": ["something"], "opens": null });
+        assert_eq!(json, expected);
         let text = anstream::adapter::strip_str(&render(&audit)).to_string();
         let lines = ["ok       something\n", "info     memlock: little\n", "warning  node: odd\n"];
         assert_eq!(text, lines.concat());
+    }
+
+    #[cfg(feature = "demo")]
+    #[test]
+    fn a_node_that_looks_right_and_leads_elsewhere_is_found_by_opening() {
+        use uverbs::sim::{DeviceSpec, Machine, NodeKind};
+
+        let machine = Machine::new();
+        let old = machine.add(DeviceSpec::new("siw0").disassociates(false)).expect("added");
+        machine.set_node(0, NodeKind::Static);
+        let theirs = machine.foreign_context(old).expect("opened");
+        machine.remove(old);
+        machine.add(DeviceSpec::new("siw1").disassociates(false)).expect("added");
+        machine.add(DeviceSpec::new("rxe0")).expect("added");
+        let host = Host::simulated(&machine, Policy::new()).expect("a host");
+        let registry = Registry::new(host);
+        let look = |open: bool| {
+            let mut audit = Audit { opens: open.then(Vec::new), ..Audit::default() };
+            open_devices(&mut audit, &registry.devices().expect("a list"));
+            audit
+        };
+
+        let opened = look(true);
+        assert!(!opened.is_good());
+        let json = serde_json::to_value(&opened).expect("JSON");
+        let (siw1, rxe0) = (&json["opens"][0], &json["opens"][1]);
+        assert_eq!((&siw1["device"], &siw1["proven"]), (&"siw1 (uverbs0)".into(), &false.into()));
+        assert_eq!(siw1["error"]["kind"], "NodeMismatch");
+        assert_eq!((&rxe0["proven"], &rxe0["error"]), (&true.into(), &serde_json::Value::Null));
+        assert_eq!(json["findings"][0]["subject"], "siw1 (uverbs0)");
+        assert_eq!(opened.findings.len(), 1);
+
+        let before = machine.node_opens().len();
+        let closed = look(false);
+        assert!(closed.is_good() && closed.opens.is_none());
+        assert_eq!(machine.node_opens().len(), before);
+
+        machine.close_foreign(old, theirs);
+        assert!(look(true).is_good());
     }
 }

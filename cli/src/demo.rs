@@ -6,7 +6,8 @@ use clap::Args;
 use uverbs::sim::{DeviceId, DeviceSpec, Machine, NodeKind, NodeOpened};
 use uverbs::{Device, ErrorKind, Guid, Host, Policy, Registry, Step};
 
-use crate::open::{evidence_table, verdict};
+use crate::evidence::evidence_table;
+use crate::open::verdict;
 use crate::output::{BAD, Failure, GOOD, HEAD, Out, WARN};
 use crate::table::{Cell, Table};
 
@@ -245,7 +246,7 @@ fn good(text: &mut String) -> Result<(), Failure> {
     timeline.finish(text);
 
     let context = asked.open()?;
-    text.push_str(&evidence_table(context.evidence(), 2).render());
+    text.push_str(&evidence_table(context.evidence().checks(), 2).render());
     let _ = writeln!(text, "\n  {}", verdict(&asked, context.evidence(), None));
     Ok(())
 }

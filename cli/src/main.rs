@@ -4,6 +4,7 @@
 mod check;
 #[cfg(feature = "demo")]
 mod demo;
+mod evidence;
 mod facts;
 mod list;
 mod man;
@@ -12,10 +13,11 @@ mod output;
 mod select;
 mod show;
 mod table;
+mod usage;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 use output::{Failure, Out, note};
 use select::Selector;
@@ -36,7 +38,7 @@ With --json an error is also printed on stdout, as
 
 /// List RDMA verbs devices, and open exactly the one that was listed.
 #[derive(Parser)]
-#[command(name = "uverbs", version, after_help = EXIT_STATUS, arg_required_else_help = true)]
+#[command(name = "uverbs", bin_name = "uverbs", version, after_help = EXIT_STATUS, arg_required_else_help = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -60,13 +62,19 @@ enum Command {
 /// The device that a subcommand is about.
 #[derive(Args)]
 struct DeviceArg {
-    /// NAME, uverbsN, name=NAME, index=N or guid=GUID
-    #[arg(value_name = "DEVICE", value_parser = selector_parser())]
-    selector: Selector,
+    /// NAME, uverbsN, name=NAME, uverbs=N, index=N or guid=GUID
+    ///
+    /// NAME is the device's name, or that name as `list` prints it, escaped. Scripts use name=NAME: it is a name,
+    /// whatever it looks like.
+    #[arg(value_name = "DEVICE")]
+    device: OsString,
 }
 
-fn selector_parser() -> impl TypedValueParser<Value = Selector> {
-    OsStringValueParser::new().try_map(|text| Selector::parse(&text))
+impl DeviceArg {
+    /// What was asked for. It is parsed here and not by clap, whose errors repeat an argument as it is.
+    fn selector(&self) -> Result<Selector, Failure> {
+        Selector::parse(&self.device).map_err(Failure::usage)
+    }
 }
 
 /// An error, with --json.
@@ -102,11 +110,12 @@ impl Command {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = usage::parse();
     let mut out = Out::default();
     match cli.command.run(cli.verbose, &mut out) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
+        Err(error) if error.is_usage() => usage::exit(error),
         Err(error) => {
             note(&error);
             if cli.command.wants_json() {

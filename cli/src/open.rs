@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use clap::Args;
 use serde::Serialize;
-use uverbs::{Check, Device, DeviceAttributes, Error, Evidence, Host, Opened, Policy, Registry};
+use uverbs::{Device, DeviceAttributes, Error, Evidence, Host, Opened, Policy, Registry};
 
 use crate::DeviceArg;
+use crate::evidence::{CheckJson, evidence_table};
 use crate::facts::DeviceJson;
 use crate::output::{BAD, Failure, GOOD, Out, WARN, note};
-use crate::table::{Cell, Table};
+use crate::table::Table;
 
 /// Opens a device, proves that it is the one that was listed, and prints the evidence.
 #[derive(Args)]
@@ -45,19 +46,8 @@ struct OpenJson {
     context: Option<u32>,
     /// The netlink index of the device that it lists it for.
     index: Option<u32>,
-    evidence: Vec<CheckJson>,
+    evidence: Box<[CheckJson]>,
     attributes: AttributesJson,
-}
-
-/// One check. What was compared is text.
-#[derive(Serialize)]
-struct CheckJson {
-    step: &'static str,
-    step_number: u8,
-    what: &'static str,
-    expected: String,
-    found: String,
-    held: bool,
 }
 
 #[derive(Serialize)]
@@ -77,9 +67,10 @@ struct AttributesJson {
 }
 
 pub(crate) fn run(args: &OpenArgs, out: &mut Out) -> Result<bool, Failure> {
+    let selector = args.device.selector()?;
     let policy = Policy::new().strict_timestamps(args.strict_timestamps);
     let registry = Registry::new(Host::open_with(policy.clone())?);
-    let device = args.device.selector.find(&registry.devices()?)?;
+    let device = selector.find(&registry.devices()?)?;
     if args.wait_for_enter {
         let prompt = format!("listed {device}; press Enter to open\n");
         // Where stdout is JSON it stays JSON.
@@ -91,7 +82,16 @@ pub(crate) fn run(args: &OpenArgs, out: &mut Out) -> Result<bool, Failure> {
         let read = io::stdin().read_line(&mut String::new());
         read.map_err(|error| Failure::os("cannot read stdin", &error))?;
     }
-    let opened = open(&device, &policy, args.allow_unproven)?;
+    let opened = match open(&device, &policy, args.allow_unproven) {
+        Ok(opened) => opened,
+        Err(error) => {
+            // With --json it is part of the error.
+            if let (Some(evidence), false) = (error.evidence(), args.json) {
+                out.text(&evidence_table(evidence.checks(), 0).render())?;
+            }
+            return Err(error.into());
+        }
+    };
     let attributes = match &opened {
         Opened::Proven(context) => context.query_device(),
         Opened::Unproven(context) => context.query_device(),
@@ -103,7 +103,7 @@ pub(crate) fn run(args: &OpenArgs, out: &mut Out) -> Result<bool, Failure> {
     if args.json {
         out.json(&json(&device, evidence, reason, &attributes))?;
     } else {
-        let mut text = evidence_table(evidence, 0).render();
+        let mut text = evidence_table(evidence.checks(), 0).render();
         text.push('\n');
         text.push_str(&attributes_table(&attributes).render());
         text.push_str(&format!("\n{}\n", verdict(&device, evidence, reason)));
@@ -142,7 +142,7 @@ fn json(
         unproven_reason: reason.map(Failure::from),
         context: evidence.context_number(),
         index: evidence.index(),
-        evidence: evidence.checks().iter().map(CheckJson::from).collect(),
+        evidence: CheckJson::all(evidence),
         attributes: AttributesJson {
             firmware_version: attributes.firmware_version,
             node_guid: attributes.node_guid.to_string(),
@@ -158,37 +158,6 @@ fn json(
             phys_port_count: attributes.phys_port_count,
         },
     }
-}
-
-impl From<&Check> for CheckJson {
-    fn from(check: &Check) -> Self {
-        Self {
-            step: check.step.name(),
-            step_number: check.step.number(),
-            what: check.what,
-            expected: check.expected.to_string(),
-            found: check.found.to_string(),
-            held: check.held(),
-        }
-    }
-}
-
-/// The evidence, a line for each check.
-pub(crate) fn evidence_table(evidence: &Evidence, indent: usize) -> Table {
-    let mut table = Table::new(indent, &["STEP", "", "CHECK", "EXPECTED", "FOUND", ""]);
-    for check in evidence.checks() {
-        let held =
-            if check.held() { Cell::styled("ok", GOOD) } else { Cell::styled("FAILED", BAD) };
-        table.row([
-            check.step.number().into(),
-            check.step.name().into(),
-            check.what.into(),
-            (&check.expected).into(),
-            (&check.found).into(),
-            held,
-        ]);
-    }
-    table
 }
 
 fn attributes_table(attributes: &DeviceAttributes) -> Table {

@@ -7,6 +7,8 @@ use anstyle::{AnsiColor, Style};
 use serde::Serialize;
 use uverbs::{Error, ErrorKind};
 
+use crate::evidence::CheckJson;
+
 /// What is good.
 pub(crate) const GOOD: Style = AnsiColor::Green.on_default();
 /// What is bad.
@@ -76,13 +78,37 @@ pub(crate) struct Failure {
     step: Option<&'static str>,
     message: String,
     errno: Option<i32>,
+    /// What was checked before an open was refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    evidence: Option<Box<[CheckJson]>>,
+    /// An argument is wrong: nothing was tried.
+    #[serde(skip)]
+    usage: bool,
 }
 
 impl Failure {
     /// A failure of the command's own, under the kind that the library would give it.
     pub(crate) fn new(kind: &str, message: impl Into<String>) -> Self {
         let message = message.into();
-        Self { kind: kind.to_owned(), device: None, step: None, message, errno: None }
+        Self {
+            kind: kind.to_owned(),
+            device: None,
+            step: None,
+            message,
+            errno: None,
+            evidence: None,
+            usage: false,
+        }
+    }
+
+    /// Wrong usage: a message that repeats no argument but escaped.
+    pub(crate) fn usage(message: impl Into<String>) -> Self {
+        Self { usage: true, ..Self::new("Usage", message) }
+    }
+
+    /// Whether it is [`usage`](Self::usage).
+    pub(crate) fn is_usage(&self) -> bool {
+        self.usage
     }
 
     /// A failed call of the operating system.
@@ -99,6 +125,8 @@ impl From<&Error> for Failure {
             step: error.step().map(uverbs::Step::name),
             message: error.to_string(),
             errno: error.raw_os_error(),
+            evidence: error.evidence().map(CheckJson::all),
+            usage: false,
         }
     }
 }

@@ -4,46 +4,62 @@ use std::ffi::OsStr;
 use std::fmt;
 use std::os::unix::ffi::OsStrExt as _;
 
-use uverbs::{Device, Devices, Error, ErrorKind, Guid};
+use uverbs::{Device, Devices, Error, ErrorKind, Guid, ParseGuidError};
 
 /// A device as it is named on the command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Selector {
-    /// By name, any bytes.
+    /// By name: its bytes, or its bytes as they are printed.
     Name(Vec<u8>),
-    /// By the N of uverbsN, unless another device is *named* so.
+    /// By the N of uverbsN.
     Uverbs(u32),
+    /// By the N of uverbsN, unless another device is *named* so.
+    UverbsOrName(u32),
     /// By netlink index.
     Index(u32),
     /// By node GUID.
     Guid(Guid),
 }
 
+/// How a device may be named, for errors.
+const KEYS: &str = "name=NAME, uverbs=N, index=N or guid=GUID";
+
 impl Selector {
-    /// Understands `NAME`, `uverbsN`, `name=NAME`, `index=N` and `guid=GUID`.
-    pub(crate) fn parse(text: &OsStr) -> Result<Self, &'static str> {
+    /// Parses a name, `uverbsN`, `name=NAME`, `uverbs=N`, `index=N` or `guid=GUID`.
+    ///
+    /// # Errors
+    /// A message that repeats the text escaped, or not at all.
+    pub(crate) fn parse(text: &OsStr) -> Result<Self, String> {
         let bytes = text.as_bytes();
-        if bytes.is_empty() {
-            return Err("a device has a name");
+        let Some(equals) = bytes.iter().position(|byte| *byte == b'=') else {
+            return match uverbs_number(bytes) {
+                Some(number) => Ok(Self::UverbsOrName(number)),
+                None => name(bytes),
+            };
+        };
+        let (key, value) = (&bytes[..equals], &bytes[equals + 1..]);
+        match key {
+            b"name" => name(value),
+            b"uverbs" => number(value)
+                .map(Self::Uverbs)
+                .ok_or_else(|| "the number of a uverbs device is a number: uverbs=0".to_owned()),
+            b"index" => number(value)
+                .map(Self::Index)
+                .ok_or_else(|| "an index is a number: index=3".to_owned()),
+            b"guid" => guid(value).map(Self::Guid),
+            _ => Err(format!(
+                "\"{}\" is no key: use {KEYS} (name= also for a name with \"=\" in it)",
+                key.escape_ascii()
+            )),
         }
-        if let Some(name) = bytes.strip_prefix(b"name=") {
-            return Ok(Self::Name(name.into()));
-        }
-        if let Some(index) = bytes.strip_prefix(b"index=") {
-            return number(index).map(Self::Index).ok_or("an index is a number: index=3");
-        }
-        if let Some(digits) = bytes.strip_prefix(b"guid=") {
-            const EXAMPLE: &str = "a GUID has 16 hexadecimal digits: guid=0002:c903:0005:1234";
-            return guid(digits).map(Self::Guid).ok_or(EXAMPLE);
-        }
-        Ok(uverbs_number(bytes).map_or_else(|| Self::Name(bytes.into()), Self::Uverbs))
     }
 
     /// Finds the device in a list.
     pub(crate) fn find(&self, devices: &Devices) -> uverbs::Result<Device> {
         match self {
-            Self::Name(name) => devices.by_name(name),
-            Self::Uverbs(number) => {
+            Self::Name(asked) => devices.by(self, |device| is_named(device, asked)),
+            Self::Uverbs(number) => devices.by(self, |device| device.uverbs_number() == *number),
+            Self::UverbsOrName(number) => {
                 let name = format!("uverbs{number}");
                 devices.by(self, |device| {
                     device.uverbs_number() == *number || device.name() == name.as_str()
@@ -82,7 +98,8 @@ impl fmt::Display for Selector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Name(name) => write!(f, "\"{}\"", name.escape_ascii()),
-            Self::Uverbs(number) => write!(f, "uverbs{number}"),
+            Self::Uverbs(number) => write!(f, "uverbs={number}"),
+            Self::UverbsOrName(number) => write!(f, "uverbs{number}"),
             Self::Index(index) => write!(f, "index={index}"),
             Self::Guid(guid) => write!(f, "guid={guid}"),
         }
@@ -108,38 +125,47 @@ fn number(digits: &[u8]) -> Option<u32> {
     str::from_utf8(digits).ok()?.parse().ok()
 }
 
-/// `0002:c903:0005:1234`, `0x0002c90300051234` or `0002c90300051234`.
-fn guid(text: &[u8]) -> Option<Guid> {
-    let text = str::from_utf8(text).ok()?;
-    let parts: Vec<_> = text.split(':').collect();
-    let digits = match parts[..] {
-        [whole] => whole.strip_prefix("0x").unwrap_or(whole).to_owned(),
-        [a, b, c, d] if [a, b, c, d].iter().all(|part| part.len() == 4) => parts.concat(),
-        _ => return None,
-    };
-    if digits.len() != 16 || !digits.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return None;
+fn name(bytes: &[u8]) -> Result<Selector, String> {
+    match bytes {
+        [] => Err("a device has a name".to_owned()),
+        _ => Ok(Selector::Name(bytes.into())),
     }
-    u64::from_str_radix(&digits, 16).ok().map(Guid)
+}
+
+/// Whether a device has that name, or one that is printed so. Where this holds for two devices, the name is
+/// ambiguous.
+fn is_named(device: &Device, asked: &[u8]) -> bool {
+    let name = device.name();
+    name.as_bytes() == asked || name.to_string().as_bytes() == asked
+}
+
+/// A GUID as it is printed, or 16 digits, also with `0x` before them.
+fn guid(text: &[u8]) -> Result<Guid, String> {
+    let text = String::from_utf8_lossy(text);
+    let digits = text.strip_prefix("0x").filter(|digits| digits.len() == 16).unwrap_or(&text);
+    digits.parse().map_err(|error: ParseGuidError| error.to_string())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn parse(text: &[u8]) -> Result<Selector, &'static str> {
+    fn parse(text: &[u8]) -> Result<Selector, String> {
         Selector::parse(OsStr::from_bytes(text))
     }
 
-    fn name(text: &[u8]) -> Result<Selector, &'static str> {
+    fn name(text: &[u8]) -> Result<Selector, String> {
         Ok(Selector::Name(text.into()))
     }
 
     #[test]
     fn each_way_to_name_a_device() {
         assert_eq!(parse(b"mlx5_0"), name(b"mlx5_0"));
-        assert_eq!(parse(b"uverbs12"), Ok(Selector::Uverbs(12)));
-        assert_eq!(parse(b"name=uverbs12"), name(b"uverbs12"));
+        assert_eq!(parse(b"uverbs12"), Ok(Selector::UverbsOrName(12)));
+        assert_eq!(parse(b"uverbs=12"), Ok(Selector::Uverbs(12)));
+        for text in [&b"uverbs12"[..], b"index=3", b"=", b"a=b", b"name=", b"\xff\x1b"] {
+            assert_eq!(parse(&[b"name=", text].concat()), name(text));
+        }
         assert_eq!(parse(b"index=4294967295"), Ok(Selector::Index(u32::MAX)));
         let guid = Ok(Selector::Guid(Guid(0x0002_c903_0005_1234)));
         assert_eq!(parse(b"guid=0002:c903:0005:1234"), guid);
@@ -156,6 +182,11 @@ mod tests {
         }
         for text in [
             &b""[..],
+            b"name=",
+            b"uverbs=",
+            b"uverbs=uverbs0",
+            b"Name=a",
+            b"=a",
             b"index=",
             b"index=+1",
             b"index=01",
@@ -164,8 +195,21 @@ mod tests {
             b"guid=0002:c903:0005:123",
             b"guid=0002:c903:00051234",
             b"guid=+002c90300051234",
+            b"guid=0x0002:c903:0005:1234",
+            b"guid=0x0x02c90300051234",
         ] {
             assert!(parse(text).is_err(), "{}", text.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn errors_name_the_keys_and_repeat_nothing_raw() {
+        let error = parse(b"inde\x1b[31m\n=3").expect_err("no key");
+        assert!(error.starts_with(r#""inde\x1b[31m\n" is no key"#), "{error}");
+        for key in ["name=", "uverbs=", "index=", "guid="] {
+            assert!(error.contains(key), "{error}");
+            let error = parse(format!("{key}\u{1b}").as_bytes());
+            assert!(error.is_ok() || !error.unwrap_err().contains('\u{1b}'), "{key}");
         }
     }
 
@@ -187,6 +231,8 @@ mod tests {
         let find = |text: &str| parse(text.as_bytes()).expect("a selector").find(&devices);
         let number = |text| find(text).expect("found").uverbs_number();
         assert_eq!(find("uverbs1").expect_err("refused").kind(), ErrorKind::Ambiguous);
+        assert_eq!(number("uverbs=1"), 1);
+        assert_eq!(find("uverbs=2").expect_err("none").kind(), ErrorKind::NotFound);
         assert_eq!(number("name=uverbs1"), 0);
         assert_eq!(number("uverbs0"), 0);
         assert_eq!(number("guid=00000000000000b0"), 1);
@@ -194,6 +240,41 @@ mod tests {
         assert_eq!(number(&format!("index={index}")), 1);
         assert_eq!(find("guid=00000000000000c0").expect_err("none").kind(), ErrorKind::NotFound);
         machine.deny_netlink(Some(1));
-        assert_eq!(find("guid=00000000000000c0").expect_err("none").kind(), ErrorKind::Unproven);
+        assert_eq!(
+            find("guid=00000000000000c0").expect_err("none").kind(),
+            ErrorKind::NetlinkUnavailable
+        );
+    }
+
+    #[cfg(feature = "demo")]
+    #[test]
+    fn a_name_is_found_by_its_bytes_and_as_it_is_printed() {
+        use uverbs::sim::{DeviceSpec, Machine};
+
+        let machine = Machine::new();
+        for name in [&b"a\x1b"[..], b"b\n\xff", br"b\x1b", b"c=d", br"e\\x", br"e\x"] {
+            machine.add(DeviceSpec::new(name)).expect("added");
+        }
+        let host = uverbs::Host::simulated(&machine, uverbs::Policy::new()).expect("a host");
+        let devices = uverbs::Registry::new(host).devices().expect("a list");
+        let find = |text: &[u8]| parse(text).expect("a selector").find(&devices);
+        for device in &devices {
+            let bytes = [b"name=", device.name().as_bytes()].concat();
+            let printed = [b"name=", device.name().to_string().as_bytes()].concat();
+            if device.name().as_bytes() == br"e\\x" {
+                // It is also what the other one is printed as.
+                assert_eq!(find(&bytes).expect_err("refused").kind(), ErrorKind::Ambiguous);
+            } else {
+                assert_eq!(find(&bytes).expect("by its bytes"), *device);
+            }
+            if device.name().as_bytes() == br"e\x" {
+                assert_eq!(find(&printed).expect_err("refused").kind(), ErrorKind::Ambiguous);
+            } else {
+                assert_eq!(find(&printed).expect("as printed"), *device);
+            }
+        }
+        assert_eq!(find(br"a\x1b").expect("found").uverbs_number(), 0);
+        // An escape that `list` does not print is a name that no device has.
+        assert_eq!(find(br"\x61\x1b").expect_err("none").kind(), ErrorKind::NotFound);
     }
 }

@@ -84,8 +84,9 @@ impl ProviderJson {
 }
 
 pub(crate) fn run(args: &ShowArgs, out: &mut Out) -> Result<bool, Failure> {
+    let selector = args.device.selector()?;
     let devices = Registry::new(Host::open()?).devices()?;
-    let device = args.device.selector.find(&devices)?;
+    let device = selector.find(&devices)?;
     let shown = look(&device)?;
     let opened = if args.no_open { None } else { open(&device)? };
     if args.json {

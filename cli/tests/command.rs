@@ -1,18 +1,21 @@
 //! The command as a program: what it prints, how it exits. Nothing here depends on the devices of the
 //! host, nor on there being a /sys.
 
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
-fn command(args: &[&str]) -> Command {
+fn command<S: AsRef<OsStr>>(args: &[S]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_uverbs"));
     command.args(args).stdin(Stdio::null());
     command
 }
 
-fn run(args: &[&str]) -> Output {
+fn run<S: AsRef<OsStr>>(args: &[S]) -> Output {
     command(args).output().expect("the command runs")
 }
 
@@ -42,7 +45,7 @@ fn help_names_every_subcommand() {
 #[test]
 fn wrong_usage_is_2() {
     for args in [
-        &[][..],
+        &[""; 0][..],
         &["nothing"],
         &["open"],
         &["open", ""],
@@ -50,11 +53,86 @@ fn wrong_usage_is_2() {
         &["open", "rxe0", "--hold=86401"],
         &["show", "index=one"],
         &["show", "guid=12"],
+        &["show", "uverbs=-1"],
+        &["show", "name="],
+        &["open", "nme=rxe0", "--json"],
+        &["open", "=rxe0"],
         &["completions", "tcsh-but-not-quite"],
     ] {
         let output = run(args);
         assert_eq!(output.status.code(), Some(2), "{args:?}");
         assert!(stdout(&output).is_empty() && !stderr(&output).is_empty(), "{args:?}");
+    }
+}
+
+#[test]
+fn an_unknown_key_is_wrong_usage_that_names_the_known_ones() {
+    let output = run(&["show", "ifindex=3"]);
+    assert_eq!(output.status.code(), Some(2));
+    for word in ["ifindex", "name=", "uverbs=", "index=", "guid="] {
+        assert!(stderr(&output).contains(word), "{word}: {}", stderr(&output));
+    }
+    // Where it is the name, it is said to be.
+    let output = run(&["show", "name=ifindex=3"]);
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+}
+
+/// What would colour a terminal, go back to the start of the line, forge a line of ours, ring, clear the
+/// screen (as UTF-8 and as a byte), and reverse the text.
+const HOSTILE: &[u8] = b"\x1b[31m\r\nuverbs: proved\x07\x08\xc2\x9b2J\x9b2J\xe2\x80\xae";
+
+/// Whether a terminal shows it as it is, and a log line by line.
+fn assert_is_plain(text: &[u8], what: &dyn std::fmt::Debug) {
+    let text = str::from_utf8(text).unwrap_or_else(|_| panic!("{what:?}: no text"));
+    let is_odd = |c: char| (c.is_control() && c != '\n') || c == '\u{202e}';
+    assert!(!text.contains(is_odd), "{what:?}: {text:?}");
+    assert!(!text.lines().any(|line| line.starts_with("uverbs: proved")), "{what:?}: {text:?}");
+}
+
+#[test]
+fn no_argument_reaches_the_terminal_as_it_is() {
+    let words = String::from_utf8_lossy(HOSTILE).replace('\u{fffd}', "").into_bytes();
+    let before: &[&[&str]] = &[
+        &[],
+        &["--"],
+        &["list"],
+        &["show"],
+        &["show", "--"],
+        &["show", "--no-open"],
+        &["open"],
+        &["open", "rxe0"],
+        &["open", "rxe0", "--hold"],
+        &["check"],
+        &["demo"],
+        &["help"],
+        &["help", "open"],
+        &["completions"],
+        &["completions", "bash"],
+        &["man"],
+        &["man", "--dir", "/dev/null", "--"],
+        &["man", "--dir", "/dev/null/x"],
+    ];
+    let prefixes = [
+        "", "-", "-v", "--", "--hold", "--hold=", "--json=", "name=", "index=", "guid=", "uverbs=",
+        "x=",
+    ];
+    for hostile in [HOSTILE, &words] {
+        for before in before {
+            for prefix in prefixes {
+                let mut args: Vec<_> = before.iter().map(OsString::from).collect();
+                args.push(OsString::from_vec([prefix.as_bytes(), hostile].concat()));
+                let output = run(&args);
+                assert!(matches!(output.status.code(), Some(1 | 2)), "{args:?}");
+                assert!(!output.stderr.is_empty(), "{args:?}");
+                assert_is_plain(&output.stdout, &args);
+                assert_is_plain(&output.stderr, &args);
+            }
+        }
+        for args in [&["--help"][..], &["nothing"], &["open"], &["open", "--help"], &["man"]] {
+            let output = command(args).arg0(OsStr::from_bytes(hostile)).output().expect("it runs");
+            assert_is_plain(&output.stdout, &("argv[0]", args));
+            assert_is_plain(&output.stderr, &("argv[0]", args));
+        }
     }
 }
 

@@ -7,6 +7,8 @@ mod event;
 mod input;
 #[path = "../../tests/fuzzed/plan.rs"]
 mod plan;
+#[path = "../../tests/fuzzed/plugged.rs"]
+mod plugged;
 #[path = "../../tests/fuzzed/told.rs"]
 mod told;
 

@@ -244,7 +244,14 @@ static int hca_query_device(struct ib_device *ib, struct ib_device_attr *attr, s
 	return 0;
 }
 
-static int hca_query_port(struct ib_device *ib, u32 port, struct ib_port_attr *attr)
+/* Ports were u8 before Linux 5.13. */
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(5, 13, 0)
+typedef u32 port_number;
+#else
+typedef u8 port_number;
+#endif
+
+static int hca_query_port(struct ib_device *ib, port_number port, struct ib_port_attr *attr)
 {
 	attr->state = IB_PORT_ACTIVE;
 	attr->max_mtu = IB_MTU_4096;
@@ -261,7 +268,7 @@ static int hca_query_port(struct ib_device *ib, u32 port, struct ib_port_attr *a
 	return 0;
 }
 
-static int hca_get_port_immutable(struct ib_device *ib, u32 port, struct ib_port_immutable *immutable)
+static int hca_get_port_immutable(struct ib_device *ib, port_number port, struct ib_port_immutable *immutable)
 {
 	/* The IB protocol without management datagrams: no client but uverbs takes an interest. */
 	immutable->core_cap_flags = RDMA_CORE_CAP_PROT_IB;
@@ -270,19 +277,19 @@ static int hca_get_port_immutable(struct ib_device *ib, u32 port, struct ib_port
 	return 0;
 }
 
-static enum rdma_link_layer hca_get_link_layer(struct ib_device *ib, u32 port)
+static enum rdma_link_layer hca_get_link_layer(struct ib_device *ib, port_number port)
 {
 	return IB_LINK_LAYER_INFINIBAND;
 }
 
-static int hca_query_gid(struct ib_device *ib, u32 port, int index, union ib_gid *gid)
+static int hca_query_gid(struct ib_device *ib, port_number port, int index, union ib_gid *gid)
 {
 	gid->global.subnet_prefix = cpu_to_be64(0xfe80000000000000ULL);
 	gid->global.interface_id = cpu_to_be64(to_hca(ib)->setup.guid + port);
 	return 0;
 }
 
-static int hca_query_pkey(struct ib_device *ib, u32 port, u16 index, u16 *pkey)
+static int hca_query_pkey(struct ib_device *ib, port_number port, u16 index, u16 *pkey)
 {
 	*pkey = 0xffff;
 	return 0;
@@ -367,7 +374,10 @@ static int hca_dealloc_pd(struct ib_pd *pd, struct ib_udata *udata)
 
 static const struct ib_device_ops hca_ops = {
 	.owner = THIS_MODULE,
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(5, 14, 0)
+	/* Before, each device was given it: see hca_add. */
 	.device_group = &hca_group,
+#endif
 	.query_device = hca_query_device,
 	.query_port = hca_query_port,
 	.get_port_immutable = hca_get_port_immutable,
@@ -433,6 +443,17 @@ static int hca_add(const struct setup *setup)
 	mutex_unlock(&hcas_lock);
 
 	ib_set_device_ops(&hca->ib, &hca_ops);
+#if LINUX_VERSION_CODE < KERNEL_VERSION(5, 14, 0)
+	rdma_set_device_sysfs_group(&hca->ib, &hca_group);
+#endif
+#if LINUX_VERSION_CODE < KERNEL_VERSION(5, 11, 0)
+	/* Later the core allows what a driver has a function for. */
+	hca->ib.uverbs_cmd_mask = BIT_ULL(IB_USER_VERBS_CMD_GET_CONTEXT) |
+				  BIT_ULL(IB_USER_VERBS_CMD_QUERY_DEVICE) |
+				  BIT_ULL(IB_USER_VERBS_CMD_QUERY_PORT) |
+				  BIT_ULL(IB_USER_VERBS_CMD_ALLOC_PD) |
+				  BIT_ULL(IB_USER_VERBS_CMD_DEALLOC_PD);
+#endif
 	hca->ib.ops.driver_id = setup->driver_id;
 	hca->ib.ops.uverbs_abi_ver = setup->abi;
 	/* As these drivers have it. */

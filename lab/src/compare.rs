@@ -151,7 +151,7 @@ impl Tally {
         elsewhere: Option<&Elsewhere>,
     ) -> Result<()> {
         let real = on_real(script, foreign, elsewhere)?;
-        let simulated = on_simulated(Simulated::new(&script.setup), script, foreign)?;
+        let simulated = on_simulated(Simulated::new(&script.setup)?, script, foreign)?;
         match script.mutations.len() {
             0 | 1 => self.singles += 1,
             _ => self.pairs += 1,
@@ -185,7 +185,7 @@ fn compare_lists(budget: Option<Duration>, foreign: &Foreign) -> Result<Vec<Stri
         let on_real = play(&mut real).with_context(|| format!("on the real kernel: {what:?}"));
         drop(unprivileged);
         Side::clean(&mut real)?;
-        let (on_real, mut simulated) = (on_real?, Simulated::new(&setup));
+        let (on_real, mut simulated) = (on_real?, Simulated::new(&setup)?);
         let simulated =
             play(&mut simulated).with_context(|| format!("on the simulated kernel: {what:?}"))?;
         lines += on_real.len();
@@ -261,7 +261,7 @@ fn compare_attack(foreign: &Foreign, crowd: usize, step: usize) -> Result<(usize
         let on_real = on_real.with_context(|| format!("on the real kernel, {at}"));
         Side::clean(&mut real)?;
         let on_real = on_real?;
-        let simulated = attack::play(&mut Simulated::new(&setup), foreign, crowd, at);
+        let simulated = attack::play(&mut Simulated::new(&setup)?, foreign, crowd, at);
         let simulated = simulated.with_context(|| format!("on the simulated kernel, {at}"))?;
         if on_real != simulated {
             differences.push(format!("attack at {at}\nREAL  {on_real:?}\nSIM   {simulated:?}"));
@@ -319,7 +319,7 @@ fn on_simulated(mut kernel: Simulated, script: &Script, foreign: &Foreign) -> Re
 fn control(foreign: &Foreign) -> Result<()> {
     let script = script::removal_that_waits();
     let real = on_real(&script, foreign, None)?;
-    let simulated = on_simulated(Simulated::wrong(&script.setup), &script, foreign)?;
+    let simulated = on_simulated(Simulated::wrong(&script.setup)?, &script, foreign)?;
     ensure!(real != simulated, "a wrong kernel was not caught: the comparison proves nothing");
     Ok(())
 }

@@ -193,7 +193,7 @@ pub(crate) fn reload(core: bool) -> Result<()> {
     }
     if core {
         // What else uses ib_core goes first: whatever is loaded of it.
-        for module in ["rdma_ucm", "rdma_cm", "iw_cm", "ib_umad", "ib_cm"] {
+        for module in ["rdma_ucm", "rdma_cm", "iw_cm", "ib_umad", "ib_cm", "ib_uverbs_support"] {
             let _ = Command::new("rmmod").arg(module).output();
         }
         run("rmmod", &["ib_core"])?;

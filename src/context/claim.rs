@@ -3,10 +3,11 @@
 use std::fmt;
 use std::os::fd::OwnedFd;
 
-use super::{CmdFd, Context};
+use super::Context;
 use crate::device::Device;
 use crate::driver::DriverId;
 use crate::error::{Error, ErrorKind, Result};
+use crate::evidence::Value;
 use crate::kernel::Handle;
 use crate::name::{DeviceNumber, Guid};
 use crate::open;
@@ -114,27 +115,42 @@ impl Context {
         })
     }
 
-    /// Takes over a context that another process opened and proved, and passed on with `SCM_RIGHTS`
-    /// (`unix(7)`) or over a fork.
+    /// Takes over a context that another process opened, and passed on with `SCM_RIGHTS` (`unix(7)`) or over a
+    /// fork. The descriptor is proved to be bound to `device`, by the same proof as in
+    /// [`Device::verify`](Device::verify), and by what the kernel shows to this process alone.
     ///
-    /// `device` is what this process takes the device to be. Checked is that the claim is about the same
-    /// instance; that the descriptor is of a node with its device number and answers with its GUID; and,
-    /// over RDMA netlink, that the device of the claimed index has that GUID and still lists the claimed
-    /// context. For that, neither `/sys` nor `/dev` is looked at: a sandboxed process needs the descriptor
-    /// and a netlink socket ([`Host::from_parts`](crate::Host::from_parts)), and may be forbidden every `open`.
+    /// The claim proves nothing. It is compared with what is found, so that a mix-up of descriptors has a clear
+    /// error. Only [`completion_vectors`](Self::completion_vectors) is the sender's word: the kernel reports that
+    /// number to nobody but the process that allocates the context.
     ///
-    /// *Which* descriptor has the claimed context is the sender's word, since the kernel lists contexts
-    /// and not descriptors: where two devices have equal GUIDs and one device number after the other, a
-    /// sender that lies, or mixes its descriptors up, is believed.
+    /// A sandboxed process needs what `verify` needs: `openat2` beneath its [`Host`](crate::Host)'s directories,
+    /// and the netlink socket.
     ///
     /// # Errors
-    /// `Replaced` when the claim is about another instance than `device`; `NodeMismatch` when the descriptor is
-    /// of another device; `Removed` when the device is gone; `Unproven` when the context is not listed, or
-    /// netlink cannot be asked. The descriptor is closed then.
+    /// `Replaced` when the claim is about another instance than `device`; `NodeMismatch` when it names another
+    /// index or another context than the descriptor's; those of [`Device::verify`]. The descriptor is closed then.
     pub fn from_fd(device: &Device, fd: OwnedFd, claim: &ContextClaim) -> Result<Self> {
-        let cmd = CmdFd::new(Handle::Real(fd), claim.driver, device.clone());
+        let compare = |what, kind, expected: u64, found: u64| {
+            let (expected, found) = (Value::Number(expected), Value::Number(found));
+            if expected == found {
+                return Ok(());
+            }
+            Err(Error::differs(kind, what, expected, found).of(|| device.to_string()))
+        };
+        let what = "uverbs directory (inode), in the claim";
+        compare(what, ErrorKind::Replaced, device.0.ino, claim.ino)?;
+        let (cmd, evidence, witness) = open::adopt(device, Handle::Real(fd))?;
+        let guid = cmd.query_device()?.node_guid;
+        compare("node GUID, in the claim", ErrorKind::NodeMismatch, guid.0, claim.node_guid.0)?;
+        for (what, found, claimed) in [
+            ("netlink index, in the claim", evidence.index(), claim.index),
+            ("context number, in the claim", evidence.context_number(), claim.context_number),
+        ] {
+            if let Some(found) = found {
+                compare(what, ErrorKind::NodeMismatch, found.into(), claimed.into())?;
+            }
+        }
         let _ = cmd.completion_vectors.set(claim.completion_vectors);
-        let (evidence, witness) = open::adopt(&cmd, claim)?;
         Ok(Self::new(cmd, evidence, witness))
     }
 }

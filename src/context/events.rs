@@ -162,20 +162,27 @@ impl AsyncEvents<'_> {
         Ok(Some(event))
     }
 
-    /// Waits for the next event, at most for `timeout`; without one for as long as it takes. None when the
-    /// time is over, or the stream has [ended](Self::has_ended).
+    /// Waits for the next event, at most for `timeout`; without one for as long as it takes. Returns none
+    /// when the time is over, or the stream has [ended](Self::has_ended). An event that is there already is
+    /// returned whatever the timeout.
     ///
     /// # Errors
     /// As [`try_next`](Self::try_next).
     pub fn wait(&mut self, timeout: Option<Duration>) -> Result<Option<AsyncEvent>> {
-        // What is too far off to be told is never.
+        // A deadline that the clock cannot hold is none.
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let mut is_polled = false;
         loop {
             let event = self.try_next()?;
             if event.is_some() || self.ended {
                 return Ok(event);
             }
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            // Another reader of the descriptor may take each event that poll reports.
+            if is_polled && left == Some(Duration::ZERO) {
+                return Ok(None);
+            }
+            is_polled = true;
             match self.cmd.kernel().poll(&self.fd, left) {
                 Ok(true) | Err(Errno::INTR) => {}
                 Ok(false) => return self.try_next(),

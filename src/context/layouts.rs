@@ -93,6 +93,11 @@ fn numbers_are_those_of_the_headers() {
         ("UVERBS_ATTR_UHW_IN", object::UHW_IN.into()),
         ("UVERBS_ATTR_UHW_OUT", object::UHW_OUT.into()),
         ("IB_USER_VERBS_CMD_QUERY_DEVICE", object::QUERY_DEVICE),
+        ("IB_USER_VERBS_CMD_ALLOC_PD", object::ALLOC_PD),
+        ("IB_USER_VERBS_CMD_DEALLOC_PD", object::DEALLOC_PD),
+        ("sizeof(struct ib_uverbs_alloc_pd)", 8),
+        ("sizeof(struct ib_uverbs_alloc_pd_resp)", 4),
+        ("sizeof(struct ib_uverbs_dealloc_pd)", 4),
         (
             "IB_USER_VERBS_CMD_FLAG_EXTENDED | (unsigned)IB_USER_VERBS_EX_CMD_QUERY_DEVICE",
             object::EX_QUERY_DEVICE,

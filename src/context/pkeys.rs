@@ -18,6 +18,7 @@ impl CmdFd {
         let read = || {
             let pin = open::pin_for_reading(record)?;
             let name = pin.read_name()?;
+            require_component(&name)?;
             let directory = self.open_directory(record, &name)?;
             let key = |index| {
                 let path = path(format!("ports/{port}/pkeys/{index}").into_bytes())?;
@@ -58,6 +59,15 @@ impl CmdFd {
         let (expected, found) = (Value::Name(name.clone()), Value::Name(found));
         Err(Error::differs(ErrorKind::Unstable, "name (ibdev)", expected, found))
     }
+}
+
+/// A name is one component of the path. Others lead to another device's directory.
+fn require_component(name: &Name) -> Result<()> {
+    if !matches!(name.as_bytes(), b"." | b"..") && !name.as_bytes().contains(&b'/') {
+        return Ok(());
+    }
+    let text = format!("the partition keys of a device named \"{name}\" cannot be read in sysfs");
+    Err(Error::new(ErrorKind::Unsupported, text).hint("rename the device"))
 }
 
 fn path(bytes: Vec<u8>) -> Result<CString> {

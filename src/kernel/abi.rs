@@ -2,6 +2,8 @@
 #![allow(unsafe_code)]
 
 use std::ffi::CStr;
+use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use openat2::{OpenHow, ResolveFlags, openat2_cstr};
@@ -32,6 +34,59 @@ pub(super) fn openat2(
         // SAFETY: the call has just made this descriptor, and nothing else knows its number.
         Ok(fd) => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
         Err(error) => Err(Errno::from_io_error(&error).unwrap_or(Errno::IO)),
+    }
+}
+
+/// While this exists the calling thread runs no signal handler and is not cancelled
+/// ([`Kernel::undisturbed`](super::Kernel::undisturbed)).
+pub(crate) struct Undisturbed {
+    /// What was there before.
+    before: Option<(libc::sigset_t, libc::c_int)>,
+    /// It is of the thread that made it.
+    _not_send: PhantomData<*const ()>,
+}
+
+/// `PTHREAD_CANCEL_DISABLE` (`pthread.h` of glibc and musl).
+const CANCEL_DISABLE: libc::c_int = 1;
+
+unsafe extern "C" {
+    /// `pthread_setcancelstate(3)`.
+    safe fn pthread_setcancelstate(
+        state: libc::c_int,
+        before: Option<&mut libc::c_int>,
+    ) -> libc::c_int;
+}
+
+impl Undisturbed {
+    pub(super) fn begin() -> Self {
+        let (mut all, mut before) = (MaybeUninit::uninit(), MaybeUninit::uninit());
+        // SAFETY: it writes the set that it is given.
+        unsafe { libc::sigfillset(all.as_mut_ptr()) };
+        // SAFETY: it was written, as `sigfillset` fails for no set.
+        let all: libc::sigset_t = unsafe { all.assume_init() };
+        let mut cancelled = 0;
+        pthread_setcancelstate(CANCEL_DISABLE, Some(&mut cancelled));
+        // SAFETY: both point to sets, of which the first is initialised and the second is written.
+        let failed =
+            unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const all, before.as_mut_ptr()) };
+        // It fails only for an argument that does not exist; then nothing is to be restored.
+        // SAFETY: a call that succeeded has initialised it.
+        let before = (failed == 0).then(|| (unsafe { before.assume_init() }, cancelled));
+        Self { before, _not_send: PhantomData }
+    }
+
+    #[cfg(feature = "sim")]
+    pub(super) fn nothing() -> Self {
+        Self { before: None, _not_send: PhantomData }
+    }
+}
+
+impl Drop for Undisturbed {
+    fn drop(&mut self) {
+        let Some((mask, cancelled)) = &self.before else { return };
+        // SAFETY: the set is initialised; where the one before it should go is left out.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, mask, std::ptr::null_mut()) };
+        pthread_setcancelstate(*cancelled, None);
     }
 }
 

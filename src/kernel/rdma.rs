@@ -20,6 +20,17 @@ impl Command {
     pub(crate) const fn message_type(self) -> u16 {
         (5 << 10) + self as u16
     }
+
+    /// Its name in the kernel's header.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Get => "RDMA_NLDEV_CMD_GET",
+            Self::SysGet => "RDMA_NLDEV_CMD_SYS_GET",
+            Self::ResPdGet => "RDMA_NLDEV_CMD_RES_PD_GET",
+            Self::GetChardev => "RDMA_NLDEV_CMD_GET_CHARDEV",
+            Self::ResCtxGet => "RDMA_NLDEV_CMD_RES_CTX_GET",
+        }
+    }
 }
 
 /// `RDMA_NLDEV_ATTR_*`.
@@ -332,50 +343,106 @@ pub(crate) fn parse_copy_on_fork(message: &Message<'_>) -> Result<bool, Bad> {
     Ok(copies)
 }
 
-/// One user context in a `RDMA_NLDEV_CMD_RES_CTX_GET` dump.
+/// A kind of resource of which the kernel keeps track by device (`enum rdma_restrack_type`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct ContextEntry {
-    pub(crate) ctxn: u32,
-    /// The thread that allocated it; absent once that thread is gone or in another pid namespace.
+pub(crate) enum Resource {
+    /// A user context: since Linux 5.13.
+    Context,
+    /// A protection domain: since Linux 5.10 by its number, too.
+    Pd,
+}
+
+impl Resource {
+    pub(crate) fn command(self) -> Command {
+        match self {
+            Self::Context => Command::ResCtxGet,
+            Self::Pd => Command::ResPdGet,
+        }
+    }
+
+    /// The attribute that holds the number of one.
+    pub(crate) fn number(self) -> u16 {
+        match self {
+            Self::Context => attr::RES_CTXN,
+            Self::Pd => attr::RES_PDN,
+        }
+    }
+
+    fn table_and_entry(self) -> (u16, u16) {
+        match self {
+            Self::Context => (attr::RES_CTX, attr::RES_CTX_ENTRY),
+            Self::Pd => (attr::RES_PD, attr::RES_PD_ENTRY),
+        }
+    }
+}
+
+/// One context or protection domain of a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ResourceEntry {
+    pub(crate) number: u32,
+    /// The context that it belongs to; a context's own number. `None` for resources of the kernel.
+    pub(crate) context: Option<u32>,
+    /// The thread that allocated it; `None` once that thread has exited, or where it is outside of the
+    /// reader's pid namespace.
     pub(crate) thread: Option<u32>,
 }
 
-/// The contexts that one message of a dump lists, each given to `each`.
-pub(crate) fn parse_contexts(
+/// Passes each entry that one message of a dump lists to `each`.
+pub(crate) fn parse_resources(
     message: &Message<'_>,
+    kind: Resource,
     index: u32,
-    each: &mut dyn FnMut(ContextEntry),
+    each: &mut dyn FnMut(ResourceEntry),
 ) -> Result<(), Bad> {
     let mut of_index = None;
+    let (table, entry_kind) = kind.table_and_entry();
     for attribute in message.attrs() {
         let attribute = attribute?;
-        match attribute.kind {
-            attr::DEV_INDEX => of_index = Some(attribute.u32()?),
-            attr::RES_CTX => {
-                for entry in attribute.nested() {
-                    let entry = entry?;
-                    if entry.kind == attr::RES_CTX_ENTRY {
-                        each(parse_context(entry.nested())?);
-                    }
+        if attribute.kind == attr::DEV_INDEX {
+            of_index = Some(attribute.u32()?);
+        } else if attribute.kind == table {
+            for entry in attribute.nested() {
+                let entry = entry?;
+                if entry.kind == entry_kind {
+                    each(parse_resource(entry.nested(), kind)?);
                 }
             }
-            _ => {}
         }
     }
-    if of_index == Some(index) { Ok(()) } else { Err(Bad("contexts of another device")) }
+    require_index(of_index, index)
 }
 
-fn parse_context(attrs: Attrs<'_>) -> Result<ContextEntry, Bad> {
-    let (mut ctxn, mut thread) = (None, None);
+/// The one entry in the answer to a request by number.
+pub(crate) fn parse_one_resource(
+    message: &Message<'_>,
+    kind: Resource,
+    index: u32,
+) -> Result<ResourceEntry, Bad> {
+    let of_index = message
+        .attrs()
+        .find_map(|attribute| attribute.ok().filter(|found| found.kind == attr::DEV_INDEX));
+    require_index(of_index.map(|found| found.u32()).transpose()?, index)?;
+    parse_resource(message.attrs(), kind)
+}
+
+fn require_index(found: Option<u32>, index: u32) -> Result<(), Bad> {
+    if found == Some(index) { Ok(()) } else { Err(Bad("resources of another device")) }
+}
+
+fn parse_resource(attrs: Attrs<'_>, kind: Resource) -> Result<ResourceEntry, Bad> {
+    let (mut number, mut context, mut thread) = (None, None, None);
     for attribute in attrs {
         let attribute = attribute?;
+        if attribute.kind == kind.number() {
+            number = Some(attribute.u32()?);
+        }
         match attribute.kind {
-            attr::RES_CTXN => ctxn = Some(attribute.u32()?),
+            attr::RES_CTXN => context = Some(attribute.u32()?),
             attr::RES_PID => thread = Some(attribute.u32()?),
             _ => {}
         }
     }
-    Ok(ContextEntry { ctxn: ctxn.ok_or(Bad("a context without a number"))?, thread })
+    Ok(ResourceEntry { number: number.ok_or(Bad("a resource without a number"))?, context, thread })
 }
 
 #[cfg(test)]
@@ -438,6 +505,36 @@ mod tests {
         assert!(ended(NLMSG_ERROR, &i32::MIN.to_ne_bytes()).is_err());
     }
 
+    /// Entries of a dump, and the answer to a request by number, are read alike.
+    #[test]
+    fn resources_are_understood() {
+        let entry = |message: Writer| {
+            message
+                .attr(attr::RES_PDN, &7u32.to_ne_bytes())
+                .attr(attr::RES_CTXN, &3u32.to_ne_bytes())
+        };
+        let nested = |writer: Writer| writer.finish().split_off(HEADER);
+        let message = || {
+            Writer::message(Command::ResPdGet.message_type(), 0, 1)
+                .attr(attr::DEV_INDEX, &5u32.to_ne_bytes())
+        };
+        let expected = ResourceEntry { number: 7, context: Some(3), thread: None };
+        let one = entry(message()).finish();
+        assert_eq!(parse_one_resource(&first(&one), Resource::Pd, 5), Ok(expected));
+        assert!(parse_one_resource(&first(&one), Resource::Pd, 6).is_err());
+        let in_table =
+            nested(entry(Writer::message(0, 0, 0)).attr(attr::RES_PID, &9u32.to_ne_bytes()));
+        let table = nested(Writer::message(0, 0, 0).attr(attr::RES_PD_ENTRY, &in_table));
+        let dump = message().attr(attr::RES_PD, &table).finish();
+        let mut found = Vec::new();
+        let parsed =
+            parse_resources(&first(&dump), Resource::Pd, 5, &mut |entry| found.push(entry));
+        assert_eq!((parsed, found), (Ok(()), vec![ResourceEntry { thread: Some(9), ..expected }]));
+        // A table of protection domains lists no contexts.
+        let none = &mut |_| panic!("an entry of another kind");
+        assert_eq!(parse_resources(&first(&dump), Resource::Context, 5, none), Ok(()));
+    }
+
     proptest! {
         #[test]
         fn device_numbers_come_back(major in 0u32..1 << 12, minor in 0u32..1 << 20) {
@@ -451,7 +548,10 @@ mod tests {
                 let _ = DeviceInfo::parse(&message);
                 let _ = Chardev::parse(&message);
                 let _ = parse_copy_on_fork(&message);
-                let _ = parse_contexts(&message, 0, &mut |_| {});
+                for kind in [Resource::Context, Resource::Pd] {
+                    let _ = parse_resources(&message, kind, 0, &mut |_| {});
+                    let _ = parse_one_resource(&message, kind, 0);
+                }
             }
         }
 

@@ -158,16 +158,24 @@ impl Machine {
         drop(hook);
     }
 
-    /// Opens the node of that number by its name and allocates a context for rxe, as a library does
-    /// that checks nothing. The calls are seen by the hook like any others.
+    /// Opens the node of that number by its name, as a library does that checks nothing. The calls are seen by
+    /// the hook like any others.
+    ///
+    /// # Errors
+    /// The errno of the call that failed.
+    pub fn open_node(&self, number: u32) -> Result<OwnedFd, i32> {
+        let path = CString::new(format!("infiniband/uverbs{number}")).unwrap_or_default();
+        let flags = OFlags::RDWR | OFlags::NONBLOCK;
+        let opened = self.openat2(&self.root_dev(), &path, flags, Resolve::Dev);
+        opened.map(OwnedFd::from).map_err(Errno::raw_os_error)
+    }
+
+    /// The same, and allocates a context for rxe.
     ///
     /// # Errors
     /// The errno of the call that failed.
     pub fn open_unguarded(&self, number: u32) -> Result<OwnedFd, i32> {
-        let path = CString::new(format!("infiniband/uverbs{number}")).unwrap_or_default();
-        let flags = OFlags::RDWR | OFlags::NONBLOCK;
-        let opened = self.openat2(&self.root_dev(), &path, flags, Resolve::Dev);
-        let fd = OwnedFd::from(opened.map_err(Errno::raw_os_error)?);
+        let fd = self.open_node(number)?;
         let mut call = VerbsCall { object: 0, method: 3, driver_id: 14, attrs: &mut [] };
         self.verbs_ioctl(fd.as_fd(), &mut call).map_err(Errno::raw_os_error)?;
         Ok(fd)
@@ -257,6 +265,29 @@ impl Machine {
     /// The calling thread's number on this machine.
     pub(crate) fn gettid(&self) -> u32 {
         self.with(|world| world.thread(super::linux::gettid()))
+    }
+
+    /// A thread of this process, on which the library runs something. When it is through, the thread has
+    /// exited.
+    pub(crate) fn on_new_thread<T: Send>(&self, run: impl FnOnce() -> T + Send) -> Sys<T> {
+        let act = |world: &mut World, _| world.settings.no_threads.map_or(Ok(()), Err);
+        self.enter(
+            CallKind::Thread,
+            |_| "new".into(),
+            |world, verdict| act(world, verdict).map_err(world::errno),
+        )?;
+        super::linux::on_new_thread(|| {
+            let result = run();
+            self.with(|world| world.thread_exits(super::linux::gettid()));
+            result
+        })
+    }
+
+    pub(crate) fn duplicate(&self, fd: BorrowedFd<'_>) -> Sys<Handle> {
+        let describe =
+            |world: &World| world.file_of(fd).map_or("foreign".into(), |file| world.describe(file));
+        self.enter(CallKind::Duplicate, describe, |_, _| Ok(()))?;
+        super::linux::duplicate(fd)
     }
 
     /// A call on one file.

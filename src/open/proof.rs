@@ -1,263 +1,468 @@
-//! Step 7: the proof, asked through the descriptor itself.
+//! Step 7: the proof, made through the descriptor itself.
 //!
-//! No look at /sys or at the node tells which device a cmd fd is bound to: a node that was made by
-//! hand keeps the device it was first opened on. What tells is the context. The kernel lists under
-//! each device's netlink index the contexts on it, each with the thread that allocated it. A context
-//! of this thread that is listed under the pinned device's index now, and was not before this
-//! thread allocated one, is the one that it has just allocated. That holds also where GUIDs are
-//! equal or zero.
+//! No look at /sys or at the node shows which device a cmd fd is bound to: a node that was made by hand
+//! keeps the device it was first opened on. The kernel shows it: under each device's netlink index it
+//! tracks the contexts and the protection domains (PDs) on that device, each with a number and the thread
+//! that allocated it. So this thread allocates something through the descriptor, and finds it under the
+//! pinned device's index:
+//!
+//! - **by number**: no context has number *n* under the index. Then this thread allocates the context. Then
+//!   *n* is a context of this thread. The kernel enters a context once, when it is allocated, and this
+//!   thread has allocated one; so that is the one. *n* is a guess, the number after the last one.
+//! - **by thread**, where the guess missed: a new thread, which has allocated nothing else, allocates a PD
+//!   through the descriptor. A PD of that thread is under the index. This works on any descriptor that has a
+//!   context ([`verify`](super::verify)).
+//!
+//! Only what is shown proves. What other threads allocate, free or hide costs time and proves nothing.
+//! Equal GUIDs, GUIDs of zero and lists that were cut do not matter to it.
 
-use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use super::{Pin, Prepared, allocate};
-use crate::attr::retry;
-use crate::context::{CmdFd, ContextClaim, query_device};
+use super::pd::Pd;
+use super::{Pin, Prepared, allocate, sysfs_guid};
+use crate::context::{CmdFd, query_device};
 use crate::device::Record;
 use crate::driver::DriverId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::evidence::{Evidence, Step, Value};
-use crate::kernel::rdma::ContextEntry;
-use crate::kernel::{Errno, Kernel, VerbsCall};
+use crate::kernel::Errno;
+use crate::kernel::rdma::{Resource, ResourceEntry};
 use crate::name::Guid;
-use crate::netlink::{Contexts, Socket};
+use crate::netlink::{Lookup, Socket};
 
-/// That a context was proved to be on the device. Made here, by [`prove`], and nowhere else; a
+/// That a context was proved to be on the device. Made here and nowhere else; a
 /// [`Context`](crate::Context) is made of nothing less.
 #[derive(Debug)]
 pub(crate) struct Proven(());
 
-/// What the proof came to, if nothing contradicted.
+#[cfg(uverbs_leave_out)]
+impl Proven {
+    pub(super) fn by_old_rule() -> Self {
+        Self(())
+    }
+}
+
+/// The result of the proof, if nothing contradicted it.
 pub(super) enum Proof {
     Proven(Proven),
     Unproven(Error),
+    /// No PD can be had, so that the context itself has to be allocated on a new thread.
+    NeedsNewThread(Error),
 }
 
-/// What the kernel listed before the context was allocated.
-#[derive(Debug)]
-pub(super) struct Baseline {
-    socket: Arc<Socket>,
-    index: u32,
+/// On which thread the context is allocated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// The one that called.
+    Here,
+    /// One that was made for it, and has no other contexts.
+    NewThread,
+}
+
+/// Where the proof looks.
+pub(super) struct Target {
+    pub(super) socket: Arc<Socket>,
+    pub(super) index: u32,
     node_guid: Guid,
-    thread: u32,
-    /// The context is allocated here, on this thread, and not by somebody else.
-    allocates: bool,
-    /// This thread's contexts on the device; none where the list took more than one message.
-    contexts: Option<Vec<u32>>,
 }
 
-impl Baseline {
-    /// Joins the device with its netlink index, and asks what is known under it.
+impl Target {
+    /// Joins the pinned device with its netlink index.
     ///
     /// # Errors
-    /// Unproven where the kernel does not tell.
-    pub(super) fn take(record: &Record, pin: &Pin, allocates: bool) -> Result<Self> {
-        Self::ask(record, pin, allocates).map_err(|error| match error.kind() {
-            ErrorKind::Os | ErrorKind::PermissionDenied => error.into_kind(ErrorKind::Unproven),
+    /// `Unproven` where the kernel does not give it, `NetlinkUnavailable` where it cannot be asked.
+    pub(super) fn find(record: &Record, pin: &Pin) -> Result<Self> {
+        Self::ask(record, pin).map_err(|error| match (error.kind(), error.errno()) {
+            // This process or the kernel lacks room, which another try may find.
+            (_, Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)) => error,
+            (ErrorKind::Os | ErrorKind::PermissionDenied, _) => {
+                error.into_kind(ErrorKind::Unproven)
+            }
             _ => error,
         })
     }
 
-    fn ask(record: &Record, pin: &Pin, allocates: bool) -> Result<Self> {
+    fn ask(record: &Record, pin: &Pin) -> Result<Self> {
         if !record.host.is_sysfs() {
-            return Err(Error::new(
-                ErrorKind::Unproven,
-                "/sys is not sysfs, so what is there proves nothing",
-            ));
+            let text = "/sys is not sysfs, so that nothing in it proves anything";
+            return Err(Error::new(ErrorKind::Unproven, text));
         }
         let socket = record.host.netlink()?;
         let index = record.indices.join(record, pin, &socket)?.index;
         let info = socket.device(index)?.ok_or_else(|| unknown(index))?;
-        let thread = record.host.kernel().gettid();
-        let contexts = socket.contexts(index, of(thread))?.ok_or_else(|| cannot_list(index))?;
-        let contexts = contexts.in_one_message.then_some(contexts.numbers);
-        Ok(Self { socket, index, node_guid: Guid(info.node_guid), thread, allocates, contexts })
+        Ok(Self { socket, index, node_guid: Guid(info.node_guid) })
     }
 
-    /// The contexts of `thread` on the device now.
-    fn now(&self, thread: u32) -> Result<Contexts> {
-        self.socket.contexts(self.index, of(thread))?.ok_or_else(|| cannot_list(self.index))
+    /// Looks for something that a new thread has allocated: by its number, if the guess is right, else in
+    /// lists.
+    fn look_for(&self, kind: Resource, thread: u32, guess: Option<u32>) -> Result<Seen> {
+        let is_ours = |entry: &ResourceEntry| entry.thread == Some(thread);
+        if let Some(number) = guess
+            && let Lookup::Found(entry) = self.socket.resource(kind, self.index, number)?
+            && is_ours(&entry)
+        {
+            return Ok(Seen::Entry(entry));
+        }
+        for _ in 0..REPEATS {
+            let Some(listing) = self.socket.resources(kind, self.index, is_ours)? else {
+                return Ok(Seen::Unclear(cannot_list(kind, self.index)));
+            };
+            match listing.entries.first() {
+                Some(entry) => return Ok(Seen::Entry(*entry)),
+                None if listing.is_whole => return Ok(Seen::Nothing),
+                None => {}
+            }
+        }
+        let text = format!("the lists of index {} are long and change all the while", self.index);
+        Ok(Seen::Unclear(Error::new(ErrorKind::Unproven, text)))
     }
 }
 
-/// The contexts that a thread allocated.
-fn of(thread: u32) -> impl Fn(&ContextEntry) -> bool {
-    move |entry| entry.thread == Some(thread)
+/// How often a list is requested until the entry is in it, or it is whole.
+const REPEATS: usize = 8;
+
+/// What a look under the index shows.
+enum Seen {
+    Entry(ResourceEntry),
+    /// Nothing of that thread, in a whole list.
+    Nothing,
+    Unclear(Error),
 }
 
 fn unknown(index: u32) -> Error {
-    Error::new(ErrorKind::Unproven, format!("RDMA netlink knows no device of index {index}"))
+    Error::new(ErrorKind::Unproven, format!("RDMA netlink has no device of index {index}"))
 }
 
-fn cannot_list(index: u32) -> Error {
-    Error::new(
-        ErrorKind::Unproven,
-        format!(
-            "RDMA netlink lists no contexts of index {index}: it is gone, or Linux is older than 5.13"
-        ),
-    )
+fn cannot_list(kind: Resource, index: u32) -> Error {
+    let (what, since) = match kind {
+        Resource::Context => ("contexts", "5.13"),
+        Resource::Pd => ("protection domains", "5.10"),
+    };
+    let text = format!(
+        "RDMA netlink lists no {what} of index {index}: it is gone, or Linux is older than {since}"
+    );
+    Error::new(ErrorKind::Unproven, text)
 }
 
-/// Steps 6 and 7: allocates the context and proves where it is. Where the list of contexts is too
-/// long for one message, on a thread of its own: that one has no other contexts.
+/// Checks of the proof, by name.
+const GUID: &str = "node GUID, through the descriptor";
+const FREE: &str = "context number, before";
+const SHOWN: &str = "thread of the context of that number";
+const CONTEXT: &str = "context of a new thread, under the index";
+const PD: &str = "PD of a new thread, under the index";
+const PD_HERE: &str = "PD of this thread under a number that was free";
+
+/// Steps 6 and 7: allocates the context and proves where it is.
 pub(super) fn allocate_and_prove(
     record: &Record,
     pin: &Pin,
     cmd: &CmdFd,
     prepared: &Prepared,
-    baseline: Result<Baseline>,
+    target: Result<Target>,
+    place: Place,
     evidence: &mut Evidence,
 ) -> Result<Proof> {
-    let baseline = match baseline {
-        Ok(baseline) => baseline,
+    let target = match target {
+        Ok(target) => target,
         Err(reason) => {
             allocate(cmd, prepared)?;
+            sysfs_guid::compare(record, pin, cmd, evidence)?;
             alive(record, pin, evidence)?;
             return Ok(Proof::Unproven(reason));
         }
     };
-    if baseline.contexts.is_some() {
-        allocate(cmd, prepared)?;
-        return prove(record, pin, cmd.as_ref(), cmd.driver(), &baseline, evidence);
+    #[cfg(uverbs_leave_out)]
+    if crate::leave_out::is_old_rule() {
+        return super::old_rule::allocate_and_prove(record, pin, cmd, prepared, &target, evidence);
     }
-    std::thread::scope(|scope| {
-        let proving = || {
+    // From here to the end nothing of the program's own runs on this thread: no provider, no signal handler,
+    // no subscriber of log events.
+    let _undisturbed = record.host.kernel().undisturbed();
+    let unproven = match place {
+        Place::Here => here(record, cmd, prepared, &target, evidence),
+        Place::NewThread => on_new_thread(record, cmd, prepared, &target, evidence),
+    }?;
+    alive(record, pin, evidence)?;
+    Ok(unproven.unwrap_or(Proof::Proven(Proven(()))))
+}
+
+/// Allocates the context on this thread. `None` is proved.
+fn here(
+    record: &Record,
+    cmd: &CmdFd,
+    prepared: &Prepared,
+    target: &Target,
+    evidence: &mut Evidence,
+) -> Result<Option<Proof>> {
+    const STEP: Step = Step::Prove;
+    let guess = record.next.get(Resource::Context);
+    let by_number = |number| target.socket.resource(Resource::Context, target.index, number);
+    let is_free = match guess {
+        Some(number) => evidence.confirm(STEP, FREE, Value::Word("free"), || {
+            Ok(Value::Word(match by_number(number)? {
+                Lookup::Free => "free",
+                Lookup::Found(_) => "taken",
+                Lookup::Unknown => "unknown",
+            }))
+        })?,
+        None => false,
+    };
+    allocate(cmd, prepared)?;
+    let thread = record.host.kernel().gettid();
+    if let Some(number) = guess.filter(|_| is_free)
+        && evidence.confirm(STEP, SHOWN, Value::Number(thread.into()), || {
+            Ok(match by_number(number)? {
+                Lookup::Found(ResourceEntry { thread: Some(thread), .. }) => {
+                    Value::Number(thread.into())
+                }
+                _ => Value::Word("none"),
+            })
+        })?
+    {
+        record.next.set_after(Resource::Context, number);
+        evidence.index = Some(target.index);
+        evidence.context_number = Some(number);
+        compare_guid(cmd, target, evidence)?;
+        return Ok(None);
+    }
+    compare_guid(cmd, target, evidence)?;
+    by_pd(record, cmd, target, evidence)
+}
+
+/// Allocates the context on a thread that has no others, for drivers from which no PD can be had.
+fn on_new_thread(
+    record: &Record,
+    cmd: &CmdFd,
+    prepared: &Prepared,
+    target: &Target,
+    evidence: &mut Evidence,
+) -> Result<Option<Proof>> {
+    let kernel = record.host.kernel();
+    let seen = kernel.on_new_thread(|| {
+        allocate(cmd, prepared)?;
+        target.look_for(Resource::Context, kernel.gettid(), None)
+    });
+    let seen = match seen {
+        Ok(seen) => seen?,
+        Err(errno) => {
             allocate(cmd, prepared)?;
-            let thread = record.host.kernel().gettid();
-            let baseline = Baseline { thread, contexts: Some(Vec::new()), ..baseline };
-            prove(record, pin, cmd.as_ref(), cmd.driver(), &baseline, evidence)
-        };
-        let spawned = std::thread::Builder::new().spawn_scoped(scope, proving);
-        let joined = spawned.map_err(|error| {
-            Error::new(ErrorKind::Unproven, format!("no thread to prove on: {error}"))
-        })?;
-        joined.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            Seen::Unclear(no_thread(errno))
+        }
+    };
+    compare_guid(cmd, target, evidence)?;
+    let unclear = match seen {
+        Seen::Entry(entry) => {
+            note(record, target, entry, evidence);
+            None
+        }
+        Seen::Nothing => Some(Error::new(
+            ErrorKind::Unproven,
+            format!("the context is not listed under index {}", target.index),
+        )),
+        Seen::Unclear(error) => Some(error),
+    };
+    let expected = Value::Word("listed");
+    let found = if unclear.is_none() { "listed" } else { "not listed" };
+    let held = evidence.confirm(Step::Prove, CONTEXT, expected, || Ok(Value::Word(found)))?;
+    Ok(unclear.filter(|_| !held).map(Proof::Unproven))
+}
+
+/// The node GUID that the descriptor reports has to be the one that netlink has for the index.
+pub(super) fn compare_guid(cmd: &CmdFd, target: &Target, evidence: &mut Evidence) -> Result<()> {
+    let expected = Value::Guid(target.node_guid);
+    evidence.require(Step::Prove, GUID, ErrorKind::NodeMismatch, expected, || {
+        let attributes =
+            query_device(cmd.kernel(), cmd.as_ref(), cmd.driver()).map_err(on_dead_device)?;
+        Ok(Value::Guid(attributes.node_guid))
     })
 }
 
-/// Step 7 on a descriptor that has its context.
+/// Step 7 on a descriptor that has its context, whoever opened it, and whenever.
 pub(super) fn prove(
     record: &Record,
     pin: &Pin,
-    fd: BorrowedFd<'_>,
-    driver: DriverId,
-    baseline: &Baseline,
+    cmd: &CmdFd,
+    target: &Target,
     evidence: &mut Evidence,
 ) -> Result<Proof> {
-    let (what, expected) = ("node GUID, through the descriptor", Value::Guid(baseline.node_guid));
-    evidence.require(Step::Prove, what, ErrorKind::NodeMismatch, expected, || {
-        let attributes = query_device(record.host.kernel(), fd, driver).map_err(on_dead_device)?;
-        Ok(Value::Guid(attributes.node_guid))
+    let _undisturbed = record.host.kernel().undisturbed();
+    compare_guid(cmd, target, evidence).map_err(|error| match error.errno() {
+        Some(Errno::INVAL) => error
+            .into_kind(ErrorKind::Unproven)
+            .hint("the descriptor may have no context: allocate one before"),
+        _ => error,
     })?;
-
-    let listed = listed(record, baseline)?;
-    if let Ok(new) = &listed {
-        // None is a contradiction where this thread has just allocated one for certain.
-        let otherwise = match new.len() {
-            0 if baseline.allocates => ErrorKind::NodeMismatch,
-            _ => ErrorKind::Unproven,
-        };
-        let what = "new contexts of this thread under the index";
-        let found = Value::Number(new.len() as u64);
-        evidence.require(Step::Prove, what, otherwise, Value::Number(1), || Ok(found))?;
-        evidence.index = Some(baseline.index);
-        evidence.context_number = new.first().copied();
-    }
+    let unproven = by_pd(record, cmd, target, evidence)?;
     alive(record, pin, evidence)?;
-    Ok(match listed {
-        Ok(_) => Proof::Proven(Proven(())),
-        Err(reason) => Proof::Unproven(Error::new(ErrorKind::Unproven, reason)),
+    Ok(match unproven {
+        None => Proof::Proven(Proven(())),
+        Some(Proof::NeedsNewThread(reason)) => Proof::Unproven(reason),
+        Some(unproven) => unproven,
     })
 }
 
-/// The half of step 7 that is left when somebody else has allocated the context, and proved it.
-pub(super) fn adopt(
+/// What came of the PDs that were allocated.
+enum Found {
+    Shown {
+        entry: ResourceEntry,
+        /// It could not be freed.
+        is_leaked: bool,
+    },
+    /// Two PDs were not listed, and both existed all the while.
+    Elsewhere,
+    Unproven(Error),
+    NoPd(Error),
+}
+
+/// Allocates a PD through the descriptor and looks for it under the index. `None` is proved.
+fn by_pd(
     record: &Record,
     cmd: &CmdFd,
-    claim: &ContextClaim,
+    target: &Target,
     evidence: &mut Evidence,
-) -> Result<Proven> {
-    let guid = |guid| Ok(Value::Guid(guid));
-    let expected = || Value::Guid(claim.node_guid);
-    let what = "node GUID, through the descriptor";
-    evidence.require(Step::Prove, what, ErrorKind::NodeMismatch, expected(), || {
-        let attributes = query_device(record.host.kernel(), cmd.as_ref(), claim.driver);
-        guid(attributes.map_err(on_removed)?.node_guid)
-    })?;
-    let socket = record.host.netlink()?;
-    let what = "node GUID, of the index";
-    evidence.require(Step::Prove, what, ErrorKind::Removed, expected(), || {
-        guid(Guid(socket.device(claim.index)?.ok_or_else(|| removed(claim.index))?.node_guid))
-    })?;
-    let what = "contexts of that number under the index";
-    evidence.require(Step::Prove, what, ErrorKind::Unproven, Value::Number(1), || {
-        let mut found = 0;
-        for _ in 0..REPEATS {
-            let listed =
-                socket.contexts(claim.index, |entry| entry.ctxn == claim.context_number)?;
-            let listed = listed.ok_or_else(|| cannot_list(claim.index))?;
-            found = listed.numbers.len();
-            if found > 0 || listed.in_one_message {
-                break;
-            }
+) -> Result<Option<Proof>> {
+    // Freeing a PD there frees PD 0, which is another one (`ocrdma_dealloc_pd`).
+    if cmd.driver() == DriverId::Ocrdma {
+        let text = "ocrdma frees the wrong PD, so that none is allocated";
+        return Ok(Some(Proof::NeedsNewThread(Error::new(ErrorKind::Unproven, text))));
+    }
+    let kernel = record.host.kernel();
+    let mut what = PD;
+    let found = match kernel.on_new_thread(|| pds_of_new_thread(record, cmd, target)) {
+        Ok(found) => found?,
+        Err(errno) => {
+            what = PD_HERE;
+            pd_of_this_thread(record, cmd, target, errno)?
         }
-        Ok(Value::Number(found as u64))
-    })?;
-    evidence.index = Some(claim.index);
-    evidence.context_number = Some(claim.context_number);
-    Ok(Proven(()))
+    };
+    let (word, unproven) = match found {
+        Found::Shown { entry, is_leaked } => {
+            note(record, target, entry, evidence);
+            evidence.leaked_pd = is_leaked;
+            ("listed", None)
+        }
+        Found::Elsewhere => ("not listed", None),
+        Found::Unproven(error) => ("not listed", Some(Proof::Unproven(error))),
+        Found::NoPd(error) => ("not listed", Some(Proof::NeedsNewThread(error))),
+    };
+    let (expected, found) = (Value::Word("listed"), Value::Word(word));
+    if unproven.is_some() {
+        let held = evidence.confirm(Step::Prove, what, expected, || Ok(found))?;
+        return Ok(unproven.filter(|_| !held));
+    }
+    evidence.require(Step::Prove, what, ErrorKind::NodeMismatch, expected, || Ok(found))?;
+    Ok(None)
 }
 
-fn removed(index: u32) -> Error {
-    Error::new(ErrorKind::Removed, format!("RDMA netlink knows no device of index {index}"))
-}
-
-/// There is no pinned device here that is known to be alive.
-fn on_removed(error: Error) -> Error {
-    match error.errno() {
-        Some(Errno::IO) => error.into_kind(ErrorKind::Removed),
-        _ => on_dead_device(error),
+/// Notes what was found, and which numbers come next.
+fn note(record: &Record, target: &Target, entry: ResourceEntry, evidence: &mut Evidence) {
+    evidence.index = Some(target.index);
+    evidence.context_number = entry.context;
+    if let Some(context) = entry.context {
+        record.next.set_after(Resource::Context, context);
     }
 }
 
-/// The pinned device answers its commands: a descriptor that says EIO is on one that is gone.
+/// Allocates PDs on a thread that has no others. One that is listed under that thread is one of these.
+fn pds_of_new_thread(record: &Record, cmd: &CmdFd, target: &Target) -> Result<Found> {
+    let thread = record.host.kernel().gettid();
+    // A PD that the kernel could not track is never listed, and a device that leaves is listed for a while
+    // after its PDs have gone. So "not listed" counts twice, of two PDs, each there until after the list.
+    for _ in 0..2 {
+        let pd = match Pd::allocate(cmd) {
+            Ok(pd) => pd,
+            Err(error) => return Ok(Found::NoPd(error.into_kind(ErrorKind::Unproven))),
+        };
+        let guess = record.next.get(Resource::Pd);
+        let seen = target.look_for(Resource::Pd, thread, guess);
+        let freed = pd.free();
+        match seen? {
+            Seen::Entry(entry) => {
+                record.next.set_after(Resource::Pd, entry.number);
+                let is_leaked = freed.is_err();
+                return Ok(Found::Shown { entry, is_leaked });
+            }
+            Seen::Unclear(error) => return Ok(Found::Unproven(error)),
+            Seen::Nothing => {
+                if let Err(error) = freed {
+                    return Ok(Found::Unproven(error.into_kind(ErrorKind::Unproven)));
+                }
+            }
+        }
+    }
+    Ok(Found::Elsewhere)
+}
+
+/// How many numbers are tried, where no thread can be had.
+const WINDOWS: [u32; 3] = [4, 16, 64];
+
+/// Where there is no new thread: a PD of this thread that is listed by a number that was free before the PD was
+/// allocated, and is free again after.
+fn pd_of_this_thread(
+    record: &Record,
+    cmd: &CmdFd,
+    target: &Target,
+    refused: Errno,
+) -> Result<Found> {
+    let thread = record.host.kernel().gettid();
+    let by_number = |number| target.socket.resource(Resource::Pd, target.index, number);
+    let no_pd = |error: Error| Ok(Found::NoPd(error.into_kind(ErrorKind::Unproven)));
+    for width in WINDOWS {
+        // The kernel counts on from the last number, which is that of a first PD, if that one is listed here.
+        let first = match Pd::allocate(cmd) {
+            Ok(pd) => pd,
+            Err(error) => return no_pd(error),
+        };
+        let listing = target.socket.resources(Resource::Pd, target.index, |_| false)?;
+        let Some(listing) = listing else {
+            return Ok(Found::Unproven(cannot_list(Resource::Pd, target.index)));
+        };
+        let next = listing.highest.map_or(0, |number| number.wrapping_add(1));
+        let mut free = Vec::new();
+        for number in (0..width).map(|at| next.wrapping_add(at)) {
+            if by_number(number)? == Lookup::Free {
+                free.push(number);
+            }
+        }
+        let second = match Pd::allocate(cmd) {
+            Ok(pd) => pd,
+            Err(error) => return no_pd(error),
+        };
+        let mut shown = None;
+        for &number in &free {
+            if let Lookup::Found(entry) = by_number(number)?
+                && entry.thread == Some(thread)
+            {
+                shown = Some(entry);
+                break;
+            }
+        }
+        let is_freed = second.free().is_ok();
+        let is_leaked = first.free().is_err();
+        if let Some(entry) = shown.filter(|_| is_freed)
+            && by_number(entry.number)? == Lookup::Free
+        {
+            return Ok(Found::Shown { entry, is_leaked });
+        }
+    }
+    Ok(Found::Unproven(no_thread(refused)))
+}
+
+fn no_thread(errno: Errno) -> Error {
+    Error::call("clone (a thread to prove on)", errno)
+        .into_kind(ErrorKind::Unproven)
+        .hint("the proof needs a thread of its own here: a limit or a filter forbids it")
+}
+
+/// The pinned device answers its commands: a descriptor that answers EIO is on one that is gone.
 pub(super) fn on_dead_device(error: Error) -> Error {
     match error.errno() {
         Some(Errno::IO) => error
             .into_kind(ErrorKind::NodeMismatch)
             .hint("the node is still bound to a device that is gone"),
-        Some(Errno::INVAL) => error.into_kind(ErrorKind::Unproven).hint("has it a context?"),
         _ => error,
     }
 }
-
-/// The contexts that this thread has on the device and had not before, or why that cannot be told.
-fn listed(
-    record: &Record,
-    baseline: &Baseline,
-) -> Result<std::result::Result<Vec<u32>, &'static str>> {
-    if baseline.thread != record.host.kernel().gettid() {
-        return Ok(Err("this is another thread than the one that pinned the device"));
-    }
-    let Some(before) = &baseline.contexts else {
-        return Ok(Err("the list of contexts before took more than one message"));
-    };
-    // A list in one message is believed when it says twice that there is none. One in several may
-    // leave an entry out whenever a context before it goes away meanwhile.
-    let mut empty = 0;
-    for _ in 0..REPEATS {
-        let mut now = baseline.now(baseline.thread)?;
-        now.numbers.retain(|number| !before.contains(number));
-        empty += usize::from(now.numbers.is_empty() && now.in_one_message);
-        if !now.numbers.is_empty() || empty == 2 {
-            return Ok(Ok(now.numbers));
-        }
-    }
-    Ok(Err("the list of contexts takes more than one message"))
-}
-
-/// How often the contexts are listed until the new one is among them.
-const REPEATS: usize = 8;
 
 /// The last look: the pinned device was alive all the while, so its index and its device number
 /// were its own.
@@ -268,27 +473,3 @@ pub(super) fn alive(record: &Record, pin: &Pin, evidence: &mut Evidence) -> Resu
         pin.read_device_number().map(Value::Device)
     })
 }
-
-/// Asks a cmd fd for its driver, where netlink does not tell: a command that does not exist is EINVAL
-/// for the wrong driver and EPROTONOSUPPORT for the right one (`ib_uverbs_cmd_verbs`,
-/// `drivers/infiniband/core/uverbs_ioctl.c`), and does nothing.
-pub(super) fn probe_driver(
-    kernel: &Kernel,
-    fd: BorrowedFd<'_>,
-    guess: Option<DriverId>,
-) -> Result<DriverId> {
-    for driver in guess.into_iter().chain(DriverId::all()) {
-        let mut call =
-            VerbsCall { object: 0, method: NO_METHOD, driver_id: driver.to_raw(), attrs: &mut [] };
-        match retry(|| kernel.verbs_ioctl(fd, &mut call)) {
-            Err(Errno::PROTONOSUPPORT) => return Ok(driver),
-            Err(Errno::INVAL) => {}
-            Err(errno) => return Err(Error::call("ioctl(RDMA_VERBS_IOCTL)", errno)),
-            Ok(()) => break,
-        }
-    }
-    Err(Error::new(ErrorKind::Unsupported, "no driver that this version knows answers"))
-}
-
-/// A method that no object of the ioctl ABI has.
-const NO_METHOD: u16 = 0xfff;

@@ -117,7 +117,13 @@ impl Setup {
             meddles: true,
             ..Self::default()
         });
-        crowds.map(move |crowd| Self { crowd, ..stale }).chain(meddles).chain(right)
+        // Which numbers come next is known where it was opened before.
+        let held = meddles.clone().chain([0, PAGE].into_iter().map(move |others| Self {
+            crowd: Crowd { others, own: &[LAST], ..Crowd::default() },
+            ..stale
+        }));
+        let held = held.chain([stale]).map(|setup| Self { held: true, ..setup });
+        crowds.map(move |crowd| Self { crowd, ..stale }).chain(meddles).chain(right).chain(held)
     }
 
     pub(crate) fn all() -> impl Iterator<Item = Self> {
@@ -167,9 +173,9 @@ pub(crate) enum Program {
     ListAndOpen,
     /// Opens what was listed before anything happened.
     Open,
-    /// Pins it, and verifies what somebody else opened on the node.
+    /// Verifies what somebody else opened on the node.
     Verify,
-    /// The same, and between the two allocates a context and a PD on the right device, too.
+    /// The same by a caller that has a context and a PD on the right device, too.
     VerifyKeeping,
     /// Asks for what netlink says of it.
     Query,
@@ -269,7 +275,8 @@ fn allocate_aside(world: &mut World, id: DeviceId) {
 pub(crate) struct Execution {
     /// The kind of the error, if it is one.
     pub(crate) result: std::result::Result<(), ErrorKind>,
-    /// It was bound to, or told of, another instance than the one that was asked for.
+    /// It was bound to, or reported, another instance than the one that was asked for; or it called the
+    /// right one wrong, or a live device removed.
     pub(crate) wrong: bool,
 }
 
@@ -301,13 +308,8 @@ impl Play {
         machine.set_lists_reversed(program == Program::ListAgain);
         if setup.stale || program == Program::Adopt {
             let old = machine.add(spec("old", 0xa0).disassociates(false)).expect("added");
-            if setup.stale {
-                machine.set_node(0, NodeKind::Static);
-                machine.foreign_context(old).expect("held, through the node");
-            } else {
-                machine.set_node(ASIDE, NodeKind::Device(231, 192));
-                aside = Some(machine.open_unguarded(ASIDE).expect("held, through a node aside"));
-            }
+            machine.set_node(ASIDE, NodeKind::Device(231, 192));
+            aside = Some(machine.open_unguarded(ASIDE).expect("held, through a node aside"));
             machine.remove(old);
         }
         let added = machine.add(spec("rxe0", 0xa0).disassociates(setup.disassociates));
@@ -331,6 +333,9 @@ impl Play {
         let asked = before.devices().expect("a list").by_name("rxe0").expect("listed");
         let is_held = setup.held || program == Program::Adopt;
         let held = is_held.then(|| asked.open().expect("opened"));
+        if setup.stale {
+            machine.move_node(ASIDE, 0);
+        }
         let fresh = registry();
 
         let claim = match program {
@@ -339,7 +344,9 @@ impl Play {
         };
         hook(&machine, id, plan.to_vec(), machine.calls() + 1, watch);
         let registry = if program == Program::ListAgain { &before } else { &fresh };
-        let (result, wrong) = run(program, &machine, id, registry, &asked, claim.as_ref());
+        let has_faults = plan.iter().any(|(_, event)| event.is_fault);
+        let (result, wrong) =
+            run(program, &machine, id, registry, &asked, claim.as_ref(), has_faults);
         machine.clear_hook();
         drop((held, asked, before, fresh, aside));
         let left = machine.open_handles();
@@ -406,6 +413,7 @@ fn run(
     registry: &Registry,
     asked: &Device,
     claim: Option<&ContextClaim>,
+    has_faults: bool,
 ) -> (std::result::Result<(), ErrorKind>, bool) {
     let opened = |device: &Device| match device.open() {
         Ok(context) => {
@@ -423,21 +431,23 @@ fn run(
                 Err(error) => (Err(error.kind()), false),
             }
         }
-        Program::Verify | Program::VerifyKeeping => match asked.pin() {
-            Err(error) => (Err(error.kind()), false),
-            Ok(pinned) => {
-                if program == Program::VerifyKeeping {
-                    machine.with(|world| allocate_aside(world, id));
-                }
-                // What another library might open: the node by its name, whatever it leads to. Where it
-                // opens nothing there is nothing to verify.
-                let Ok(fd) = machine.open_unguarded(0) else { return (Ok(()), false) };
-                let bound = machine.directory_of(fd.as_fd());
-                let verified = pinned.verify(fd.as_fd()).map_err(|error| error.kind());
-                let wrong = verified.is_ok() && bound != Some(asked.instance().ino);
-                (verified.map(drop), wrong)
+        Program::Verify | Program::VerifyKeeping => {
+            if program == Program::VerifyKeeping {
+                machine.with(|world| allocate_aside(world, id));
             }
-        },
+            // What another library might open: the node by its name, whatever it leads to. Where it opens
+            // nothing there is nothing to verify.
+            let Ok(fd) = machine.open_unguarded(0) else { return (Ok(()), false) };
+            let bound = machine.directory_of(fd.as_fd());
+            let verified = asked.verify(fd.as_fd()).map_err(|error| error.kind());
+            let is_right = bound == Some(asked.instance().ino);
+            // A mismatch is a statement, too, as long as the device stays and no call was made to fail.
+            let stays = machine.is_alive(id) && machine.directory(id) == bound;
+            let is_slandered =
+                is_right && stays && matches!(verified, Err(ErrorKind::NodeMismatch));
+            let wrong = if is_right { is_slandered && !has_faults } else { verified.is_ok() };
+            (verified.map(drop), wrong)
+        }
         Program::Adopt => {
             let Some(claim) = claim else { return (Ok(()), false) };
             // The older device's, of the same number and GUID.

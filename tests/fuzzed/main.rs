@@ -3,6 +3,7 @@
 mod event;
 mod input;
 mod plan;
+mod plugged;
 mod responses;
 mod told;
 

@@ -12,6 +12,7 @@ use uverbs::{Context, Device, DeviceNumber, Devices, Host, Instance, Policy, Reg
 
 use crate::event::{self, Event};
 use crate::input::Input;
+use crate::plugged::Plugged;
 use crate::told::{TOO_MANY, require_printable, require_sane, sane};
 
 /// More would find nothing that fewer do not, and take long.
@@ -60,7 +61,13 @@ pub(crate) fn run(bytes: &[u8]) {
     machine.set_contexts_a_page(if settings & 8 == 0 { 256 } else { 1 });
     machine.set_devtmpfs(settings & 16 == 0);
     let policy = Policy::new().strict_timestamps(settings & 32 != 0);
-    let registry = Registry::new(Host::simulated(&machine, policy).expect("a host"));
+    let host = Host::simulated(&machine, policy).expect("a host");
+    let (registry, plugged) = if settings & 64 == 0 {
+        (Registry::new(host), None)
+    } else {
+        let (registry, plugged) = Plugged::registry(&machine, host);
+        (registry, Some(plugged))
+    };
     let idle = machine.open_handles();
     let mut play = Play {
         input,
@@ -81,7 +88,13 @@ pub(crate) fn run(bytes: &[u8]) {
         play.check();
     }
     let machine = play.machine.clone();
+    if let Some(plugged) = &plugged {
+        plugged.unplug();
+    }
     drop(play);
+    if let Some(plugged) = plugged {
+        plugged.check_gone();
+    }
     assert_eq!(machine.open_handles(), 0, "left open");
     assert_eq!(machine.overruns(), 0, "memory was destroyed");
 }
@@ -198,9 +211,8 @@ impl Play<'_> {
         let Some(device) = self.handle() else { return };
         let number = self.input.below(4) as u32;
         self.meanwhile(|play| {
-            let Some(pinned) = sane(device.pin()) else { return };
             let Ok(fd) = play.machine.open_unguarded(number) else { return };
-            if sane(pinned.verify(fd.as_fd())).is_some() {
+            if sane(device.verify(fd.as_fd())).is_some() {
                 let bound = play.machine.directory_of(fd.as_fd());
                 assert_eq!(bound, Some(device.instance().ino), "WRONG DEVICE verified");
             }

@@ -25,9 +25,12 @@ pub(crate) fn require_sane(error: &Error) {
             | Unstable
             | NodeMismatch
             | Unproven
+            | NetlinkUnavailable
             | PermissionDenied
             | Unsupported
             | AbiMismatch
+            | Provider
+            | Busy
             | Malformed
             | Os
     );

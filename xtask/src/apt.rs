@@ -1,4 +1,4 @@
-//! Where Debian packages come from: the host's own sources, or those of a later release.
+//! Where Debian packages come from: the host's own sources, or those of a later or an earlier release.
 
 use std::ffi::OsString;
 use std::fs;
@@ -9,8 +9,38 @@ use anyhow::{Context, Result, anyhow, bail};
 
 use crate::{paths, tools};
 
-/// The release whose backports have the newest kernels, and itself, for what those need.
-const SUITES: &str = "trixie trixie-backports";
+/// A release of Debian other than the host's.
+struct Release {
+    /// The lab's directory for its package lists.
+    directory: &'static str,
+    /// Suites on the mirror of Debian proper.
+    suites: &'static str,
+    /// Its suite on the mirror of security updates, which also has what a release got as long-term support.
+    security: Option<&'static str>,
+}
+
+impl Release {
+    /// Its sources, on the mirrors that the host's package sources name.
+    fn sources(&self, targets: &str) -> Result<String> {
+        let mirror = mirror_in(targets, "Debian")
+            .ok_or_else(|| anyhow!("none of the host's package sources is Debian's"))?;
+        let mut text = stanza(mirror, self.suites);
+        // Without it the kernel is an older one, and still of the series.
+        if let (Some(suite), Some(mirror)) = (self.security, mirror_in(targets, "Debian-Security"))
+        {
+            text.push_str(&stanza(mirror, suite));
+        }
+        Ok(text)
+    }
+}
+
+/// Its backports have the newest kernels. The release itself has what those need.
+const BACKPORTS: Release =
+    Release { directory: "apt", suites: "trixie trixie-backports", security: None };
+
+/// It has Linux 5.10.
+const BULLSEYE: Release =
+    Release { directory: "apt-bullseye", suites: "bullseye", security: Some("bullseye-security") };
 
 /// Debian's keys, which its package `debian-archive-keyring` installs.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
@@ -28,22 +58,28 @@ impl Sources {
         Self { options: Vec::new(), host: true }
     }
 
-    /// A later Debian, in a configuration of the lab's own: the host never installs anything of it.
-    /// The mirror and the way to it are the host's, and signatures are checked as ever.
+    /// Debian trixie with its backports.
     pub(crate) fn backports() -> Result<Self> {
+        Self::release(&BACKPORTS)
+    }
+
+    /// Debian bullseye.
+    pub(crate) fn bullseye() -> Result<Self> {
+        Self::release(&BULLSEYE)
+    }
+
+    /// Another Debian, in a configuration of the lab's own: the host never installs anything of it.
+    /// The mirrors and the way to them are the host's, and signatures are checked as ever.
+    fn release(release: &Release) -> Result<Self> {
         if !Path::new(KEYRING).is_file() {
-            bail!("no {KEYRING}: packages of a later Debian cannot be checked");
+            bail!("no {KEYRING}: packages of another Debian cannot be checked");
         }
-        let mirror = mirror()?;
-        let dir = paths::lab("apt")?;
+        let text = release.sources(&index_targets()?)?;
+        let dir = paths::lab(release.directory)?;
         for part in ["state/lists/partial", "cache/archives/partial"] {
             fs::create_dir_all(dir.join(part))?;
         }
         let sources = dir.join("lab.sources");
-        // `Targets`: the host may be configured to fetch more than lists of packages.
-        let text = format!(
-            "Types: deb\nURIs: {mirror}\nSuites: {SUITES}\nComponents: main\nTargets: Packages\nSigned-By: {KEYRING}\n"
-        );
         fs::write(&sources, text).with_context(|| format!("writing {}", sources.display()))?;
         let mut options = Vec::new();
         for (name, value) in [
@@ -77,28 +113,64 @@ impl Sources {
     }
 }
 
-/// The mirror of Debian proper that the host is installed from.
-fn mirror() -> Result<String> {
-    let format = "$(LABEL) $(REPO_URI)";
-    let args = ["indextargets", "--format", format, "Created-By: Packages"];
-    let text = tools::text(tools::command("apt-get").args(args))?;
-    mirror_in(&text).ok_or_else(|| anyhow!("none of the host's package sources is Debian's"))
+/// Suites on a mirror, as apt's sources have them.
+fn stanza(mirror: &str, suites: &str) -> String {
+    // `Targets`: the host may be configured to fetch more than lists of packages. `Check-Valid-Until`: the
+    // lists of a release that gets no more updates are past their date.
+    format!(
+        "Types: deb\nURIs: {mirror}\nSuites: {suites}\nComponents: main\nTargets: Packages\n\
+         Check-Valid-Until: no\nSigned-By: {KEYRING}\n\n"
+    )
 }
 
-/// The first that calls itself `Debian`, and not, say, `Debian-Security`.
-fn mirror_in(targets: &str) -> Option<String> {
-    targets.lines().find_map(|line| line.strip_prefix("Debian ")).map(str::to_owned)
+/// The package sources that the host is installed from, one a line: its label, then its mirror.
+fn index_targets() -> Result<String> {
+    let format = "$(LABEL) $(REPO_URI)";
+    let args = ["indextargets", "--format", format, "Created-By: Packages"];
+    tools::text(tools::command("apt-get").args(args))
+}
+
+/// The mirror of the first source with exactly this label.
+fn mirror_in<'a>(targets: &'a str, label: &str) -> Option<&'a str> {
+    targets.lines().find_map(|line| line.strip_prefix(label)?.strip_prefix(' '))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const TARGETS: &str =
+        "Other tst://a/\nDebian-Security tst://b/\nDebian tst://c/\nDebian tst://d/\n";
+
     #[test]
-    fn the_mirror_is_debian_proper() {
-        let targets =
-            "Other tst://a/\nDebian-Security tst://b/\nDebian tst://c/\nDebian tst://d/\n";
-        assert_eq!(mirror_in(targets).as_deref(), Some("tst://c/"));
-        assert_eq!(mirror_in("Other tst://a/\n"), None);
+    fn mirrors_are_found_by_their_label() {
+        assert_eq!(mirror_in(TARGETS, "Debian"), Some("tst://c/"));
+        assert_eq!(mirror_in(TARGETS, "Debian-Security"), Some("tst://b/"));
+        assert_eq!(mirror_in("Other tst://a/\n", "Debian"), None);
+    }
+
+    /// The mirror and the suites of each stanza.
+    fn places(release: &Release, targets: &str) -> Vec<(String, String)> {
+        let text = release.sources(targets).unwrap_or_default();
+        let field = |stanza: &str, name: &str| {
+            stanza.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().to_owned()
+        };
+        let stanzas = text.split("\n\n").filter(|stanza| !stanza.is_empty());
+        stanzas
+            .inspect(|stanza| assert!(field(stanza, "Signed-By: ").ends_with("keyring.gpg")))
+            .map(|stanza| (field(stanza, "URIs: "), field(stanza, "Suites: ")))
+            .collect()
+    }
+
+    #[test]
+    fn each_suite_is_on_its_mirror() {
+        let place = |mirror: &str, suites: &str| (mirror.to_owned(), suites.to_owned());
+        let proper = place("tst://c/", "bullseye");
+        let security = place("tst://b/", "bullseye-security");
+        assert_eq!(places(&BULLSEYE, TARGETS), [proper.clone(), security]);
+        assert_eq!(places(&BULLSEYE, "Debian tst://c/\n"), [proper]);
+        let backports = place("tst://c/", "trixie trixie-backports");
+        assert_eq!(places(&BACKPORTS, TARGETS), [backports]);
+        assert!(BULLSEYE.sources("Other tst://a/\n").is_err());
     }
 }

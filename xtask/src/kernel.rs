@@ -117,27 +117,35 @@ struct Package {
     sources: Sources,
 }
 
-/// The newest whose release begins so: the host's own, or of backports; without a beginning only those
-/// are asked.
+/// Makes a set of package sources.
+type Source = fn() -> Result<Sources>;
+
+/// Where a series is looked for, in this order.
+const OF_A_SERIES: [Source; 3] = [|| Ok(Sources::host()), Sources::backports, Sources::bullseye];
+
+/// Where the newest kernel is.
+const OF_THE_NEWEST: [Source; 1] = [Sources::backports];
+
+/// The newest whose release begins so, of the first source that has one. With an empty beginning it is the
+/// newest of all.
 fn newest(prefix: &str) -> Result<Package> {
-    let mut tried = Vec::new();
-    if !prefix.is_empty() {
-        tried.push(Ok(Sources::host()));
-    }
-    tried.push(Sources::backports());
+    let sources: &[Source] = if prefix.is_empty() { &OF_THE_NEWEST } else { &OF_A_SERIES };
     let mut reasons = Vec::new();
-    for sources in tried {
-        let found = sources.and_then(|sources| {
-            if let Some(package) = newest_listed(&sources, prefix)? {
-                return Ok(Some(package));
+    // Lists are renewed only where no source has the kernel: that takes seconds, and root for the host's.
+    for renew in [false, true] {
+        reasons.clear();
+        for source in sources {
+            let found = source().and_then(|sources| {
+                if renew {
+                    sources.update()?;
+                }
+                newest_listed(&sources, prefix)
+            });
+            match found {
+                Ok(Some(package)) => return Ok(package),
+                Ok(None) => {}
+                Err(error) => reasons.push(format!("; {error:#}")),
             }
-            sources.update()?;
-            newest_listed(&sources, prefix)
-        });
-        match found {
-            Ok(Some(package)) => return Ok(package),
-            Ok(None) => {}
-            Err(error) => reasons.push(format!("; {error:#}")),
         }
     }
     bail!(
@@ -319,7 +327,9 @@ mod tests {
 
     #[test]
     fn choices() {
-        assert!(matches!("6.12".parse(), Ok(KernelChoice::Series(_))));
+        for series in ["6.12", "5.10"] {
+            assert!(matches!(series.parse(), Ok(KernelChoice::Series(_))), "{series}");
+        }
         assert!(matches!("newest".parse(), Ok(KernelChoice::Newest)));
         assert!(matches!("/".parse(), Ok(KernelChoice::Directory(_))));
         assert!("6.x".parse::<KernelChoice>().is_err());

@@ -60,7 +60,7 @@ enum LabCommand {
 
 #[derive(Args)]
 struct RunArgs {
-    /// Debian kernel series (6.12, 6.1, 7.3), `newest` (of the backports), or a directory with boot/vmlinuz-* and lib/modules/*
+    /// Debian kernel series (5.10, 6.1, 6.12, 7.3), `newest` (of the backports), or a directory with boot/vmlinuz-* and lib/modules/*
     #[arg(long, default_value = "6.12")]
     kernel: KernelChoice,
 

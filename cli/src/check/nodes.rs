@@ -128,7 +128,8 @@ pub(super) fn look_at_node(audit: &mut Audit, device: &Device, mounts: &[Mount])
         }
     }
     if audit.findings.len() == findings {
-        audit.fine(format!("{path} is the node of {device}, and may be opened"));
+        let seen = "and its permissions let this user open it";
+        audit.fine(format!("{path} is a character device {number}, as that of {device}, {seen}"));
     }
 }
 

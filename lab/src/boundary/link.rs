@@ -62,11 +62,39 @@ pub(super) fn contexts(index: u32) -> Result<usize> {
         count += find(attributes, RES_CTX).map_or(0, |table| each(table).count());
     });
     match asked {
-        Err(error) if [libc::EINVAL, libc::ENODEV].map(Some).contains(&error.raw_os_error()) => {
-            Ok(0)
-        }
+        // Gone, or Linux is older than 5.13 and lists no contexts.
+        Err(error) if is_unknown(&error) => counted(index),
         asked => asked.map(|()| count).context("counting contexts"),
     }
+}
+
+/// The same, of the summary of what is on a device, which older kernels have too.
+fn counted(index: u32) -> Result<usize> {
+    const RES_GET: u16 = 9;
+    const SUMMARY: u16 = 15;
+    const ENTRY: u16 = 16;
+    const NAME: u16 = 17;
+    const CURRENT: u16 = 18;
+    let mut count = None;
+    let asked = ask(RES_GET, ACK, &[(DEV_INDEX, &index.to_ne_bytes())], |attributes| {
+        let entries = find(attributes, SUMMARY).into_iter().flat_map(each);
+        let mut entries = entries.filter(|(kind, _)| *kind == ENTRY).map(|(_, entry)| entry);
+        let contexts = entries.find(|entry| find(entry, NAME).and_then(text) == Some("ctx"));
+        let current = contexts.and_then(|entry| find(entry, CURRENT)?.try_into().ok());
+        count = current.map(u64::from_ne_bytes);
+    });
+    match asked {
+        Err(error) if is_unknown(&error) => Ok(0),
+        asked => {
+            asked.context("counting contexts")?;
+            Ok(usize::try_from(count.context("the summary has no contexts")?)?)
+        }
+    }
+}
+
+/// Whether the kernel knows no such device, or no such request.
+fn is_unknown(error: &io::Error) -> bool {
+    [libc::EINVAL, libc::ENODEV].map(Some).contains(&error.raw_os_error())
 }
 
 fn zero(text: &str) -> Vec<u8> {

@@ -106,12 +106,9 @@ impl Program {
                 let device = listed()?;
                 trace_me()?;
                 mark();
-                let verified = match device.pin() {
-                    Err(error) => Err(refused(&error)),
-                    Ok(pinned) => match open_by_hand() {
-                        Err(_) => Err("refused not-opened".to_owned()),
-                        Ok(node) => verify(&pinned, &node).map(|index| (node, index)),
-                    },
+                let verified = match open_by_hand() {
+                    Err(_) => Err("refused not-opened".to_owned()),
+                    Ok(node) => verify(&device, &node).map(|index| (node, index)),
                 };
                 mark();
                 match verified {
@@ -125,12 +122,11 @@ impl Program {
                 let ibverbs = Ibverbs::load()?;
                 let list = ibverbs.list()?;
                 let device = listed()?;
-                let pinned = device.pin()?;
                 trace_me()?;
                 mark();
                 let verified = match list.open_and_keep("tst") {
                     Err(_) => Err("refused not-opened".to_owned()),
-                    Ok(()) => verify(&pinned, &cmd_fd()?),
+                    Ok(()) => verify(&device, &cmd_fd()?),
                 };
                 mark();
                 match verified {
@@ -164,8 +160,8 @@ fn opened(device: &uverbs::Device, context: &uverbs::Context) -> Result<String> 
 }
 
 /// Verifies a descriptor that somebody else has opened.
-fn verify(pinned: &uverbs::PinnedDevice, fd: &OwnedFd) -> std::result::Result<u32, String> {
-    let evidence = pinned.verify(fd.as_fd());
+fn verify(device: &uverbs::Device, fd: &OwnedFd) -> std::result::Result<u32, String> {
+    let evidence = device.verify(fd);
     let evidence = evidence.map_err(|error| format!("refused {:?}", error.kind()))?;
     evidence.index().ok_or_else(|| "failed no index".to_owned())
 }

@@ -1,10 +1,8 @@
 //! Plays a script on one kernel and writes down what comes of it: the same code on both.
 
-use std::os::fd::AsFd as _;
-
 use anyhow::{Context as _, Result, ensure};
 use uverbs::sim::{As, Probe, Probed, Root};
-use uverbs::{Context, Device, Devices, PinnedDevice, Registry, Timestamp};
+use uverbs::{Context, Device, Devices, Registry, Timestamp};
 
 use super::foreign::{Foreign, open_unguarded};
 use super::script::{Mutation, Node, Nodes, Program, Script, Step};
@@ -24,7 +22,6 @@ struct Held {
     foreign: Vec<Probed>,
     /// The program's.
     context: Option<Context>,
-    pinned: Option<PinnedDevice>,
     unguarded: Option<Probed>,
     /// Directory, `dev` and `ibdev`, with the context of [`Program::Watch`].
     watched: Option<[Probed; 3]>,
@@ -291,10 +288,7 @@ impl<'a> Player<'a> {
                 Err(error) => told(&error),
             }),
             Step::Pin => {
-                let pinned = self.asked.pin();
-                let came = pinned.as_ref().map_or_else(told, |_| "pinned".to_owned());
-                self.held.pinned = pinned.ok();
-                Ok(came)
+                Ok(self.asked.index().map_or_else(|error| told(&error), |_| "joined".to_owned()))
             }
             Step::ForeignOpen => {
                 let opened = open_unguarded(&self.probe);
@@ -302,8 +296,8 @@ impl<'a> Player<'a> {
                 self.held.unguarded = opened.ok();
                 Ok(came)
             }
-            Step::Verify => Ok(match (&self.held.pinned, &self.held.unguarded) {
-                (Some(pinned), Some(opened)) => match pinned.verify(opened.as_fd()) {
+            Step::Verify => Ok(match &self.held.unguarded {
+                Some(opened) => match self.asked.verify(opened) {
                     Ok(evidence) => self.proved(&evidence),
                     Err(error) => told(&error),
                 },

@@ -58,26 +58,23 @@ pub(super) struct Simulated {
 }
 
 impl Simulated {
-    pub(super) fn new(setup: &Setup) -> Self {
+    /// One that behaves as the running kernel does.
+    pub(super) fn new(setup: &Setup) -> Result<Self> {
+        let version = guest::version()?;
         let machine = Machine::new();
         machine.set_devtmpfs(setup.nodes != Nodes::Tmpfs);
-        machine.set_listxattr_moves(listxattr_moves(&guest::release()));
-        Self { machine, devices: Vec::new() }
+        machine.set_listxattr_moves(version < (7, 3));
+        machine.set_no_res_ctx(version < (5, 13));
+        Ok(Self { machine, devices: Vec::new() })
     }
 
     /// One that refuses netlink requests by index where the real one answers them: while a removal
     /// waits.
-    pub(super) fn wrong(setup: &Setup) -> Self {
-        let simulated = Self::new(setup);
+    pub(super) fn wrong(setup: &Setup) -> Result<Self> {
+        let simulated = Self::new(setup)?;
         simulated.machine.set_hides_unlisted(true);
-        simulated
+        Ok(simulated)
     }
-}
-
-/// Up to Linux 7.2.
-fn listxattr_moves(release: &str) -> bool {
-    let mut words = release.split('.').map(|word| word.parse().unwrap_or(0));
-    (words.next().unwrap_or(0), words.next().unwrap_or(0)) < (7, 3)
 }
 
 impl Side for Simulated {

@@ -57,6 +57,7 @@ pub(super) fn no_leak() -> Result<()> {
         "eight_threads_two_devices",
         "netlink_denied",
         "providers_of_the_program_are_torn_down_once",
+        "providers_may_open_devices",
     ] {
         guest::clean()?;
         guest::run(LEAKS, &["scenario", scenario])?;

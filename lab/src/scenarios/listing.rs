@@ -68,7 +68,9 @@ pub(super) fn hostile_names() -> Result<()> {
     let good = listed(&registry, "good")?;
     let mut current = "evil".to_owned();
     guest::hca("add name=evil guid=00000000000000b0")?;
-    for hostile in ["a/b", "..", ".", "x\ny", "\u{1b}[31mred", "%s%n", &"n".repeat(63)] {
+    let paths = ["a/b", "..", ".", "../infiniband/good"];
+    let others = ["x\ny", "\u{1b}[31mred", "%s%n", &"n".repeat(63)];
+    for hostile in paths.into_iter().chain(others) {
         guest::rename(&current, hostile)?;
         current = hostile.to_owned();
         let devices = registry.devices()?;
@@ -77,7 +79,14 @@ pub(super) fn hostile_names() -> Result<()> {
         ensure!(device.name().as_bytes() == hostile.as_bytes());
         let printed = device.to_string();
         ensure!(printed.bytes().all(|byte| (b' '..=b'~').contains(&byte)), "{printed:?}");
-        opened(device.open(), 0xb0).with_context(|| format!("{hostile:?}"))?;
+        let context = opened(device.open(), 0xb0).with_context(|| format!("{hostile:?}"))?;
+        // The keys stand beneath the name. A name that is a path would lead to another device's.
+        match context.pkeys(1) {
+            Ok(keys) => {
+                ensure!(!paths.contains(&hostile) && !keys.is_empty(), "{hostile:?}: {keys:?}")
+            }
+            keys => drop(refused(keys, ErrorKind::Unsupported)?),
+        }
         opened(good.open(), 0xa0)?;
         let table = guest::stdout("uverbs", &["list"])?;
         ensure!(

@@ -1,4 +1,4 @@
-//! Programs as a user starts them: the broker of the examples, and `uverbs show`.
+//! Programs as a user starts them: the broker of the examples, `uverbs show` and `uverbs check`.
 
 use std::fs;
 use std::process::Command;
@@ -6,6 +6,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
+use super::{listed, registry};
 use crate::guest;
 
 pub(super) fn broker() -> Result<()> {
@@ -17,10 +18,9 @@ pub(super) fn broker() -> Result<()> {
         ensure!(worked && said.contains("contexts of that number under the index: 1"), "{said}");
     }
     ensure!(guest::hca_value("tst", "contexts")? == "0", "a context is left");
-    // The filter is really there: SIGSYS.
-    let output = Command::new("broker").args(["--try-open", "tst"]).output()?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(!output.status.success() && said.contains("killed by signal 31"), "{said}");
+    let said = guest::stdout("broker", &["--try-forbidden", "tst"])?;
+    super::traced::refuses(&said, &["openat2"])?;
+    ensure!(said.contains("worker: tst"), "{said}");
     ensure!(guest::hca_value("tst", "contexts")? == "0", "a context is left");
     Ok(())
 }
@@ -56,5 +56,42 @@ pub(super) fn show() -> Result<()> {
     for words in ["limits", "port 1", "ACTIVE (LinkUp)", "RoCE v2  d0", "max_qp "] {
         ensure!(text.contains(words), "no {words:?} in:\n{text}");
     }
+    Ok(())
+}
+
+/// A node that looks right and is bound to a device that waits for its last descriptor: only opening it shows that.
+pub(super) fn check() -> Result<()> {
+    const NODE: &str = "/dev/infiniband/uverbs0";
+    let check = |args: &[&str], status: i32| -> Result<Value> {
+        let output = Command::new("uverbs").args(["check", "--json"]).args(args).output()?;
+        let said = String::from_utf8_lossy(&output.stdout);
+        ensure!(output.status.code() == Some(status), "{args:?}: {}: {said}", output.status);
+        Ok(serde_json::from_str(&said)?)
+    };
+    guest::hca("add name=old guid=00000000000000a0 disassociate=0")?;
+    let number = guest::device_number("uverbs0")?;
+    fs::remove_file(NODE)?;
+    guest::mknod(NODE, number)?;
+    let context = listed(&registry()?, "old")?.open()?;
+    guest::hca("del name=old")?;
+    guest::until_uverbs("uverbs0", false)?;
+    guest::hca("add name=new guid=00000000000000a0 disassociate=0")?;
+    guest::until_uverbs("uverbs0", true)?;
+
+    let looked = check(&[], 0)?;
+    let words = format!("{NODE} is a character device {}:{}", number.0, number.1);
+    ensure!(looked["checked"].to_string().contains(&words), "{looked}");
+    ensure!(looked["opens"].is_null(), "{looked}");
+    ensure!(guest::hca_value("new", "allocs")? == "0", "it was opened");
+    let opened = check(&["--open"], 1)?;
+    let attempt = &opened["opens"][0];
+    ensure!(attempt["device"] == "new (uverbs0)" && attempt["proven"] == false, "{opened}");
+    ensure!(attempt["error"]["kind"] == "NodeMismatch", "{opened}");
+
+    drop(context);
+    guest::hca("wait-idle")?;
+    let opened = check(&["--open"], 0)?;
+    ensure!(opened["opens"][0]["proven"] == true, "{opened}");
+    ensure!(guest::hca_value("new", "contexts")? == "0", "a context is left");
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! The proof itself, where other contexts, threads and processes stand around.
 
 use std::io::{BufRead as _, BufReader};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
@@ -84,17 +84,15 @@ pub(super) fn churn() -> Result<()> {
 }
 
 /// More contexts than the buffer has room for with which the library asks at first, and fewer than
-/// one message holds: the list counts, which `verify` needs.
+/// one page holds.
 pub(super) fn long_list() -> Result<()> {
     guest::hca("add name=tst guid=00000000000000a0")?;
     let registry = registry()?;
     let device = listed(&registry, "tst")?;
     for count in [120, 180, 600] {
         let crowd = Background::start(&["crowd", "tst", &count.to_string()])?;
-        opened(device.open(), 0xa0)?;
-        let pinned = device.pin()?;
-        let context = device.open()?;
-        let evidence = pinned.verify(context.as_fd())?;
+        let context = opened(device.open(), 0xa0)?;
+        let evidence = device.verify(&context)?;
         ensure!(evidence.context_number() == context.evidence().context_number());
         crowd.end()?;
     }
@@ -109,7 +107,6 @@ pub(super) fn paged() -> Result<()> {
     let crowd = Background::start(&["crowd", "tst", "2000"])?;
     let contexts: usize = guest::hca_value("tst", "contexts")?.parse()?;
     ensure!(contexts >= 2000, "{contexts}");
-    // Proved on a thread of its own, which has no other contexts.
     let first = opened(device.open(), 0xa0)?;
     let second = opened(device.open(), 0xa0)?;
     ensure!(first.evidence().context_number() != second.evidence().context_number());
@@ -119,10 +116,8 @@ pub(super) fn paged() -> Result<()> {
         opened(device.open(), 0xa0)?;
     }
     churn.end()?;
-    // Who brings the descriptor along cannot have that.
-    let pinned = device.pin()?;
-    let third = device.open()?;
-    refused(pinned.verify(third.as_fd()), ErrorKind::Unproven)?;
+    // The proof does not depend on the contexts that there are.
+    device.verify(&first)?;
     crowd.end()
 }
 
@@ -141,13 +136,14 @@ pub(super) fn netlink_denied() -> Result<()> {
     let root = |path| Dir::open_ambient_dir(path, ambient_authority());
     let registry = Registry::new(Host::from_parts(root("/sys")?, root("/dev")?, None)?);
     let device = listed(&registry, "tst")?;
-    refused(device.index(), ErrorKind::Unproven)?;
-    refused(device.open(), ErrorKind::Unproven)?;
-    refused(device.pin(), ErrorKind::Unproven)?;
+    refused(device.index(), ErrorKind::NetlinkUnavailable)?;
+    refused(device.open(), ErrorKind::NetlinkUnavailable)?;
+    let null = std::fs::File::open("/dev/null")?;
+    refused(device.verify(&null), ErrorKind::NodeMismatch)?;
     ensure!(guest::hca_value("tst", "allocs")? == "0", "something was opened");
     match device.open_allow_unproven(&Policy::new())? {
         Opened::Unproven(context) => {
-            ensure!(context.reason().kind() == ErrorKind::Unproven);
+            ensure!(context.reason().kind() == ErrorKind::NetlinkUnavailable);
             ensure!(context.query_device()?.node_guid.0 == 0xa0);
         }
         Opened::Proven(context) => anyhow::bail!("proved by nothing: {context:?}"),
@@ -162,39 +158,27 @@ pub(super) fn verify() -> Result<()> {
     guest::hca("add name=tst guid=00000000000000a0 count=2")?;
     let registry = registry()?;
     let (first, second) = (listed(&registry, "tst0")?, listed(&registry, "tst1")?);
-    let before: OwnedFd = first.open()?.into();
-    let pinned = first.pin()?;
-    // Of before the pin: it is on the device, but that cannot be told.
-    refused(pinned.verify(before.as_fd()), ErrorKind::Unproven)?;
-    // Of another device.
-    let other: OwnedFd = second.open()?.into();
-    refused(pinned.verify(other.as_fd()), ErrorKind::NodeMismatch)?;
-    // Something else altogether.
-    let null = OwnedFd::from(std::fs::File::open("/dev/null")?);
-    refused(pinned.verify(null.as_fd()), ErrorKind::NodeMismatch)?;
-    let file = OwnedFd::from(std::fs::File::open("/proc/self/exe")?);
-    refused(pinned.verify(file.as_fd()), ErrorKind::NodeMismatch)?;
-    // Without a context.
-    let bare = OwnedFd::from(std::fs::File::open("/dev/infiniband/uverbs0")?);
-    refused(pinned.verify(bare.as_fd()), ErrorKind::Unproven)?;
-    // From another thread.
-    let context: OwnedFd = first.open()?.into();
+    let (ours, other): (OwnedFd, OwnedFd) = (first.open()?.into(), second.open()?.into());
+    // As often as wanted, and on any thread.
+    for _ in 0..3 {
+        let evidence = first.verify(&ours)?;
+        ensure!(evidence.index() == Some(first.index()?) && evidence.context_number().is_some());
+        refused(first.verify(&other), ErrorKind::NodeMismatch)?;
+    }
     std::thread::scope(|scope| {
-        let elsewhere =
-            scope.spawn(|| refused(pinned.verify(context.as_fd()), ErrorKind::Unproven));
-        elsewhere.join().expect("no panic")
+        scope.spawn(|| first.verify(&ours).map(drop)).join().expect("no panic")
     })?;
-    // As it is meant.
-    let evidence = pinned.verify(context.as_fd())?;
-    ensure!(evidence.index() == Some(first.index()?) && evidence.context_number().is_some());
-    // Two new ones: which of them is this?
-    let another: OwnedFd = first.open()?.into();
-    refused(pinned.verify(another.as_fd()), ErrorKind::Unproven)?;
-    // The device goes while it is pinned.
-    drop((before, bare, context, another));
-    let pinned = second.pin()?;
-    let context: OwnedFd = second.open()?.into();
+    // Something else altogether.
+    let null = std::fs::File::open("/dev/null")?;
+    refused(first.verify(&null), ErrorKind::NodeMismatch)?;
+    let file = std::fs::File::open("/proc/self/exe")?;
+    refused(first.verify(&file), ErrorKind::NodeMismatch)?;
+    // Without a context.
+    let bare = std::fs::File::open("/dev/infiniband/uverbs0")?;
+    refused(first.verify(&bare), ErrorKind::Unproven)?;
+    // The device goes.
+    drop((bare, ours));
     guest::hca("del name=tst1")?;
     guest::until_uverbs("uverbs1", false)?;
-    refused(pinned.verify(context.as_fd()), ErrorKind::Removed).map(drop)
+    refused(second.verify(&other), ErrorKind::Removed).map(drop)
 }

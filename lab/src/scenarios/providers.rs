@@ -1,12 +1,12 @@
-//! The test HCA poses as each driver: what its provider tells it has to arrive.
+//! The test HCA poses as each driver: what its provider gives it has to arrive.
 
 use std::ops::RangeInclusive;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Barrier, OnceLock};
 
 use anyhow::{Result, ensure};
 use uverbs::{
-    Allocation, DriverId, ErrorKind, Host, Match, MatchedBy, PinnedView, Provider, ProviderState,
+    Allocation, DeviceProvider, DriverId, ErrorKind, Host, Match, MatchedBy, PinnedView, Provider,
     Registry,
 };
 
@@ -77,7 +77,7 @@ pub(super) fn each_driver() -> Result<()> {
         known += usize::from(found.is_some());
     }
     ensure!(known == 18, "{known} providers");
-    println!("    {} drivers were told what their providers say", DRIVERS.len());
+    println!("    {} drivers were given what their providers want", DRIVERS.len());
     Ok(())
 }
 
@@ -132,19 +132,21 @@ pub(super) fn unknown() -> Result<()> {
     Ok(())
 }
 
-/// A program's own provider.
+/// A program's own provider: how often each of its functions ran.
 #[derive(Default)]
-struct Own {
-    set_up: AtomicUsize,
-    prepared: AtomicUsize,
-    torn_down: AtomicUsize,
+struct Counts {
+    attached: AtomicUsize,
+    allocations: AtomicUsize,
+    dropped: AtomicUsize,
 }
 
-impl Own {
-    fn counts(&self) -> [usize; 3] {
-        [&self.set_up, &self.prepared, &self.torn_down].map(|count| count.load(Relaxed))
+impl Counts {
+    fn all(&self) -> [usize; 3] {
+        [&self.attached, &self.allocations, &self.dropped].map(|count| count.load(Relaxed))
     }
 }
+
+struct Own(Arc<Counts>);
 
 impl Provider for Own {
     fn name(&self) -> &str {
@@ -159,54 +161,129 @@ impl Provider for Own {
         1..=5
     }
 
-    fn init(&self, device: &PinnedView<'_>) -> uverbs::Result<ProviderState> {
-        self.set_up.fetch_add(1, Relaxed);
-        Ok(Box::new(device.parent_attribute("modalias")?))
-    }
-
-    fn prepare(&self, _: &PinnedView<'_>, state: &ProviderState) -> uverbs::Result<Allocation> {
-        self.prepared.fetch_add(1, Relaxed);
-        let modalias = state.downcast_ref::<Vec<u8>>().cloned().unwrap_or_default();
-        Ok(Allocation::new(modalias, 12))
-    }
-
-    fn teardown(&self, state: ProviderState) {
-        assert!(state.is::<Vec<u8>>());
-        self.torn_down.fetch_add(1, Relaxed);
+    fn attach(&self, device: &PinnedView<'_>) -> uverbs::Result<Box<dyn DeviceProvider>> {
+        self.0.attached.fetch_add(1, Relaxed);
+        let modalias = device.parent_attribute("modalias")?;
+        Ok(Box::new(Attached { modalias, counts: self.0.clone() }))
     }
 }
 
-/// It is set up when the device is listed, asked at each open, and torn down once, when the last of list,
-/// handles and contexts has let go, which a removal alone does not bring about.
+struct Attached {
+    modalias: Vec<u8>,
+    counts: Arc<Counts>,
+}
+
+impl DeviceProvider for Attached {
+    fn allocation(&self, _: &PinnedView<'_>) -> uverbs::Result<Allocation> {
+        self.counts.allocations.fetch_add(1, Relaxed);
+        Ok(Allocation::new(self.modalias.as_slice(), 12))
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        self.counts.dropped.fetch_add(1, Relaxed);
+    }
+}
+
+/// It is attached when the device is listed, gives the allocation of each open, and is dropped once, when the last
+/// of list, handles and contexts is, which a removal alone does not bring about.
 pub(super) fn registered() -> Result<()> {
     const ADD: &str = "driver_id=99 abi=3 parent=own:1 disassociate=1";
-    let own = Arc::new(Own::default());
-    let registry = Registry::with_providers(Host::open()?, [own.clone() as Arc<dyn Provider>]);
+    let own = Arc::new(Counts::default());
+    let provider = Arc::new(Own(own.clone())) as Arc<dyn Provider>;
+    let registry = Registry::with_providers(Host::open()?, [provider]);
     guest::hca(&format!("add name=o guid=00000000000000a0 {ADD}"))?;
     let device = listed(&registry, "o")?;
-    ensure!(own.counts() == [1, 0, 0], "{:?}", own.counts());
+    ensure!(own.all() == [1, 0, 0], "{:?}", own.all());
     let context = opened(device.open(), 0xa0)?;
     drop(opened(device.open(), 0xa0)?);
-    ensure!(guest::hca_value("o", "last_in")? == "6f776e3a31", "not what it prepared");
+    ensure!(guest::hca_value("o", "last_in")? == "6f776e3a31", "not what it gave");
     ensure!(guest::hca_value("o", "last_outlen")? == "12");
-    ensure!(own.counts() == [1, 2, 0], "{:?}", own.counts());
+    ensure!(own.all() == [1, 2, 0], "{:?}", own.all());
 
     guest::hca("del-sync name=o")?;
     guest::hca(&format!("add name=o guid=00000000000000b0 {ADD}"))?;
     let second = listed(&registry, "o")?;
-    ensure!(own.counts() == [2, 2, 0], "{:?}", own.counts());
+    ensure!(own.all() == [2, 2, 0], "{:?}", own.all());
     refused(device.open(), ErrorKind::Replaced)?;
     refused(context.query_device(), ErrorKind::Removed)?;
     drop(device);
-    ensure!(own.counts() == [2, 2, 0], "a context has it: {:?}", own.counts());
+    ensure!(own.all() == [2, 2, 0], "a context has it: {:?}", own.all());
     drop(context);
-    ensure!(own.counts() == [2, 2, 1], "{:?}", own.counts());
+    ensure!(own.all() == [2, 2, 1], "{:?}", own.all());
     guest::hca("del-sync name=o")?;
     ensure!(registry.devices()?.is_empty());
-    ensure!(own.counts() == [2, 2, 1], "a handle has it: {:?}", own.counts());
+    ensure!(own.all() == [2, 2, 1], "a handle has it: {:?}", own.all());
     drop(second);
-    ensure!(own.counts() == [2, 2, 2], "{:?}", own.counts());
+    ensure!(own.all() == [2, 2, 2], "{:?}", own.all());
     drop(registry);
     ensure!(Arc::strong_count(&own) == 1, "somebody still has the provider");
+    Ok(())
+}
+
+/// A provider that lists and opens while it is attached, on two threads at a time.
+struct Peers {
+    registry: OnceLock<Registry>,
+    both: Barrier,
+    refused: AtomicUsize,
+}
+
+impl Provider for Peers {
+    fn name(&self) -> &str {
+        "peers"
+    }
+
+    fn matches(&self) -> &[Match] {
+        const { &[Match::Driver(DriverId::Unknown(99))] }
+    }
+
+    fn abi_versions(&self) -> RangeInclusive<u32> {
+        1..=5
+    }
+
+    fn attach(&self, device: &PinnedView<'_>) -> uverbs::Result<Box<dyn DeviceProvider>> {
+        self.both.wait();
+        let opens = || {
+            let devices = self.registry.get().expect("set").devices()?;
+            devices.by_name("r")?.open()?;
+            // The peer is being attached on the other thread, this one on this thread.
+            for name in ["a", "b"] {
+                let opened = devices.by_name(name)?.open();
+                let busy = opened.is_err_and(|error| error.kind() == ErrorKind::Busy);
+                self.refused.fetch_add(usize::from(busy), Relaxed);
+            }
+            Ok(())
+        };
+        let done: uverbs::Result<()> = opens();
+        // Both are attached until both have tried.
+        self.both.wait();
+        done?;
+        Ok(Box::new(Allocation::new(device.name().as_bytes(), 0)))
+    }
+}
+
+/// Nothing waits for a provider: two threads that each attach a device and open the other's get an error.
+pub(super) fn reentry() -> Result<()> {
+    for (name, guid, driver) in [("a", 0xa0, 99), ("b", 0xb0, 99), ("r", 0xc0, 14)] {
+        guest::hca(&format!("add name={name} guid={guid:016x} driver_id={driver} abi=2"))?;
+    }
+    let peers = Arc::new(Peers {
+        registry: OnceLock::new(),
+        both: Barrier::new(2),
+        refused: AtomicUsize::new(0),
+    });
+    let registry = Registry::with_providers(Host::open()?, [peers.clone() as Arc<dyn Provider>]);
+    ensure!(peers.registry.set(registry.clone()).is_ok());
+    let lists = [registry.clone(), registry.clone()]
+        .map(|registry| std::thread::spawn(move || registry.devices().map(drop)));
+    for list in lists {
+        list.join().expect("no panic")?;
+    }
+    ensure!(peers.refused.load(Relaxed) == 4, "{} of 4 were busy", peers.refused.load(Relaxed));
+    for (name, guid, input) in [("a", 0xa0, "61"), ("b", 0xb0, "62")] {
+        opened(listed(&registry, name)?.open(), guid)?;
+        ensure!(guest::hca_value(name, "last_in")? == input, "not what it gave");
+    }
     Ok(())
 }

@@ -13,7 +13,6 @@ mod stay;
 mod tally;
 pub(crate) mod tide;
 
-use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -47,7 +46,7 @@ const RESIDENT_SLACK: usize = 4 << 20;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
     Open,
-    /// Pins, opens by other means, verifies.
+    /// Opens by other means, verifies.
     Verify,
     /// Opens by other means and hopes for the best.
     Control,
@@ -343,13 +342,6 @@ fn observe(ledger: &Ledger, device: &Device, context: &Context, how: &'static st
 }
 
 fn verify(ledger: &Ledger, device: &Device, random: &mut Random) -> Result<()> {
-    let pinned = match device.pin() {
-        Ok(pinned) => pinned,
-        Err(error) => {
-            ledger.refused("verify", &error);
-            return Ok(());
-        }
-    };
     if random.one_in(2) {
         random.pause(8);
     }
@@ -357,7 +349,7 @@ fn verify(ledger: &Ledger, device: &Device, random: &mut Random) -> Result<()> {
         ledger.count("verify: no foreign context".to_owned());
         return Ok(());
     };
-    match pinned.verify(foreign.as_fd()) {
+    match device.verify(&foreign) {
         Ok(evidence) => {
             ledger.opened("verify");
             let index = evidence.index();

@@ -142,6 +142,19 @@ pub(super) fn example_from_parts() -> Result<()> {
     guest::hca("add name=tst guid=00000000000000a0")?;
     let said = guest::stdout("from_parts", &["tst"])?;
     ensure!(said.contains("0000:0000:0000:00a0"), "{said}");
+    let said = guest::stdout("from_parts", &["--try-forbidden", "tst"])?;
+    refuses(&said, &[])?;
+    ensure!(said.contains("0000:0000:0000:00a0"), "{said}");
+    Ok(())
+}
+
+/// What an example said its sandbox refused: what both refuse, and what this one does.
+pub(super) fn refuses(said: &str, more: &[&str]) -> Result<()> {
+    let both = ["openat", "socket", "connect", "execve", "a process", "a thread", "another ioctl"];
+    for call in both.iter().chain(more) {
+        let refused = said.lines().any(|line| line == format!("refused: {call}"));
+        ensure!(refused, "{call} is not refused: {said}");
+    }
     Ok(())
 }
 

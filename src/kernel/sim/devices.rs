@@ -6,7 +6,7 @@ use std::ops::{Index, IndexMut};
 use super::resources::Pd;
 use super::spec::{DeviceId, DeviceSpec, Stage};
 use super::tree::{Kind, NodeId, SYS, Value};
-use super::world::World;
+use super::world::{WhileListed, World};
 
 /// `EBUSY` and the like, as the mutations of a [`World`] give them.
 pub(super) mod errno {
@@ -399,6 +399,22 @@ impl World {
         self.rename(a, b"swapping names")?;
         self.rename(b, &name_a)?;
         self.rename(a, &name_b)
+    }
+
+    /// Does what is to happen once the link `node` was shown: whether that took it from its place.
+    pub(super) fn happens_while_listed(&mut self, node: NodeId) -> bool {
+        let Some(happens) = &self.settings.while_listed else { return false };
+        let (WhileListed::Remove(id) | WhileListed::Rename(id, _)) = *happens;
+        if !self.links_of(id).contains(&node) {
+            return false;
+        }
+        let name = self.tree[node].name.clone();
+        match self.settings.while_listed.take() {
+            // A name that is taken leaves it where it is.
+            Some(WhileListed::Rename(_, name)) => drop(self.rename(id, &name)),
+            _ => self.remove(id),
+        }
+        !self.tree[node].linked || self.tree[node].name != name
     }
 
     /// Whether the device belongs to the network namespace that asks, in exclusive mode: if not,

@@ -209,7 +209,7 @@ impl World {
             }
             page.push((self.tree.ino(node), name.clone()));
             last = Some(name);
-            steps_over = self.remove_listed(node) && self.settings.steps_over;
+            steps_over = self.happens_while_listed(node) && self.settings.steps_over;
         }
         if let Some(name) = last
             && let FileState::Dir(place) = &mut self.file_mut(id)?.state
@@ -217,15 +217,6 @@ impl World {
             place.after = Some(name);
         }
         Ok(page)
-    }
-
-    /// Removes the device whose entry is just being shown, if that is what is to happen.
-    fn remove_listed(&mut self, node: NodeId) -> bool {
-        let wanted = self.settings.removed_while_listed;
-        let Some(id) = wanted.filter(|id| self.links_of(*id).contains(&node)) else { return false };
-        self.settings.removed_while_listed = None;
-        self.remove(id);
-        true
     }
 
     /// The file's path, for people to read.

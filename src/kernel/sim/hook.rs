@@ -40,6 +40,10 @@ pub enum CallKind {
     Read,
     /// `ppoll`.
     Poll,
+    /// `clone` of a thread.
+    Thread,
+    /// `fcntl(F_DUPFD_CLOEXEC)` of a descriptor that came from outside.
+    Duplicate,
 }
 
 impl CallKind {
@@ -58,6 +62,8 @@ impl CallKind {
             Self::Fcntl => "fcntl",
             Self::Read => "read",
             Self::Poll => "ppoll",
+            Self::Thread => "clone",
+            Self::Duplicate => "fcntl",
         }
     }
 }
@@ -180,6 +186,8 @@ by_locking! {
     reload_ib_core() -> Result<(), i32>;
     force_reload_ib_core();
     set_node(number: u32, kind: NodeKind);
+    set_node_aside(number: u32);
+    put_node_back(number: u32);
     node_ino(number: u32) -> Option<u64>;
     foreign_context(id: DeviceId) -> Option<u32>;
     context_by(id: DeviceId, thread: u32) -> Option<u32>;
@@ -213,8 +221,10 @@ by_locking! {
     set_no_res_pd(missing: bool);
     set_hides_unlisted(hides: bool);
     deny_netlink(errno: Option<i32>);
+    deny_threads(errno: Option<i32>);
     refuse_request(errno: i32);
     break_dump(errno: i32);
+    rename_while_listed(id: DeviceId, name: &[u8]);
     fingerprint() -> u64;
     closed() -> u64;
     opened_by_others() -> u64;

@@ -48,6 +48,9 @@ pub enum NodeOpened {
     Regular,
 }
 
+/// The name of a node that was set aside.
+const ASIDE: &[u8] = b"aside";
+
 impl World {
     /// Puts something at `/dev/infiniband/uverbsN`, in place of what is there.
     pub fn set_node(&mut self, number: u32, kind: NodeKind) {
@@ -90,6 +93,26 @@ impl World {
             NodeKind::Regular => Kind::Regular,
         };
         self.tree.add(dir, &name, kind);
+    }
+
+    /// Renames the node of that number, so that it survives its device, with what its inode remembers.
+    pub fn set_node_aside(&mut self, number: u32) {
+        self.rename_node(&node_name(number), ASIDE);
+    }
+
+    /// Renames what was set aside, over what is there.
+    pub fn put_node_back(&mut self, number: u32) {
+        self.rename_node(ASIDE, &node_name(number));
+    }
+
+    fn rename_node(&mut self, from: &[u8], to: &[u8]) {
+        let dir = self.tree.child(DEV, b"infiniband");
+        if let Some(dir) = dir
+            && let Some(node) = self.tree.child(dir, from)
+        {
+            self.tree.unlink_child(dir, to);
+            self.tree.rename(node, to);
+        }
     }
 
     /// devtmpfs makes the node of a new device, unless something has its name.

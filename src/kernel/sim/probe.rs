@@ -8,8 +8,8 @@ use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use super::super::rdma::{
-    Chardev, Command, DeviceInfo, Message, Messages, NLMSG_DONE, NLMSG_ERROR, Writer, attr,
-    parse_contexts,
+    Chardev, Command, DeviceInfo, Message, Messages, NLMSG_DONE, NLMSG_ERROR, Resource, Writer,
+    attr, parse_resources,
 };
 use super::super::{Errno, FileType, Handle, Kernel, OFlags, Resolve, Stat, VerbsCall};
 use crate::attr::retry;
@@ -139,7 +139,7 @@ impl Probe {
         let thread = Some(self.0.kernel().gettid());
         let (mut all, mut own) = (0, 0);
         self.ask(Command::ResCtxGet, index, |message| {
-            let counted = parse_contexts(message, index, &mut |entry| {
+            let counted = parse_resources(message, Resource::Context, index, &mut |entry| {
                 all += 1;
                 own += usize::from(entry.thread == thread);
             });

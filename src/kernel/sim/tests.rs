@@ -305,6 +305,27 @@ fn a_live_entry_is_stepped_over() {
 }
 
 #[test]
+fn a_page_steps_over_what_is_behind_an_entry_that_goes() {
+    let host = Host::new();
+    let add = |n| host.machine.add(DeviceSpec::new(format!("d{n}")).disassociates(false)).unwrap();
+    let ids: Vec<_> = (0..4).map(add).collect();
+    let names = |class: &str| host.names(&host.sys(class, DIR).unwrap()).unwrap()[2..].join(" ");
+    host.machine.remove_while_listed(ids[0]);
+    assert_eq!(names("class/infiniband_verbs"), "abi_version uverbs0 uverbs2 uverbs3");
+    assert_eq!(names("class/infiniband_verbs"), "abi_version uverbs1 uverbs2 uverbs3");
+    // A rename moves the entry: it may be shown twice.
+    host.machine.rename_while_listed(ids[1], b"d9");
+    assert_eq!(names("class/infiniband"), "d1 d3 d9");
+    assert_eq!(names("class/infiniband"), "d2 d3 d9");
+    // What waits for a descriptor is still in its place.
+    let node = host.node(2).unwrap();
+    host.machine.remove_while_listed(ids[2]);
+    assert_eq!(names("class/infiniband"), "d2 d3 d9");
+    drop(node);
+    assert_eq!(names("class/infiniband"), "d3 d9");
+}
+
+#[test]
 fn a_slash_in_a_name_breaks_the_sweep() {
     let host = Host::new();
     let id = host.add("a/b");

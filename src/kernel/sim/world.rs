@@ -145,15 +145,23 @@ pub(super) struct Settings {
     pub(super) no_res_pd: bool,
     pub(super) hides_unlisted: bool,
     pub(super) deny_netlink: Option<i32>,
+    pub(super) no_threads: Option<i32>,
     pub(super) sys_type: u64,
     pub(super) listxattr_moves: bool,
     pub(super) copies_on_fork: bool,
     pub(super) refuse_request: Option<i32>,
     pub(super) break_dump: Option<i32>,
     pub(super) failures: Failures,
-    pub(super) removed_while_listed: Option<DeviceId>,
+    pub(super) while_listed: Option<WhileListed>,
     pub(super) steps_over: bool,
     pub(super) lists_reversed: bool,
+}
+
+/// What happens to a device inside of a `getdents` that has just shown its link.
+#[derive(Debug, Hash)]
+pub(super) enum WhileListed {
+    Remove(DeviceId),
+    Rename(DeviceId, Box<[u8]>),
 }
 
 /// The number of the first thread: others' are far from it.
@@ -200,13 +208,14 @@ impl World {
                 no_res_pd: false,
                 hides_unlisted: false,
                 deny_netlink: None,
+                no_threads: None,
                 sys_type: super::super::SYSFS_MAGIC,
                 listxattr_moves: true,
                 copies_on_fork: true,
                 refuse_request: None,
                 break_dump: None,
                 failures: Failures::default(),
-                removed_while_listed: None,
+                while_listed: None,
                 steps_over: true,
                 lists_reversed: false,
             },
@@ -228,6 +237,15 @@ impl World {
     /// The number that the calling thread has here.
     pub fn this_thread(&mut self) -> u32 {
         self.thread(super::super::linux::gettid())
+    }
+
+    /// A thread of this process has exited. The real kernel may give its number to the next one; here that
+    /// one is another thread.
+    pub(super) fn thread_exits(&mut self, real: u32) {
+        if let Some(at) = self.threads.iter().position(|thread| *thread == real) {
+            self.threads[at] = 0;
+            self.forget_thread(FIRST_THREAD + at as u32);
+        }
     }
 
     /// Two worlds of one fingerprint, reached from the same start by the same program, go on alike
@@ -410,7 +428,7 @@ impl World {
     /// its entry out, without a lock. The live entry after it is then stepped over, unless
     /// [`World::set_steps_over`] turned that off.
     pub fn remove_while_listed(&mut self, id: DeviceId) {
-        self.settings.removed_while_listed = Some(id);
+        self.settings.while_listed = Some(WhileListed::Remove(id));
     }
 
     /// Whether `getdents` steps over the entry after one that is removed while it is given out, as
@@ -457,6 +475,11 @@ impl World {
         self.settings.deny_netlink = errno;
     }
 
+    /// Makes new threads fail with this errno, as after `unshare` of a pid namespace.
+    pub fn deny_threads(&mut self, errno: Option<i32>) {
+        self.settings.no_threads = errno;
+    }
+
     /// Refuses the next request of netlink with this errno.
     pub fn refuse_request(&mut self, errno: i32) {
         self.settings.refuse_request = Some(errno);
@@ -466,6 +489,13 @@ impl World {
     /// its next message would be: the errno is inside of `NLMSG_DONE`.
     pub fn break_dump(&mut self, errno: i32) {
         self.settings.break_dump = Some(errno);
+    }
+
+    /// The same with a rename, which moves the device's link in `class/infiniband`. In the other class
+    /// nothing moves, and nothing is stepped over.
+    /// The same with a rename, which moves the entry.
+    pub fn rename_while_listed(&mut self, id: DeviceId, name: &[u8]) {
+        self.settings.while_listed = Some(WhileListed::Rename(id, name.into()));
     }
 
     /// Whether the kernel makes the nodes in /dev. If not, as in a container, there are those

@@ -10,7 +10,6 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -379,10 +378,6 @@ impl Opener {
 
     /// Has a descriptor verified that was opened by other means.
     fn verify(&mut self, way: Way, device: &Device) -> Result<Seen> {
-        let pinned = match device.pin() {
-            Ok(pinned) => pinned,
-            Err(error) => return Ok(Seen::Refused(error)),
-        };
         let kept = match way {
             Way::VerifyStaleKeepingRight | Way::VerifyStaleAfterRight => {
                 let right = Foreign::open_at(&self.right)?;
@@ -394,11 +389,11 @@ impl Opener {
         };
         if let (Way::VerifyStaleAfterRight, Some(right)) = (way, &kept) {
             // What comes of it is what `VerifyRight` is for.
-            let _ = pinned.verify(right.as_fd());
+            let _ = device.verify(right);
         }
         let node = if way == Way::VerifyRight { &self.right } else { &self.stale };
         let brought = Foreign::open_at(node)?;
-        Ok(match pinned.verify(brought.as_fd()) {
+        Ok(match device.verify(&brought) {
             Ok(_) => Seen::Proved { mark: brought.mark()?, _held: Held::Foreign(brought) },
             Err(error) => Seen::Refused(error),
         })

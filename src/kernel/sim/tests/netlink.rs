@@ -1,8 +1,8 @@
 //! RDMA netlink.
 
 use super::super::super::rdma::{
-    Chardev, Command, ContextEntry, DeviceInfo, Messages, NLMSG_DONE, NLMSG_ERROR, Writer, attr,
-    parse_contexts,
+    Chardev, Command, DeviceInfo, Messages, NLMSG_DONE, NLMSG_ERROR, Resource, ResourceEntry,
+    Writer, attr, parse_resources,
 };
 use super::*;
 
@@ -65,7 +65,7 @@ impl Host {
         if message.kind == NLMSG_ERROR { Err(message.errno().unwrap().unwrap()) } else { Ok(bytes) }
     }
 
-    pub(super) fn contexts(&self, index: u32) -> (Vec<ContextEntry>, Option<Errno>) {
+    pub(super) fn contexts(&self, index: u32) -> (Vec<ResourceEntry>, Option<Errno>) {
         let socket = self.kernel.rdma_socket().unwrap();
         self.ask(&socket, Command::ResCtxGet, true, Some(index));
         let mut all = Vec::new();
@@ -76,7 +76,8 @@ impl Host {
                 assert_eq!(message.body.len(), 4);
                 return (all, message.errno().unwrap());
             }
-            parse_contexts(&message, index, &mut |entry| all.push(entry)).unwrap();
+            parse_resources(&message, Resource::Context, index, &mut |entry| all.push(entry))
+                .unwrap();
         }
     }
 }
@@ -146,14 +147,17 @@ fn a_context_names_its_thread() {
     let node = host.node(0).unwrap();
     host.get_context(&node).unwrap();
     let thread = host.kernel.gettid();
-    let ours = ContextEntry { ctxn: 0, thread: Some(thread) };
+    let ours = ResourceEntry { number: 0, context: Some(0), thread: Some(thread) };
     assert_eq!(host.contexts(0), (vec![ours], None));
     assert_eq!(host.contexts(1), (vec![], None));
     let foreign = host.machine.foreign_context(a).unwrap();
     assert_ne!(host.contexts(0).0[1].thread, Some(thread));
     host.machine.close_foreign(a, foreign);
     host.machine.forget_thread(thread);
-    assert_eq!(host.contexts(0), (vec![ContextEntry { ctxn: 0, thread: None }], None));
+    assert_eq!(
+        host.contexts(0),
+        (vec![ResourceEntry { number: 0, context: Some(0), thread: None }], None)
+    );
     // Numbers go on, they are not taken up again at once.
     drop(node);
     let node = host.node(0).unwrap();
@@ -182,7 +186,8 @@ fn pages(
             return pages;
         }
         let mut numbers = Vec::new();
-        parse_contexts(&message, 0, &mut |entry| numbers.push(entry.ctxn)).unwrap();
+        parse_resources(&message, Resource::Context, 0, &mut |entry| numbers.push(entry.number))
+            .unwrap();
         pages.push((numbers, bytes.len()));
     }
 }

@@ -1,14 +1,16 @@
 //! Providers, on the simulated kernel.
 
+mod reentry;
+
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
 use uverbs::sim::{CallKind, DeviceSpec, Machine, Verdict};
 use uverbs::{
-    Allocation, Device, DriverId, Error, ErrorKind, Host, Match, MatchedBy, Name, PinnedView,
-    Policy, Provider, ProviderState, Registry,
+    Allocation, Device, DeviceProvider, DriverId, Error, ErrorKind, Host, Match, MatchedBy, Name,
+    PinnedView, Policy, Provider, Registry,
 };
 
 const MODALIAS: &str = "pci:v000015B3d00001017sv000015B3sd00000007bc02sc00i00";
@@ -31,7 +33,7 @@ struct Counting {
     abi_versions: RangeInclusive<u32>,
     fails: bool,
     seen: Mutex<Vec<Name>>,
-    prepared: AtomicUsize,
+    allocations: Arc<AtomicUsize>,
     torn_down: Arc<Mutex<Vec<Name>>>,
 }
 
@@ -42,7 +44,7 @@ impl Counting {
             abi_versions: 0..=9,
             fails: false,
             seen: Mutex::default(),
-            prepared: AtomicUsize::new(0),
+            allocations: Arc::default(),
             torn_down: Arc::default(),
         }
     }
@@ -69,31 +71,70 @@ impl Provider for Counting {
         self.abi_versions.clone()
     }
 
-    fn init(&self, device: &PinnedView<'_>) -> uverbs::Result<ProviderState> {
+    fn attach(&self, device: &PinnedView<'_>) -> uverbs::Result<Box<dyn DeviceProvider>> {
         let dev = device.attribute("dev")?;
         assert_eq!(dev, device.device_number().to_string().as_bytes());
         self.seen.lock().expect("no panic").push(device.name().clone());
         if self.fails {
             return Err(Error::provider("no firmware"));
         }
-        Ok(Box::new(device.name().clone()))
+        let (allocations, torn_down) = (self.allocations.clone(), self.torn_down.clone());
+        Ok(Box::new(Counted { name: device.name().clone(), allocations, torn_down }))
     }
+}
 
-    fn prepare(&self, _: &PinnedView<'_>, state: &ProviderState) -> uverbs::Result<Allocation> {
-        assert!(state.is::<Name>());
-        self.prepared.fetch_add(1, Relaxed);
+/// What it attaches.
+struct Counted {
+    name: Name,
+    allocations: Arc<AtomicUsize>,
+    torn_down: Arc<Mutex<Vec<Name>>>,
+}
+
+impl DeviceProvider for Counted {
+    fn allocation(&self, device: &PinnedView<'_>) -> uverbs::Result<Allocation> {
+        assert_eq!(*device.name(), self.name);
+        self.allocations.fetch_add(1, Relaxed);
         Ok(Allocation::new([1, 2, 3, 4, 5, 6, 7, 8, 9], 300))
     }
+}
 
-    fn teardown(&self, state: ProviderState) {
-        let name = state.downcast::<Name>().expect("what init made");
-        self.torn_down.lock().expect("no panic").push(*name);
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.torn_down.lock().expect("no panic").push(self.name.clone());
     }
 }
 
 fn with(machine: &Machine, providers: &[Arc<Counting>]) -> Registry {
     let providers = providers.iter().map(|provider| provider.clone() as Arc<dyn Provider>);
     Registry::with_providers(host(machine), providers)
+}
+
+/// A list that does not get to see a device, or cannot read it, has not lost it.
+#[test]
+fn a_device_that_a_list_misses_is_set_up_once() {
+    for fails in [false, true] {
+        let machine = Machine::new();
+        let ids = ["a", "b"].map(|name| machine.add(DeviceSpec::new(name)).expect("added"));
+        let provider = Arc::new(Counting::new([Match::Driver(DriverId::Rxe)]));
+        let registry = with(&machine, std::slice::from_ref(&provider));
+        drop(listed(&registry, "b"));
+        if fails {
+            machine.rename(ids[1], b"c").expect("renamed");
+            machine.on_call(|world, call| match call.detail(world).ends_with("uverbs1/ibdev") {
+                true => Verdict::Fail(5),
+                false => Verdict::Continue,
+            });
+            assert_eq!(registry.devices().expect("a list").faults().count(), 1);
+            machine.clear_hook();
+        } else {
+            machine.remove_while_listed(ids[0]);
+        }
+        for _ in 0..2 {
+            registry.devices().expect("a list");
+        }
+        assert_eq!((provider.seen(), provider.torn_down()), (2, usize::from(!fails)));
+        drop(listed(&registry, if fails { "c" } else { "b" }));
+    }
 }
 
 #[test]
@@ -233,17 +274,17 @@ fn built_in_providers_give_the_least_that_is_accepted() {
 }
 
 #[test]
-fn a_registered_provider_prepares_the_allocation() {
+fn a_registered_provider_gives_the_allocation() {
     let machine = Machine::new();
     let spec = DeviceSpec::new("a").driver(77, 1).driver_data(9, 300).response([1; 300]);
     let id = machine.add(spec).expect("added");
     let provider = Arc::new(Counting::new([Match::Driver(DriverId::Unknown(77))]));
     let registry = with(&machine, std::slice::from_ref(&provider));
     let device = listed(&registry, "a");
-    assert_eq!((provider.seen(), provider.prepared.load(Relaxed)), (1, 0));
+    assert_eq!((provider.seen(), provider.allocations.load(Relaxed)), (1, 0));
     let first = device.open().expect("opened");
     device.open().expect("opened");
-    assert_eq!((provider.seen(), provider.prepared.load(Relaxed)), (1, 2));
+    assert_eq!((provider.seen(), provider.allocations.load(Relaxed)), (1, 2));
     assert_eq!(machine.driver_data_of(id), [1, 2, 3, 4, 5, 6, 7, 8, 9]);
     assert_eq!(machine.overruns(), 0);
     // A replacement is another device.
@@ -262,7 +303,7 @@ fn a_registered_provider_prepares_the_allocation() {
 }
 
 #[test]
-fn an_init_that_fails_is_what_every_open_says() {
+fn every_open_returns_the_error_of_attach() {
     let machine = Machine::new();
     machine.add(DeviceSpec::new("a")).expect("added");
     let failing = Counting { fails: true, ..Counting::new([Match::Name("a".into())]) };
@@ -301,16 +342,67 @@ fn a_device_that_goes_while_its_provider_looks_is_removed() {
     assert_eq!((provider.seen(), provider.torn_down()), (0, 0));
 }
 
-/// Lists the devices when it is torn down.
-#[derive(Default)]
-struct Lister {
-    registry: OnceLock<Registry>,
-    listed: Mutex<Vec<usize>>,
+#[test]
+fn two_threads_open_a_built_in_device_for_the_first_time() {
+    for _ in 0..200 {
+        let machine = Machine::new();
+        machine.add(DeviceSpec::new("rxe0")).expect("added");
+        let device = listed(&Registry::new(host(&machine)), "rxe0");
+        let both = std::sync::Barrier::new(2);
+        let open = || {
+            both.wait();
+            device.open().expect("opened");
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(open);
+            open();
+        });
+    }
 }
 
-impl Provider for Lister {
+#[test]
+fn where_netlink_is_denied_the_context_keeps_the_provider() {
+    let machine = Machine::new();
+    let spec = DeviceSpec::new("a").driver(17, 1).driver_data(9, 300);
+    let id = machine.add(spec).expect("added");
+    machine.deny_netlink(Some(1));
+    let provider = Arc::new(Counting::new([Match::Driver(DriverId::Efa)]));
+    let registry = with(&machine, std::slice::from_ref(&provider));
+    let device = listed(&registry, "a");
+    let open = || device.open_allow_unproven(&Policy::new()).expect("opened");
+    assert_eq!(provider.seen(), 0, "its driver is not known yet");
+    let first = open();
+    assert_eq!((provider.seen(), provider.torn_down()), (1, 0));
+    assert_eq!(machine.driver_data_of(id), [1, 2, 3, 4, 5, 6, 7, 8, 9]);
+    let second = open();
+    assert_eq!((provider.seen(), provider.torn_down()), (2, 0));
+    drop(first);
+    assert_eq!(provider.torn_down(), 1);
+    drop((device, registry));
+    assert_eq!(provider.torn_down(), 1);
+    drop(second);
+    assert_eq!((provider.seen(), provider.torn_down()), (2, 2));
+    assert_eq!(machine.open_handles(), 0);
+}
+
+type Attach = Box<dyn Fn(&PinnedView<'_>) + Send + Sync>;
+
+/// A provider that looks at its device as the test has it look.
+struct Looking(Attach);
+
+impl Looking {
+    fn registry(
+        machine: &Machine,
+        look: impl Fn(&PinnedView<'_>) + Send + Sync + 'static,
+    ) -> Registry {
+        let provider = Arc::new(Self(Box::new(look))) as Arc<dyn Provider>;
+        Registry::with_providers(host(machine), [provider])
+    }
+}
+
+impl Provider for Looking {
     fn name(&self) -> &str {
-        "lister"
+        "looking"
     }
 
     fn matches(&self) -> &[Match] {
@@ -321,23 +413,119 @@ impl Provider for Lister {
         0..=9
     }
 
-    fn teardown(&self, _: ProviderState) {
-        let registry = self.registry.get().expect("set");
-        self.listed.lock().expect("no panic").push(registry.devices().expect("a list").len());
+    fn attach(&self, device: &PinnedView<'_>) -> uverbs::Result<Box<dyn DeviceProvider>> {
+        self.0(device);
+        Ok(Box::new(Allocation::new([7, 8], 0)))
     }
 }
 
 #[test]
-fn a_teardown_may_list_the_devices() {
+fn a_view_is_of_its_device() {
     let machine = Machine::new();
-    let id = machine.add(DeviceSpec::new("a").driver(77, 1)).expect("added");
-    let lister = Arc::new(Lister::default());
-    let registry = Registry::with_providers(host(&machine), [lister.clone() as Arc<dyn Provider>]);
-    assert!(lister.registry.set(registry.clone()).is_ok());
-    assert_eq!(registry.devices().expect("a list").len(), 1);
-    machine.remove(id);
-    assert!(registry.devices().expect("a list").is_empty());
-    assert_eq!(*lister.listed.lock().expect("no panic"), [0]);
+    for name in ["other", "a"] {
+        let spec = DeviceSpec::new(name).driver(if name == "a" { 77 } else { 99 }, 5);
+        machine.add(spec.parent(format!("pci0000:00/{name}"), MODALIAS)).expect("added");
+    }
+    let without = machine.add(DeviceSpec::new("b").driver(77, 6)).expect("added");
+    let plain = Registry::new(host(&machine));
+    let (device, without_parent) = (listed(&plain, "a"), listed(&plain, "b"));
+    let registry = Looking::registry(&machine, move |view| {
+        let is_a = *view.name() == "a";
+        let device = if is_a { &device } else { &without_parent };
+        assert_eq!(view.uverbs_number(), device.uverbs_number());
+        assert_eq!(view.device_number(), device.device_number());
+        assert_eq!(view.instance(), device.instance());
+        assert_eq!(view.driver_id(), Some(DriverId::Unknown(77)));
+        assert_eq!(view.abi_version(), if is_a { 5 } else { 6 });
+        let modalias = if is_a { Some(MODALIAS.as_bytes()) } else { None };
+        assert_eq!(view.modalias().expect("read"), modalias);
+        assert_eq!(view.modalias().expect("read before"), modalias);
+        assert!(format!("{view:?}").contains(&device.to_string()));
+    });
+    listed(&registry, "a").open().expect("opened");
+    listed(&registry, "b").open().expect("opened");
+    assert_eq!(machine.driver_data_of(without), [7, 8]);
+}
+
+#[test]
+fn a_modalias_of_a_device_that_is_gone_is_no_absence() {
+    let machine = Machine::new();
+    let spec = DeviceSpec::new("a").driver(77, 1).parent("pci0000:00/a", MODALIAS);
+    let id = machine.add(spec).expect("added");
+    let (again, looks) = (machine.clone(), Arc::new(AtomicUsize::new(0)));
+    let looked = looks.clone();
+    let registry = Looking::registry(&machine, move |view| {
+        let denied = |_: &mut uverbs::sim::World, call: &uverbs::sim::Call<'_>| match call.kind() {
+            CallKind::Pread => Verdict::Fail(5),
+            _ => Verdict::Continue,
+        };
+        again.on_call(denied);
+        assert_eq!(view.modalias().expect_err("denied").raw_os_error(), Some(5));
+        again.clear_hook();
+        again.remove(id);
+        assert!(view.modalias().is_err());
+        looks.fetch_add(1, Relaxed);
+    });
+    registry.devices().expect("a list");
+    assert_eq!(looked.load(Relaxed), 1);
+}
+
+/// The first two are attributes beneath the uverbs directory and beneath its parent.
+const PATHS: [&str; 16] = [
+    "abi_version",
+    "infiniband/a/node_guid",
+    "",
+    ".",
+    "..",
+    "/abi_version",
+    "./abi_version",
+    "abi_version/",
+    "abi_version/.",
+    "infiniband/a/../a/node_guid",
+    "infiniband//a/node_guid",
+    "../uverbs0/abi_version",
+    "infiniband_verbs/../infiniband/b/node_guid",
+    "/",
+    "abi_version\0",
+    "\0",
+];
+
+#[test]
+fn a_providers_path_stays_beneath_its_directory() {
+    let machine = Machine::new();
+    for (name, driver) in [("a", 77), ("b", 99)] {
+        let spec = DeviceSpec::new(name).driver(driver, 1).guid(0xa0);
+        machine.add(spec.parent("pci0000:00/a", MODALIAS)).expect("added");
+    }
+    let found = Arc::new(Mutex::new(Vec::new()));
+    let reads = found.clone();
+    let registry = Looking::registry(&machine, move |view| {
+        for path in PATHS {
+            let mut reads = reads.lock().expect("no panic");
+            reads.push((path, view.attribute(path)));
+            reads.push((path, view.parent_attribute(path)));
+        }
+    });
+    machine.record_calls(true);
+    registry.devices().expect("a list");
+    let log = machine.call_log();
+    let read = std::mem::take(&mut *found.lock().expect("no panic"));
+    let [own, absent, other, beside] = &read[..4] else { panic!("{read:?}") };
+    assert_eq!(own.1.as_ref().expect("read"), b"1");
+    assert_eq!(beside.1.as_ref().expect("read"), b"0000:0000:0000:00a0");
+    for (_, absent) in [absent, other] {
+        assert_eq!(absent.as_ref().expect_err("none there").raw_os_error(), Some(2));
+    }
+    for (path, read) in &read[4..] {
+        if let Ok(read) = read {
+            panic!("{path:?} was read: {}", read.escape_ascii());
+        }
+    }
+    for (path, read) in read.into_iter().skip(4) {
+        assert_eq!(kind(read), ErrorKind::Malformed, "{path:?}");
+        let opens = |call: &&String| call.ends_with(&format!(": {path})"));
+        assert_eq!(log.iter().find(opens), None, "{path:?} was opened");
+    }
 }
 
 proptest! {

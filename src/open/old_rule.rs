@@ -1,0 +1,82 @@
+//! The rule by which opens were proved until it was broken: a list of this thread's contexts before
+//! GET_CONTEXT and one after it, each taken for whole when it came in one message. A list of one full page
+//! and an empty second one comes in one message, too, and leaves out contexts that were there all the while
+//! (`audits/open-protocol.md`).
+//!
+//! It is kept so that every search for wrong bindings can be shown to find this one. It exists in builds with
+//! `--cfg uverbs_leave_out` alone.
+
+use super::proof::{Proof, Proven, Target, alive, compare_guid};
+use super::{Pin, Prepared, allocate};
+use crate::context::CmdFd;
+use crate::device::Record;
+use crate::error::{Error, ErrorKind, Result};
+use crate::evidence::{Evidence, Step, Value};
+use crate::kernel::rdma::{Resource, ResourceEntry};
+use crate::netlink::Listing;
+
+/// Steps 6 and 7 by that rule.
+pub(super) fn allocate_and_prove(
+    record: &Record,
+    pin: &Pin,
+    cmd: &CmdFd,
+    prepared: &Prepared,
+    target: &Target,
+    evidence: &mut Evidence,
+) -> Result<Proof> {
+    let kernel = record.host.kernel();
+    let before = list(target, kernel.gettid())?;
+    if before.in_one_message {
+        allocate(cmd, prepared)?;
+        return prove(record, pin, cmd, target, &numbers(&before), evidence);
+    }
+    let proved = kernel.on_new_thread(|| {
+        allocate(cmd, prepared)?;
+        prove(record, pin, cmd, target, &[], evidence)
+    });
+    proved.map_err(|errno| Error::call("clone", errno))?
+}
+
+fn prove(
+    record: &Record,
+    pin: &Pin,
+    cmd: &CmdFd,
+    target: &Target,
+    before: &[u32],
+    evidence: &mut Evidence,
+) -> Result<Proof> {
+    compare_guid(cmd, target, evidence)?;
+    let thread = record.host.kernel().gettid();
+    let (mut new, mut empty) = (Vec::new(), 0);
+    for _ in 0..8 {
+        let now = list(target, thread)?;
+        new = numbers(&now);
+        new.retain(|number| !before.contains(number));
+        empty += usize::from(new.is_empty() && now.in_one_message);
+        if !new.is_empty() || empty == 2 {
+            break;
+        }
+    }
+    let (what, found) = ("new contexts of this thread (old rule)", Value::Number(new.len() as u64));
+    evidence.require(Step::Prove, what, ErrorKind::NodeMismatch, Value::Number(1), || Ok(found))?;
+    evidence.index = Some(target.index);
+    evidence.context_number = new.first().copied();
+    alive(record, pin, evidence)?;
+    Ok(Proof::Proven(Proven::by_old_rule()))
+}
+
+fn list(target: &Target, thread: u32) -> Result<Listing> {
+    let is_ours = |entry: &ResourceEntry| entry.thread == Some(thread);
+    let (socket, index) = (&target.socket, target.index);
+    let list = || {
+        let listing = socket.resources(Resource::Context, index, is_ours)?;
+        listing.ok_or_else(|| Error::new(ErrorKind::Unproven, "no list of contexts"))
+    };
+    let first = list()?;
+    // The first one has made the buffer longer, and with it the messages of the next.
+    if first.in_one_message { Ok(first) } else { list() }
+}
+
+fn numbers(listing: &Listing) -> Vec<u32> {
+    listing.entries.iter().map(|entry| entry.number).collect()
+}

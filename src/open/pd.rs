@@ -1,0 +1,69 @@
+//! A protection domain that lives for a moment: something that can be allocated through any descriptor
+//! that has a context, and that the kernel lists with the thread that allocated it.
+
+use crate::context::{CmdFd, command, device_object as object};
+use crate::error::Result;
+use crate::kernel::{Attr, AttrData};
+
+/// What stands for a handle before the kernel has written one. Handles count from 0
+/// (`rdma_alloc_begin_uobject`, `drivers/infiniband/core/rdma_core.c`).
+const NO_HANDLE: u32 = u32::MAX;
+
+/// A protection domain of a descriptor's context. Dropping it frees it.
+pub(super) struct Pd<'a> {
+    cmd: &'a CmdFd,
+    handle: u32,
+    is_live: bool,
+}
+
+impl<'a> Pd<'a> {
+    /// Allocates one (`ib_uverbs_alloc_pd`, `drivers/infiniband/core/uverbs_cmd.c`). The errno of a failure
+    /// proves nothing: drivers report limits of theirs by EINVAL, EOVERFLOW and others.
+    pub(super) fn allocate(cmd: &'a CmdFd) -> Result<Self> {
+        let mut response = NO_HANDLE.to_ne_bytes();
+        let mut room = [0; crate::context::OUTPUT_ROOM];
+        let len = room.len() as u16;
+        let attrs = &mut [
+            // The word `response` of the write ABI, which the kernel ignores here.
+            Attr { id: object::CORE_IN, data: AttrData::In(&[0; 8]) },
+            Attr { id: object::CORE_OUT, data: AttrData::Out { buffer: &mut response, len: 4 } },
+            Attr { id: object::WRITE_CMD, data: AttrData::Const(object::ALLOC_PD) },
+            // Some drivers write a response of theirs, whatever length they are given.
+            Attr { id: object::UHW_OUT, data: AttrData::Out { buffer: &mut room, len } },
+        ];
+        let allocated = invoke_write(cmd, "ALLOC_PD", attrs);
+        let handle = u32::from_ne_bytes(response);
+        // Where copying the answer failed half-way, the domain may exist all the same.
+        let pd = Self { cmd, handle, is_live: allocated.is_ok() || handle != NO_HANDLE };
+        allocated.map(|()| pd)
+    }
+
+    /// Frees it. Where that fails, it fails twice; the domain then lives as long as the context.
+    pub(super) fn free(mut self) -> Result<()> {
+        let freed = self.deallocate().or_else(|_| self.deallocate());
+        self.is_live = false;
+        freed
+    }
+
+    fn deallocate(&self) -> Result<()> {
+        let handle = self.handle.to_ne_bytes();
+        let attrs = &mut [
+            Attr { id: object::CORE_IN, data: AttrData::In(&handle) },
+            Attr { id: object::WRITE_CMD, data: AttrData::Const(object::DEALLOC_PD) },
+        ];
+        invoke_write(self.cmd, "DEALLOC_PD", attrs)
+    }
+}
+
+impl Drop for Pd<'_> {
+    fn drop(&mut self) {
+        if self.is_live && self.deallocate().is_err() {
+            let _ = self.deallocate();
+        }
+    }
+}
+
+fn invoke_write<'a>(cmd: &CmdFd, name: &str, attrs: &'a mut [Attr<'a>]) -> Result<()> {
+    let method = (object::OBJECT, object::INVOKE_WRITE);
+    command(cmd.kernel(), cmd.as_ref(), cmd.driver(), method, name, attrs)
+}

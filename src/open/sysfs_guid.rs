@@ -1,0 +1,44 @@
+//! The node GUID in sysfs, for opens that RDMA netlink cannot prove.
+
+use std::ffi::CString;
+
+use super::{Pin, proof};
+use crate::attr;
+use crate::context::{CmdFd, query_device};
+use crate::device::Record;
+use crate::error::{ErrorKind, Result};
+use crate::evidence::{Evidence, Step, Value};
+use crate::name::Guid;
+
+/// Compares the GUID that the descriptor reports with the one in sysfs, where that can be had. It is found by
+/// the device's name, so that it is weaker than netlink's; but it tells most wrong devices.
+pub(super) fn compare(
+    record: &Record,
+    pin: &Pin,
+    cmd: &CmdFd,
+    evidence: &mut Evidence,
+) -> Result<()> {
+    let Some(expected) = read(record, pin)? else { return Ok(()) };
+    let what = "node GUID, through the descriptor (sysfs)";
+    evidence.require(Step::Prove, what, ErrorKind::NodeMismatch, Value::Guid(expected), || {
+        let attributes = query_device(cmd.kernel(), cmd.as_ref(), cmd.driver());
+        Ok(Value::Guid(attributes.map_err(proof::on_dead_device)?.node_guid))
+    })
+}
+
+/// `None` where there is none to compare with: the name cannot stand in a path, another namespace has the
+/// device, or it was renamed meanwhile.
+fn read(record: &Record, pin: &Pin) -> Result<Option<Guid>> {
+    let name = pin.read_name()?;
+    if matches!(name.as_bytes(), b"." | b"..") || name.as_bytes().contains(&b'/') {
+        return Ok(None);
+    }
+    let parent = record.parent_path()?;
+    let path = [parent.to_bytes(), b"/infiniband/", name.as_bytes()].concat();
+    let Ok(path) = CString::new(path) else { return Ok(None) };
+    let (kernel, sys) = (record.host.kernel(), record.host.sys());
+    let guid = attr::open(kernel, sys, &path, attr::DIRECTORY)
+        .and_then(|directory| attr::read_once(kernel, &directory, c"node_guid", attr::parse_guid));
+    let is_same = pin.read_name()? == name;
+    Ok(guid.ok().filter(|_| is_same))
+}
