@@ -93,6 +93,7 @@ impl Tally {
     }
 
     /// The shortest plans that went wrong, of each program, in worlds that `wanted` takes.
+    #[cfg(uverbs_leave_out)]
     pub(crate) fn shortest_wrong(&self, wanted: impl Fn(Play) -> bool) -> Vec<(Program, String)> {
         let shortest = |program| {
             let wrong =

@@ -188,6 +188,7 @@ by_locking! {
     set_node(number: u32, kind: NodeKind);
     set_node_aside(number: u32);
     put_node_back(number: u32);
+    move_node(from: u32, to: u32);
     node_ino(number: u32) -> Option<u64>;
     foreign_context(id: DeviceId) -> Option<u32>;
     context_by(id: DeviceId, thread: u32) -> Option<u32>;

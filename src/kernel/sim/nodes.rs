@@ -115,6 +115,16 @@ impl World {
         }
     }
 
+    /// Moves what is at `/dev/infiniband/uverbsN` to another number, in place of what is there: the same
+    /// inode, which leads to the device that it remembers.
+    pub fn move_node(&mut self, from: u32, to: u32) {
+        let Some(dir) = self.tree.child(DEV, b"infiniband") else { return };
+        if let Some(node) = self.tree.child(dir, &node_name(from)) {
+            self.tree.unlink_child(dir, &node_name(to));
+            self.tree.rename(node, &node_name(to));
+        }
+    }
+
     /// devtmpfs makes the node of a new device, unless something has its name.
     pub(super) fn make_kernel_node(&mut self, number: u32) {
         if self.settings.devtmpfs {

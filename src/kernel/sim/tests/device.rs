@@ -139,6 +139,12 @@ fn a_node_by_hand_in_devtmpfs_survives() {
     let node = host.node(0).unwrap();
     assert_eq!(host.machine.device_of(node.as_fd()), Some(old));
     assert_eq!(host.kernel.fstat(&node).unwrap().nlink, 1);
+    // Also where it is moved to.
+    host.machine.move_node(0, 5);
+    assert_eq!(host.node(0).map(drop), Err(Errno::NOENT));
+    assert_eq!(host.machine.device_of(host.node(5).unwrap().as_fd()), Some(old));
+    host.machine.move_node(5, 0);
+    assert_eq!(host.machine.node_ino(0), ino);
     // What the kernel makes in its place is fresh.
     host.machine.set_node(0, NodeKind::Kernel);
     assert_ne!(host.machine.device_of(host.node(0).unwrap().as_fd()), Some(old));
