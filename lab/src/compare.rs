@@ -269,7 +269,7 @@ fn compare_attack(foreign: &Foreign, crowd: usize, step: usize) -> Result<(usize
         wrong += usize::from(on_real.is_wrong);
         if on_real.is_over {
             println!(
-                "    attack at {} calls: wrong at {wrong}, {} differ",
+                "    attack before one in {step} of {} calls: wrong {wrong} times, {} differ",
                 at - 1,
                 differences.len()
             );
