@@ -278,7 +278,10 @@ mod tests {
         host.check_netlink().expect("a socket");
         machine.deny_netlink(Some(Errno::AFNOSUPPORT.raw_os_error()));
         let error = host.check_netlink().expect_err("no socket");
-        assert_eq!((error.kind(), error.errno()), (ErrorKind::Unproven, Some(Errno::AFNOSUPPORT)));
+        assert_eq!(
+            (error.kind(), error.errno()),
+            (ErrorKind::NetlinkUnavailable, Some(Errno::AFNOSUPPORT))
+        );
         machine.deny_netlink(None);
         host.check_netlink().expect("a socket");
         assert!(host.netlink().is_ok());

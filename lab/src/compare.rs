@@ -1,8 +1,12 @@
 //! Whether the simulated kernel is true: each script is played on the kernel that this runs on and on a
 //! simulated one, by the same code, and whatever is seen has to be the same. A difference fails.
 
+mod attack;
+pub(crate) mod dump;
 mod foreign;
 mod nldev;
+mod notify;
+mod pages;
 mod play;
 mod real;
 mod script;
@@ -12,6 +16,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 
 use crate::guest;
 use foreign::Foreign;
@@ -44,11 +49,40 @@ pub(crate) fn run(args: &[&str]) -> Result<()> {
     let budget = match args {
         [] => Some(BUDGET),
         ["--full"] => None,
+        ["--old-rule"] => return old_rule(),
         ["--seconds", seconds] => Some(Duration::from_secs(seconds.parse()?)),
-        _ => bail!("usage: uverbs-lab compare [--full | --seconds N]"),
+        _ => bail!("usage: uverbs-lab compare [--full | --seconds N | --old-rule]"),
     };
     guest::clean()?;
     compare(budget)
+}
+
+/// A library that counts contexts by lists is found wrong on both kernels, and at the same calls.
+#[cfg(uverbs_leave_out)]
+fn old_rule() -> Result<()> {
+    guest::clean()?;
+    raise_descriptor_limit()?;
+    uverbs::leave_out::old_rule(true);
+    let foreign = Foreign::new();
+    let (contexts, _) = measure(&foreign, &script::removal_that_waits().setup)?;
+    let (wrong, differences) = compare_attack(&foreign, contexts.long, 1)?;
+    ensure!(differences.is_empty(), "different:\n{}", differences.join("\n"));
+    ensure!(wrong > 0, "the old rule was not found wrong: the attack proves nothing");
+    Ok(())
+}
+
+#[cfg(not(uverbs_leave_out))]
+fn old_rule() -> Result<()> {
+    bail!("this build has no old rule: build it with --cfg uverbs_leave_out")
+}
+
+fn raise_descriptor_limit() -> Result<()> {
+    let limit = Some(16384);
+    rustix::process::setrlimit(
+        rustix::process::Resource::Nofile,
+        rustix::process::Rlimit { current: limit, maximum: limit },
+    )?;
+    Ok(())
 }
 
 pub(crate) fn sampled() -> Result<()> {
@@ -57,11 +91,7 @@ pub(crate) fn sampled() -> Result<()> {
 
 /// Plays as many scripts as the budget allows, or all.
 fn compare(budget: Option<Duration>) -> Result<()> {
-    let limit = Some(16384);
-    rustix::process::setrlimit(
-        rustix::process::Resource::Nofile,
-        rustix::process::Rlimit { current: limit, maximum: limit },
-    )?;
+    raise_descriptor_limit()?;
     let mut scripts = script::singles();
     let all_singles = scripts.len();
     scripts.extend(script::pairs());
@@ -70,6 +100,7 @@ fn compare(budget: Option<Duration>) -> Result<()> {
     let order: Vec<_> = (0..total).map(|turn| &scripts[turn * STRIDE % total]).collect();
     let (foreign, mut tally) = (Foreign::new(), Tally::default());
     control(&foreign)?;
+    tally.differences = compare_lists(budget.map(|budget| budget / 2), &foreign)?;
     for (needs, share) in NEEDS.into_iter().zip(SHARES) {
         let elsewhere = match needs {
             Needs::Exclusive => Some(Elsewhere::new()?),
@@ -135,6 +166,140 @@ impl Tally {
     }
 }
 
+/// Waits until a removal that waited for descriptors is over.
+fn settle_removal(side: &dyn Side, device: usize) -> Result<()> {
+    guest::until("a removal to end", || side.contexts(device).is_ok_and(|left| left.is_none()))
+}
+
+/// Lists page by page and by number, as many as the budget allows.
+fn compare_lists(budget: Option<Duration>, foreign: &Foreign) -> Result<Vec<String>> {
+    let setup = script::removal_that_waits().setup;
+    let mut differences = Vec::new();
+    let mut lines = 0;
+    let mut compare = |what: &dyn std::fmt::Debug,
+                       play: &dyn Fn(&mut dyn Side) -> Result<Record>|
+     -> Result<usize> {
+        let mut real = Real::new(&setup, None)?;
+        // An administrator sees more of a PD than the simulated kernel shows.
+        let unprivileged = Unprivileged::new()?;
+        let on_real = play(&mut real).with_context(|| format!("on the real kernel: {what:?}"));
+        drop(unprivileged);
+        Side::clean(&mut real)?;
+        let (on_real, mut simulated) = (on_real?, Simulated::new(&setup)?);
+        let simulated =
+            play(&mut simulated).with_context(|| format!("on the simulated kernel: {what:?}"))?;
+        lines += on_real.len();
+        if on_real != simulated {
+            let shown = show(what, &on_real, &simulated);
+            println!("{shown}");
+            differences.push(shown);
+        }
+        Ok(differences.len())
+    };
+    for disassociates in [false, true] {
+        let play = |side: &mut dyn Side| pages::numbers(side, foreign, disassociates);
+        compare(&format!("by number, disassociates {disassociates}"), &play)?;
+    }
+    let (contexts, pds) = measure(foreign, &setup)?;
+    // Of a sample, one in four.
+    let step = if budget.is_some() { 4 } else { 1 };
+    let (wrong, attacked) = compare_attack(foreign, contexts.long, step)?;
+    let scripts = pages::all(contexts, pds);
+    ensure!(!scripts.len().is_multiple_of(STRIDE), "the stride leaves scripts out");
+    let started = Instant::now();
+    let mut played = 0;
+    for turn in 0..scripts.len() {
+        let script = &scripts[turn * STRIDE % scripts.len()];
+        if budget.is_some_and(|budget| started.elapsed() > budget) {
+            break;
+        }
+        played += 1;
+        if compare(script, &|side| pages::play(side, foreign, script))? >= ENOUGH {
+            break;
+        }
+    }
+    println!(
+        "    lists: {played} of {} dumps in {:.1} s; {lines} lines compared, {} scripts differ",
+        scripts.len(),
+        started.elapsed().as_secs_f64(),
+        differences.len()
+    );
+    ensure!(played > 0, "no dump was compared");
+    differences.extend(attacked);
+    ensure!(wrong == 0, "the library was wrong {wrong} times");
+    Ok(differences)
+}
+
+/// This thread is no administrator of the network while this lives.
+struct Unprivileged(CapabilitySets);
+
+impl Unprivileged {
+    fn new() -> Result<Self> {
+        let before = capabilities(None)?;
+        let mut without = before;
+        without.effective.remove(CapabilitySet::NET_ADMIN);
+        set_capabilities(None, without)?;
+        Ok(Self(before))
+    }
+}
+
+impl Drop for Unprivileged {
+    fn drop(&mut self) {
+        set_capabilities(None, self.0).expect("what was permitted still is");
+    }
+}
+
+/// The attack before each `recvfrom` of an open, on both kernels; how often the real one was found wrong.
+fn compare_attack(foreign: &Foreign, crowd: usize, step: usize) -> Result<(usize, Vec<String>)> {
+    /// More than an open makes.
+    const MOST: usize = 100;
+    let setup = script::removal_that_waits().setup;
+    let (mut wrong, mut differences) = (0, Vec::new());
+    for at in (1..).step_by(step) {
+        let mut real = Real::new(&setup, None)?;
+        let on_real = attack::play(&mut real, foreign, crowd, at);
+        let on_real = on_real.with_context(|| format!("on the real kernel, {at}"));
+        Side::clean(&mut real)?;
+        let on_real = on_real?;
+        let simulated = attack::play(&mut Simulated::new(&setup)?, foreign, crowd, at);
+        let simulated = simulated.with_context(|| format!("on the simulated kernel, {at}"))?;
+        if on_real != simulated {
+            differences.push(format!("attack at {at}\nREAL  {on_real:?}\nSIM   {simulated:?}"));
+        }
+        wrong += usize::from(on_real.is_wrong);
+        if on_real.is_over {
+            println!(
+                "    attack before one in {step} of {} calls: wrong {wrong} times, {} differ",
+                at - 1,
+                differences.len()
+            );
+            return Ok((wrong, differences));
+        }
+        ensure!(at < MOST, "an open without an end");
+    }
+    unreachable!("the loop ends by itself")
+}
+
+/// How long the pages of the real kernel are. The lists are as long as these on both.
+fn measure(foreign: &Foreign, setup: &script::Setup) -> Result<(dump::Pages, dump::Pages)> {
+    const ENOUGH: usize = 3600;
+    let mut real = Real::new(setup, None)?;
+    ensure!(real.add("tst", 0xa0, false)? == Ok(()));
+    let probe = uverbs::sim::Probe::new(&real.host()?);
+    let _unprivileged = Unprivileged::new()?;
+    let opened = (0..ENOUGH).map(|_| foreign.open(&probe)?.ok().context("a context"));
+    let opened = opened.collect::<Result<Vec<_>>>()?;
+    for _ in 0..ENOUGH {
+        ensure!(opened[0].alloc_pd().is_ok(), "ALLOC_PD");
+    }
+    let pages = |of| dump::Pages::measure(&probe, of, real.index(0), 2 * 1024);
+    let measured = (pages(dump::Of::Contexts)?, pages(dump::Of::Pds)?);
+    drop(opened);
+    Side::clean(&mut real)?;
+    println!("    pages of contexts: {:?}\n    pages of PDs: {:?}", measured.0, measured.1);
+    Ok(measured)
+}
+
 fn on_real(script: &Script, foreign: &Foreign, elsewhere: Option<&Elsewhere>) -> Result<Record> {
     let played = || {
         let mut real = Real::new(&script.setup, elsewhere)?;
@@ -160,7 +325,7 @@ fn control(foreign: &Foreign) -> Result<()> {
 }
 
 /// What differs of the two records.
-fn show(script: &Script, real: &Record, simulated: &Record) -> String {
+fn show(script: &dyn std::fmt::Debug, real: &Record, simulated: &Record) -> String {
     let mut lines = vec![format!("{script:?}")];
     for at in 0..real.len().max(simulated.len()) {
         match (real.get(at), simulated.get(at)) {

@@ -60,6 +60,7 @@ pub(crate) fn run(name: &str, args: &[&str]) -> Result<()> {
         }
         ("crowd", [device, count]) => crowd(device, count.parse()?),
         ("churn", [device]) => churn(device),
+        ("tide", [node]) => crate::scenarios::soak::tide::role(node),
         ("first-list", [which]) => bench::first_list(which),
         ("counted", []) => bench::counted_role(),
         _ => bail!("no such role: {name} {args:?}"),

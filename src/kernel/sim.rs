@@ -37,7 +37,7 @@ use hook::Hook;
 pub use hook::{Call, CallKind, Verdict};
 use mixer::Mixer;
 pub use nodes::{NodeKind, NodeOpened};
-pub use probe::{As, Facts, Probe, Probed, Root};
+pub use probe::{As, Facts, Probe, Probed, Root, Wire};
 pub use spec::{DeviceId, DeviceSpec, Stage};
 use tree::{DEV, NodeId, SOCKETS, SYS};
 pub use world::World;
@@ -248,6 +248,8 @@ impl Machine {
         }
         if let Some(hook) = hook {
             verdict = hook(world, &call);
+            // What the hook let go of is closed before the call, as what a hook does is done before it.
+            world.settle(&mut lock(&self.shared.closing));
         }
         let result = match verdict {
             Verdict::Fail(errno) => Err(world::errno(errno)),

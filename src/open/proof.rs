@@ -376,7 +376,8 @@ fn note(record: &Record, target: &Target, entry: ResourceEntry, evidence: &mut E
 fn pds_of_new_thread(record: &Record, cmd: &CmdFd, target: &Target) -> Result<Found> {
     let thread = record.host.kernel().gettid();
     // A PD that the kernel could not track is never listed, and a device that leaves is listed for a while
-    // after its PDs have gone. So "not listed" counts twice, of two PDs, each there until after the list.
+    // after its PDs have gone. So "not listed" counts twice, of two PDs. That the second can be allocated shows
+    // that the descriptor's device was there until after the first list; that the first can be freed does not.
     for _ in 0..2 {
         let pd = match Pd::allocate(cmd) {
             Ok(pd) => pd,

@@ -20,11 +20,19 @@ impl Foreign {
 
     /// Opens uverbs0 there and allocates a context, checking nothing: the errno where that fails.
     pub(super) fn open(&self, probe: &Probe) -> Result<std::result::Result<Probed, i32>> {
-        let (sender, result) = channel();
         let probe = probe.clone();
+        self.run(move || open_unguarded(&probe))
+    }
+
+    /// Does something there.
+    pub(super) fn run<T: Send + 'static>(
+        &self,
+        act: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T> {
+        let (sender, result) = channel();
         let task = move || {
             // Nobody listens only when this process gives up.
-            let _ = sender.send(open_unguarded(&probe));
+            let _ = sender.send(act());
         };
         self.0.send(Box::new(task)).ok().context("the other thread is gone")?;
         result.recv().context("the other thread is gone")
@@ -33,7 +41,12 @@ impl Foreign {
 
 /// Opens uverbs0 and allocates a context, checking nothing.
 pub(super) fn open_unguarded(probe: &Probe) -> std::result::Result<Probed, i32> {
-    let opened = probe.open(Root::Dev, "infiniband/uverbs0", As::Node)?;
+    open_node(probe, "infiniband/uverbs0")
+}
+
+/// The same for any node.
+pub(super) fn open_node(probe: &Probe, node: &str) -> std::result::Result<Probed, i32> {
+    let opened = probe.open(Root::Dev, node, As::Node)?;
     opened.get_context()?;
     Ok(opened)
 }

@@ -436,7 +436,7 @@ impl<'a> Player<'a> {
 }
 
 /// An error without the numbers that are each kernel's own: inodes, times, indices.
-fn told(error: &uverbs::Error) -> String {
+pub(super) fn told(error: &uverbs::Error) -> String {
     let mut text = String::new();
     for letter in error.to_string().chars() {
         match letter.is_ascii_digit() {

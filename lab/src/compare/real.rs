@@ -13,8 +13,9 @@ use uverbs::Host;
 use uverbs::sim::Probe;
 
 use super::nldev::{self, Elsewhere};
+use super::notify;
 use super::script::{Node, Nodes, Setup};
-use super::side::{Asked, CROWD, Side};
+use super::side::{Act, Asked, CROWD, Side};
 use crate::guest;
 
 const DIR: &str = "/dev/infiniband";
@@ -200,6 +201,7 @@ impl Side for Real<'_> {
             Node::Directory => fs::create_dir(&path)?,
             Node::AnotherDevice => guest::mknod(&path, (1, 3))?,
             Node::OtherUverbs => guest::mknod(&path, (231, 193))?,
+            Node::FirstUverbs => guest::mknod(&path, (231, 192))?,
             Node::Static | Node::Missing => guest::mknod(&path, (231, 192 + number))?,
         }
         Ok(())
@@ -234,6 +236,14 @@ impl Side for Real<'_> {
 
     fn crowd(&self) -> usize {
         CROWD
+    }
+
+    fn interrupt(&mut self, at: usize, act: Act, event: Act) -> Result<()> {
+        notify::before_receiving(at, act, event)
+    }
+
+    fn at_exit(&self) -> Act {
+        Box::new(|| {})
     }
 
     fn settle(&mut self) -> Result<()> {

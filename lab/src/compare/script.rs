@@ -90,6 +90,8 @@ pub(super) enum Node {
     /// `/dev/null`'s number.
     AnotherDevice,
     OtherUverbs,
+    /// The number of uverbs0.
+    FirstUverbs,
     /// The right number, by hand.
     Static,
     Missing,

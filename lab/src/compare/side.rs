@@ -1,7 +1,7 @@
 //! The two kernels that a script is played on, and what may be done to each.
 
 use anyhow::{Context as _, Result};
-use uverbs::sim::{DeviceId, DeviceSpec, Machine, NodeKind};
+use uverbs::sim::{CallKind, DeviceId, DeviceSpec, Machine, NodeKind, Verdict};
 use uverbs::{Host, Policy};
 
 use super::script::{Node, Nodes, Setup};
@@ -13,7 +13,8 @@ pub(super) type Asked = std::result::Result<(), i32>;
 
 /// How many contexts make their list take more than one message.
 pub(super) const CROWD: usize = 1700;
-const SIMULATED_CROWD: usize = 5;
+
+pub(super) type Act = Box<dyn FnOnce() + Send>;
 
 /// A kernel whose devices come and go. Devices are known by their place in the order in which they
 /// were added.
@@ -40,6 +41,10 @@ pub(super) trait Side {
     fn contexts(&self, device: usize) -> Result<Option<usize>>;
     /// How many contexts are a crowd here.
     fn crowd(&self) -> usize;
+    /// Has a thread of its own act. An event comes before its `at`-th `recvfrom`; the first is 1.
+    fn interrupt(&mut self, at: usize, act: Act, event: Act) -> Result<()>;
+    /// What a thread does last, so that the kernel no longer names it.
+    fn at_exit(&self) -> Act;
     /// Waits until what goes on by itself, once nobody holds it, has gone on.
     fn settle(&mut self) -> Result<()>;
     /// Leaves nothing behind.
@@ -58,9 +63,6 @@ impl Simulated {
         let version = guest::version()?;
         let machine = Machine::new();
         machine.set_devtmpfs(setup.nodes != Nodes::Tmpfs);
-        if setup.crowded {
-            machine.set_contexts_a_page(2);
-        }
         machine.set_listxattr_moves(version < (7, 3));
         machine.set_no_res_ctx(version < (5, 13));
         Ok(Self { machine, devices: Vec::new() })
@@ -127,6 +129,7 @@ impl Side for Simulated {
             Node::Directory => NodeKind::Directory,
             Node::AnotherDevice => NodeKind::Device(1, 3),
             Node::OtherUverbs => NodeKind::Device(231, 193),
+            Node::FirstUverbs => NodeKind::Device(231, 192),
             Node::Static => NodeKind::Static,
             Node::Missing => NodeKind::Missing,
         };
@@ -158,7 +161,35 @@ impl Side for Simulated {
     }
 
     fn crowd(&self) -> usize {
-        SIMULATED_CROWD
+        CROWD
+    }
+
+    fn interrupt(&mut self, at: usize, act: Act, event: Act) -> Result<()> {
+        let acting = std::thread::spawn({
+            let machine = self.machine.clone();
+            move || {
+                let (mut turn, mut event) = (0, Some(event));
+                machine.on_call(move |_, call| {
+                    turn += usize::from(call.kind() == CallKind::Recv);
+                    if turn == at
+                        && let Some(event) = event.take()
+                    {
+                        event();
+                    }
+                    Verdict::Continue
+                });
+                act();
+                machine.clear_hook();
+            }
+        });
+        acting.join().expect("no panic");
+        Ok(())
+    }
+
+    fn at_exit(&self) -> Act {
+        let machine = self.machine.clone();
+        // Simulated threads do not end by themselves.
+        Box::new(move || machine.forget_thread(machine.this_thread()))
     }
 
     fn settle(&mut self) -> Result<()> {

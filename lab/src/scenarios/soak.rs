@@ -5,9 +5,13 @@
 //! until the next boot. What was opened is held against that at the end, by the inode number that was
 //! listed. A control opens nodes by their number alone, and has to be caught on other devices.
 
+mod crowd;
 mod foreign;
 mod ledger;
 mod replacer;
+mod stay;
+mod tally;
+pub(crate) mod tide;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -48,16 +52,50 @@ enum Way {
     Control,
 }
 
-/// `uverbs-lab soak [--replacements N]`
+/// How many openers on stale nodes there are: each keeps two processors busy, with its crowd.
+const OPENERS: usize = 1;
+
+/// `uverbs-lab soak [--replacements N] [--part PART] [--seconds N] | --old-rule`
 pub(crate) fn run(args: &[&str]) -> Result<()> {
-    let replacements = match args {
-        [] => 3000,
-        ["--replacements", number] => number.parse().context("--replacements")?,
-        _ => bail!("usage: uverbs-lab soak [--replacements N]"),
-    };
+    let (mut replacements, mut only, mut seconds) = (3000, None, 120);
+    for pair in args.chunks(2) {
+        match *pair {
+            ["--replacements", number] => {
+                replacements = number.parse().context("--replacements")?
+            }
+            ["--seconds", number] => seconds = number.parse().context("--seconds")?,
+            ["--part", part @ ("replaced" | "crowd" | "stay")] => only = Some(part),
+            ["--old-rule"] if args.len() == 1 => return old_rule(Duration::from_secs(seconds)),
+            _ => bail!(
+                "usage: uverbs-lab soak [--replacements N] [--part replaced|crowd|stay] \
+                 [--seconds N] | --old-rule"
+            ),
+        }
+    }
+    let limit = Duration::from_secs(seconds);
+    let is_wanted = |part| only.is_none_or(|only| only == part);
+    // The next part is run whatever came of one: each has its own figures.
+    let mut failures = Vec::new();
     guest::clean()?;
-    // Emulated, on a busy host, one takes a quarter of a second.
-    let replaced = soak(replacements, Duration::from_secs(60 + replacements / 2))?;
+    if is_wanted("replaced") {
+        // Emulated, on a busy host, one takes a quarter of a second.
+        let replaced = soak(replacements, Duration::from_secs(60 + replacements / 2));
+        failures.extend(replaced.and_then(|replaced| enough(replaced, replacements)).err());
+        guest::clean()?;
+    }
+    if is_wanted("crowd") {
+        failures.extend(crowded(limit).err());
+        guest::clean()?;
+    }
+    if is_wanted("stay") {
+        failures.extend(stay::soak(limit / 2).err());
+    }
+    let failures: Vec<_> = failures.iter().map(|error| format!("{error:?}")).collect();
+    ensure!(failures.is_empty(), "{}", failures.join("\n"));
+    Ok(())
+}
+
+fn enough(replaced: u64, replacements: u64) -> Result<()> {
     ensure!(
         replaced >= replacements,
         "{replaced} of {replacements} replacements were made in time"
@@ -65,10 +103,42 @@ pub(crate) fn run(args: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// As many replacements as there is time for.
+/// As much as there is time for.
 pub(super) fn bounded() -> Result<()> {
     let replaced = soak(u64::MAX, Duration::from_secs(12))?;
     ensure!(replaced >= 20, "no more than {replaced} replacements in 12 s");
+    crowded(Duration::from_secs(20))?;
+    stay::soak(Duration::from_secs(8))
+}
+
+/// Stale nodes, with crowds that come and go around a page.
+fn crowded(limit: Duration) -> Result<()> {
+    let tally = crowd::soak(OPENERS, limit)?;
+    tally.print();
+    tally.all_right()
+}
+
+/// The control of that: a library that counts contexts by lists is found wrong.
+#[cfg(uverbs_leave_out)]
+fn old_rule(limit: Duration) -> Result<()> {
+    guest::clean()?;
+    uverbs::leave_out::old_rule(true);
+    let tally = crowd::soak(OPENERS, limit)?;
+    tally.print();
+    tally.caught()
+}
+
+#[cfg(not(uverbs_leave_out))]
+fn old_rule(_: Duration) -> Result<()> {
+    bail!("this build has no old rule: build it with --cfg uverbs_leave_out")
+}
+
+fn raise_descriptor_limit() -> Result<()> {
+    let limit = Some(16384);
+    rustix::process::setrlimit(
+        rustix::process::Resource::Nofile,
+        rustix::process::Rlimit { current: limit, maximum: limit },
+    )?;
     Ok(())
 }
 
@@ -184,10 +254,15 @@ fn registry_with_static_nodes() -> Result<Registry> {
     for number in 0..32 {
         guest::mknod(dev.join(format!("infiniband/uverbs{number}")), (231, 192 + number))?;
     }
+    registry_at(&dev)
+}
+
+/// A registry with another `/dev`.
+fn registry_at(dev: &Path) -> Result<Registry> {
     let root = |path: &Path| Dir::open_ambient_dir(path, ambient_authority());
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, Some(netlink::RDMA))?;
-    Ok(Registry::new(Host::from_parts(root(Path::new("/sys"))?, root(&dev)?, Some(socket))?))
+    Ok(Registry::new(Host::from_parts(root(Path::new("/sys"))?, root(dev)?, Some(socket))?))
 }
 
 /// Lists and opens until the replacers are done.

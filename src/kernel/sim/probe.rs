@@ -1,6 +1,9 @@
 //! System calls one at a time on whichever kernel a host has, for holding the simulated one against
 //! the real one. The calls are the seam's, so that what differs is the kernel.
 
+mod pds;
+mod wire;
+
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -13,6 +16,8 @@ use crate::attr::retry;
 use crate::context::query_device;
 use crate::driver::DriverId;
 use crate::host::Host;
+
+pub use self::wire::Wire;
 
 /// rxe's, which needs no driver data.
 const DRIVER: DriverId = DriverId::Rxe;
@@ -79,6 +84,11 @@ impl Probe {
     /// On the kernel of this host.
     pub fn new(host: &Host) -> Self {
         Self(host.clone())
+    }
+
+    /// This thread, as the kernel's lists name it.
+    pub fn thread(&self) -> u32 {
+        self.0.kernel().gettid()
     }
 
     /// `openat2` beneath a root, without following links.

@@ -67,7 +67,7 @@ impl World {
         }
         let known = known(call.object, call.method);
         let known = known.ok_or(Errno::PROTONOSUPPORT)?;
-        if disassociated && (call.object, call.method) != (0, INFO_HANDLES) {
+        if disassociated && !is_answered_when_dead(call) {
             return Err(Errno::IO);
         }
         for (at, attr) in call.attrs.iter().enumerate() {
@@ -199,6 +199,16 @@ impl World {
             copy(&handles, memory);
         }
         put(call, 1, &(handles.len() as u32 / 4).to_ne_bytes())
+    }
+}
+
+/// A descriptor whose device is gone still gives back the handles it had: what they were of went with the
+/// device, and to free them succeeds.
+fn is_answered_when_dead(call: &VerbsCall<'_>) -> bool {
+    match (call.object, call.method) {
+        (0, INFO_HANDLES) => true,
+        (0, INVOKE_WRITE) => input(call, 2).as_deref() == Some(&DEALLOC_PD.to_ne_bytes()),
+        _ => false,
     }
 }
 

@@ -4,12 +4,15 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 
-/// `IB_USER_VERBS_CMD_GET_CONTEXT` and `_QUERY_DEVICE`.
+/// `IB_USER_VERBS_CMD_*`.
 const GET_CONTEXT: u32 = 0;
 const QUERY_DEVICE: u32 = 1;
+const ALLOC_PD: u32 = 3;
+const DEALLOC_PD: u32 = 4;
 
 /// A node that was opened without any check, with its context.
 pub(super) struct Foreign {
@@ -20,9 +23,14 @@ pub(super) struct Foreign {
 impl Foreign {
     /// Opens the node of that number and allocates a context on whatever it leads to.
     pub(super) fn open(number: u32) -> Result<Self> {
-        let path = format!("/dev/infiniband/uverbs{number}");
-        let node = File::options().read(true).write(true).open(&path).context(path)?;
-        let [events, ..] = command::<2>(node.as_fd(), GET_CONTEXT)?;
+        Self::open_at(Path::new(&format!("/dev/infiniband/uverbs{number}")))
+    }
+
+    /// The same for any node.
+    pub(super) fn open_at(path: &Path) -> Result<Self> {
+        let node = File::options().read(true).write(true).open(path);
+        let node = node.with_context(|| path.display().to_string())?;
+        let [events, ..] = command::<2>(node.as_fd(), GET_CONTEXT, None)?;
         // SAFETY: the kernel has just made this descriptor for us, and nobody else knows of it.
         let events = unsafe { OwnedFd::from_raw_fd(events.cast_signed()) };
         Ok(Self { node, _events: events })
@@ -31,9 +39,25 @@ impl Foreign {
     /// The node GUID of the device that the context is on.
     pub(super) fn node_guid(&self) -> Result<u64> {
         // Behind the firmware's version; in network order.
-        let [_, _, high, low, ..] = command::<44>(self.node.as_fd(), QUERY_DEVICE)?;
-        let bytes = [high.to_ne_bytes(), low.to_ne_bytes()].concat();
-        Ok(u64::from_be_bytes(bytes.try_into().expect("eight bytes")))
+        let [_, _, high, low, ..] = command::<44>(self.node.as_fd(), QUERY_DEVICE, None)?;
+        Ok(guid(high, low))
+    }
+
+    /// The system image GUID, which the library does not look at: the soak marks each device by it.
+    pub(super) fn mark(&self) -> Result<u64> {
+        let [_, _, _, _, high, low, ..] = command::<44>(self.node.as_fd(), QUERY_DEVICE, None)?;
+        Ok(guid(high, low))
+    }
+
+    /// Allocates a protection domain and returns its handle.
+    pub(super) fn allocate_pd(&self) -> Result<u32> {
+        let [handle] = command::<1>(self.node.as_fd(), ALLOC_PD, None)?;
+        Ok(handle)
+    }
+
+    /// Frees a protection domain.
+    pub(super) fn free_pd(&self, handle: u32) -> Result<()> {
+        command::<0>(self.node.as_fd(), DEALLOC_PD, Some(handle)).map(drop)
     }
 }
 
@@ -43,27 +67,37 @@ impl AsFd for Foreign {
     }
 }
 
-/// One command without arguments; its answer is `WORDS` words of four bytes.
-fn command<const WORDS: usize>(fd: BorrowedFd<'_>, number: u32) -> Result<[u32; WORDS]> {
-    /// `struct ib_uverbs_cmd_hdr`, and where the answer is to go.
-    #[repr(C)]
-    struct Command {
-        number: u32,
-        in_words: u16,
-        out_words: u16,
-        response: u64,
-    }
+/// Of two words in network order.
+fn guid(high: u32, low: u32) -> u64 {
+    let bytes = [high.to_ne_bytes(), low.to_ne_bytes()].concat();
+    u64::from_be_bytes(bytes.try_into().expect("eight bytes"))
+}
+
+/// One command, whose answer is `WORDS` words of four bytes. A command has either an answer or an argument.
+fn command<const WORDS: usize>(
+    fd: BorrowedFd<'_>,
+    number: u32,
+    argument: Option<u32>,
+) -> Result<[u32; WORDS]> {
     let mut answer = [0u32; WORDS];
     let words = u16::try_from(WORDS)?;
-    let response = answer.as_mut_ptr().expose_provenance() as u64;
-    // QUERY_DEVICE's arguments are the address alone, as are those of GET_CONTEXT.
-    let command = Command { number, in_words: 4, out_words: words, response };
-    let len = size_of::<Command>();
+    // `struct ib_uverbs_cmd_hdr`, and behind it where the answer is to go, or the argument.
+    let mut bytes = number.to_ne_bytes().to_vec();
+    let in_words = if argument.is_some() { 3u16 } else { 4 };
+    bytes.extend_from_slice(&in_words.to_ne_bytes());
+    bytes.extend_from_slice(&words.to_ne_bytes());
+    match argument {
+        Some(argument) => bytes.extend_from_slice(&argument.to_ne_bytes()),
+        None => {
+            let response = answer.as_mut_ptr().expose_provenance() as u64;
+            bytes.extend_from_slice(&response.to_ne_bytes());
+        }
+    }
     // SAFETY: the command is as long as it says, and `answer` has room for the `out_words` words that
     // the kernel writes at most; it lives, and is not looked at, until the call has returned.
     let written = unsafe {
-        libc::write(std::os::fd::AsRawFd::as_raw_fd(&fd), (&raw const command).cast(), len)
+        libc::write(std::os::fd::AsRawFd::as_raw_fd(&fd), bytes.as_ptr().cast(), bytes.len())
     };
-    ensure!(usize::try_from(written) == Ok(len), "{}", std::io::Error::last_os_error());
+    ensure!(usize::try_from(written) == Ok(bytes.len()), "{}", std::io::Error::last_os_error());
     Ok(answer)
 }

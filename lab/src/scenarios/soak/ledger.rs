@@ -157,6 +157,7 @@ pub(super) struct Line {
     pub(super) index: u32,
     pub(super) guid: u64,
     pub(super) contexts: u64,
+    pub(super) allocs: u64,
 }
 
 /// The test HCA's devices.
@@ -177,6 +178,7 @@ fn parse(line: &str) -> Result<Line> {
         index: value("index")?.parse()?,
         guid: u64::from_str_radix(value("guid")?, 16)?,
         contexts: value("contexts")?.parse()?,
+        allocs: value("allocs")?.parse()?,
     })
 }
 

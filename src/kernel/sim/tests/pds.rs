@@ -183,7 +183,8 @@ fn pds_go_with_their_context() {
     }
     // Netlink still answers for the index.
     assert_eq!(host.pds(0), (vec![(kernel, None, None)], None));
-    assert_eq!(host.dealloc_pd(&node, 0), Err(Errno::IO));
+    // Freeing needs no device, so that its success does not show that there is one.
+    assert_eq!(host.dealloc_pd(&node, 0), Ok(()));
     assert_eq!(host.alloc_pd(&node), Err((Errno::IO, u32::MAX)));
     assert_eq!(host.pd_handles(&node), Ok(vec![]));
 }

@@ -1,0 +1,147 @@
+//! What came of the rounds of the openers on stale nodes.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Result, ensure};
+
+use super::crowd::{Length, Way};
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// On the right device, as the test HCA has it.
+    Proved,
+    /// Proved, and on another device.
+    Wrong,
+    Mismatch,
+    Unproven,
+    /// Refused for a reason that is not there.
+    False(String),
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    rounds: u64,
+    proved: u64,
+    wrong: u64,
+    mismatch: u64,
+    unproven: u64,
+    refused_falsely: u64,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    by_way: BTreeMap<Way, Counts>,
+    /// Of opening stale nodes, by the length of the list of contexts.
+    by_length: BTreeMap<Length, Counts>,
+    /// The first of each way.
+    wrong: BTreeMap<Way, String>,
+    refused_falsely: Vec<String>,
+}
+
+/// So many of a kind are printed.
+const SAMPLES: usize = 5;
+
+impl Counts {
+    fn count(&mut self, outcome: &Outcome) {
+        self.rounds += 1;
+        *match outcome {
+            Outcome::Proved => &mut self.proved,
+            Outcome::Wrong => &mut self.wrong,
+            Outcome::Mismatch => &mut self.mismatch,
+            Outcome::Unproven => &mut self.unproven,
+            Outcome::False(_) => &mut self.refused_falsely,
+        } += 1;
+    }
+
+    fn add(&mut self, other: &Self) {
+        let Self { rounds, proved, wrong, mismatch, unproven, refused_falsely } = other;
+        self.rounds += rounds;
+        self.proved += proved;
+        self.wrong += wrong;
+        self.mismatch += mismatch;
+        self.unproven += unproven;
+        self.refused_falsely += refused_falsely;
+    }
+
+    fn print(&self, what: &str) {
+        let Self { rounds, proved, wrong, mismatch, unproven, refused_falsely } = self;
+        println!(
+            "    {what}: {rounds} rounds, {proved} proved, {wrong} WRONG, {mismatch} NodeMismatch, \
+             {unproven} Unproven, {refused_falsely} refused falsely"
+        );
+    }
+}
+
+impl Tally {
+    pub(super) fn count(
+        &mut self,
+        way: Way,
+        length: Length,
+        outcome: Outcome,
+        what: impl FnOnce() -> String,
+    ) {
+        self.by_way.entry(way).or_default().count(&outcome);
+        if way == Way::OpenStale {
+            self.by_length.entry(length).or_default().count(&outcome);
+        }
+        match outcome {
+            Outcome::Wrong => {
+                self.wrong.entry(way).or_insert_with(what);
+            }
+            Outcome::False(error) if self.refused_falsely.len() < SAMPLES => {
+                self.refused_falsely.push(format!("{}: {error}", what()));
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn add(&mut self, other: Self) {
+        for (way, counts) in &other.by_way {
+            self.by_way.entry(*way).or_default().add(counts);
+        }
+        for (length, counts) in &other.by_length {
+            self.by_length.entry(*length).or_default().add(counts);
+        }
+        self.wrong.extend(other.wrong);
+        self.refused_falsely.extend(other.refused_falsely);
+    }
+
+    pub(super) fn print(&self) {
+        for (way, counts) in &self.by_way {
+            counts.print(&format!("{way:?}"));
+        }
+        for (length, counts) in &self.by_length {
+            counts.print(&format!("OpenStale, about {length:?}"));
+        }
+    }
+
+    /// Of the library as it is: never wrong, never refused without a reason, and not for want of trying.
+    pub(super) fn all_right(&self) -> Result<()> {
+        let wrong: Vec<_> = self.wrong.values().map(String::as_str).collect();
+        ensure!(wrong.is_empty(), "proved on the wrong device, e.g.\n{}", wrong.join("\n"));
+        ensure!(
+            self.refused_falsely.is_empty(),
+            "refused for a reason that is not there:\n{}",
+            self.refused_falsely.join("\n")
+        );
+        for way in Way::ALL {
+            let counts = self.by_way.get(&way);
+            let Some(counts) = counts.filter(|counts| counts.rounds >= 5) else {
+                anyhow::bail!("{way:?} was not tried often enough");
+            };
+            ensure!(
+                !way.is_right() || 2 * counts.proved >= counts.rounds,
+                "{way:?}: fewer than a half are proved"
+            );
+        }
+        Ok(())
+    }
+
+    /// Of a library that counts contexts by lists: it has to be found wrong where lists decide.
+    #[cfg(uverbs_leave_out)]
+    pub(super) fn caught(&self) -> Result<()> {
+        let wrong = self.by_way.get(&Way::OpenStale).map_or(0, |counts| counts.wrong);
+        ensure!(wrong > 0, "the old rule was not found wrong: the soak proves nothing");
+        Ok(())
+    }
+}

@@ -1,0 +1,46 @@
+//! A netlink socket of a host, call by call. What is asked, and what an answer means, is up to the
+//! caller: a judge should not read answers by the code that it judges.
+
+use super::super::super::{Errno, Handle, Kernel};
+use super::Probe;
+
+/// An RDMA netlink socket on the kernel of a [`Probe`].
+#[derive(Debug)]
+pub struct Wire {
+    kernel: Kernel,
+    socket: Handle,
+}
+
+impl Probe {
+    /// A netlink socket of its own.
+    ///
+    /// # Errors
+    /// The errno of `socket`.
+    pub fn wire(&self) -> Result<Wire, i32> {
+        let kernel = self.0.kernel().clone();
+        let socket = kernel.rdma_socket().map_err(Errno::raw_os_error)?;
+        Ok(Wire { kernel, socket })
+    }
+}
+
+impl Wire {
+    /// `sendto`. The kernel makes the first page of a dump within this call.
+    ///
+    /// # Errors
+    /// Its errno.
+    pub fn send(&self, message: &[u8]) -> Result<(), i32> {
+        self.kernel.send(&self.socket, message).map(drop).map_err(Errno::raw_os_error)
+    }
+
+    /// `recvfrom` with so many bytes of room. Returns what was received, and the full length of the
+    /// datagram, which is more where the room did not suffice.
+    ///
+    /// # Errors
+    /// Its errno.
+    pub fn receive(&self, room: usize) -> Result<(Vec<u8>, usize), i32> {
+        let mut buffer = vec![0; room];
+        let datagram = self.kernel.recv(&self.socket, &mut buffer).map_err(Errno::raw_os_error)?;
+        buffer.truncate(datagram.len);
+        Ok((buffer, datagram.len))
+    }
+}
