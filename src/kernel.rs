@@ -190,6 +190,17 @@ impl Kernel {
         }
     }
 
+    /// `getsockname(socket).nl_groups`: the multicast groups that a netlink socket is subscribed to, the first 32
+    /// of them. (RDMA has four.)
+    pub(crate) fn netlink_groups(&self, socket: &Handle) -> Sys<u32> {
+        match (self, socket) {
+            (Self::Linux, Handle::Real(fd)) => linux::netlink_groups(fd.as_fd()),
+            // Sockets of a simulated kernel are subscribed to nothing.
+            #[cfg(feature = "sim")]
+            _ => Ok(0),
+        }
+    }
+
     /// `sendto(socket, message, MSG_DONTWAIT, kernel)`.
     pub(crate) fn send(&self, socket: &Handle, message: &[u8]) -> Sys<usize> {
         forward!(self, send(socket, message))

@@ -203,7 +203,7 @@ fn pin_instance(record: &Record, evidence: &mut Evidence) -> Result<Pin> {
     if timestamp != known {
         // Where inode numbers are unique this is an eviction. Where they may repeat it is what tells a
         // replacement.
-        if record.host.policy().strict_timestamps || !record.host.has_unique_inodes() {
+        if record.host.heeds_timestamps() {
             let (expected, found) = (time(known), time(timestamp));
             evidence.require(Step::Pin, TIMESTAMP, ErrorKind::Replaced, expected, || Ok(found))?;
         }

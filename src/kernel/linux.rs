@@ -78,6 +78,11 @@ pub(super) fn rdma_socket() -> Sys<Handle> {
         .map(Handle::Real)
 }
 
+pub(super) fn netlink_groups(socket: BorrowedFd<'_>) -> Sys<u32> {
+    let address = rustix::net::getsockname(socket)?;
+    Ok(netlink::SocketAddrNetlink::try_from(address)?.groups())
+}
+
 pub(super) fn send(socket: BorrowedFd<'_>, message: &[u8]) -> Sys<usize> {
     let kernel = netlink::SocketAddrNetlink::new(0, 0);
     sendto(socket, message, SendFlags::DONTWAIT | SendFlags::NOSIGNAL, &kernel)
