@@ -258,7 +258,7 @@ impl Kernel {
     /// # Errors
     /// The errno of `clone(2)`: limits, a filter, or a pid namespace that this process has only prepared
     /// (`unshare(2)`).
-    pub(crate) fn on_new_thread<T: Send>(&self, run: impl FnOnce() -> T + Send) -> Sys<T> {
+    pub(crate) fn on_new_thread<T: Send>(&self, run: &mut (impl FnMut() -> T + Send)) -> Sys<T> {
         match self {
             Self::Linux => linux::on_new_thread(run),
             #[cfg(feature = "sim")]

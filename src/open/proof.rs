@@ -20,6 +20,7 @@ use std::sync::Arc;
 
 use super::pd::Pd;
 use super::{Pin, Prepared, allocate, sysfs_guid};
+use crate::attr::retry;
 use crate::context::{CmdFd, query_device};
 use crate::device::Record;
 use crate::driver::DriverId;
@@ -121,8 +122,12 @@ impl Target {
                 None => {}
             }
         }
-        let text = format!("the lists of index {} are long and change all the while", self.index);
-        Ok(Seen::Unclear(Error::new(ErrorKind::Unproven, text)))
+        let text = format!(
+            "the list under index {} does not show it, and is too long to show that it is not there",
+            self.index
+        );
+        let error = Error::new(ErrorKind::Unproven, text);
+        Ok(Seen::Unclear(error.hint("the descriptor is probably on another device")))
     }
 }
 
@@ -247,11 +252,11 @@ fn on_new_thread(
     evidence: &mut Evidence,
 ) -> Result<Option<Proof>> {
     let kernel = record.host.kernel();
-    let seen = kernel.on_new_thread(|| {
+    let mut allocate_and_look = || {
         allocate(cmd, prepared)?;
         target.look_for(Resource::Context, kernel.gettid(), None)
-    });
-    let seen = match seen {
+    };
+    let seen = match retry(|| kernel.on_new_thread(&mut allocate_and_look)) {
         Ok(seen) => seen?,
         Err(errno) => {
             allocate(cmd, prepared)?;
@@ -337,7 +342,8 @@ fn by_pd(
     }
     let kernel = record.host.kernel();
     let mut what = PD;
-    let found = match kernel.on_new_thread(|| pds_of_new_thread(record, cmd, target)) {
+    let mut pds = || pds_of_new_thread(record, cmd, target);
+    let found = match retry(|| kernel.on_new_thread(&mut pds)) {
         Ok(found) => found?,
         Err(errno) => {
             what = PD_HERE;
