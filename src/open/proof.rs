@@ -51,6 +51,24 @@ pub(super) enum Proof {
     NeedsNewThread(Error),
 }
 
+/// What the kernel shows of it. With a last sign of life of the pinned device this becomes a [`Proof`].
+enum Shown {
+    Here,
+    Unproven(Error),
+    NeedsNewThread(Error),
+}
+
+impl Shown {
+    /// The pinned device was alive all the while.
+    fn of_live_device(self) -> Proof {
+        match self {
+            Self::Here => Proof::Proven(Proven(())),
+            Self::Unproven(reason) => Proof::Unproven(reason),
+            Self::NeedsNewThread(reason) => Proof::NeedsNewThread(reason),
+        }
+    }
+}
+
 /// On which thread the context is allocated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Place {
@@ -192,22 +210,22 @@ pub(super) fn allocate_and_prove(
     // From here to the end nothing of the program's own runs on this thread: no provider, no signal handler,
     // no subscriber of log events.
     let _undisturbed = record.host.kernel().undisturbed();
-    let unproven = match place {
-        Place::Here => here(record, cmd, prepared, &target, evidence),
+    let shown = match place {
+        Place::Here => on_this_thread(record, cmd, prepared, &target, evidence),
         Place::NewThread => on_new_thread(record, cmd, prepared, &target, evidence),
     }?;
     alive(record, pin, evidence)?;
-    Ok(unproven.unwrap_or(Proof::Proven(Proven(()))))
+    Ok(shown.of_live_device())
 }
 
-/// Allocates the context on this thread. `None` is proved.
-fn here(
+/// Allocates the context on this thread.
+fn on_this_thread(
     record: &Record,
     cmd: &CmdFd,
     prepared: &Prepared,
     target: &Target,
     evidence: &mut Evidence,
-) -> Result<Option<Proof>> {
+) -> Result<Shown> {
     const STEP: Step = Step::Prove;
     let guess = record.next.get(Resource::Context);
     let by_number = |number| target.socket.resource(Resource::Context, target.index, number);
@@ -237,7 +255,7 @@ fn here(
         evidence.index = Some(target.index);
         evidence.context_number = Some(number);
         compare_guid(cmd, target, evidence)?;
-        return Ok(None);
+        return Ok(Shown::Here);
     }
     compare_guid(cmd, target, evidence)?;
     by_pd(record, cmd, target, evidence)
@@ -250,7 +268,7 @@ fn on_new_thread(
     prepared: &Prepared,
     target: &Target,
     evidence: &mut Evidence,
-) -> Result<Option<Proof>> {
+) -> Result<Shown> {
     let kernel = record.host.kernel();
     let mut allocate_and_look = || {
         allocate(cmd, prepared)?;
@@ -264,21 +282,20 @@ fn on_new_thread(
         }
     };
     compare_guid(cmd, target, evidence)?;
-    let unclear = match seen {
+    let (word, shown) = match seen {
         Seen::Entry(entry) => {
             note(record, target, entry, evidence);
-            None
+            ("listed", Shown::Here)
         }
-        Seen::Nothing => Some(Error::new(
-            ErrorKind::Unproven,
-            format!("the context is not listed under index {}", target.index),
-        )),
-        Seen::Unclear(error) => Some(error),
+        Seen::Nothing => {
+            let text = format!("the context is not listed under index {}", target.index);
+            ("not listed", Shown::Unproven(Error::new(ErrorKind::Unproven, text)))
+        }
+        Seen::Unclear(error) => ("not listed", Shown::Unproven(error)),
     };
-    let expected = Value::Word("listed");
-    let found = if unclear.is_none() { "listed" } else { "not listed" };
-    let held = evidence.confirm(Step::Prove, CONTEXT, expected, || Ok(Value::Word(found)))?;
-    Ok(unclear.filter(|_| !held).map(Proof::Unproven))
+    let (expected, found) = (Value::Word("listed"), Value::Word(word));
+    let held = evidence.confirm(Step::Prove, CONTEXT, expected, || Ok(found))?;
+    Ok(if held { Shown::Here } else { shown })
 }
 
 /// The node GUID that the descriptor reports has to be the one that netlink has for the index.
@@ -306,13 +323,9 @@ pub(super) fn prove(
             .hint("the descriptor may have no context: allocate one before"),
         _ => error,
     })?;
-    let unproven = by_pd(record, cmd, target, evidence)?;
+    let shown = by_pd(record, cmd, target, evidence)?;
     alive(record, pin, evidence)?;
-    Ok(match unproven {
-        None => Proof::Proven(Proven(())),
-        Some(Proof::NeedsNewThread(reason)) => Proof::Unproven(reason),
-        Some(unproven) => unproven,
-    })
+    Ok(shown.of_live_device())
 }
 
 /// What came of the PDs that were allocated.
@@ -328,17 +341,12 @@ enum Found {
     NoPd(Error),
 }
 
-/// Allocates a PD through the descriptor and looks for it under the index. `None` is proved.
-fn by_pd(
-    record: &Record,
-    cmd: &CmdFd,
-    target: &Target,
-    evidence: &mut Evidence,
-) -> Result<Option<Proof>> {
+/// Allocates a PD through the descriptor and looks for it under the index.
+fn by_pd(record: &Record, cmd: &CmdFd, target: &Target, evidence: &mut Evidence) -> Result<Shown> {
     // Freeing a PD there frees PD 0, which is another one (`ocrdma_dealloc_pd`).
     if cmd.driver() == DriverId::Ocrdma {
         let text = "ocrdma frees the wrong PD, so that none is allocated";
-        return Ok(Some(Proof::NeedsNewThread(Error::new(ErrorKind::Unproven, text))));
+        return Ok(Shown::NeedsNewThread(Error::new(ErrorKind::Unproven, text)));
     }
     let kernel = record.host.kernel();
     let mut what = PD;
@@ -350,6 +358,7 @@ fn by_pd(
             pd_of_this_thread(record, cmd, target, errno)?
         }
     };
+    let expected = Value::Word("listed");
     let (word, unproven) = match found {
         Found::Shown { entry, is_leaked } => {
             note(record, target, entry, evidence);
@@ -357,16 +366,20 @@ fn by_pd(
             ("listed", None)
         }
         Found::Elsewhere => ("not listed", None),
-        Found::Unproven(error) => ("not listed", Some(Proof::Unproven(error))),
-        Found::NoPd(error) => ("not listed", Some(Proof::NeedsNewThread(error))),
+        Found::Unproven(error) => ("not listed", Some(Shown::Unproven(error))),
+        Found::NoPd(error) => ("not listed", Some(Shown::NeedsNewThread(error))),
     };
-    let (expected, found) = (Value::Word("listed"), Value::Word(word));
-    if unproven.is_some() {
-        let held = evidence.confirm(Step::Prove, what, expected, || Ok(found))?;
-        return Ok(unproven.filter(|_| !held));
+    let look = || Ok(Value::Word(word));
+    match unproven {
+        Some(unproven) => {
+            let held = evidence.confirm(Step::Prove, what, expected, look)?;
+            Ok(if held { Shown::Here } else { unproven })
+        }
+        None => {
+            evidence.require(Step::Prove, what, ErrorKind::NodeMismatch, expected, look)?;
+            Ok(Shown::Here)
+        }
     }
-    evidence.require(Step::Prove, what, ErrorKind::NodeMismatch, expected, || Ok(found))?;
-    Ok(None)
 }
 
 /// Notes what was found, and which numbers come next.
