@@ -153,7 +153,7 @@ fn socket_denied(device: &str) -> Result<()> {
     ensure!(after == before && after.index()? == index, "another record");
     let error = after.open().err().context("proved without netlink")?;
     println!("    {error}");
-    ensure!(error.kind() == ErrorKind::Unproven);
+    ensure!(error.kind() == ErrorKind::NetlinkUnavailable, "{error}");
     ensure!(error.raw_os_error() == Some(libc::EPERM));
     Ok(())
 }

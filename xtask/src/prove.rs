@@ -26,7 +26,7 @@ pub(crate) enum Proof {
     LeaveOut,
     /// Real mutations at each system call
     Boundary,
-    /// The same against the library's first rule, which has to be found wrong
+    /// Boundaries, soak and comparison against the library's first rule, which each has to find wrong
     OldRule,
     /// The simulated kernel held against real ones
     Compare,
@@ -72,8 +72,17 @@ pub(crate) fn run(proofs: &[Proof], kernels: &[KernelChoice], fuzz_seconds: u64)
                 in_guests("boundary", &[LAB, "boundary", "--full"], &kernels, &mut built)
             }
             Proof::OldRule => guest::build_leaving_out().and_then(|()| {
-                let command = [guest::LEAVING_OUT, "boundary", "--old-rule"];
-                in_guests("old-rule", &command, &kernels, &mut built)
+                let mut jobs = Vec::new();
+                for search in ["boundary", "soak", "compare"] {
+                    let command = [guest::LEAVING_OUT, search, "--old-rule"];
+                    jobs.extend(in_guests(
+                        &format!("old-rule-{search}"),
+                        &command,
+                        &kernels,
+                        &mut built,
+                    )?);
+                }
+                Ok(jobs)
             }),
             Proof::Compare => {
                 in_guests("compare", &[LAB, "compare", "--full"], &kernels, &mut built)

@@ -54,7 +54,7 @@ fn left_domain(world: &World, program: Program) -> Result<Option<u32>> {
     for (ino, instance) in &world.instances {
         let mut expected = instance.domains;
         if *ino == world.first {
-            expected += world.domains_besides() + program.keeps_right();
+            expected += world.domains_besides() + program.keeps_right_domains();
         }
         if Some(instance.index) == world.old {
             expected += program.keeps_wrong();

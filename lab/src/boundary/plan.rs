@@ -87,7 +87,11 @@ pub(super) fn places(programs: &[Program], kinds: &[Kind], extent: Extent) -> Ve
         if matches!(extent, Extent::Full { .. }) {
             places.extend(each(&[scene], &TRIED, one_kind(number)));
         } else if number % 2 == 1 {
-            places.extend(each(&[scene], &TRIED[number / 2 % 2..][..1], one_kind(number)));
+            places.extend(each(
+                &[scene],
+                &TRIED[number / 2 % TRIED.len()..][..1],
+                one_kind(number),
+            ));
         }
     }
     if matches!(extent, Extent::Full { .. }) {
@@ -95,7 +99,7 @@ pub(super) fn places(programs: &[Program], kinds: &[Kind], extent: Extent) -> Ve
         places.extend(each(&scenes, &TRIED, kinds));
     } else {
         // Where removal waits for contexts, if there is such a type.
-        places.extend(each(&[scene::BORDER], &TRIED[..1], one_kind(1)));
+        places.extend(each(&[scene::BORDER], &TRIED[..2], one_kind(1)));
     }
     places
 }
@@ -112,7 +116,7 @@ fn each(scenes: &[Scene], programs: &[Program], kinds: &[Kind]) -> Vec<Place> {
 }
 
 /// The programs that are run in crowds, and to which two things happen.
-const TRIED: [Program; 2] = [Program::Open, Program::Verify];
+const TRIED: [Program; 3] = [Program::Open, Program::OpenAgain, Program::Verify];
 
 /// In which ways a program can be disturbed that makes these calls when it is not.
 pub(super) fn ways(place: Place, calls: &[String], extent: Extent) -> Result<Vec<Way>> {
@@ -136,8 +140,8 @@ pub(super) fn ways(place: Place, calls: &[String], extent: Extent) -> Result<Vec
         let mut ways = vec![way(Happens::Both(leaves, stale), points.map(|at| vec![at]).collect())];
         // A sample has no time for it.
         if !matches!(extent, Extent::Sample) {
-            // `open` looks at the node before it opens it.
-            let names = if place.program == Program::Open { 2 } else { 1 };
+            // An open looks at the node before it opens it.
+            let names = if place.program.is_open() { 2 } else { 1 };
             let apart = |at| (0..names).map(move |node| vec![at, Point::Node(node)]);
             let points = telling(calls, &TELLING[..1]).flat_map(apart).collect();
             ways.push(way(Happens::Apart(leaves, stale), points));
@@ -153,7 +157,11 @@ pub(super) fn ways(place: Place, calls: &[String], extent: Extent) -> Result<Vec
         _ if place.scene != PLAIN => &mutation::NOT_ALONE,
         _ => &mutation::ALL,
     };
-    ways.extend(ones.iter().map(|&one| way(Happens::One(one), every())));
+    // Those that come have the number by which it would be proved.
+    let comes = (place.program == Program::OpenAgain && place.scene == PLAIN)
+        .then_some(Mutation::CrowdComes);
+    let ones = ones.iter().chain(&comes);
+    ways.extend(ones.map(|&one| way(Happens::One(one), every())));
     if place.program.is_ours() && matches!(place.kind, Kind::Hca { .. }) {
         ways.extend(mutation::FAILURES.map(|one| way(Happens::One(one), every())));
     }

@@ -24,6 +24,9 @@ pub(super) enum Program {
     /// Stopped while it lists; opens undisturbed.
     Devices,
     Open,
+    /// Has opened the device once and keeps that, so that the next one is proved by its number, where
+    /// nobody else has that.
+    OpenAgain,
     /// Opens the node by its own means, has it verified.
     Verify,
     /// libibverbs opens, the library verifies.
@@ -36,9 +39,10 @@ pub(super) enum Program {
     IbvOpenDevice,
 }
 
-pub(super) const OURS: [Program; 6] = [
+pub(super) const OURS: [Program; 7] = [
     Program::Devices,
     Program::Open,
+    Program::OpenAgain,
     Program::Verify,
     Program::VerifyIbverbs,
     Program::KeepRight,
@@ -53,6 +57,7 @@ impl Program {
         match self {
             Self::Devices => "devices",
             Self::Open => "open",
+            Self::OpenAgain => "open again",
             Self::Verify => "verify",
             Self::VerifyIbverbs => "verify ibv_open_device",
             Self::KeepRight => "verify wrong, keep right",
@@ -63,7 +68,12 @@ impl Program {
 
     /// Whether the context is made by the library, which then also takes it back.
     pub(super) fn allocates(self) -> bool {
-        matches!(self, Self::Devices | Self::Open | Self::IbvOpenDevice)
+        matches!(self, Self::Devices | Self::Open | Self::OpenAgain | Self::IbvOpenDevice)
+    }
+
+    /// Whether it is `Device::open` that is disturbed.
+    pub(super) fn is_open(self) -> bool {
+        matches!(self, Self::Open | Self::OpenAgain)
     }
 
     pub(super) fn is_ours(self) -> bool {
@@ -77,6 +87,16 @@ impl Program {
 
     /// How many contexts it has on the device that it asks for, besides the one in question.
     pub(super) fn keeps_right(self) -> usize {
+        usize::from(matches!(self, Self::KeepRight | Self::OpenAgain))
+    }
+
+    /// How many of these it has before the scene begins.
+    pub(super) fn opened_before(self) -> usize {
+        usize::from(self == Self::OpenAgain)
+    }
+
+    /// How many protection domains it has there.
+    pub(super) fn keeps_right_domains(self) -> usize {
         usize::from(self == Self::KeepRight)
     }
 
@@ -94,6 +114,12 @@ impl Program {
     /// more when it is ready.
     pub(super) fn start(self, scene: Scene) -> Result<Process> {
         start(move |say| {
+            let registry = Registry::new(Host::open()?);
+            // First of all: what the scene adds then has the next numbers.
+            let first = match self {
+                Self::OpenAgain => Some(registry.devices()?.by_name("tst")?.open()?),
+                _ => None,
+            };
             stop();
             let mut own = Vec::new();
             for _ in scene.parts.iter().filter(|part| **part == Part::Own) {
@@ -104,11 +130,13 @@ impl Program {
                 own.push(node);
                 stop();
             }
-            self.run(say)
+            let done = self.run(say, &registry);
+            drop(first);
+            done
         })
     }
 
-    fn run(self, say: &File) -> Result<()> {
+    fn run(self, say: &File, registry: &Registry) -> Result<()> {
         // Said while everything is still open, and then it is stopped.
         let say = |line: &str| -> Result<()> {
             writeln!(&mut &*say, "{line}")?;
@@ -124,7 +152,6 @@ impl Program {
             mark();
             return say(if opened.is_ok() { "opened - - -" } else { "refused failed" });
         }
-        let registry = Registry::new(Host::open()?);
         let listed = || registry.devices().and_then(|devices| devices.by_name("tst"));
         if self == Self::Devices {
             trace_me()?;
@@ -137,7 +164,7 @@ impl Program {
             };
         }
         let device = listed()?;
-        if self == Self::Open {
+        if self.is_open() {
             trace_me()?;
             mark();
             let context = device.open();

@@ -114,6 +114,11 @@ impl Scene {
         }
     }
 
+    /// Whether it goes by the bounds of a list, which what the program has opened before it counts towards.
+    fn is_bounded(&self) -> bool {
+        self.parts.iter().any(|part| matches!(part, Stay(Short(_) | Page(_) | Pages(_))))
+    }
+
     /// Whether it takes long to make.
     pub(super) fn is_long(&self) -> bool {
         self.parts.iter().any(|part| matches!(part, Stay(Page(_) | Pages(_))))
@@ -148,7 +153,10 @@ impl Scene {
                     continue;
                 }
             };
-            let count = bounds.count(world.kind, self.resource, *count)?;
+            let mut count = bounds.count(world.kind, self.resource, *count)?;
+            if stays && self.resource == Resource::Context && self.is_bounded() {
+                count -= program.opened_before();
+            }
             joining.push((stays, Member::start(self.resource, count)?));
         }
         join(world, &mut joining)?;
