@@ -252,7 +252,10 @@ fn over_gaps_a_few_more_find_it() {
         (vec![Add(1000), RemoveRun(0, 500)], (41, 594, 540)),
         (vec![Add(1000), RemoveRun(100, 800)], (45, 138, 252)),
         (vec![Add(1000), RemoveRun(500, 500), Add(500)], (41, 579, 1037)),
-        (vec![Add(500), RemoveEach(7, 3), Add(500), RemoveRun(300, 300), ReloadUverbs], (38, 401, 792)),
+        (
+            vec![Add(500), RemoveEach(7, 3), Add(500), RemoveRun(300, 300), ReloadUverbs],
+            (38, 401, 792),
+        ),
     ];
     for (past, expected) in pasts {
         let machine = Machine::new();
