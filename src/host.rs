@@ -119,11 +119,12 @@ impl Host {
     /// `socket(AF_NETLINK, SOCK_RAW, NETLINK_RDMA)`. With these nothing else is needed: no path,
     /// no `/proc`, no further socket; the process may be sandboxed before or after.
     ///
-    /// The socket should be non-blocking or not, and shared with nobody. While it is open, ib_core
-    /// cannot be unloaded. Without one, devices are listed but none can be proved.
+    /// The socket may be blocking or not. Nobody else may read it: whoever takes one of its answers can have a
+    /// right device called wrong. It must not be subscribed to a group. While it is open, ib_core cannot be
+    /// unloaded. Without one, devices are listed but none can be proved.
     ///
     /// # Errors
-    /// As [`open`](Self::open).
+    /// As [`open`](Self::open); `Unsupported` when the socket is subscribed to a group.
     pub fn from_parts(sys: Dir, dev: Dir, netlink: Option<OwnedFd>) -> Result<Self> {
         Self::from_parts_with(sys, dev, netlink, Policy::default())
     }
@@ -138,9 +139,12 @@ impl Host {
         netlink: Option<OwnedFd>,
         policy: Policy,
     ) -> Result<Self> {
-        let netlink = netlink.map_or(Source::Denied, |socket| {
-            Source::Given(Arc::new(Socket::given(Kernel::Linux, Handle::Real(socket))))
-        });
+        let netlink = match netlink {
+            None => Source::Denied,
+            Some(socket) => {
+                Source::Given(Arc::new(Socket::given(Kernel::Linux, Handle::Real(socket))?))
+            }
+        };
         Self::make(Kernel::Linux, real(sys), real(dev), netlink, policy)
     }
 
@@ -235,6 +239,11 @@ impl Host {
     /// Inode numbers are never used twice: sysfs on a 64-bit kernel.
     pub(crate) fn has_unique_inodes(&self) -> bool {
         self.0.is_sysfs && cfg!(target_pointer_width = "64")
+    }
+
+    /// A moved timestamp is another device: inode numbers may repeat, or the policy demands it.
+    pub(crate) fn heeds_timestamps(&self) -> bool {
+        self.0.policy.strict_timestamps || !self.has_unique_inodes()
     }
 }
 

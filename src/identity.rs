@@ -94,6 +94,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..Default::default() })]
+
         #[test]
         fn equality_is_one(a in instance(), b in instance(), c in instance()) {
             let same = (a.sys_dev, a.ino, a.device_number, a.has_unique_inode)

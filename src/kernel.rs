@@ -190,6 +190,17 @@ impl Kernel {
         }
     }
 
+    /// `getsockname(socket).nl_groups`: the multicast groups that a netlink socket is subscribed to, the first 32
+    /// of them. (RDMA has four.)
+    pub(crate) fn netlink_groups(&self, socket: &Handle) -> Sys<u32> {
+        match (self, socket) {
+            (Self::Linux, Handle::Real(fd)) => linux::netlink_groups(fd.as_fd()),
+            // Sockets of a simulated kernel are subscribed to nothing.
+            #[cfg(feature = "sim")]
+            _ => Ok(0),
+        }
+    }
+
     /// `sendto(socket, message, MSG_DONTWAIT, kernel)`.
     pub(crate) fn send(&self, socket: &Handle, message: &[u8]) -> Sys<usize> {
         forward!(self, send(socket, message))
@@ -247,7 +258,7 @@ impl Kernel {
     /// # Errors
     /// The errno of `clone(2)`: limits, a filter, or a pid namespace that this process has only prepared
     /// (`unshare(2)`).
-    pub(crate) fn on_new_thread<T: Send>(&self, run: impl FnOnce() -> T + Send) -> Sys<T> {
+    pub(crate) fn on_new_thread<T: Send>(&self, run: &mut (impl FnMut() -> T + Send)) -> Sys<T> {
         match self {
             Self::Linux => linux::on_new_thread(run),
             #[cfg(feature = "sim")]

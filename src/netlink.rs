@@ -110,9 +110,19 @@ impl Socket {
         Self::new(kernel, handle, false)
     }
 
-    /// A socket that was handed in: it may have been asked something before.
-    pub(crate) fn given(kernel: Kernel, handle: Handle) -> Self {
-        Self::new(kernel, handle, true)
+    /// A socket that was handed in: answers to earlier requests may still be in it.
+    ///
+    /// # Errors
+    /// Unsupported where it is subscribed to a group, whose messages no request has asked for.
+    pub(crate) fn given(kernel: Kernel, handle: Handle) -> Result<Self> {
+        let groups = retry(|| kernel.netlink_groups(&handle))
+            .map_err(|errno| Error::call("getsockname(netlink socket)", errno))?;
+        if groups != 0 {
+            let text = format!("the netlink socket is subscribed to groups ({groups:#x})");
+            let error = Error::new(ErrorKind::Unsupported, text);
+            return Err(error.hint("hand in a socket that is not"));
+        }
+        Ok(Self::new(kernel, handle, true))
     }
 
     fn new(kernel: Kernel, handle: Handle, dirty: bool) -> Self {
@@ -468,5 +478,28 @@ impl Source {
                 Err(Error::new(ErrorKind::NetlinkUnavailable, text).hint(WITHOUT))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, netlink, socket_with};
+
+    use super::*;
+
+    /// Of any netlink family: the groups are those of the socket.
+    #[test]
+    fn a_socket_that_is_subscribed_is_refused() {
+        let made = || {
+            let (family, kind) = (AddressFamily::NETLINK, SocketType::RAW);
+            socket_with(family, kind, SocketFlags::CLOEXEC, None).expect("a socket")
+        };
+        let given = |socket| Socket::given(Kernel::Linux, Handle::Real(socket));
+        given(made()).expect("subscribed to nothing");
+        let subscribed = made();
+        bind(&subscribed, &netlink::SocketAddrNetlink::new(0, 1)).expect("subscribed");
+        assert_eq!(given(subscribed).expect_err("refused").kind(), ErrorKind::Unsupported);
+        let (no_netlink, _) = std::os::unix::net::UnixStream::pair().expect("a socket");
+        given(no_netlink.into()).expect_err("not a netlink socket");
     }
 }

@@ -5,16 +5,16 @@
 //! | 1 | [`known`] | the record is not already known to be gone |
 //! | 2 | [`pin_instance`] | the directory in /sys is the recorded instance, alive, and stays pinned |
 //! | 3 | [`look_at_node`] | the node in /dev is a character device with the pinned number |
-//! | 4 | [`open_node`] | what was opened is what was looked at |
+//! | 4 | [`open_node`] | the descriptor is of the node that was looked at |
 //! | 5 | [`revalidate`] | with the node open, the instance is still alive and in its place |
 //! | 6 | [`allocate`] | the kernel context, by the ioctl ABI |
-//! | 7 | [`proof::prove`] | asked through the descriptor, it is on the pinned instance |
-//! | 8 | | the pin is let go; the [`Context`] keeps the evidence |
+//! | 7 | [`proof`] | the kernel shows that the descriptor is on the pinned instance |
+//! | 8 | | the pin is dropped; the [`Context`] keeps the evidence |
 //!
-//! The pin holds the attributes `dev` and `ibdev` open, so that reading one again tells at that
-//! moment whether the device is alive: once removed, it never answers again. The directory goes
-//! before the character device, and that before the device number is free for another
-//! device: as long as `dev` answers, nobody else has the number.
+//! The pin holds the attributes `dev` and `ibdev` open. Reading one of them again shows whether the device is
+//! alive at that moment: once removed, it never answers again. The directory goes before the character
+//! device, and that before the device number is free for another device: as long as `dev` answers, no other
+//! device has the number.
 
 #[cfg(uverbs_leave_out)]
 mod old_rule;
@@ -203,7 +203,7 @@ fn pin_instance(record: &Record, evidence: &mut Evidence) -> Result<Pin> {
     if timestamp != known {
         // Where inode numbers are unique this is an eviction. Where they may repeat it is what tells a
         // replacement.
-        if record.host.policy().strict_timestamps || !record.host.has_unique_inodes() {
+        if record.host.heeds_timestamps() {
             let (expected, found) = (time(known), time(timestamp));
             evidence.require(Step::Pin, TIMESTAMP, ErrorKind::Replaced, expected, || Ok(found))?;
         }

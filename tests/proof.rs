@@ -314,3 +314,22 @@ fn a_refused_open_brings_its_evidence() {
     let (last, before) = checks.split_last().expect("checks");
     assert!(!last.held() && before.iter().all(uverbs::Check::held), "{checks:?}");
 }
+
+/// The thread of a proof has a stack of a size of its own: `RUST_MIN_STACK`, here one that no thread can have, does
+/// not matter.
+#[test]
+fn no_variable_sizes_the_thread() {
+    const VARIABLE: &str = "RUST_MIN_STACK";
+    #[allow(clippy::disallowed_methods)] // the test's own process
+    if std::env::var_os(VARIABLE).is_none() {
+        let this = std::env::current_exe().expect("this program");
+        let args = ["--exact", "no_variable_sizes_the_thread", "--test-threads=1"];
+        let mut child = std::process::Command::new(this);
+        let output = child.args(args).env(VARIABLE, (1_u64 << 62).to_string()).output();
+        let output = output.expect("it runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+        return;
+    }
+    let (_machine, _, device) = one();
+    assert_eq!(decided(device.open().expect("opened").evidence()), BY_PD);
+}

@@ -113,9 +113,10 @@ fn a_policy_holds_for_lists_and_opens_alike() {
     assert_eq!(kind(asked.open()), ErrorKind::Replaced);
     assert_eq!(kind(asked.open_allow_unproven()), ErrorKind::Replaced);
     lax.open().expect("opened");
-    // Whoever lists anew has the timestamp of now.
-    let anew = Registry::new(strict.host().clone()).devices().expect("a list");
-    anew.by_name("rxe0").expect("listed").open().expect("opened");
+    // Whoever lists anew has the timestamp of now, as another device.
+    let anew = strict.devices().expect("a list").by_name("rxe0").expect("listed");
+    anew.open().expect("opened");
+    assert_ne!(anew.instance().timestamp, asked.instance().timestamp);
 }
 
 #[test]

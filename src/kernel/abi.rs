@@ -215,3 +215,35 @@ pub(crate) fn layout() -> Vec<(&'static str, u64)> {
     let places = places.map(|(name, place)| (name, place as u64));
     places.into_iter().chain([("RDMA_VERBS_IOCTL", opcode)]).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+    use super::*;
+
+    static HANDLED: AtomicUsize = AtomicUsize::new(0);
+
+    extern "C" fn handle(_signal: libc::c_int) {
+        HANDLED.fetch_add(1, Relaxed);
+    }
+
+    #[test]
+    fn signal_handlers_wait_until_the_guard_is_dropped() {
+        // SAFETY: the handler only counts, and nothing else here uses the signal.
+        unsafe { libc::signal(libc::SIGUSR1, handle as *const () as libc::sighandler_t) };
+        let raise = || {
+            // SAFETY: it sends a signal to this thread, which has a handler.
+            unsafe { libc::raise(libc::SIGUSR1) };
+            HANDLED.load(Relaxed)
+        };
+        let outer = Undisturbed::begin();
+        let inner = Undisturbed::begin();
+        assert_eq!(raise(), 0);
+        drop(inner);
+        assert_eq!(raise(), 0, "the outer one is still there");
+        drop(outer);
+        assert_eq!(HANDLED.load(Relaxed), 1, "both were pending as one");
+        assert_eq!(raise(), 2);
+    }
+}

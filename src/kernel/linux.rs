@@ -78,6 +78,11 @@ pub(super) fn rdma_socket() -> Sys<Handle> {
         .map(Handle::Real)
 }
 
+pub(super) fn netlink_groups(socket: BorrowedFd<'_>) -> Sys<u32> {
+    let address = rustix::net::getsockname(socket)?;
+    Ok(netlink::SocketAddrNetlink::try_from(address)?.groups())
+}
+
 pub(super) fn send(socket: BorrowedFd<'_>, message: &[u8]) -> Sys<usize> {
     let kernel = netlink::SocketAddrNetlink::new(0, 0);
     sendto(socket, message, SendFlags::DONTWAIT | SendFlags::NOSIGNAL, &kernel)
@@ -98,7 +103,7 @@ pub(super) fn duplicate(fd: BorrowedFd<'_>) -> Sys<Handle> {
 /// Room for what runs there, which calls the kernel and keeps its buffers on the heap.
 const STACK: usize = 128 << 10;
 
-pub(super) fn on_new_thread<T: Send>(run: impl FnOnce() -> T + Send) -> Sys<T> {
+pub(super) fn on_new_thread<T: Send>(run: &mut (impl FnMut() -> T + Send)) -> Sys<T> {
     std::thread::scope(|scope| {
         let spawned = std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, run);
         let thread =

@@ -37,7 +37,7 @@ pub(super) fn allocate_and_prove(
         allocate(cmd, prepared)?;
         return prove(record, pin, cmd, target, &numbers(before), evidence);
     }
-    let proved = kernel.on_new_thread(|| {
+    let proved = kernel.on_new_thread(&mut || {
         allocate(cmd, prepared)?;
         prove(record, pin, cmd, target, &[], evidence)
     });

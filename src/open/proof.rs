@@ -20,6 +20,7 @@ use std::sync::Arc;
 
 use super::pd::Pd;
 use super::{Pin, Prepared, allocate, sysfs_guid};
+use crate::attr::retry;
 use crate::context::{CmdFd, query_device};
 use crate::device::Record;
 use crate::driver::DriverId;
@@ -48,6 +49,24 @@ pub(super) enum Proof {
     Unproven(Error),
     /// No PD can be had, so that the context itself has to be allocated on a new thread.
     NeedsNewThread(Error),
+}
+
+/// What the kernel shows of it. With a last sign of life of the pinned device this becomes a [`Proof`].
+enum Shown {
+    Here,
+    Unproven(Error),
+    NeedsNewThread(Error),
+}
+
+impl Shown {
+    /// The pinned device was alive all the while.
+    fn of_live_device(self) -> Proof {
+        match self {
+            Self::Here => Proof::Proven(Proven(())),
+            Self::Unproven(reason) => Proof::Unproven(reason),
+            Self::NeedsNewThread(reason) => Proof::NeedsNewThread(reason),
+        }
+    }
 }
 
 /// On which thread the context is allocated.
@@ -121,8 +140,12 @@ impl Target {
                 None => {}
             }
         }
-        let text = format!("the lists of index {} are long and change all the while", self.index);
-        Ok(Seen::Unclear(Error::new(ErrorKind::Unproven, text)))
+        let text = format!(
+            "the list under index {} does not show it, and is too long to show that it is not there",
+            self.index
+        );
+        let error = Error::new(ErrorKind::Unproven, text);
+        Ok(Seen::Unclear(error.hint("the descriptor is probably on another device")))
     }
 }
 
@@ -187,22 +210,22 @@ pub(super) fn allocate_and_prove(
     // From here to the end nothing of the program's own runs on this thread: no provider, no signal handler,
     // no subscriber of log events.
     let _undisturbed = record.host.kernel().undisturbed();
-    let unproven = match place {
-        Place::Here => here(record, cmd, prepared, &target, evidence),
+    let shown = match place {
+        Place::Here => on_this_thread(record, cmd, prepared, &target, evidence),
         Place::NewThread => on_new_thread(record, cmd, prepared, &target, evidence),
     }?;
     alive(record, pin, evidence)?;
-    Ok(unproven.unwrap_or(Proof::Proven(Proven(()))))
+    Ok(shown.of_live_device())
 }
 
-/// Allocates the context on this thread. `None` is proved.
-fn here(
+/// Allocates the context on this thread.
+fn on_this_thread(
     record: &Record,
     cmd: &CmdFd,
     prepared: &Prepared,
     target: &Target,
     evidence: &mut Evidence,
-) -> Result<Option<Proof>> {
+) -> Result<Shown> {
     const STEP: Step = Step::Prove;
     let guess = record.next.get(Resource::Context);
     let by_number = |number| target.socket.resource(Resource::Context, target.index, number);
@@ -232,7 +255,7 @@ fn here(
         evidence.index = Some(target.index);
         evidence.context_number = Some(number);
         compare_guid(cmd, target, evidence)?;
-        return Ok(None);
+        return Ok(Shown::Here);
     }
     compare_guid(cmd, target, evidence)?;
     by_pd(record, cmd, target, evidence)
@@ -245,13 +268,13 @@ fn on_new_thread(
     prepared: &Prepared,
     target: &Target,
     evidence: &mut Evidence,
-) -> Result<Option<Proof>> {
+) -> Result<Shown> {
     let kernel = record.host.kernel();
-    let seen = kernel.on_new_thread(|| {
+    let mut allocate_and_look = || {
         allocate(cmd, prepared)?;
         target.look_for(Resource::Context, kernel.gettid(), None)
-    });
-    let seen = match seen {
+    };
+    let seen = match retry(|| kernel.on_new_thread(&mut allocate_and_look)) {
         Ok(seen) => seen?,
         Err(errno) => {
             allocate(cmd, prepared)?;
@@ -259,21 +282,20 @@ fn on_new_thread(
         }
     };
     compare_guid(cmd, target, evidence)?;
-    let unclear = match seen {
+    let (word, shown) = match seen {
         Seen::Entry(entry) => {
             note(record, target, entry, evidence);
-            None
+            ("listed", Shown::Here)
         }
-        Seen::Nothing => Some(Error::new(
-            ErrorKind::Unproven,
-            format!("the context is not listed under index {}", target.index),
-        )),
-        Seen::Unclear(error) => Some(error),
+        Seen::Nothing => {
+            let text = format!("the context is not listed under index {}", target.index);
+            ("not listed", Shown::Unproven(Error::new(ErrorKind::Unproven, text)))
+        }
+        Seen::Unclear(error) => ("not listed", Shown::Unproven(error)),
     };
-    let expected = Value::Word("listed");
-    let found = if unclear.is_none() { "listed" } else { "not listed" };
-    let held = evidence.confirm(Step::Prove, CONTEXT, expected, || Ok(Value::Word(found)))?;
-    Ok(unclear.filter(|_| !held).map(Proof::Unproven))
+    let (expected, found) = (Value::Word("listed"), Value::Word(word));
+    let held = evidence.confirm(Step::Prove, CONTEXT, expected, || Ok(found))?;
+    Ok(if held { Shown::Here } else { shown })
 }
 
 /// The node GUID that the descriptor reports has to be the one that netlink has for the index.
@@ -301,13 +323,9 @@ pub(super) fn prove(
             .hint("the descriptor may have no context: allocate one before"),
         _ => error,
     })?;
-    let unproven = by_pd(record, cmd, target, evidence)?;
+    let shown = by_pd(record, cmd, target, evidence)?;
     alive(record, pin, evidence)?;
-    Ok(match unproven {
-        None => Proof::Proven(Proven(())),
-        Some(Proof::NeedsNewThread(reason)) => Proof::Unproven(reason),
-        Some(unproven) => unproven,
-    })
+    Ok(shown.of_live_device())
 }
 
 /// What came of the PDs that were allocated.
@@ -323,27 +341,24 @@ enum Found {
     NoPd(Error),
 }
 
-/// Allocates a PD through the descriptor and looks for it under the index. `None` is proved.
-fn by_pd(
-    record: &Record,
-    cmd: &CmdFd,
-    target: &Target,
-    evidence: &mut Evidence,
-) -> Result<Option<Proof>> {
+/// Allocates a PD through the descriptor and looks for it under the index.
+fn by_pd(record: &Record, cmd: &CmdFd, target: &Target, evidence: &mut Evidence) -> Result<Shown> {
     // Freeing a PD there frees PD 0, which is another one (`ocrdma_dealloc_pd`).
     if cmd.driver() == DriverId::Ocrdma {
         let text = "ocrdma frees the wrong PD, so that none is allocated";
-        return Ok(Some(Proof::NeedsNewThread(Error::new(ErrorKind::Unproven, text))));
+        return Ok(Shown::NeedsNewThread(Error::new(ErrorKind::Unproven, text)));
     }
     let kernel = record.host.kernel();
     let mut what = PD;
-    let found = match kernel.on_new_thread(|| pds_of_new_thread(record, cmd, target)) {
+    let mut pds = || pds_of_new_thread(record, cmd, target);
+    let found = match retry(|| kernel.on_new_thread(&mut pds)) {
         Ok(found) => found?,
         Err(errno) => {
             what = PD_HERE;
             pd_of_this_thread(record, cmd, target, errno)?
         }
     };
+    let expected = Value::Word("listed");
     let (word, unproven) = match found {
         Found::Shown { entry, is_leaked } => {
             note(record, target, entry, evidence);
@@ -351,16 +366,20 @@ fn by_pd(
             ("listed", None)
         }
         Found::Elsewhere => ("not listed", None),
-        Found::Unproven(error) => ("not listed", Some(Proof::Unproven(error))),
-        Found::NoPd(error) => ("not listed", Some(Proof::NeedsNewThread(error))),
+        Found::Unproven(error) => ("not listed", Some(Shown::Unproven(error))),
+        Found::NoPd(error) => ("not listed", Some(Shown::NeedsNewThread(error))),
     };
-    let (expected, found) = (Value::Word("listed"), Value::Word(word));
-    if unproven.is_some() {
-        let held = evidence.confirm(Step::Prove, what, expected, || Ok(found))?;
-        return Ok(unproven.filter(|_| !held));
+    let look = || Ok(Value::Word(word));
+    match unproven {
+        Some(unproven) => {
+            let held = evidence.confirm(Step::Prove, what, expected, look)?;
+            Ok(if held { Shown::Here } else { unproven })
+        }
+        None => {
+            evidence.require(Step::Prove, what, ErrorKind::NodeMismatch, expected, look)?;
+            Ok(Shown::Here)
+        }
     }
-    evidence.require(Step::Prove, what, ErrorKind::NodeMismatch, expected, || Ok(found))?;
-    Ok(None)
 }
 
 /// Notes what was found, and which numbers come next.

@@ -13,11 +13,13 @@ pub(super) fn kernel(audit: &mut Audit) {
         None => audit.warning("kernel", format!("its release \"{release}\" has no version")),
         Some(version) if version < (5, 6) => audit.error(
             "kernel",
-            format!("Linux {release}: 5.6 is needed to run, and 5.13 to prove; upgrade it"),
+            format!("Linux {release}: 5.6 is needed to run, and 5.10 to prove; upgrade it"),
         ),
-        Some(version) if version < (5, 13) => audit.warning(
+        Some(version) if version < (5, 10) => audit.warning(
             "kernel",
-            format!("Linux {release} does not list contexts: opens are Unproven; upgrade to 5.13"),
+            format!(
+                "Linux {release} shows no protection domains: opens are Unproven; upgrade to 5.10"
+            ),
         ),
         Some(_) => audit.fine(format!("Linux {release} can prove which device a context is on")),
     }
@@ -52,7 +54,7 @@ pub(super) fn memlock(audit: &mut Audit) {
 /// Whether RDMA netlink answers, and knows every device that is listed. Without devices it need not
 /// be there.
 pub(super) fn netlink(audit: &mut Audit, host: &Host, devices: &Devices) {
-    const USE: &str = "opens are Unproven; allow AF_NETLINK sockets of NETLINK_RDMA";
+    const USE: &str = "nothing can be proved; allow AF_NETLINK sockets of NETLINK_RDMA";
     if devices.is_empty() {
         return;
     }
