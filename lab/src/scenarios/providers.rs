@@ -2,7 +2,7 @@
 
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Barrier, OnceLock};
+use std::sync::{Arc, Barrier, Mutex};
 
 use anyhow::{Result, ensure};
 use uverbs::{
@@ -224,7 +224,8 @@ pub(super) fn registered() -> Result<()> {
 
 /// A provider that lists and opens while it is attached, on two threads at a time.
 struct Peers {
-    registry: OnceLock<Registry>,
+    /// Taken out at the end: the registry has the provider.
+    registry: Mutex<Option<Registry>>,
     both: Barrier,
     refused: AtomicUsize,
 }
@@ -245,7 +246,8 @@ impl Provider for Peers {
     fn attach(&self, device: &PinnedView<'_>) -> uverbs::Result<Box<dyn DeviceProvider>> {
         self.both.wait();
         let opens = || {
-            let devices = self.registry.get().expect("set").devices()?;
+            let registry = self.registry.lock().expect("no panic").clone().expect("set");
+            let devices = registry.devices()?;
             devices.by_name("r")?.open()?;
             // The peer is being attached on the other thread, this one on this thread.
             for name in ["a", "b"] {
@@ -269,12 +271,12 @@ pub(super) fn reentry() -> Result<()> {
         guest::hca(&format!("add name={name} guid={guid:016x} driver_id={driver} abi=2"))?;
     }
     let peers = Arc::new(Peers {
-        registry: OnceLock::new(),
+        registry: Mutex::new(None),
         both: Barrier::new(2),
         refused: AtomicUsize::new(0),
     });
     let registry = Registry::with_providers(Host::open()?, [peers.clone() as Arc<dyn Provider>]);
-    ensure!(peers.registry.set(registry.clone()).is_ok());
+    *peers.registry.lock().expect("no panic") = Some(registry.clone());
     let lists = [registry.clone(), registry.clone()]
         .map(|registry| std::thread::spawn(move || registry.devices().map(drop)));
     for list in lists {
@@ -285,5 +287,6 @@ pub(super) fn reentry() -> Result<()> {
         opened(listed(&registry, name)?.open(), guid)?;
         ensure!(guest::hca_value(name, "last_in")? == input, "not what it gave");
     }
+    peers.registry.lock().expect("no panic").take();
     Ok(())
 }
