@@ -4,7 +4,7 @@
 use std::os::fd::AsFd as _;
 
 use uverbs::sim::{CallKind, DeviceSpec, Machine, NodeKind, NodeOpened, Verdict};
-use uverbs::{Device, ErrorKind, Host, Policy, Registry};
+use uverbs::{Device, ErrorKind, Host, Opened, Policy, Registry, Step};
 
 fn device(name: &str, guid: u64) -> DeviceSpec {
     DeviceSpec::new(name).guid(guid)
@@ -20,6 +20,14 @@ fn listed(machine: &Machine, name: &str) -> Device {
 
 fn kind<T: std::fmt::Debug>(result: uverbs::Result<T>) -> ErrorKind {
     result.expect_err("it has to be refused").kind()
+}
+
+/// Which check refused it.
+fn refused_by<T: std::fmt::Debug>(result: uverbs::Result<T>) -> (Step, &'static str) {
+    let error = result.expect_err("it has to be refused");
+    let check = error.evidence().and_then(|evidence| evidence.checks().last()).expect("evidence");
+    assert!(!check.held(), "{error}");
+    (check.step, check.what)
 }
 
 #[test]
@@ -153,8 +161,180 @@ fn the_node_is_looked_at_before_it_is_opened() {
         }
         Verdict::Continue
     });
-    assert_eq!(kind(asked.open()), ErrorKind::NodeMismatch);
+    assert_eq!(refused_by(asked.open()), (Step::Open, "device number of the node"));
     assert_eq!(machine.node_opens(), [NodeOpened::Device(1, 3)]);
     drop(asked);
     assert_eq!(machine.open_handles(), 0);
+}
+
+/// Has what is in `/dev/infiniband/uverbs0` change once it was looked at, before it is opened.
+fn change_before_open(machine: &Machine, to: NodeKind) {
+    machine.on_call(move |world, call| {
+        let detail = call.detail(world);
+        if call.kind() == CallKind::Openat2
+            && detail.starts_with("/dev:")
+            && detail.ends_with("/uverbs0")
+        {
+            world.set_node(0, to.clone());
+        }
+        Verdict::Continue
+    });
+}
+
+#[test]
+fn what_is_opened_is_what_was_looked_at() {
+    // The number is right, the node is another one.
+    let machine = Machine::new();
+    machine.add(device("rxe0", 0xa0)).expect("added");
+    change_before_open(&machine, NodeKind::Static);
+    let refused = refused_by(listed(&machine, "rxe0").open());
+    assert_eq!(refused, (Step::Open, "inode of the node"));
+    // What cannot be opened as a device any more.
+    for (node, errno, expected) in [
+        (NodeKind::Symlink("uverbs1".into()), 40, ErrorKind::NodeMismatch),
+        (NodeKind::Directory, 21, ErrorKind::NodeMismatch),
+        (NodeKind::Missing, 2, ErrorKind::Unstable),
+        (NodeKind::Forbidden, 13, ErrorKind::PermissionDenied),
+    ] {
+        let machine = Machine::new();
+        machine.add(device("rxe0", 0xa0)).expect("added");
+        machine.add(device("rxe1", 0xb0)).expect("added");
+        let asked = listed(&machine, "rxe0");
+        let mut opens = 0;
+        let to = node.clone();
+        machine.on_call(move |world, call| {
+            let detail = call.detail(world);
+            if call.kind() == CallKind::Openat2
+                && detail.starts_with("/dev:")
+                && detail.contains("/uverbs0")
+            {
+                opens += 1;
+                // Every other one looks.
+                world.set_node(0, if opens % 2 == 1 { NodeKind::Kernel } else { to.clone() });
+            }
+            Verdict::Continue
+        });
+        let error = asked.open().expect_err("it has to be refused");
+        assert_eq!((error.kind(), error.raw_os_error()), (expected, Some(errno)), "{node:?}");
+        assert_eq!(machine.node_opens(), [], "{node:?}");
+    }
+}
+
+/// An open starts over when the name moves under it, but not for ever.
+#[test]
+fn an_open_starts_over_twice() {
+    for (renames, succeeds) in [(1, true), (2, true), (3, false), (9, false)] {
+        let machine = Machine::new();
+        let id = machine.add(device("rxe0", 0xa0)).expect("added");
+        let asked = listed(&machine, "rxe0");
+        let mut left = renames;
+        machine.on_call(move |world, call| {
+            // Once the cmd fd is open.
+            let is_of_node = call.kind() == CallKind::Openat2
+                && call.detail(world).starts_with("/dev:")
+                && !call.detail(world).ends_with("O_PATH");
+            if is_of_node && left > 0 {
+                left -= 1;
+                world.rename(id, format!("renamed{left}").as_bytes()).expect("renamed");
+            }
+            Verdict::Continue
+        });
+        let opened = asked.open();
+        assert_eq!(opened.is_ok(), succeeds, "{renames} renames");
+        let attempts = if succeeds { renames + 1 } else { 3 };
+        assert_eq!(machine.node_opens().len(), attempts, "{renames} renames");
+        if !succeeds {
+            assert_eq!(kind(opened), ErrorKind::Unstable);
+        }
+    }
+}
+
+/// The device goes before the last call of what is done: that call is there to see it.
+#[test]
+fn the_last_call_sees_whether_the_device_is_there() {
+    type Act = fn(&Machine, &Device) -> uverbs::Result<()>;
+    let acts: [(&str, Act); 5] = [
+        ("open", |_, device| device.open().map(drop)),
+        ("open without PDs", |machine, device| {
+            machine.fail_alloc_pd(22, u32::MAX);
+            device.open().map(drop)
+        }),
+        ("open without netlink", |machine, device| {
+            machine.deny_netlink(Some(1));
+            device
+                .open_allow_unproven()
+                .map(|opened| assert!(matches!(opened, Opened::Unproven(_))))
+        }),
+        ("verify", |machine, device| {
+            let foreign = machine.open_unguarded(0).expect("opened");
+            device.verify(&foreign).map(drop)
+        }),
+        ("query", |_, device| device.query().map(drop)),
+    ];
+    for (what, act) in acts {
+        let mut last = None;
+        for _ in 0..2 {
+            let machine = Machine::new();
+            let id = machine.add(device("rxe0", 0xa0).disassociates(false)).expect("added");
+            let asked = listed(&machine, "rxe0");
+            if let Some(last) = last {
+                machine.on_call(move |world, call| {
+                    if call.ordinal() == last {
+                        world.remove(id);
+                    }
+                    Verdict::Continue
+                });
+                assert_eq!(kind(act(&machine, &asked)), ErrorKind::Removed, "{what}");
+                assert!(asked.is_known_gone(), "{what}");
+            } else {
+                act(&machine, &asked).expect("all is well");
+                last = Some(machine.calls());
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_known_to_be_gone_is_not_asked_for() {
+    let machine = Machine::new();
+    let id = machine.add(device("rxe0", 0xa0)).expect("added");
+    let asked = listed(&machine, "rxe0");
+    let context = asked.open().expect("opened");
+    machine.remove(id);
+    assert_eq!(kind(asked.open()), ErrorKind::Removed);
+    let calls = machine.calls();
+    assert_eq!(kind(asked.query()), ErrorKind::Removed);
+    assert_eq!(machine.calls(), calls);
+    let error = asked.verify(&context).expect_err("it is gone");
+    assert_eq!((error.kind(), error.step()), (ErrorKind::Removed, Some(Step::Known)));
+    assert_eq!(machine.calls(), calls + 1, "but for the duplicate");
+}
+
+#[test]
+fn nothing_is_done_with_the_descriptor_of_another_node() {
+    let machine = Machine::new();
+    machine.add(device("rxe0", 0xa0)).expect("added");
+    machine.add(device("rxe1", 0xa0)).expect("added");
+    let other = machine.open_unguarded(1).expect("opened");
+    let asked = listed(&machine, "rxe0");
+    machine.on_call(|_, call| match call.kind() {
+        CallKind::VerbsIoctl => panic!("a command of the wrong device"),
+        _ => Verdict::Continue,
+    });
+    let refused = refused_by(asked.verify(&other));
+    assert_eq!(refused, (Step::Open, "device number of the node"));
+}
+
+#[test]
+fn nothing_is_proved_where_sys_is_not_the_kernels() {
+    let machine = Machine::new();
+    machine.add(device("rxe0", 0xa0)).expect("added");
+    machine.set_sys_type(0x0102_1994);
+    let policy = Policy::new().allow_foreign_sys(true);
+    let host = Host::simulated(&machine, policy).expect("allowed");
+    let asked = Registry::new(host).devices().expect("a list").by_name("rxe0").expect("listed");
+    assert_eq!(kind(asked.open()), ErrorKind::Unproven);
+    assert_eq!(machine.node_opens(), []);
+    let opened = asked.open_allow_unproven().expect("nothing contradicts");
+    assert!(matches!(opened, Opened::Unproven(_)));
 }
