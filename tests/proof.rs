@@ -19,6 +19,7 @@ fn listed(machine: &Machine, name: &str) -> Device {
 
 fn one() -> (Machine, DeviceId, Device) {
     let machine = Machine::new();
+    machine.set_next_index(7);
     let id = machine.add(spec("rxe0")).expect("added");
     let device = listed(&machine, "rxe0");
     (machine, id, device)
@@ -445,65 +446,31 @@ fn a_cut_list_refuses_nothing() {
 }
 
 #[test]
-fn without_netlink_nothing_is_proved() {
-    let (machine, _, device) = one();
-    machine.deny_netlink(Some(1));
-    let error = device.open().expect_err("it has to be refused");
-    assert_eq!(error.kind(), ErrorKind::NetlinkUnavailable);
-    assert_eq!(error.raw_os_error(), Some(1));
-    assert_eq!(machine.node_opens(), []);
-    let Ok(Opened::Unproven(context)) = device.open_allow_unproven() else {
-        panic!("it is the right one, but that cannot be proved");
-    };
-    assert_eq!(context.query_device().expect("asked").node_guid.0, 0xa0);
-    assert_eq!(context.reason().kind(), ErrorKind::NetlinkUnavailable);
-    drop(context);
-    // No room for a descriptor says nothing of netlink.
-    machine.deny_netlink(Some(24));
-    assert_eq!(kind(device.open()), ErrorKind::Os);
-    machine.deny_netlink(None);
-    device.open().expect("proved");
-}
-
-/// A request that the kernel refuses is like one that it does not know; one for which this process lacks room is not.
-#[test]
-fn where_netlink_refuses_nothing_is_proved() {
-    for errno in [1, 16, 95] {
-        let (machine, _, device) = one();
-        machine.refuse_request(errno);
-        let error = device.open().expect_err("it has to be refused");
-        assert_eq!((error.kind(), error.raw_os_error()), (ErrorKind::Unproven, Some(errno)));
-        assert_eq!(machine.node_opens(), []);
-        machine.refuse_request(errno);
-        let opened = device.open_allow_unproven().expect("nothing contradicts");
-        assert!(matches!(opened, Opened::Unproven(_)), "errno {errno}");
+fn evidence_is_for_people_to_read() {
+    let (_machine, _, device) = one();
+    let context = device.open().expect("opened");
+    let steps: std::collections::BTreeSet<_> =
+        context.evidence().checks().iter().map(|check| check.step).collect();
+    let texts: Vec<_> = steps.iter().map(|step| (step.number(), step.to_string())).collect();
+    let expected = [
+        (2, "step 2 (pin)"),
+        (3, "step 3 (node)"),
+        (4, "step 4 (open)"),
+        (5, "step 5 (revalidate)"),
+        (7, "step 7 (prove)"),
+    ];
+    assert_eq!(texts, expected.map(|(number, text)| (number, text.to_owned())));
+    let values = [
+        (uverbs::Value::Word("listed"), "listed"),
+        (uverbs::Value::Number(7), "7"),
+        (uverbs::Value::Device((231, 192).into()), "231:192"),
+        (uverbs::Value::Guid(uverbs::Guid(0xa0)), "0000:0000:0000:00a0"),
+        (uverbs::Value::Time(1, 2), "1.000000002"),
+    ];
+    for (value, text) in values {
+        assert_eq!(value.to_string(), text);
     }
-    for errno in [12, 23, 24, 105] {
-        let (machine, _, device) = one();
-        machine.refuse_request(errno);
-        assert_eq!(kind(device.open_allow_unproven()), ErrorKind::Os, "errno {errno}");
-    }
-}
-
-/// What is at hand is compared, also where nothing can be proved: here sysfs' GUID.
-#[test]
-fn an_unproven_open_compares_guids() {
-    let machine = Machine::new();
-    let old = machine.add(spec("old").guid(0xb0)).expect("added");
-    machine.set_node(0, NodeKind::Static);
-    machine.foreign_context(old).expect("held");
-    machine.remove(old);
-    machine.add(spec("new")).expect("added");
-    let device = listed(&machine, "new");
-    machine.deny_netlink(Some(1));
-    let opened = device.open_allow_unproven();
-    assert_eq!(kind(opened), ErrorKind::NodeMismatch);
-    // And netlink's, where only the lists are missing.
-    machine.deny_netlink(None);
-    machine.set_no_res_ctx(true);
-    machine.set_no_res_pd(true);
-    let opened = device.open_allow_unproven();
-    assert_eq!(kind(opened), ErrorKind::NodeMismatch);
+    assert!(!context.evidence().leaked_pd());
 }
 
 #[test]

@@ -324,17 +324,3 @@ fn nothing_is_done_with_the_descriptor_of_another_node() {
     let refused = refused_by(asked.verify(&other));
     assert_eq!(refused, (Step::Open, "device number of the node"));
 }
-
-#[test]
-fn nothing_is_proved_where_sys_is_not_the_kernels() {
-    let machine = Machine::new();
-    machine.add(device("rxe0", 0xa0)).expect("added");
-    machine.set_sys_type(0x0102_1994);
-    let policy = Policy::new().allow_foreign_sys(true);
-    let host = Host::simulated(&machine, policy).expect("allowed");
-    let asked = Registry::new(host).devices().expect("a list").by_name("rxe0").expect("listed");
-    assert_eq!(kind(asked.open()), ErrorKind::Unproven);
-    assert_eq!(machine.node_opens(), []);
-    let opened = asked.open_allow_unproven().expect("nothing contradicts");
-    assert!(matches!(opened, Opened::Unproven(_)));
-}
