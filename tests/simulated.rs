@@ -87,20 +87,22 @@ fn a_static_node_bound_to_the_old_device_is_refused() {
 
 #[test]
 fn a_wrong_node_is_not_opened() {
-    for (node, expected) in [
-        (NodeKind::Symlink("uverbs1".into()), ErrorKind::NodeMismatch),
-        (NodeKind::Fifo, ErrorKind::NodeMismatch),
-        (NodeKind::Regular, ErrorKind::NodeMismatch),
-        (NodeKind::Directory, ErrorKind::NodeMismatch),
-        (NodeKind::Device(1, 3), ErrorKind::NodeMismatch),
-        (NodeKind::Missing, ErrorKind::Os),
+    for (node, expected, found) in [
+        (NodeKind::Symlink("uverbs1".into()), ErrorKind::NodeMismatch, "found symbolic link"),
+        (NodeKind::Fifo, ErrorKind::NodeMismatch, "found FIFO"),
+        (NodeKind::Regular, ErrorKind::NodeMismatch, "found regular file"),
+        (NodeKind::Directory, ErrorKind::NodeMismatch, "found directory"),
+        (NodeKind::Device(1, 3), ErrorKind::NodeMismatch, "found 1:3"),
+        (NodeKind::Missing, ErrorKind::Os, "ENOENT"),
     ] {
         let machine = Machine::new();
         machine.add(device("rxe0", 0xa0)).expect("added");
         machine.add(device("rxe1", 0xb0)).expect("added");
         let asked = listed(&machine, "rxe0");
         machine.set_node(0, node.clone());
-        assert_eq!(kind(asked.open()), expected, "{node:?}");
+        let error = asked.open().expect_err("it has to be refused");
+        assert_eq!(error.kind(), expected, "{node:?}");
+        assert!(error.to_string().contains(found), "{error}");
         assert_eq!(machine.node_opens(), [], "{node:?}");
     }
     let machine = Machine::new();
@@ -323,4 +325,60 @@ fn nothing_is_done_with_the_descriptor_of_another_node() {
     });
     let refused = refused_by(asked.verify(&other));
     assert_eq!(refused, (Step::Open, "device number of the node"));
+}
+
+/// The pinned device has its number and is mapped: a node that leads to nothing is not its own.
+#[test]
+fn a_node_that_leads_nowhere_is_a_mismatch() {
+    let machine = Machine::new();
+    let old = machine.add(device("old", 0xa0)).expect("added");
+    machine.set_node(0, NodeKind::Static);
+    machine.foreign_context(old).expect("held");
+    machine.remove(old);
+    machine.add(device("new", 0xa0)).expect("added");
+    let error = listed(&machine, "new").open().expect_err("the old one is dead");
+    assert_eq!((error.kind(), error.raw_os_error()), (ErrorKind::NodeMismatch, Some(5)));
+    for (errno, expected) in
+        [(6, ErrorKind::NodeMismatch), (19, ErrorKind::NodeMismatch), (24, ErrorKind::Os)]
+    {
+        let machine = Machine::new();
+        machine.add(device("rxe0", 0xa0)).expect("added");
+        let asked = listed(&machine, "rxe0");
+        machine.on_call(move |world, call| {
+            let detail = call.detail(world);
+            let is_open = call.kind() == CallKind::Openat2 && detail.starts_with("/dev:");
+            match is_open && !detail.ends_with("O_PATH") {
+                true => Verdict::Fail(errno),
+                false => Verdict::Continue,
+            }
+        });
+        assert_eq!(kind(asked.open()), expected, "errno {errno}");
+    }
+}
+
+/// An answer about another device is none.
+#[test]
+fn an_answer_about_another_device_is_refused() {
+    for request in ["GET ", "RES_PD_GET ", "RES_PD_GET dump"] {
+        let machine = Machine::new();
+        machine.set_next_index(7);
+        machine.add(device("rxe0", 0xa0)).expect("added");
+        let asked = listed(&machine, "rxe0");
+        let foreign = machine.open_unguarded(0).expect("opened");
+        asked.verify(&foreign).expect("verified");
+        if request.ends_with("dump") {
+            machine.set_next_pdn(machine.instance_of(0).expect("listed"), 100);
+        }
+        let mut is_answered = false;
+        machine.on_call(move |world, call| match call.kind() {
+            CallKind::Send => {
+                is_answered = call.detail(world).starts_with(request);
+                Verdict::Continue
+            }
+            // The index is the first attribute.
+            CallKind::Recv if std::mem::take(&mut is_answered) => Verdict::Alter(vec![(20, 1)]),
+            _ => Verdict::Continue,
+        });
+        assert_eq!(kind(asked.verify(&foreign)), ErrorKind::Malformed, "{request}");
+    }
 }
