@@ -314,18 +314,26 @@ fn another_guid_is_refused_however_it_is_proved() {
             let (machine, _, device) = one();
             machine.fail_alloc_pd(22, fail_alloc_pd);
             let before = opened_before.then(|| device.open().expect("opened"));
-            // QUERY_DEVICE, the only command here that has so long an answer.
-            machine.on_call(|world, call| match call.kind() {
-                CallKind::VerbsIoctl if call.detail(world) == "0.0" => {
-                    Verdict::Alter(vec![(15, 1)])
+            // Where the context is allocated anew, on another thread, that one's is asked for, too.
+            let mut contexts_before = u32::from(fail_alloc_pd > 0 && !opened_before) + 1;
+            machine.on_call(move |world, call| {
+                if call.kind() != CallKind::VerbsIoctl {
+                    return Verdict::Continue;
                 }
-                _ => Verdict::Continue,
+                match call.detail(world).as_str() {
+                    "0.3" => contexts_before = contexts_before.saturating_sub(1),
+                    // The only command here that has so long an answer.
+                    "0.0" if contexts_before == 0 => return Verdict::Alter(vec![(15, 1)]),
+                    _ => {}
+                }
+                Verdict::Continue
             });
             let error = device.open().expect_err("it has to be refused");
             let last = error.evidence().and_then(|evidence| evidence.checks().last());
             assert_eq!(error.kind(), ErrorKind::NodeMismatch);
             assert_eq!(last.expect("evidence").what, "node GUID, through the descriptor");
             if let Some(before) = before {
+                // It stays altered.
                 assert_eq!(kind(device.verify(&before)), ErrorKind::NodeMismatch);
             }
         }

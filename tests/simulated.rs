@@ -354,12 +354,41 @@ fn a_node_that_leads_nowhere_is_a_mismatch() {
         });
         assert_eq!(kind(asked.open()), expected, "errno {errno}");
     }
+    // The first command through it finds the device dead.
+    let machine = Machine::new();
+    machine.add(device("rxe0", 0xa0)).expect("added");
+    let asked = listed(&machine, "rxe0");
+    machine.on_call(|world, call| match call.kind() {
+        CallKind::VerbsIoctl if call.detail(world) == "0.3" => Verdict::Fail(5),
+        _ => Verdict::Continue,
+    });
+    let error = asked.open().expect_err("it is dead");
+    assert_eq!((error.kind(), error.step()), (ErrorKind::NodeMismatch, Some(Step::Allocate)));
 }
 
-/// An answer about another device is none.
 #[test]
-fn an_answer_about_another_device_is_refused() {
-    for request in ["GET ", "RES_PD_GET ", "RES_PD_GET dump"] {
+fn a_context_reports_whether_its_device_is_there() {
+    let machine = Machine::new();
+    let id = machine.add(device("rxe0", 0xa0).disassociates(false)).expect("added");
+    let context = listed(&machine, "rxe0").open().expect("opened");
+    assert!(context.is_device_present().expect("there"));
+    // What leaves it open is neither.
+    machine.on_call(|_, call| match call.kind() {
+        CallKind::Pread => Verdict::Fail(5),
+        _ => Verdict::Continue,
+    });
+    assert_eq!(kind(context.is_device_present()), ErrorKind::Os);
+    machine.clear_hook();
+    machine.remove(id);
+    assert!(!context.is_device_present().expect("gone"));
+}
+
+/// An answer about another device, or another PD, is none.
+#[test]
+fn an_answer_about_something_else_is_refused() {
+    // The index is the first attribute; the number comes after the name and a count.
+    let answers = [("GET ", 20), ("RES_PD_GET ", 20), ("RES_PD_GET dump", 20), ("RES_PD_GET ", 52)];
+    for (request, at) in answers {
         let machine = Machine::new();
         machine.set_next_index(7);
         machine.add(device("rxe0", 0xa0)).expect("added");
@@ -375,10 +404,9 @@ fn an_answer_about_another_device_is_refused() {
                 is_answered = call.detail(world).starts_with(request);
                 Verdict::Continue
             }
-            // The index is the first attribute.
-            CallKind::Recv if std::mem::take(&mut is_answered) => Verdict::Alter(vec![(20, 1)]),
+            CallKind::Recv if std::mem::take(&mut is_answered) => Verdict::Alter(vec![(at, 1)]),
             _ => Verdict::Continue,
         });
-        assert_eq!(kind(asked.verify(&foreign)), ErrorKind::Malformed, "{request}");
+        assert_eq!(kind(asked.verify(&foreign)), ErrorKind::Malformed, "{request}: {at}");
     }
 }
