@@ -217,16 +217,16 @@ fn without_threads_a_number_that_was_free_proves() {
         assert_eq!(evidence.context_number(), machine.ctxn_of(context.as_fd()));
         assert_eq!(machine.pds_of(id), machine.foreign_pds_of(id), "a PD of the proof is left");
     }
-    // Numbers that are taken are passed over: by the second window, or the third.
-    for crowd in [5, 20] {
+    // Others take the numbers that come next: the second window is long enough, or the third, or none.
+    for (crowd, is_proved) in [(5, true), (20, true), (70, false)] {
         let context = device.open().expect("opened");
-        let ahead = machine.foreign_pd(id).expect("a PD");
-        for _ in 1..crowd {
-            machine.foreign_pd(id).expect("a PD");
-        }
-        machine.dealloc_foreign_pd(id, ahead);
-        machine.set_next_pdn(id, ahead);
-        assert_eq!(decided(&device.verify(&context).expect("verified")), BY_PD_HERE, "{crowd}");
+        at_ioctls(&machine, move |world, ioctl| {
+            for _ in 0..if ioctl % 4 == 3 { crowd } else { 0 } {
+                world.foreign_pd(id).expect("a PD");
+            }
+        });
+        assert_eq!(device.verify(&context).is_ok(), is_proved, "{crowd} take numbers");
+        machine.clear_hook();
     }
     let (machine, _, device) = stale();
     machine.deny_threads(Some(11));
@@ -260,7 +260,7 @@ fn without_threads_other_pds_prove_nothing() {
     // The list, and the last answer of all.
     let (machine, new, device, foreign) = stale();
     let pdn = older(&machine, new);
-    hide_at_ioctls(&machine, move |world, ioctl| {
+    at_ioctls(&machine, move |world, ioctl| {
         if matches!(ioctl % 4, 1 | 2) {
             world.hide_pd(new, pdn, 1);
         }
@@ -269,7 +269,7 @@ fn without_threads_other_pds_prove_nothing() {
     // Somebody else's, which has a number that was free, and is gone at the end.
     let (machine, new, device, foreign) = stale();
     let mut theirs = None;
-    hide_at_ioctls(&machine, move |world, ioctl| match ioctl % 4 {
+    at_ioctls(&machine, move |world, ioctl| match ioctl % 4 {
         3 => theirs = world.foreign_pd(new),
         1 => theirs.take().into_iter().for_each(|pdn| world.dealloc_foreign_pd(new, pdn)),
         _ => {}
@@ -279,7 +279,7 @@ fn without_threads_other_pds_prove_nothing() {
 
 /// Has `act` see the number of each ioctl that is about to be done. In `verify` without threads the first asks
 /// for the GUID; of each four that follow two allocate a PD and two free one.
-fn hide_at_ioctls(
+fn at_ioctls(
     machine: &Machine,
     mut act: impl FnMut(&mut uverbs::sim::World, u32) + Send + 'static,
 ) {
