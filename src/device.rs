@@ -17,7 +17,7 @@ use crate::identity::{Instance, Timestamp};
 use crate::indices::Indices;
 use crate::kernel::{Handle, Stat};
 use crate::name::{DeviceNumber, Guid, Name};
-use crate::netlink::NextNumbers;
+use crate::netlink::NextNumber;
 use crate::open;
 use crate::provider::{Provided, ProviderInfo, Providers, Slot};
 
@@ -41,7 +41,7 @@ pub(crate) struct Record {
     pub(crate) device_number: DeviceNumber,
     /// Joined once, it holds for the life of the inode.
     pub(crate) joined: OnceLock<Joined>,
-    pub(crate) next: NextNumbers,
+    pub(crate) next_pd: NextNumber,
     /// What became of the device. It does not come back.
     gone: OnceLock<Gone>,
     /// It was found under another name between two lists. It may have got its old one back: the next
@@ -126,7 +126,7 @@ impl Record {
             ino: instance.ino,
             device_number: instance.device_number,
             joined: OnceLock::new(),
-            next: NextNumbers::default(),
+            next_pd: NextNumber::default(),
             gone: OnceLock::new(),
             renamed: AtomicBool::new(false),
             state: Mutex::new(State {
@@ -185,7 +185,6 @@ impl Record {
         state.timestamp = timestamp;
         let renamed = state.name != *name;
         if renamed {
-            tracing::debug!(from = %state.name, to = %name, "device renamed");
             state.name = name.clone();
         }
         renamed

@@ -13,7 +13,7 @@ use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-pub(crate) use abi::Undisturbed;
+pub(crate) use abi::{Uncancelled, Undisturbed};
 pub(crate) use rustix::fs::{FileType, OFlags};
 pub(crate) use rustix::io::Errno;
 
@@ -240,14 +240,14 @@ impl Kernel {
         }
     }
 
-    /// Holds signal handlers and thread cancellation back from the calling thread until the guard is dropped:
-    /// none of the program's code runs on this thread but what called the library.
-    pub(crate) fn undisturbed(&self) -> Undisturbed {
+    /// `rt_sigprocmask` of all signals: until the guard is dropped the calling thread runs no signal handler, nor
+    /// does one that it starts meanwhile.
+    pub(crate) fn undisturbed(&self) -> Sys<Undisturbed> {
         match self {
             Self::Linux => Undisturbed::begin(),
             // A simulated kernel sends no signals.
             #[cfg(feature = "sim")]
-            Self::Sim(_) => Undisturbed::nothing(),
+            Self::Sim(_) => Ok(Undisturbed::nothing()),
         }
     }
 
@@ -260,7 +260,7 @@ impl Kernel {
     /// (`unshare(2)`).
     pub(crate) fn on_new_thread<T: Send>(&self, run: &mut (impl FnMut() -> T + Send)) -> Sys<T> {
         match self {
-            Self::Linux => linux::on_new_thread(run),
+            Self::Linux => abi::on_new_thread(run),
             #[cfg(feature = "sim")]
             Self::Sim(machine) => machine.on_new_thread(run),
         }

@@ -17,6 +17,9 @@ use crate::kernel::{Errno, Handle, Kernel};
 const BUFFER: usize = 2 * 1024;
 /// The most that the kernel puts into one message of a dump (`netlink_recvmsg`).
 const LONG_BUFFER: usize = 32 * 1024;
+/// How many pages of contexts or protection domains are read: of some 43,000. The kernel counts from the first
+/// one for each page, so that the time grows with their square, and anybody may allocate them.
+const PAGES: usize = 64;
 /// How many datagrams that answer nothing are passed over before it counts as lost.
 const STRAYS: usize = 4096;
 /// How often a request is made anew whose answer was lost.
@@ -46,6 +49,11 @@ struct Request {
 }
 
 impl Request {
+    /// It asks for a list of contexts or protection domains.
+    fn is_list(&self) -> bool {
+        self.dump && matches!(self.command, Command::ResCtxGet | Command::ResPdGet)
+    }
+
     fn attr(self, kind: u16, value: &[u8]) -> Self {
         Self { message: self.message.attr(kind, value), ..self }
     }
@@ -71,6 +79,8 @@ enum Fault {
     Lost(&'static str),
     /// It did, and cannot be understood.
     Bad(Bad),
+    /// It takes more pages than are read.
+    TooLong,
 }
 
 /// A first datagram of a dump that is no longer than this ended because there was nothing more to list: the
@@ -82,8 +92,6 @@ const WHOLE: usize = 2 * 1024;
 pub(crate) struct Listing {
     /// The entries that were wanted.
     pub(crate) entries: Vec<ResourceEntry>,
-    /// The highest number of all entries.
-    pub(crate) highest: Option<u32>,
     /// The list leaves out no entry that was there from before the request until after the answer. Nothing
     /// else means that there is none: where a list takes several pages, each page skips as many entries as
     /// were shown, by position, so that an entry is left out whenever one before it goes away meanwhile.
@@ -92,16 +100,6 @@ pub(crate) struct Listing {
     /// It came in one message, which was once taken for whole.
     #[cfg(uverbs_leave_out)]
     pub(crate) in_one_message: bool,
-}
-
-/// What the kernel answers about one number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Lookup {
-    Found(ResourceEntry),
-    /// There is none of that number: the kernel's ENOENT, which does not depend on any list.
-    Free,
-    /// There is no such device, or the kernel does not know the question.
-    Unknown,
 }
 
 impl Socket {
@@ -194,8 +192,13 @@ impl Socket {
         Ok(found)
     }
 
-    /// The context or protection domain of that number on the device of that index.
-    pub(crate) fn resource(&self, kind: Resource, index: u32, number: u32) -> Result<Lookup> {
+    /// The context or protection domain of that number on the device of that index; `None` when the kernel has none.
+    pub(crate) fn resource(
+        &self,
+        kind: Resource,
+        index: u32,
+        number: u32,
+    ) -> Result<Option<ResourceEntry>> {
         let mut found = None;
         let asked = self.retrying(|exchange| {
             let request = exchange
@@ -207,12 +210,11 @@ impl Socket {
                 Ok(())
             })
         });
-        match (asked, found) {
-            (Ok(_), Some(entry)) if entry.number == number => Ok(Lookup::Found(entry)),
-            (Ok(_), _) => Err(Error::malformed(kind.command().name(), Bad("another number"))),
-            (Err(Fault::Refused(Errno::NOENT)), _) => Ok(Lookup::Free),
-            (Err(Fault::Refused(Errno::INVAL | Errno::OPNOTSUPP)), _) => Ok(Lookup::Unknown),
-            (Err(fault), _) => Err(fault.error(kind.command())),
+        match asked {
+            Ok(_) if found.is_some_and(|entry| entry.number == number) => Ok(found),
+            Ok(_) => Err(Error::malformed(kind.command().name(), Bad("another number"))),
+            Err(Fault::Refused(Errno::NOENT | Errno::INVAL | Errno::OPNOTSUPP)) => Ok(None),
+            Err(fault) => Err(fault.error(kind.command())),
         }
     }
 
@@ -224,15 +226,13 @@ impl Socket {
         index: u32,
         is_wanted: impl Fn(&ResourceEntry) -> bool,
     ) -> Result<Option<Listing>> {
-        let (mut entries, mut highest) = (Vec::new(), None);
+        let mut entries = Vec::new();
         let asked = self.retrying(|exchange| {
             entries.clear();
-            highest = None;
             let request =
                 exchange.request(kind.command(), true).attr(attr::DEV_INDEX, &index.to_ne_bytes());
             exchange.run(&self.kernel, &self.handle, request, &mut |message| {
                 parse_resources(message, kind, index, &mut |entry: ResourceEntry| {
-                    highest = highest.max(Some(entry.number));
                     if is_wanted(&entry) {
                         entries.push(entry);
                     }
@@ -242,7 +242,6 @@ impl Socket {
         match asked {
             Ok(answer) => Ok(Some(Listing {
                 entries,
-                highest,
                 is_whole: answer.first_len <= WHOLE,
                 #[cfg(uverbs_leave_out)]
                 in_one_message: answer.messages <= 1,
@@ -314,6 +313,7 @@ impl Exchange {
         }
         self.dirty = true;
         let mut answer = Answer { first_len: 0, messages: 0 };
+        let is_list = request.is_list();
         let message = request.message.finish();
         let sent = retry(|| kernel.send(socket, &message));
         if sent.map_err(|errno| Fault::Call("sendto", errno))? != message.len() {
@@ -367,6 +367,9 @@ impl Exchange {
             if answer.messages > 1 {
                 self.lengthen();
             }
+            if is_list && answer.messages > PAGES {
+                return Err(Fault::TooLong);
+            }
         }
         Err(Fault::Lost("no end of the answer"))
     }
@@ -403,42 +406,35 @@ impl Fault {
                 Error::new(ErrorKind::Unstable, format!("{command}: {what} ({ATTEMPTS} times)"))
             }
             Self::Bad(bad) => Error::malformed(command, bad),
+            Self::TooLong => {
+                Error::new(ErrorKind::Unproven, format!("{command}: more than {PAGES} pages"))
+            }
         }
     }
 }
 
-/// The numbers that the next context and the next protection domain of a device will have, if nobody else
-/// allocates one before: the kernel counts on from the last (`xa_alloc_cyclic`). Guesses only.
+/// The number that the next protection domain of a device will have, if nobody else allocates one before: the
+/// kernel counts on from the last (`xa_alloc_cyclic`). A guess only, which saves a list.
 #[derive(Debug)]
-pub(crate) struct NextNumbers {
-    context: AtomicU64,
-    pd: AtomicU64,
-}
+pub(crate) struct NextNumber(AtomicU64);
 
 /// No number that the kernel gives.
 const UNKNOWN: u64 = u64::MAX;
 
-impl Default for NextNumbers {
+impl Default for NextNumber {
     fn default() -> Self {
-        Self { context: AtomicU64::new(UNKNOWN), pd: AtomicU64::new(UNKNOWN) }
+        Self(AtomicU64::new(UNKNOWN))
     }
 }
 
-impl NextNumbers {
-    fn of(&self, kind: Resource) -> &AtomicU64 {
-        match kind {
-            Resource::Context => &self.context,
-            Resource::Pd => &self.pd,
-        }
-    }
-
-    pub(crate) fn get(&self, kind: Resource) -> Option<u32> {
-        u32::try_from(self.of(kind).load(Relaxed)).ok()
+impl NextNumber {
+    pub(crate) fn get(&self) -> Option<u32> {
+        u32::try_from(self.0.load(Relaxed)).ok()
     }
 
     /// `last` was given out.
-    pub(crate) fn set_after(&self, kind: Resource, last: u32) {
-        self.of(kind).store(last.wrapping_add(1).into(), Relaxed);
+    pub(crate) fn set_after(&self, last: u32) {
+        self.0.store(last.wrapping_add(1).into(), Relaxed);
     }
 }
 

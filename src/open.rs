@@ -32,7 +32,9 @@ use crate::driver::DriverId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::evidence::{Evidence, Step, Value};
 use crate::identity::Timestamp;
-use crate::kernel::{Errno, FileType, Handle, Kernel, OFlags, Resolve, Stat, VerbsCall};
+use crate::kernel::{
+    Errno, FileType, Handle, Kernel, OFlags, Resolve, Stat, Uncancelled, VerbsCall,
+};
 use crate::name::{DeviceNumber, Name};
 use crate::provider::{Allocation, Provided};
 
@@ -45,6 +47,7 @@ const ATTEMPTS: usize = 3;
 /// Opens a device. With `allow_unproven` what cannot be proved comes back as such; what is
 /// contradicted is an error either way.
 pub(crate) fn open(device: &Device, allow_unproven: bool) -> Result<Opened> {
+    let _uncancelled = Uncancelled::begin();
     let record = &device.0;
     let mut place = Place::Here;
     let mut attempts = 1;
@@ -398,6 +401,7 @@ pub(crate) fn is_present(device: &Device) -> Result<bool> {
 /// Proves that a descriptor which somebody else has opened, and allocated a context on, is bound to the
 /// device: steps 1, 2, 4 and 7.
 pub(crate) fn verify(device: &Device, fd: BorrowedFd<'_>) -> Result<Evidence> {
+    let _uncancelled = Uncancelled::begin();
     let record = &device.0;
     // A duplicate, so that nobody closes or reuses the number meanwhile.
     let duplicate = retry(|| record.host.kernel().duplicate(fd))
@@ -409,6 +413,7 @@ pub(crate) fn verify(device: &Device, fd: BorrowedFd<'_>) -> Result<Evidence> {
 
 /// The same of a descriptor that is ours: it comes back with the evidence and the witness.
 pub(crate) fn adopt(device: &Device, fd: Handle) -> Result<(CmdFd, Evidence, Proven)> {
+    let _uncancelled = Uncancelled::begin();
     let (evidence, (cmd, witness)) =
         verify_owned(device, fd).map_err(|error| device.0.explain(error))?;
     Ok((cmd, evidence, witness))

@@ -227,7 +227,6 @@ fn look(registry: &Inner, number: u32, link: u64, known: Option<Entry>) -> Optio
         }
         Err(error) => {
             let error = error.of(|| format!("uverbs{number}"));
-            tracing::warn!(%error, "device cannot be listed");
             let seen = known.filter(|known| known.device.0.fate().is_none());
             return Some(Entry { number, link, seen, fault: Some(Arc::new(error)) });
         }

@@ -66,24 +66,19 @@ fn decided(evidence: &uverbs::Evidence) -> &'static str {
     of_step.find(decisive).expect("a check decides")
 }
 
-const BY_NUMBER: &str = "thread of the context of that number";
 const BY_PD: &str = "PD of a new thread, under the index";
-const BY_PD_HERE: &str = "PD of this thread under a number that was free";
 const BY_CONTEXT: &str = "context of a new thread, under the index";
 
 #[test]
-fn the_second_open_is_proved_by_number() {
+fn every_open_is_proved_by_a_new_thread() {
     let (machine, id, device) = one();
-    for expected in [BY_PD, BY_NUMBER, BY_NUMBER] {
+    for _ in 0..3 {
         let context = device.open().expect("opened");
-        assert_eq!(decided(context.evidence()), expected);
+        assert_eq!(decided(context.evidence()), BY_PD);
         assert_eq!(context.evidence().context_number(), machine.ctxn_of(context.as_fd()));
         assert!(context.evidence().checks().iter().all(uverbs::Check::held));
         assert_eq!(machine.pds_of(id), [], "a PD is left");
     }
-    // Somebody else takes the number.
-    machine.foreign_context(id).expect("a context");
-    assert_eq!(decided(device.open().expect("opened").evidence()), BY_PD);
 }
 
 /// The attack that broke the proof once: the list of contexts is cut, so that it leaves out an older context of
@@ -109,13 +104,23 @@ fn a_cut_list_proves_nothing() {
     assert_eq!(kind(device.open()), ErrorKind::NodeMismatch);
 }
 
+/// io_uring runs requests as the thread that submitted them, also inside of another system call of that thread.
 #[test]
-fn an_older_context_of_that_number_proves_nothing() {
+fn what_this_thread_allocates_meanwhile_proves_nothing() {
     let (machine, new, device) = known_and_stale();
     let thread = machine.with(|world| world.this_thread());
-    let older = machine.context_by(new, thread).expect("a context");
-    assert_eq!(older, 1, "of the number that comes next");
+    machine.on_call(move |world, call| {
+        // With each command, of GET_CONTEXT and of ALLOC_PD: a context and a PD of this thread, on the right device.
+        if call.kind() == CallKind::VerbsIoctl
+            && let Some(ctxn) = world.context_by(new, thread)
+        {
+            world.pd_by(new, ctxn, thread);
+        }
+        Verdict::Continue
+    });
     assert_eq!(kind(device.open()), ErrorKind::NodeMismatch);
+    let stale = machine.open_unguarded(0).expect("opened");
+    assert_eq!(kind(device.verify(&stale)), ErrorKind::NodeMismatch);
 }
 
 #[test]
@@ -182,8 +187,6 @@ fn without_a_pd_the_context_is_allocated_on_a_new_thread() {
     let foreign = machine.open_unguarded(0).expect("opened");
     machine.fail_alloc_pd(22, u32::MAX);
     assert_eq!(decided(device.open().expect("opened").evidence()), BY_CONTEXT);
-    // The number is known now.
-    assert_eq!(decided(device.open().expect("opened").evidence()), BY_NUMBER);
     assert_eq!(kind(device.verify(&foreign)), ErrorKind::Unproven);
     let (machine, _, device) = stale();
     machine.fail_alloc_pd(22, u32::MAX);
@@ -206,104 +209,19 @@ fn no_pd_is_allocated_on_ocrdma() {
 }
 
 #[test]
-fn without_threads_a_number_that_was_free_proves() {
-    let (machine, id, device) = one();
+fn without_threads_nothing_is_proved() {
+    let (machine, _, device) = one();
+    let foreign = machine.open_unguarded(0).expect("opened");
     machine.deny_threads(Some(11));
-    for _ in 0..3 {
-        machine.foreign_pd(id).expect("a PD");
-        let context = device.open().expect("opened");
-        let evidence = device.verify(&context).expect("verified");
-        assert_eq!(decided(&evidence), BY_PD_HERE);
-        assert_eq!(evidence.context_number(), machine.ctxn_of(context.as_fd()));
-        assert_eq!(machine.pds_of(id), machine.foreign_pds_of(id), "a PD of the proof is left");
+    for fail_alloc_pd in [0, u32::MAX] {
+        machine.fail_alloc_pd(22, fail_alloc_pd);
+        assert_eq!(kind(device.open()), ErrorKind::Unproven);
+        assert_eq!(kind(device.verify(&foreign)), ErrorKind::Unproven);
+        let opened = device.open_allow_unproven().expect("nothing contradicts");
+        assert!(matches!(opened, Opened::Unproven(_)));
     }
-    // Numbers that are taken are passed over: by the second window, or the third.
-    for crowd in [5, 20] {
-        let context = device.open().expect("opened");
-        let ahead = machine.foreign_pd(id).expect("a PD");
-        for _ in 1..crowd {
-            machine.foreign_pd(id).expect("a PD");
-        }
-        machine.dealloc_foreign_pd(id, ahead);
-        machine.set_next_pdn(id, ahead);
-        assert_eq!(decided(&device.verify(&context).expect("verified")), BY_PD_HERE, "{crowd}");
-    }
-    let (machine, _, device) = stale();
-    machine.deny_threads(Some(11));
-    assert_eq!(kind(device.open()), ErrorKind::Unproven);
-    machine.fail_alloc_pd(22, u32::MAX);
-    let opened = device.open_allow_unproven().expect("nothing contradicts");
-    assert!(matches!(opened, Opened::Unproven(_)));
-}
-
-/// PDs of this thread on the right device, and of others, that come and go while none is allocated there.
-#[test]
-fn without_threads_other_pds_prove_nothing() {
-    let stale = || {
-        let (machine, new, device) = stale();
-        machine.deny_threads(Some(11));
-        let stale = machine.open_unguarded(0).expect("opened");
-        (machine, new, device, stale)
-    };
-    let older = |machine: &Machine, new| {
-        let thread = machine.with(|world| world.this_thread());
-        let ctxn = machine.context_by(new, thread).expect("a context");
-        machine.pd_by(new, ctxn, thread).expect("a PD")
-    };
-    // An older one that some answers leave out.
-    for answers in 0..12 {
-        let (machine, new, device, stale) = stale();
-        let pdn = older(&machine, new);
-        machine.hide_pd(new, pdn, answers);
-        assert_eq!(kind(device.verify(&stale)), ErrorKind::Unproven, "{answers} answers");
-    }
-    // The list, and the last answer of all.
-    let (machine, new, device, foreign) = stale();
-    let pdn = older(&machine, new);
-    hide_at_ioctls(&machine, move |world, ioctl| {
-        if matches!(ioctl % 4, 1 | 2) {
-            world.hide_pd(new, pdn, 1);
-        }
-    });
-    assert_eq!(kind(device.verify(&foreign)), ErrorKind::Unproven);
-    // Somebody else's, which has a number that was free, and is gone at the end.
-    let (machine, new, device, foreign) = stale();
-    let mut theirs = None;
-    hide_at_ioctls(&machine, move |world, ioctl| match ioctl % 4 {
-        3 => theirs = world.foreign_pd(new),
-        1 => theirs.take().into_iter().for_each(|pdn| world.dealloc_foreign_pd(new, pdn)),
-        _ => {}
-    });
-    assert_eq!(kind(device.verify(&foreign)), ErrorKind::Unproven);
-}
-
-/// Has `act` see the number of each ioctl that is about to be done. In `verify` without threads the first asks
-/// for the GUID; of each four that follow two allocate a PD and two free one.
-fn hide_at_ioctls(
-    machine: &Machine,
-    mut act: impl FnMut(&mut uverbs::sim::World, u32) + Send + 'static,
-) {
-    let mut ioctls = 0;
-    machine.on_call(move |world, call| {
-        if call.kind() == CallKind::VerbsIoctl {
-            ioctls += 1;
-            act(world, ioctls);
-        }
-        Verdict::Continue
-    });
-}
-
-#[test]
-fn somebody_elses_context_of_the_guessed_number_proves_nothing() {
-    let (machine, new, device) = known_and_stale();
-    // It takes the number between the look that finds it free and GET_CONTEXT.
-    machine.on_call(move |world, call| {
-        if call.kind() == CallKind::VerbsIoctl && call.detail(world) == "0.3" {
-            assert_eq!(world.foreign_context(new), Some(1), "the number that comes next");
-        }
-        Verdict::Continue
-    });
-    assert_eq!(kind(device.open()), ErrorKind::NodeMismatch);
+    machine.deny_threads(None);
+    device.open().expect("proved");
 }
 
 /// Whatever else shows that it is the device, the GUID has to be its own, too.
@@ -314,8 +232,8 @@ fn another_guid_is_refused_however_it_is_proved() {
             let (machine, _, device) = one();
             machine.fail_alloc_pd(22, fail_alloc_pd);
             let before = opened_before.then(|| device.open().expect("opened"));
-            // Where the context is allocated anew, on another thread, that one's is asked for, too.
-            let mut contexts_before = u32::from(fail_alloc_pd > 0 && !opened_before) + 1;
+            // Where the context is allocated again, on another thread, that one's is requested, too.
+            let mut contexts_before = u32::from(fail_alloc_pd > 0) + 1;
             machine.on_call(move |world, call| {
                 if call.kind() != CallKind::VerbsIoctl {
                     return Verdict::Continue;

@@ -47,7 +47,7 @@ fn without_netlink_nothing_is_proved() {
 /// A request that the kernel refuses is like one that it does not know; one for which this process lacks room is not.
 #[test]
 fn where_netlink_refuses_nothing_is_proved() {
-    for errno in [1, 16, 95] {
+    for errno in [1, 5, 95] {
         let (machine, _, device) = one();
         machine.refuse_request(errno);
         let error = device.open().expect_err("it has to be refused");
@@ -123,4 +123,57 @@ fn nothing_is_proved_where_sys_is_not_the_kernels() {
     assert_eq!(machine.node_opens(), []);
     let opened = asked.open_allow_unproven().expect("nothing contradicts");
     assert!(matches!(opened, Opened::Unproven(_)));
+}
+
+/// A filter that forbids the calls on the socket is like one that forbids the socket.
+#[test]
+fn netlink_that_is_filtered_cannot_be_had() {
+    for (errno, expected) in [
+        (1, ErrorKind::NetlinkUnavailable),
+        (13, ErrorKind::NetlinkUnavailable),
+        (12, ErrorKind::Os),
+    ] {
+        for filtered in [CallKind::Send, CallKind::Recv] {
+            let (machine, _, device) = one();
+            machine.on_call(move |_, call| match call.kind() == filtered {
+                true => Verdict::Fail(errno),
+                false => Verdict::Continue,
+            });
+            assert_eq!(kind(device.open()), expected, "errno {errno}");
+            let opened = device.open_allow_unproven();
+            assert_eq!(opened.is_ok(), expected == ErrorKind::NetlinkUnavailable, "errno {errno}");
+        }
+    }
+}
+
+/// The kernel starts no list before the one before is at its end, whatever became of that one.
+#[test]
+fn a_list_of_many_pages_is_read_to_its_end() {
+    let (machine, id, device) = one();
+    machine.set_contexts_a_page(4);
+    machine.set_short_pages(true);
+    for _ in 0..12 {
+        machine.foreign_pd(id).expect("a PD");
+    }
+    let foreign = machine.open_unguarded(0).expect("opened");
+    device.verify(&foreign).expect("verified");
+}
+
+#[test]
+fn an_answer_to_something_else_is_none() {
+    let (machine, _, device) = one();
+    device.index().expect("known");
+    let mut is_asked = false;
+    // The type of the message, then its number.
+    for at in [4, 8] {
+        machine.on_call(move |world, call| match call.kind() {
+            CallKind::Send => {
+                is_asked = call.detail(world).starts_with("GET ");
+                Verdict::Continue
+            }
+            CallKind::Recv if is_asked => Verdict::Alter(vec![(at, 2)]),
+            _ => Verdict::Continue,
+        });
+        assert_eq!(kind(device.query()), ErrorKind::Unstable);
+    }
 }

@@ -9,7 +9,6 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
-use std::thread;
 
 use anyhow::ensure;
 use rustix::io::Errno;
@@ -36,6 +35,20 @@ const RDMA_VERBS_IOCTL: u64 = 0xc018_1b01;
 /// Memory of its own, and no file or device.
 const MEMORY: u64 = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
 
+/// A thread's stack.
+const STACK: u64 = MEMORY | libc::MAP_STACK as u64;
+
+/// What `pthread_create(3)` of glibc asks `clone` for.
+const THREAD: u64 = (libc::CLONE_VM
+    | libc::CLONE_FS
+    | libc::CLONE_FILES
+    | libc::CLONE_SIGHAND
+    | libc::CLONE_THREAD
+    | libc::CLONE_SYSVSEM
+    | libc::CLONE_SETTLS
+    | libc::CLONE_PARENT_SETTID
+    | libc::CLONE_CHILD_CLEARTID) as u64;
+
 /// What a program in Rust needs to compute, print and end.
 pub(crate) const RUNTIME: &[Allowed] = &[
     any(libc::SYS_write),            // to a descriptor that it has
@@ -59,6 +72,13 @@ pub(crate) const PROVE: &[Allowed] = &[
     any(libc::SYS_sendto),                      // asks on the netlink socket
     any(libc::SYS_recvfrom),                    // takes the answers
     any(libc::SYS_gettid),                      // the kernel lists threads by number
+    only(libc::SYS_clone, 0, THREAD),           // the thread that proves, and no process
+    any(libc::SYS_clone3),                      // is answered by ENOSYS: its flags are in memory
+    only(libc::SYS_mmap, 3, STACK),             // that thread's stack
+    any(libc::SYS_mprotect),                    // and its guard page
+    any(libc::SYS_rseq),                        // a thread begins
+    any(libc::SYS_set_robust_list),             // a thread begins
+    any(libc::SYS_exit),                        // a thread ends
 ];
 
 /// From here on the thread, and what it starts, may do what is on these lists.
@@ -74,8 +94,14 @@ pub(crate) fn lock_in(lists: &[&[Allowed]]) -> anyhow::Result<()> {
     }
     let refuse = SeccompAction::Errno(libc::EPERM.unsigned_abs());
     let arch = std::env::consts::ARCH.try_into()?;
+    // A filter of its own, whose answer is the stricter one: glibc then calls `clone`, whose flags are an argument.
+    let missing = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
+    let clone3 = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
+    let no_clone3 = SeccompFilter::new(clone3, SeccompAction::Allow, missing, arch)?;
     let filter = SeccompFilter::new(rules, refuse, SeccompAction::Allow, arch)?;
-    seccompiler::apply_filter(&BpfProgram::try_from(filter)?)?;
+    for filter in [no_clone3, filter] {
+        seccompiler::apply_filter(&BpfProgram::try_from(filter)?)?;
+    }
     Ok(())
 }
 
@@ -89,7 +115,6 @@ pub(crate) fn try_forbidden() -> anyhow::Result<()> {
     is_refused("openat", fs::open(null, flags, fs::Mode::empty()))?;
     is_refused("execve", Err::<(), _>(Command::new("/bin/true").exec()))?;
     is_refused("a process", Command::new("/bin/true").spawn())?;
-    is_refused("a thread", thread::Builder::new().spawn(|| ()))?;
     is_refused("socket", net::socket(net::AddressFamily::UNIX, net::SocketType::STREAM, None))?;
     is_refused("connect", net::connect(stdin, &peer))?;
     is_refused("another ioctl", rustix::io::ioctl_fionread(stdin))?;

@@ -12,7 +12,7 @@ use rustix::net::{
     socket_with,
 };
 
-use super::{Datagram, DirEntry, Errno, FileType, Handle, OFlags, Resolve, Stat, Sys, abi};
+use super::{Datagram, DirEntry, FileType, Handle, OFlags, Resolve, Stat, Sys, abi};
 
 /// A page of names: what glibc's readdir asks for at once.
 const DIR_PAGE: usize = 32 * 1024;
@@ -98,18 +98,6 @@ pub(super) fn recv(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Sys<Datagram> {
 
 pub(super) fn duplicate(fd: BorrowedFd<'_>) -> Sys<Handle> {
     rustix::io::fcntl_dupfd_cloexec(fd, 0).map(Handle::Real)
-}
-
-/// Room for what runs there, which calls the kernel and keeps its buffers on the heap.
-const STACK: usize = 128 << 10;
-
-pub(super) fn on_new_thread<T: Send>(run: &mut (impl FnMut() -> T + Send)) -> Sys<T> {
-    std::thread::scope(|scope| {
-        let spawned = std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, run);
-        let thread =
-            spawned.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::AGAIN))?;
-        Ok(thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-    })
 }
 
 pub(super) fn set_nonblocking(fd: BorrowedFd<'_>) -> Sys<()> {

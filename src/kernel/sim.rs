@@ -276,7 +276,7 @@ impl Machine {
             |_| "new".into(),
             |world, verdict| act(world, verdict).map_err(world::errno),
         )?;
-        super::linux::on_new_thread(&mut || {
+        super::abi::on_new_thread(&mut || {
             let result = run();
             self.with(|world| world.thread_exits(super::linux::gettid()));
             result

@@ -2,19 +2,17 @@
 //!
 //! No look at /sys or at the node shows which device a cmd fd is bound to: a node that was made by hand
 //! keeps the device it was first opened on. The kernel shows it: under each device's netlink index it
-//! tracks the contexts and the protection domains (PDs) on that device, each with a number and the thread
-//! that allocated it. So this thread allocates something through the descriptor, and finds it under the
-//! pinned device's index:
+//! tracks the protection domains (PDs) and the contexts on that device, each with the thread that allocated
+//! it. So a new thread, on which nothing else has ever run, allocates a PD through the descriptor. A PD of that
+//! thread is under the pinned device's index: then the descriptor is on that device.
 //!
-//! - **by number**: no context has number *n* under the index. Then this thread allocates the context. Then
-//!   *n* is a context of this thread. The kernel enters a context once, when it is allocated, and this
-//!   thread has allocated one; so that is the one. *n* is a guess, the number after the last one.
-//! - **by thread**, where the guess missed: a new thread, which has allocated nothing else, allocates a PD
-//!   through the descriptor. A PD of that thread is under the index. This works on any descriptor that has a
-//!   context ([`verify`](super::verify)).
+//! That works on any descriptor that has a context, whoever opened it ([`verify`](super::verify)). Where no PD
+//! can be had, an open starts over, and the new thread allocates the context itself.
 //!
-//! Only what is shown proves. What other threads allocate, free or hide costs time and proves nothing.
-//! Equal GUIDs, GUIDs of zero and lists that were cut do not matter to it.
+//! The thread has to be a new one. What a thread that runs the program's code allocates cannot be told from
+//! what is allocated for it meanwhile, by a signal handler, or by io_uring, which runs requests as the thread
+//! that submitted them. Nothing rests on numbers that were free, on lists, on GUIDs, or on what is *not* shown:
+//! what other threads allocate, free or hide costs time and proves nothing.
 
 use std::sync::Arc;
 
@@ -26,10 +24,10 @@ use crate::device::Record;
 use crate::driver::DriverId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::evidence::{Evidence, Step, Value};
-use crate::kernel::Errno;
 use crate::kernel::rdma::{Resource, ResourceEntry};
+use crate::kernel::{Errno, Undisturbed};
 use crate::name::Guid;
-use crate::netlink::{Lookup, Socket};
+use crate::netlink::Socket;
 
 /// That a context was proved to be on the device. Made here and nowhere else; a
 /// [`Context`](crate::Context) is made of nothing less.
@@ -125,7 +123,7 @@ impl Target {
     fn look_for(&self, kind: Resource, thread: u32, guess: Option<u32>) -> Result<Seen> {
         let is_ours = |entry: &ResourceEntry| entry.thread == Some(thread);
         if let Some(number) = guess
-            && let Lookup::Found(entry) = self.socket.resource(kind, self.index, number)?
+            && let Some(entry) = self.socket.resource(kind, self.index, number)?
             && is_ours(&entry)
         {
             return Ok(Seen::Entry(entry));
@@ -177,11 +175,8 @@ fn cannot_list(kind: Resource, index: u32) -> Error {
 
 /// Checks of the proof, by name.
 const GUID: &str = "node GUID, through the descriptor";
-const FREE: &str = "context number, before";
-const SHOWN: &str = "thread of the context of that number";
 const CONTEXT: &str = "context of a new thread, under the index";
 const PD: &str = "PD of a new thread, under the index";
-const PD_HERE: &str = "PD of this thread under a number that was free";
 
 /// Steps 6 and 7: allocates the context and proves where it is.
 pub(super) fn allocate_and_prove(
@@ -207,9 +202,8 @@ pub(super) fn allocate_and_prove(
         let old_rule = super::old_rule::allocate_and_prove;
         return old_rule(record, pin, cmd, prepared, &target, before, evidence);
     }
-    // From here to the end nothing of the program's own runs on this thread: no provider, no signal handler,
-    // no subscriber of log events.
-    let _undisturbed = record.host.kernel().undisturbed();
+    // The new thread inherits it. From here to the end no provider and no subscriber of log events runs.
+    let _undisturbed = undisturbed(record)?;
     let shown = match place {
         Place::Here => on_this_thread(record, cmd, prepared, &target, evidence),
         Place::NewThread => on_new_thread(record, cmd, prepared, &target, evidence),
@@ -226,37 +220,7 @@ fn on_this_thread(
     target: &Target,
     evidence: &mut Evidence,
 ) -> Result<Shown> {
-    const STEP: Step = Step::Prove;
-    let guess = record.next.get(Resource::Context);
-    let by_number = |number| target.socket.resource(Resource::Context, target.index, number);
-    let is_free = match guess {
-        Some(number) => evidence.confirm(STEP, FREE, Value::Word("free"), || {
-            Ok(Value::Word(match by_number(number)? {
-                Lookup::Free => "free",
-                Lookup::Found(_) => "taken",
-                Lookup::Unknown => "unknown",
-            }))
-        })?,
-        None => false,
-    };
     allocate(cmd, prepared)?;
-    let thread = record.host.kernel().gettid();
-    if let Some(number) = guess.filter(|_| is_free)
-        && evidence.confirm(STEP, SHOWN, Value::Number(thread.into()), || {
-            Ok(match by_number(number)? {
-                Lookup::Found(ResourceEntry { thread: Some(thread), .. }) => {
-                    Value::Number(thread.into())
-                }
-                _ => Value::Word("none"),
-            })
-        })?
-    {
-        record.next.set_after(Resource::Context, number);
-        evidence.index = Some(target.index);
-        evidence.context_number = Some(number);
-        compare_guid(cmd, target, evidence)?;
-        return Ok(Shown::Here);
-    }
     compare_guid(cmd, target, evidence)?;
     by_pd(record, cmd, target, evidence)
 }
@@ -284,7 +248,7 @@ fn on_new_thread(
     compare_guid(cmd, target, evidence)?;
     let (word, shown) = match seen {
         Seen::Entry(entry) => {
-            note(record, target, entry, evidence);
+            note(target, entry, evidence);
             ("listed", Shown::Here)
         }
         Seen::Nothing => {
@@ -316,7 +280,7 @@ pub(super) fn prove(
     target: &Target,
     evidence: &mut Evidence,
 ) -> Result<Proof> {
-    let _undisturbed = record.host.kernel().undisturbed();
+    let _undisturbed = undisturbed(record)?;
     compare_guid(cmd, target, evidence).map_err(|error| match error.errno() {
         Some(Errno::INVAL) => error
             .into_kind(ErrorKind::Unproven)
@@ -349,19 +313,15 @@ fn by_pd(record: &Record, cmd: &CmdFd, target: &Target, evidence: &mut Evidence)
         return Ok(Shown::NeedsNewThread(Error::new(ErrorKind::Unproven, text)));
     }
     let kernel = record.host.kernel();
-    let mut what = PD;
     let mut pds = || pds_of_new_thread(record, cmd, target);
     let found = match retry(|| kernel.on_new_thread(&mut pds)) {
         Ok(found) => found?,
-        Err(errno) => {
-            what = PD_HERE;
-            pd_of_this_thread(record, cmd, target, errno)?
-        }
+        Err(errno) => Found::Unproven(no_thread(errno)),
     };
     let expected = Value::Word("listed");
     let (word, unproven) = match found {
         Found::Shown { entry, is_leaked } => {
-            note(record, target, entry, evidence);
+            note(target, entry, evidence);
             evidence.leaked_pd = is_leaked;
             ("listed", None)
         }
@@ -372,23 +332,20 @@ fn by_pd(record: &Record, cmd: &CmdFd, target: &Target, evidence: &mut Evidence)
     let look = || Ok(Value::Word(word));
     match unproven {
         Some(unproven) => {
-            let held = evidence.confirm(Step::Prove, what, expected, look)?;
+            let held = evidence.confirm(Step::Prove, PD, expected, look)?;
             Ok(if held { Shown::Here } else { unproven })
         }
         None => {
-            evidence.require(Step::Prove, what, ErrorKind::NodeMismatch, expected, look)?;
+            evidence.require(Step::Prove, PD, ErrorKind::NodeMismatch, expected, look)?;
             Ok(Shown::Here)
         }
     }
 }
 
-/// Notes what was found, and which numbers come next.
-fn note(record: &Record, target: &Target, entry: ResourceEntry, evidence: &mut Evidence) {
+/// Notes under which numbers it was found.
+fn note(target: &Target, entry: ResourceEntry, evidence: &mut Evidence) {
     evidence.index = Some(target.index);
     evidence.context_number = entry.context;
-    if let Some(context) = entry.context {
-        record.next.set_after(Resource::Context, context);
-    }
 }
 
 /// Allocates PDs on a thread that has no others. One that is listed under that thread is one of these.
@@ -402,12 +359,12 @@ fn pds_of_new_thread(record: &Record, cmd: &CmdFd, target: &Target) -> Result<Fo
             Ok(pd) => pd,
             Err(error) => return Ok(Found::NoPd(error.into_kind(ErrorKind::Unproven))),
         };
-        let guess = record.next.get(Resource::Pd);
+        let guess = record.next_pd.get();
         let seen = target.look_for(Resource::Pd, thread, guess);
         let freed = pd.free();
         match seen? {
             Seen::Entry(entry) => {
-                record.next.set_after(Resource::Pd, entry.number);
+                record.next_pd.set_after(entry.number);
                 let is_leaked = freed.is_err();
                 return Ok(Found::Shown { entry, is_leaked });
             }
@@ -422,65 +379,18 @@ fn pds_of_new_thread(record: &Record, cmd: &CmdFd, target: &Target) -> Result<Fo
     Ok(Found::Elsewhere)
 }
 
-/// How many numbers are tried, where no thread can be had.
-const WINDOWS: [u32; 3] = [4, 16, 64];
-
-/// Where there is no new thread: a PD of this thread that is listed by a number that was free before the PD was
-/// allocated, and is free again after.
-fn pd_of_this_thread(
-    record: &Record,
-    cmd: &CmdFd,
-    target: &Target,
-    refused: Errno,
-) -> Result<Found> {
-    let thread = record.host.kernel().gettid();
-    let by_number = |number| target.socket.resource(Resource::Pd, target.index, number);
-    let no_pd = |error: Error| Ok(Found::NoPd(error.into_kind(ErrorKind::Unproven)));
-    for width in WINDOWS {
-        // The kernel counts on from the last number, which is that of a first PD, if that one is listed here.
-        let first = match Pd::allocate(cmd) {
-            Ok(pd) => pd,
-            Err(error) => return no_pd(error),
-        };
-        let listing = target.socket.resources(Resource::Pd, target.index, |_| false)?;
-        let Some(listing) = listing else {
-            return Ok(Found::Unproven(cannot_list(Resource::Pd, target.index)));
-        };
-        let next = listing.highest.map_or(0, |number| number.wrapping_add(1));
-        let mut free = Vec::new();
-        for number in (0..width).map(|at| next.wrapping_add(at)) {
-            if by_number(number)? == Lookup::Free {
-                free.push(number);
-            }
-        }
-        let second = match Pd::allocate(cmd) {
-            Ok(pd) => pd,
-            Err(error) => return no_pd(error),
-        };
-        let mut shown = None;
-        for &number in &free {
-            if let Lookup::Found(entry) = by_number(number)?
-                && entry.thread == Some(thread)
-            {
-                shown = Some(entry);
-                break;
-            }
-        }
-        let is_freed = second.free().is_ok();
-        let is_leaked = first.free().is_err();
-        if let Some(entry) = shown.filter(|_| is_freed)
-            && by_number(entry.number)? == Lookup::Free
-        {
-            return Ok(Found::Shown { entry, is_leaked });
-        }
-    }
-    Ok(Found::Unproven(no_thread(refused)))
+/// Keeps signal handlers off this thread, and off the one that it starts.
+fn undisturbed(record: &Record) -> Result<Undisturbed> {
+    retry(|| record.host.kernel().undisturbed()).map_err(|errno| {
+        let error = Error::call("rt_sigprocmask", errno).into_kind(ErrorKind::Unproven);
+        error.hint("the proof holds signals back: a filter forbids it")
+    })
 }
 
 fn no_thread(errno: Errno) -> Error {
     Error::call("clone (a thread to prove on)", errno)
         .into_kind(ErrorKind::Unproven)
-        .hint("the proof needs a thread of its own here: a limit or a filter forbids it")
+        .hint("the proof starts a thread: a limit or a filter forbids it")
 }
 
 /// The pinned device answers its commands: a descriptor that answers EIO is on one that is gone.

@@ -15,10 +15,7 @@ pub(super) fn broker() -> Result<()> {
     for name in ["rxe0", "tst"] {
         let said = guest::stdout("broker", &[name])?;
         let worked = said.contains("broker: ") && said.contains("worker: ");
-        ensure!(
-            worked && said.contains("PD of this thread under a number that was free: listed"),
-            "{said}"
-        );
+        ensure!(worked && said.contains("PD of a new thread, under the index: listed"), "{said}");
     }
     ensure!(guest::hca_value("tst", "contexts")? == "0", "a context is left");
     let said = guest::stdout("broker", &["--try-forbidden", "tst"])?;
