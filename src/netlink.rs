@@ -344,11 +344,13 @@ impl Exchange {
                 }
                 match message.kind {
                     NLMSG_DONE | NLMSG_ERROR => {
+                        let errno = message.errno().map_err(Fault::Bad)?;
+                        if request.dump && errno == Some(Errno::BUSY) {
+                            // The rest of it is taken before the next request.
+                            return Err(Fault::Lost("another dump is under way"));
+                        }
                         self.dirty = false;
-                        return match message.errno().map_err(Fault::Bad)? {
-                            Some(errno) => Err(Fault::Refused(errno)),
-                            None => Ok(answer),
-                        };
+                        return errno.map_or(Ok(answer), |errno| Err(Fault::Refused(errno)));
                     }
                     kind if kind == request.command.message_type() => {
                         each(&message).map_err(Fault::Bad)?;

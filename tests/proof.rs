@@ -19,6 +19,7 @@ fn listed(machine: &Machine, name: &str) -> Device {
 
 fn one() -> (Machine, DeviceId, Device) {
     let machine = Machine::new();
+    machine.set_next_index(7);
     let id = machine.add(spec("rxe0")).expect("added");
     let device = listed(&machine, "rxe0");
     (machine, id, device)
@@ -34,6 +35,21 @@ fn stale() -> (Machine, DeviceId, Device) {
     machine.remove(old);
     let new = machine.add(spec("new")).expect("added");
     let device = listed(&machine, "new");
+    (machine, new, device)
+}
+
+/// A node that is bound to the old device stands in the place of the new one's, of which the library knows which
+/// numbers come next.
+fn known_and_stale() -> (Machine, DeviceId, Device) {
+    let machine = Machine::new();
+    let old = machine.add(spec("old")).expect("added");
+    machine.foreign_context(old).expect("held");
+    machine.set_node_aside(0);
+    machine.remove(old);
+    let new = machine.add(spec("new")).expect("added");
+    let device = listed(&machine, "new");
+    drop(device.open().expect("the node is the kernel's"));
+    machine.put_node_back(0);
     (machine, new, device)
 }
 
@@ -95,16 +111,7 @@ fn a_cut_list_proves_nothing() {
 
 #[test]
 fn an_older_context_of_that_number_proves_nothing() {
-    // A node that is bound to the old device is put in place once the library knows the number that comes next.
-    let machine = Machine::new();
-    let old = machine.add(spec("old")).expect("added");
-    machine.foreign_context(old).expect("held");
-    machine.set_node_aside(0);
-    machine.remove(old);
-    let new = machine.add(spec("new")).expect("added");
-    let device = listed(&machine, "new");
-    drop(device.open().expect("the node is the kernel's"));
-    machine.put_node_back(0);
+    let (machine, new, device) = known_and_stale();
     let thread = machine.with(|world| world.this_thread());
     let older = machine.context_by(new, thread).expect("a context");
     assert_eq!(older, 1, "of the number that comes next");
@@ -208,6 +215,18 @@ fn without_threads_a_number_that_was_free_proves() {
         let evidence = device.verify(&context).expect("verified");
         assert_eq!(decided(&evidence), BY_PD_HERE);
         assert_eq!(evidence.context_number(), machine.ctxn_of(context.as_fd()));
+        assert_eq!(machine.pds_of(id), machine.foreign_pds_of(id), "a PD of the proof is left");
+    }
+    // Numbers that are taken are passed over: by the second window, or the third.
+    for crowd in [5, 20] {
+        let context = device.open().expect("opened");
+        let ahead = machine.foreign_pd(id).expect("a PD");
+        for _ in 1..crowd {
+            machine.foreign_pd(id).expect("a PD");
+        }
+        machine.dealloc_foreign_pd(id, ahead);
+        machine.set_next_pdn(id, ahead);
+        assert_eq!(decided(&device.verify(&context).expect("verified")), BY_PD_HERE, "{crowd}");
     }
     let (machine, _, device) = stale();
     machine.deny_threads(Some(11));
@@ -215,6 +234,138 @@ fn without_threads_a_number_that_was_free_proves() {
     machine.fail_alloc_pd(22, u32::MAX);
     let opened = device.open_allow_unproven().expect("nothing contradicts");
     assert!(matches!(opened, Opened::Unproven(_)));
+}
+
+/// PDs of this thread on the right device, and of others, that come and go while none is allocated there.
+#[test]
+fn without_threads_other_pds_prove_nothing() {
+    let stale = || {
+        let (machine, new, device) = stale();
+        machine.deny_threads(Some(11));
+        let stale = machine.open_unguarded(0).expect("opened");
+        (machine, new, device, stale)
+    };
+    let older = |machine: &Machine, new| {
+        let thread = machine.with(|world| world.this_thread());
+        let ctxn = machine.context_by(new, thread).expect("a context");
+        machine.pd_by(new, ctxn, thread).expect("a PD")
+    };
+    // An older one that some answers leave out.
+    for answers in 0..12 {
+        let (machine, new, device, stale) = stale();
+        let pdn = older(&machine, new);
+        machine.hide_pd(new, pdn, answers);
+        assert_eq!(kind(device.verify(&stale)), ErrorKind::Unproven, "{answers} answers");
+    }
+    // The list, and the last answer of all.
+    let (machine, new, device, foreign) = stale();
+    let pdn = older(&machine, new);
+    hide_at_ioctls(&machine, move |world, ioctl| {
+        if matches!(ioctl % 4, 1 | 2) {
+            world.hide_pd(new, pdn, 1);
+        }
+    });
+    assert_eq!(kind(device.verify(&foreign)), ErrorKind::Unproven);
+    // Somebody else's, which has a number that was free, and is gone at the end.
+    let (machine, new, device, foreign) = stale();
+    let mut theirs = None;
+    hide_at_ioctls(&machine, move |world, ioctl| match ioctl % 4 {
+        3 => theirs = world.foreign_pd(new),
+        1 => theirs.take().into_iter().for_each(|pdn| world.dealloc_foreign_pd(new, pdn)),
+        _ => {}
+    });
+    assert_eq!(kind(device.verify(&foreign)), ErrorKind::Unproven);
+}
+
+/// Has `act` see the number of each ioctl that is about to be done. In `verify` without threads the first asks
+/// for the GUID; of each four that follow two allocate a PD and two free one.
+fn hide_at_ioctls(
+    machine: &Machine,
+    mut act: impl FnMut(&mut uverbs::sim::World, u32) + Send + 'static,
+) {
+    let mut ioctls = 0;
+    machine.on_call(move |world, call| {
+        if call.kind() == CallKind::VerbsIoctl {
+            ioctls += 1;
+            act(world, ioctls);
+        }
+        Verdict::Continue
+    });
+}
+
+#[test]
+fn somebody_elses_context_of_the_guessed_number_proves_nothing() {
+    let (machine, new, device) = known_and_stale();
+    // It takes the number between the look that finds it free and GET_CONTEXT.
+    machine.on_call(move |world, call| {
+        if call.kind() == CallKind::VerbsIoctl && call.detail(world) == "0.3" {
+            assert_eq!(world.foreign_context(new), Some(1), "the number that comes next");
+        }
+        Verdict::Continue
+    });
+    assert_eq!(kind(device.open()), ErrorKind::NodeMismatch);
+}
+
+/// Whatever else shows that it is the device, the GUID has to be its own, too.
+#[test]
+fn another_guid_is_refused_however_it_is_proved() {
+    for fail_alloc_pd in [0, u32::MAX] {
+        for opened_before in [false, true] {
+            let (machine, _, device) = one();
+            machine.fail_alloc_pd(22, fail_alloc_pd);
+            let before = opened_before.then(|| device.open().expect("opened"));
+            // Where the context is allocated anew, on another thread, that one's is asked for, too.
+            let mut contexts_before = u32::from(fail_alloc_pd > 0 && !opened_before) + 1;
+            machine.on_call(move |world, call| {
+                if call.kind() != CallKind::VerbsIoctl {
+                    return Verdict::Continue;
+                }
+                match call.detail(world).as_str() {
+                    "0.3" => contexts_before = contexts_before.saturating_sub(1),
+                    // The only command here that has so long an answer.
+                    "0.0" if contexts_before == 0 => return Verdict::Alter(vec![(15, 1)]),
+                    _ => {}
+                }
+                Verdict::Continue
+            });
+            let error = device.open().expect_err("it has to be refused");
+            let last = error.evidence().and_then(|evidence| evidence.checks().last());
+            assert_eq!(error.kind(), ErrorKind::NodeMismatch);
+            assert_eq!(last.expect("evidence").what, "node GUID, through the descriptor");
+            if let Some(before) = before {
+                // It stays altered.
+                assert_eq!(kind(device.verify(&before)), ErrorKind::NodeMismatch);
+            }
+        }
+    }
+}
+
+/// The guess of the next PD saves the lists.
+#[test]
+fn the_second_verify_takes_no_list() {
+    let (machine, id, device) = one();
+    machine.set_next_pdn(id, 40);
+    let foreign = machine.open_unguarded(0).expect("opened");
+    for lists in [1, 0, 0] {
+        machine.record_calls(true);
+        let evidence = device.verify(&foreign).expect("verified");
+        let log = machine.call_log();
+        let dumps = log.iter().filter(|call| call.contains("RES_PD_GET dump")).count();
+        assert_eq!(dumps, lists, "{log:#?}");
+        assert_eq!(evidence.index(), Some(machine.index_of(id)));
+        assert_eq!(evidence.context_number(), machine.ctxn_of(foreign.as_fd()));
+    }
+}
+
+#[test]
+fn a_descriptor_on_a_dead_device_is_refused() {
+    let machine = Machine::new();
+    let old = machine.add(spec("old").disassociates(true)).expect("added");
+    let dead = machine.open_unguarded(0).expect("opened");
+    machine.remove(old);
+    machine.add(spec("new")).expect("added");
+    let error = listed(&machine, "new").verify(&dead).expect_err("it is dead");
+    assert_eq!((error.kind(), error.raw_os_error()), (ErrorKind::NodeMismatch, Some(5)));
 }
 
 #[test]
@@ -265,45 +416,69 @@ fn pds_that_come_and_go_prove_nothing() {
 }
 
 #[test]
-fn without_netlink_nothing_is_proved() {
-    let (machine, _, device) = one();
-    machine.deny_netlink(Some(1));
-    let error = device.open().expect_err("it has to be refused");
-    assert_eq!(error.kind(), ErrorKind::NetlinkUnavailable);
-    assert_eq!(error.raw_os_error(), Some(1));
-    assert_eq!(machine.node_opens(), []);
-    let Ok(Opened::Unproven(context)) = device.open_allow_unproven() else {
-        panic!("it is the right one, but that cannot be proved");
-    };
-    assert_eq!(context.query_device().expect("asked").node_guid.0, 0xa0);
-    assert_eq!(context.reason().kind(), ErrorKind::NetlinkUnavailable);
-    drop(context);
-    // No room for a descriptor says nothing of netlink.
-    machine.deny_netlink(Some(24));
-    assert_eq!(kind(device.open()), ErrorKind::Os);
-    machine.deny_netlink(None);
-    device.open().expect("proved");
+fn somebody_elses_pd_of_the_guessed_number_proves_nothing() {
+    let (machine, new, device) = known_and_stale();
+    let stale = machine.open_unguarded(0).expect("opened");
+    let pdn = machine.foreign_pd(new).expect("a PD");
+    assert_eq!(pdn, 1, "the number that comes next");
+    assert_eq!(kind(device.verify(&stale)), ErrorKind::NodeMismatch);
 }
 
-/// What is at hand is compared, also where nothing can be proved: here sysfs' GUID.
+/// A list that leaves the PD out says nothing, unless it is whole: the right descriptor is not refused for it.
 #[test]
-fn an_unproven_open_compares_guids() {
-    let machine = Machine::new();
-    let old = machine.add(spec("old").guid(0xb0)).expect("added");
-    machine.set_node(0, NodeKind::Static);
-    machine.foreign_context(old).expect("held");
-    machine.remove(old);
-    machine.add(spec("new")).expect("added");
-    let device = listed(&machine, "new");
-    machine.deny_netlink(Some(1));
-    let opened = device.open_allow_unproven();
-    assert_eq!(kind(opened), ErrorKind::NodeMismatch);
-    // And netlink's, where only the lists are missing.
-    machine.deny_netlink(None);
-    machine.set_no_res_ctx(true);
-    machine.set_no_res_pd(true);
-    let opened = device.open_allow_unproven();
-    assert_eq!(kind(opened), ErrorKind::NodeMismatch);
+fn a_cut_list_refuses_nothing() {
+    for (cuts, expected) in [(3, None), (u32::MAX, Some(ErrorKind::Unproven))] {
+        let (machine, id, device) = one();
+        machine.set_contexts_a_page(4);
+        machine.set_short_pages(true);
+        let crowd: Vec<u32> = (0..4).map(|_| machine.foreign_pd(id).expect("a PD")).collect();
+        let foreign = machine.open_unguarded(0).expect("opened");
+        let (mut is_first_page, mut left) = (false, cuts);
+        machine.on_call(move |world, call| {
+            match call.kind() {
+                CallKind::Send => {
+                    is_first_page = call.detail(world).starts_with("RES_PD_GET dump");
+                }
+                // With the first page goes what was on it, so that the second leaves out as many.
+                CallKind::Recv if is_first_page && left > 0 => {
+                    crowd.iter().for_each(|pdn| world.hide_pd(id, *pdn, 1));
+                    (is_first_page, left) = (false, left - 1);
+                }
+                _ => {}
+            }
+            Verdict::Continue
+        });
+        let verified = device.verify(&foreign);
+        assert_eq!(verified.err().map(|error| error.kind()), expected, "{cuts} lists are cut");
+    }
+}
+
+#[test]
+fn evidence_is_for_people_to_read() {
+    let (_machine, _, device) = one();
+    let context = device.open().expect("opened");
+    let steps: std::collections::BTreeSet<_> =
+        context.evidence().checks().iter().map(|check| check.step).collect();
+    let texts: Vec<_> = steps.iter().map(|step| (step.number(), step.to_string())).collect();
+    let expected = [
+        (2, "step 2 (pin)"),
+        (3, "step 3 (node)"),
+        (4, "step 4 (open)"),
+        (5, "step 5 (revalidate)"),
+        (7, "step 7 (prove)"),
+    ];
+    assert_eq!(texts, expected.map(|(number, text)| (number, text.to_owned())));
+    let values = [
+        (uverbs::Value::Word("listed"), "listed"),
+        (uverbs::Value::Number(7), "7"),
+        (uverbs::Value::Device((231, 192).into()), "231:192"),
+        (uverbs::Value::Guid(uverbs::Guid(0xa0)), "0000:0000:0000:00a0"),
+        (uverbs::Value::Time(1, 2), "1.000000002"),
+    ];
+    for (value, text) in values {
+        assert_eq!(value.to_string(), text);
+    }
+    assert!(!context.evidence().leaked_pd());
 }
 
 #[test]

@@ -4,7 +4,7 @@
 use std::os::fd::AsFd as _;
 
 use uverbs::sim::{CallKind, DeviceSpec, Machine, NodeKind, NodeOpened, Verdict};
-use uverbs::{Device, ErrorKind, Host, Policy, Registry};
+use uverbs::{Device, ErrorKind, Host, Opened, Policy, Registry, Step};
 
 fn device(name: &str, guid: u64) -> DeviceSpec {
     DeviceSpec::new(name).guid(guid)
@@ -20,6 +20,14 @@ fn listed(machine: &Machine, name: &str) -> Device {
 
 fn kind<T: std::fmt::Debug>(result: uverbs::Result<T>) -> ErrorKind {
     result.expect_err("it has to be refused").kind()
+}
+
+/// Which check refused it.
+fn refused_by<T: std::fmt::Debug>(result: uverbs::Result<T>) -> (Step, &'static str) {
+    let error = result.expect_err("it has to be refused");
+    let check = error.evidence().and_then(|evidence| evidence.checks().last()).expect("evidence");
+    assert!(!check.held(), "{error}");
+    (check.step, check.what)
 }
 
 #[test]
@@ -79,20 +87,22 @@ fn a_static_node_bound_to_the_old_device_is_refused() {
 
 #[test]
 fn a_wrong_node_is_not_opened() {
-    for (node, expected) in [
-        (NodeKind::Symlink("uverbs1".into()), ErrorKind::NodeMismatch),
-        (NodeKind::Fifo, ErrorKind::NodeMismatch),
-        (NodeKind::Regular, ErrorKind::NodeMismatch),
-        (NodeKind::Directory, ErrorKind::NodeMismatch),
-        (NodeKind::Device(1, 3), ErrorKind::NodeMismatch),
-        (NodeKind::Missing, ErrorKind::Os),
+    for (node, expected, found) in [
+        (NodeKind::Symlink("uverbs1".into()), ErrorKind::NodeMismatch, "found symbolic link"),
+        (NodeKind::Fifo, ErrorKind::NodeMismatch, "found FIFO"),
+        (NodeKind::Regular, ErrorKind::NodeMismatch, "found regular file"),
+        (NodeKind::Directory, ErrorKind::NodeMismatch, "found directory"),
+        (NodeKind::Device(1, 3), ErrorKind::NodeMismatch, "found 1:3"),
+        (NodeKind::Missing, ErrorKind::Os, "ENOENT"),
     ] {
         let machine = Machine::new();
         machine.add(device("rxe0", 0xa0)).expect("added");
         machine.add(device("rxe1", 0xb0)).expect("added");
         let asked = listed(&machine, "rxe0");
         machine.set_node(0, node.clone());
-        assert_eq!(kind(asked.open()), expected, "{node:?}");
+        let error = asked.open().expect_err("it has to be refused");
+        assert_eq!(error.kind(), expected, "{node:?}");
+        assert!(error.to_string().contains(found), "{error}");
         assert_eq!(machine.node_opens(), [], "{node:?}");
     }
     let machine = Machine::new();
@@ -154,8 +164,250 @@ fn the_node_is_looked_at_before_it_is_opened() {
         }
         Verdict::Continue
     });
-    assert_eq!(kind(asked.open()), ErrorKind::NodeMismatch);
+    assert_eq!(refused_by(asked.open()), (Step::Open, "device number of the node"));
     assert_eq!(machine.node_opens(), [NodeOpened::Device(1, 3)]);
     drop(asked);
     assert_eq!(machine.open_handles(), 0);
+}
+
+/// Has what is in `/dev/infiniband/uverbs0` change once it was looked at, before it is opened.
+fn change_before_open(machine: &Machine, to: NodeKind) {
+    machine.on_call(move |world, call| {
+        let detail = call.detail(world);
+        if call.kind() == CallKind::Openat2
+            && detail.starts_with("/dev:")
+            && detail.ends_with("/uverbs0")
+        {
+            world.set_node(0, to.clone());
+        }
+        Verdict::Continue
+    });
+}
+
+#[test]
+fn what_is_opened_is_what_was_looked_at() {
+    // The number is right, the node is another one.
+    let machine = Machine::new();
+    machine.add(device("rxe0", 0xa0)).expect("added");
+    change_before_open(&machine, NodeKind::Static);
+    let refused = refused_by(listed(&machine, "rxe0").open());
+    assert_eq!(refused, (Step::Open, "inode of the node"));
+    // What cannot be opened as a device any more.
+    for (node, errno, expected) in [
+        (NodeKind::Symlink("uverbs1".into()), 40, ErrorKind::NodeMismatch),
+        (NodeKind::Directory, 21, ErrorKind::NodeMismatch),
+        (NodeKind::Missing, 2, ErrorKind::Unstable),
+        (NodeKind::Forbidden, 13, ErrorKind::PermissionDenied),
+    ] {
+        let machine = Machine::new();
+        machine.add(device("rxe0", 0xa0)).expect("added");
+        machine.add(device("rxe1", 0xb0)).expect("added");
+        let asked = listed(&machine, "rxe0");
+        let mut opens = 0;
+        let to = node.clone();
+        machine.on_call(move |world, call| {
+            let detail = call.detail(world);
+            if call.kind() == CallKind::Openat2
+                && detail.starts_with("/dev:")
+                && detail.contains("/uverbs0")
+            {
+                opens += 1;
+                // Every other one looks.
+                world.set_node(0, if opens % 2 == 1 { NodeKind::Kernel } else { to.clone() });
+            }
+            Verdict::Continue
+        });
+        let error = asked.open().expect_err("it has to be refused");
+        assert_eq!((error.kind(), error.raw_os_error()), (expected, Some(errno)), "{node:?}");
+        assert_eq!(machine.node_opens(), [], "{node:?}");
+    }
+}
+
+/// An open starts over when the name moves under it, but not for ever.
+#[test]
+fn an_open_starts_over_twice() {
+    for (renames, succeeds) in [(1, true), (2, true), (3, false), (9, false)] {
+        let machine = Machine::new();
+        let id = machine.add(device("rxe0", 0xa0)).expect("added");
+        let asked = listed(&machine, "rxe0");
+        let mut left = renames;
+        machine.on_call(move |world, call| {
+            // Once the cmd fd is open.
+            let is_of_node = call.kind() == CallKind::Openat2
+                && call.detail(world).starts_with("/dev:")
+                && !call.detail(world).ends_with("O_PATH");
+            if is_of_node && left > 0 {
+                left -= 1;
+                world.rename(id, format!("renamed{left}").as_bytes()).expect("renamed");
+            }
+            Verdict::Continue
+        });
+        let opened = asked.open();
+        assert_eq!(opened.is_ok(), succeeds, "{renames} renames");
+        let attempts = if succeeds { renames + 1 } else { 3 };
+        assert_eq!(machine.node_opens().len(), attempts, "{renames} renames");
+        if !succeeds {
+            assert_eq!(kind(opened), ErrorKind::Unstable);
+        }
+    }
+}
+
+/// The device goes before the last call of what is done: that call is there to see it.
+#[test]
+fn the_last_call_sees_whether_the_device_is_there() {
+    type Act = fn(&Machine, &Device) -> uverbs::Result<()>;
+    let acts: [(&str, Act); 5] = [
+        ("open", |_, device| device.open().map(drop)),
+        ("open without PDs", |machine, device| {
+            machine.fail_alloc_pd(22, u32::MAX);
+            device.open().map(drop)
+        }),
+        ("open without netlink", |machine, device| {
+            machine.deny_netlink(Some(1));
+            device
+                .open_allow_unproven()
+                .map(|opened| assert!(matches!(opened, Opened::Unproven(_))))
+        }),
+        ("verify", |machine, device| {
+            let foreign = machine.open_unguarded(0).expect("opened");
+            device.verify(&foreign).map(drop)
+        }),
+        ("query", |_, device| device.query().map(drop)),
+    ];
+    for (what, act) in acts {
+        let mut last = None;
+        for _ in 0..2 {
+            let machine = Machine::new();
+            let id = machine.add(device("rxe0", 0xa0).disassociates(false)).expect("added");
+            let asked = listed(&machine, "rxe0");
+            if let Some(last) = last {
+                machine.on_call(move |world, call| {
+                    if call.ordinal() == last {
+                        world.remove(id);
+                    }
+                    Verdict::Continue
+                });
+                assert_eq!(kind(act(&machine, &asked)), ErrorKind::Removed, "{what}");
+                assert!(asked.is_known_gone(), "{what}");
+            } else {
+                act(&machine, &asked).expect("all is well");
+                last = Some(machine.calls());
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_known_to_be_gone_is_not_asked_for() {
+    let machine = Machine::new();
+    let id = machine.add(device("rxe0", 0xa0)).expect("added");
+    let asked = listed(&machine, "rxe0");
+    let context = asked.open().expect("opened");
+    machine.remove(id);
+    assert_eq!(kind(asked.open()), ErrorKind::Removed);
+    let calls = machine.calls();
+    assert_eq!(kind(asked.query()), ErrorKind::Removed);
+    assert_eq!(machine.calls(), calls);
+    let error = asked.verify(&context).expect_err("it is gone");
+    assert_eq!((error.kind(), error.step()), (ErrorKind::Removed, Some(Step::Known)));
+    assert_eq!(machine.calls(), calls + 1, "but for the duplicate");
+}
+
+#[test]
+fn nothing_is_done_with_the_descriptor_of_another_node() {
+    let machine = Machine::new();
+    machine.add(device("rxe0", 0xa0)).expect("added");
+    machine.add(device("rxe1", 0xa0)).expect("added");
+    let other = machine.open_unguarded(1).expect("opened");
+    let asked = listed(&machine, "rxe0");
+    machine.on_call(|_, call| match call.kind() {
+        CallKind::VerbsIoctl => panic!("a command of the wrong device"),
+        _ => Verdict::Continue,
+    });
+    let refused = refused_by(asked.verify(&other));
+    assert_eq!(refused, (Step::Open, "device number of the node"));
+}
+
+/// The pinned device has its number and is mapped: a node that leads to nothing is not its own.
+#[test]
+fn a_node_that_leads_nowhere_is_a_mismatch() {
+    let machine = Machine::new();
+    let old = machine.add(device("old", 0xa0)).expect("added");
+    machine.set_node(0, NodeKind::Static);
+    machine.foreign_context(old).expect("held");
+    machine.remove(old);
+    machine.add(device("new", 0xa0)).expect("added");
+    let error = listed(&machine, "new").open().expect_err("the old one is dead");
+    assert_eq!((error.kind(), error.raw_os_error()), (ErrorKind::NodeMismatch, Some(5)));
+    for (errno, expected) in
+        [(6, ErrorKind::NodeMismatch), (19, ErrorKind::NodeMismatch), (24, ErrorKind::Os)]
+    {
+        let machine = Machine::new();
+        machine.add(device("rxe0", 0xa0)).expect("added");
+        let asked = listed(&machine, "rxe0");
+        machine.on_call(move |world, call| {
+            let detail = call.detail(world);
+            let is_open = call.kind() == CallKind::Openat2 && detail.starts_with("/dev:");
+            match is_open && !detail.ends_with("O_PATH") {
+                true => Verdict::Fail(errno),
+                false => Verdict::Continue,
+            }
+        });
+        assert_eq!(kind(asked.open()), expected, "errno {errno}");
+    }
+    // The first command through it finds the device dead.
+    let machine = Machine::new();
+    machine.add(device("rxe0", 0xa0)).expect("added");
+    let asked = listed(&machine, "rxe0");
+    machine.on_call(|world, call| match call.kind() {
+        CallKind::VerbsIoctl if call.detail(world) == "0.3" => Verdict::Fail(5),
+        _ => Verdict::Continue,
+    });
+    let error = asked.open().expect_err("it is dead");
+    assert_eq!((error.kind(), error.step()), (ErrorKind::NodeMismatch, Some(Step::Allocate)));
+}
+
+#[test]
+fn a_context_reports_whether_its_device_is_there() {
+    let machine = Machine::new();
+    let id = machine.add(device("rxe0", 0xa0).disassociates(false)).expect("added");
+    let context = listed(&machine, "rxe0").open().expect("opened");
+    assert!(context.is_device_present().expect("there"));
+    // What leaves it open is neither.
+    machine.on_call(|_, call| match call.kind() {
+        CallKind::Pread => Verdict::Fail(5),
+        _ => Verdict::Continue,
+    });
+    assert_eq!(kind(context.is_device_present()), ErrorKind::Os);
+    machine.clear_hook();
+    machine.remove(id);
+    assert!(!context.is_device_present().expect("gone"));
+}
+
+/// An answer about another device, or another PD, is none.
+#[test]
+fn an_answer_about_something_else_is_refused() {
+    // The index is the first attribute; the number comes after the name and a count.
+    let answers = [("GET ", 20), ("RES_PD_GET ", 20), ("RES_PD_GET dump", 20), ("RES_PD_GET ", 52)];
+    for (request, at) in answers {
+        let machine = Machine::new();
+        machine.set_next_index(7);
+        machine.add(device("rxe0", 0xa0)).expect("added");
+        let asked = listed(&machine, "rxe0");
+        let foreign = machine.open_unguarded(0).expect("opened");
+        asked.verify(&foreign).expect("verified");
+        if request.ends_with("dump") {
+            machine.set_next_pdn(machine.instance_of(0).expect("listed"), 100);
+        }
+        let mut is_answered = false;
+        machine.on_call(move |world, call| match call.kind() {
+            CallKind::Send => {
+                is_answered = call.detail(world).starts_with(request);
+                Verdict::Continue
+            }
+            CallKind::Recv if std::mem::take(&mut is_answered) => Verdict::Alter(vec![(at, 1)]),
+            _ => Verdict::Continue,
+        });
+        assert_eq!(kind(asked.verify(&foreign)), ErrorKind::Malformed, "{request}: {at}");
+    }
 }

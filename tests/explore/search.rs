@@ -213,9 +213,9 @@ impl Search {
             && matches!(result, Err(ErrorKind::Unstable | ErrorKind::Unproven));
         assert!(
             !is_harmless || result == undisturbed || result.is_ok() || again,
-            "{result:?}: {:?}: {}",
-            self.play,
-            Show(plan)
+            "{result:?}, where it is {:?} undisturbed: {}",
+            self.undisturbed,
+            self.play.trace(plan)
         );
     }
 

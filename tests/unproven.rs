@@ -1,0 +1,126 @@
+//! Opens that cannot be proved, on the simulated kernel: what is compared all the same.
+
+use uverbs::sim::{CallKind, DeviceId, DeviceSpec, Machine, NodeKind, Verdict};
+use uverbs::{Device, ErrorKind, Host, Opened, Policy, Registry};
+
+fn spec(name: &str) -> DeviceSpec {
+    DeviceSpec::new(name).guid(0xa0).disassociates(false)
+}
+
+fn listed(machine: &Machine, name: &str) -> Device {
+    let host = Host::simulated(machine, Policy::new()).expect("a host");
+    Registry::new(host).devices().expect("a list").by_name(name).expect("listed")
+}
+
+fn one() -> (Machine, DeviceId, Device) {
+    let machine = Machine::new();
+    let id = machine.add(spec("rxe0")).expect("added");
+    let device = listed(&machine, "rxe0");
+    (machine, id, device)
+}
+
+fn kind<T: std::fmt::Debug>(result: uverbs::Result<T>) -> ErrorKind {
+    result.expect_err("it has to be refused").kind()
+}
+
+#[test]
+fn without_netlink_nothing_is_proved() {
+    let (machine, _, device) = one();
+    machine.deny_netlink(Some(1));
+    let error = device.open().expect_err("it has to be refused");
+    assert_eq!(error.kind(), ErrorKind::NetlinkUnavailable);
+    assert_eq!(error.raw_os_error(), Some(1));
+    assert_eq!(machine.node_opens(), []);
+    let Ok(Opened::Unproven(context)) = device.open_allow_unproven() else {
+        panic!("it is the right one, but that cannot be proved");
+    };
+    assert_eq!(context.query_device().expect("asked").node_guid.0, 0xa0);
+    assert_eq!(context.reason().kind(), ErrorKind::NetlinkUnavailable);
+    drop(context);
+    // No room for a descriptor says nothing of netlink.
+    machine.deny_netlink(Some(24));
+    assert_eq!(kind(device.open()), ErrorKind::Os);
+    machine.deny_netlink(None);
+    device.open().expect("proved");
+}
+
+/// A request that the kernel refuses is like one that it does not know; one for which this process lacks room is not.
+#[test]
+fn where_netlink_refuses_nothing_is_proved() {
+    for errno in [1, 16, 95] {
+        let (machine, _, device) = one();
+        machine.refuse_request(errno);
+        let error = device.open().expect_err("it has to be refused");
+        assert_eq!((error.kind(), error.raw_os_error()), (ErrorKind::Unproven, Some(errno)));
+        assert_eq!(machine.node_opens(), []);
+        machine.refuse_request(errno);
+        let opened = device.open_allow_unproven().expect("nothing contradicts");
+        assert!(matches!(opened, Opened::Unproven(_)), "errno {errno}");
+    }
+    for errno in [12, 23, 24, 105] {
+        let (machine, _, device) = one();
+        machine.refuse_request(errno);
+        assert_eq!(kind(device.open_allow_unproven()), ErrorKind::Os, "errno {errno}");
+    }
+}
+
+/// What is at hand is compared, also where nothing can be proved: here sysfs' GUID.
+#[test]
+fn an_unproven_open_compares_guids() {
+    let machine = Machine::new();
+    let old = machine.add(spec("old").guid(0xb0)).expect("added");
+    machine.set_node(0, NodeKind::Static);
+    machine.foreign_context(old).expect("held");
+    machine.remove(old);
+    machine.add(spec("new")).expect("added");
+    let device = listed(&machine, "new");
+    machine.deny_netlink(Some(1));
+    let opened = device.open_allow_unproven();
+    assert_eq!(kind(opened), ErrorKind::NodeMismatch);
+    // And netlink's, where only the lists are missing.
+    machine.deny_netlink(None);
+    machine.set_no_res_ctx(true);
+    machine.set_no_res_pd(true);
+    let opened = device.open_allow_unproven();
+    assert_eq!(kind(opened), ErrorKind::NodeMismatch);
+}
+
+/// The GUID in sysfs is found by the name, which may lead elsewhere.
+#[test]
+fn a_name_that_leads_elsewhere_is_no_path_to_the_guid() {
+    let (machine, id, device) = one();
+    let other = machine.add(spec("b").guid(0xb0)).expect("added");
+    machine.deny_netlink(Some(1));
+    let is_unproven = || matches!(device.open_allow_unproven(), Ok(Opened::Unproven(_)));
+    for name in ["../infiniband/b", "x/../b", ".", ".."] {
+        machine.rename(id, name.as_bytes()).expect("renamed");
+        assert!(is_unproven(), "{name}");
+    }
+    // Its name is another device's by the time at which the path is opened.
+    machine.rename(id, b"rxe0").expect("renamed");
+    machine.on_call(move |world, call| {
+        if call.kind() == CallKind::Openat2
+            && call.detail(world).contains("/infiniband/rxe0")
+            && world.name_of(id) == b"rxe0"
+        {
+            world.swap_names(id, other).expect("swapped");
+        }
+        Verdict::Continue
+    });
+    assert!(is_unproven());
+    assert_eq!(machine.name_of(id), b"b");
+}
+
+#[test]
+fn nothing_is_proved_where_sys_is_not_the_kernels() {
+    let machine = Machine::new();
+    machine.add(spec("rxe0")).expect("added");
+    machine.set_sys_type(0x0102_1994);
+    let policy = Policy::new().allow_foreign_sys(true);
+    let host = Host::simulated(&machine, policy).expect("allowed");
+    let asked = Registry::new(host).devices().expect("a list").by_name("rxe0").expect("listed");
+    assert_eq!(kind(asked.open()), ErrorKind::Unproven);
+    assert_eq!(machine.node_opens(), []);
+    let opened = asked.open_allow_unproven().expect("nothing contradicts");
+    assert!(matches!(opened, Opened::Unproven(_)));
+}
