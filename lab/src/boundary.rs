@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::guest;
+use crowd::Resource;
 use plan::{Happens, Place, Way};
 use program::Program;
 use scene::Bounds;
@@ -109,7 +110,9 @@ fn table(programs: &[Program], extent: Extent, show: bool) -> Result<Table> {
     // Adding and removing devices waits for grace periods more than for anything else.
     let _ = std::fs::write("/sys/kernel/rcu_expedited", "1");
     let kinds = Kind::all()?;
-    let places = plan::places(programs, &kinds, extent);
+    let mut places = plan::places(programs, &kinds, extent);
+    let listed = Resource::listed()?;
+    places.retain(|place| !place.scene.is_bounded() || listed.contains(&place.scene.resource));
     let mut bounds = Bounds::default();
     let mut table = Table::default();
     let ways = ways(&places, &mut bounds, extent, &mut table, show)?;

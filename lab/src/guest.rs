@@ -27,6 +27,11 @@ pub(crate) fn version() -> Result<(u32, u32)> {
     }
 }
 
+/// Whether the kernel lists contexts. Protection domains it lists from 5.10 on.
+pub(crate) fn lists_contexts() -> Result<bool> {
+    Ok(version()? >= (5, 13))
+}
+
 /// Runs a command to its end; an error unless it succeeds.
 pub(crate) fn run(program: &str, args: &[&str]) -> Result<Output> {
     let output =

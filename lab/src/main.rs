@@ -1,7 +1,7 @@
 //! What the lab runs in its guest, as root on a kernel of its own: scenarios that remove, replace,
 //! rename and fake real kernel devices, and look at what the library makes of it.
 //!
-//! `uverbs-lab scenarios [FILTER…]` runs them all, each in a process of its own and on a clean host;
+//! `uverbs-lab scenarios [--without-samples] [FILTER…]` runs them all, each in a process of its own and on a clean host;
 //! `uverbs-lab scenario NAME` runs one in this process; `uverbs-lab boundary [--full [--shard I/N] | --old-rule]`
 //! disturbs programs at each of their system calls; `uverbs-lab compare [--full | --seconds N]` holds the
 //! simulated kernel against the real one; `uverbs-lab soak [--replacements N]` opens devices while they are
@@ -40,7 +40,7 @@ fn main() -> ExitCode {
         }
         _ => {
             eprintln!(
-                "usage: uverbs-lab scenarios [FILTER...] | scenario NAME | boundary [--full [--shard I/N] | --old-rule] | compare [--full | --seconds N] | soak [--replacements N] | bench [--most DEVICES] | role NAME ... | list"
+                "usage: uverbs-lab scenarios [--without-samples] [FILTER...] | scenario NAME | boundary [--full [--shard I/N] | --old-rule] | compare [--full | --seconds N | --old-rule] | soak [--replacements N | --old-rule] | bench [--most DEVICES] | role NAME ... | list"
             );
             return ExitCode::from(2);
         }

@@ -83,6 +83,10 @@ pub(crate) const ALL: &[(&str, Scenario)] = &[
     ("simulator_is_true", crate::compare::sampled),
 ];
 
+/// Those that run for a time of their own, samples of what `cargo xtask prove` does.
+pub(crate) const SAMPLES: [&str; 4] =
+    ["every_system_call_bounded", "control_every_system_call", "soak_bounded", "simulator_is_true"];
+
 /// A registry of this host.
 fn registry() -> Result<Registry> {
     Ok(Registry::new(Host::open()?))

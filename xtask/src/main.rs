@@ -91,7 +91,7 @@ struct RunArgs {
 
 #[derive(Args)]
 struct TestArgs {
-    /// Kernel to run the scenarios in (repeatable; both 6.12 and 6.1 when not given)
+    /// Kernel to run the scenarios in (repeatable; 6.12, 6.1, and 5.10 without the samples, when not given)
     #[arg(long)]
     kernel: Vec<KernelChoice>,
 

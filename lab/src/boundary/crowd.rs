@@ -21,6 +21,19 @@ pub(super) enum Resource {
     Domain,
 }
 
+impl Resource {
+    /// Those that this kernel lists.
+    pub(super) fn listed() -> Result<&'static [Self]> {
+        match guest::lists_contexts()? {
+            true => Ok(&[Self::Context, Self::Domain]),
+            false => {
+                println!("    lists of contexts: not on this kernel");
+                Ok(&[Self::Domain])
+            }
+        }
+    }
+}
+
 /// A process that holds so many of them.
 #[derive(Debug)]
 pub(super) struct Member {

@@ -115,7 +115,7 @@ impl Scene {
     }
 
     /// Whether it goes by the bounds of a list, which what the program has opened before it counts towards.
-    fn is_bounded(&self) -> bool {
+    pub(super) fn is_bounded(&self) -> bool {
         self.parts.iter().any(|part| matches!(part, Stay(Short(_) | Page(_) | Pages(_))))
     }
 

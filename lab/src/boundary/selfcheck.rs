@@ -86,28 +86,28 @@ fn two_boundaries() -> Result<()> {
 /// What the scenes and mutations go by: others hold what they should, and leave nothing when they go; the driver
 /// fails when it should.
 fn the_crowd_and_failures() -> Result<()> {
+    let listed = Resource::listed()?;
     for kind in Kind::all()? {
         let mut world = World::new(kind);
         mutation::prepare(&mut world, &[], None, true)?;
         let index = world.index()?;
-        for resource in [Resource::Context, Resource::Domain] {
+        for &resource in listed {
             let (buffer, page) = (measure_buffer(resource)?, measure_page(resource)?);
             ensure!(0 < buffer && buffer < page, "{resource:?}: {buffer} and {page}");
         }
-        let count = |resource| -> Result<usize> {
-            Ok(link::pages(resource, index)?.iter().map(|(_, entries)| entries).sum())
-        };
-        let before = [count(Resource::Context)?, count(Resource::Domain)?];
+        let count =
+            || -> Result<[usize; 2]> { Ok([link::contexts(index)?, link::domains(index)?]) };
+        let before = count()?;
         for (stays, resource) in [(true, Resource::Context), (false, Resource::Domain)] {
             let mut member = Member::start(resource, 3)?;
             member.ready()?;
             world.join(stays, member);
         }
-        let during = [count(Resource::Context)?, count(Resource::Domain)?];
+        let during = count()?;
         ensure!(during == [before[0] + 4, before[1] + 3], "{before:?}, then {during:?}");
         ensure!(world.besides() == 4 && world.contexts()?.get(&index) == Some(&4));
         Mutation::CrowdLeaves.happen(&mut world)?;
-        let after = [count(Resource::Context)?, count(Resource::Domain)?];
+        let after = count()?;
         ensure!(after == [before[0] + 3, before[1]] && world.besides() == 3, "{after:?}");
         if let Kind::Hca { .. } = kind {
             failures(&mut world)?;

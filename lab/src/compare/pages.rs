@@ -57,9 +57,10 @@ pub(super) struct Paged {
 }
 
 /// All of them, for pages of these lengths.
-pub(super) fn all(contexts: Pages, pds: Pages) -> Vec<Paged> {
+pub(super) fn all(contexts: Option<Pages>, pds: Pages) -> Vec<Paged> {
     let mut scripts = Vec::new();
-    for (of, pages) in [(Of::Contexts, contexts), (Of::Pds, pds)] {
+    let contexts = contexts.map(|pages| (Of::Contexts, pages));
+    for (of, pages) in contexts.into_iter().chain([(Of::Pds, pds)]) {
         for (border, is_warm, rooms) in [
             (0, false, [SHORT, LONG].as_slice()),
             (pages.buffer, false, &[SHORT, LONG]),
