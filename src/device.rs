@@ -377,6 +377,9 @@ impl Device {
 
     /// Opens the device: a context on exactly this instance, or an error that says what happened.
     ///
+    /// A thread is started for the proof and waited for; the calling thread runs no signal handlers meanwhile, and
+    /// is not cancelled (`pthread_cancel(3)`) until this returns.
+    ///
     /// # Errors
     /// `Removed`, `Replaced`: the device is gone. `NodeMismatch`: the node in /dev leads elsewhere.
     /// `Unproven`: the kernel cannot show which device it is (Linux before 5.10, among others).
@@ -406,10 +409,13 @@ impl Device {
     /// A protection domain is allocated through the descriptor, looked for under this device's netlink index, and
     /// freed. Some drivers send their device a command for that; on bnxt_re it takes a doorbell page of the
     /// context, and must not happen while the descriptor's owner may be allocating its first domain. The handle
-    /// of the domain is one that the descriptor's owner may have freed: an owner that goes on using it would hit
-    /// this one for that moment. It works on a duplicate, so that closing or reusing the descriptor's number
-    /// meanwhile leads nowhere else. While it runs, the calling thread runs no signal handlers and cannot be
-    /// cancelled; a thread may be started and waited for.
+    /// of the domain may be one that the descriptor's owner has freed: an owner that goes on using it hits this
+    /// one for that moment, and an owner that frees it again may lose a domain that it has just allocated.
+    /// `verify` works on a duplicate, so that closing or reusing the descriptor's number meanwhile leads nowhere
+    /// else.
+    ///
+    /// A thread is started for the proof and waited for; the calling thread runs no signal handlers meanwhile, and
+    /// is not cancelled (`pthread_cancel(3)`) until this returns.
     ///
     /// # Errors
     /// `NodeMismatch` when the descriptor is on another device; `Removed`, `Replaced` when this one is gone;

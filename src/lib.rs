@@ -34,7 +34,8 @@
 //! # It does not
 //! - fall back to anything weaker: where `openat2(2)` is missing or blocked, or netlink cannot prove, it fails
 //!   and says so; [`Device::open_allow_unproven`] is the way out by name, and gives another type;
-//! - wait: a system call may sleep in the kernel, the library never does;
+//! - wait: a system call may sleep in the kernel, and the thread that a proof starts is joined; the library itself
+//!   never sleeps;
 //! - read the environment, print, or keep a descriptor for a device;
 //! - move data: queue pairs and memory are the business of other libraries, over the cmd fd.
 //!
