@@ -232,12 +232,7 @@ impl Kernel {
     /// Holds signal handlers and thread cancellation back from the calling thread until the guard is dropped:
     /// none of the program's code runs on this thread but what called the library.
     pub(crate) fn undisturbed(&self) -> Undisturbed {
-        match self {
-            Self::Linux => Undisturbed::begin(),
-            // A simulated kernel sends no signals.
-            #[cfg(feature = "sim")]
-            Self::Sim(_) => Undisturbed::nothing(),
-        }
+        Undisturbed::begin()
     }
 
     /// Runs something on a thread that was made for it, and waits until it is through. Nothing else has

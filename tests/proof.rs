@@ -78,6 +78,7 @@ fn the_second_open_is_proved_by_number() {
         let context = device.open().expect("opened");
         assert_eq!(decided(context.evidence()), expected);
         assert_eq!(context.evidence().context_number(), machine.ctxn_of(context.as_fd()));
+        assert_eq!(context.evidence().index(), Some(machine.index_of(id)));
         assert!(context.evidence().checks().iter().all(uverbs::Check::held));
         assert_eq!(machine.pds_of(id), [], "a PD is left");
     }
@@ -386,6 +387,17 @@ fn a_pd_is_freed_whatever_comes() {
     drop(foreign);
     machine.open_handles();
     assert_eq!(machine.pds_of(id), []);
+    // Without threads there are two, of which the first is freed last.
+    let (machine, id, device) = one();
+    let foreign = machine.open_unguarded(0).expect("opened");
+    machine.deny_threads(Some(11));
+    at_ioctls(&machine, |world, ioctl| {
+        if ioctl == 5 {
+            world.fail_dealloc_pd(16, 2)
+        }
+    });
+    assert!(device.verify(&foreign).expect("verified").leaked_pd());
+    assert_eq!(machine.pds_of(id).len(), 1);
 }
 
 #[test]

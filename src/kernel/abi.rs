@@ -74,11 +74,6 @@ impl Undisturbed {
         let before = (failed == 0).then(|| (unsafe { before.assume_init() }, cancelled));
         Self { before, _not_send: PhantomData }
     }
-
-    #[cfg(feature = "sim")]
-    pub(super) fn nothing() -> Self {
-        Self { before: None, _not_send: PhantomData }
-    }
 }
 
 impl Drop for Undisturbed {
