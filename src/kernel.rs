@@ -240,15 +240,10 @@ impl Kernel {
         }
     }
 
-    /// `rt_sigprocmask` of all signals: until the guard is dropped the calling thread runs no signal handler, nor
-    /// does one that it starts meanwhile.
+    /// `rt_sigprocmask` of all signals, of this process whatever kernel the host is on: until the guard is dropped the
+    /// calling thread runs no signal handler, nor does one that it starts meanwhile.
     pub(crate) fn undisturbed(&self) -> Sys<Undisturbed> {
-        match self {
-            Self::Linux => Undisturbed::begin(),
-            // A simulated kernel sends no signals.
-            #[cfg(feature = "sim")]
-            Self::Sim(_) => Ok(Undisturbed::nothing()),
-        }
+        Undisturbed::begin()
     }
 
     /// Runs something on a thread that was made for it, and waits until it is through. Nothing else has

@@ -76,6 +76,7 @@ fn every_open_is_proved_by_a_new_thread() {
         let context = device.open().expect("opened");
         assert_eq!(decided(context.evidence()), BY_PD);
         assert_eq!(context.evidence().context_number(), machine.ctxn_of(context.as_fd()));
+        assert_eq!(context.evidence().index(), Some(machine.index_of(id)));
         assert!(context.evidence().checks().iter().all(uverbs::Check::held));
         assert_eq!(machine.pds_of(id), [], "a PD is left");
     }

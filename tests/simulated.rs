@@ -368,6 +368,22 @@ fn a_node_that_leads_nowhere_is_a_mismatch() {
 }
 
 #[test]
+fn a_context_that_fails_says_whether_a_provider_is_missing() {
+    for (driver, is_missing) in [(14, false), (999, true)] {
+        let machine = Machine::new();
+        machine.add(device("a", 0xa0).driver(driver, 2)).expect("added");
+        let asked = listed(&machine, "a");
+        machine.on_call(|world, call| match call.kind() {
+            CallKind::VerbsIoctl if call.detail(world) == "0.3" => Verdict::Fail(12),
+            _ => Verdict::Continue,
+        });
+        let error = asked.open().expect_err("no memory");
+        assert_eq!((error.kind(), error.step()), (ErrorKind::Os, Some(Step::Allocate)));
+        assert_eq!(error.to_string().contains("no provider"), is_missing, "{error}");
+    }
+}
+
+#[test]
 fn a_context_reports_whether_its_device_is_there() {
     let machine = Machine::new();
     let id = machine.add(device("rxe0", 0xa0).disassociates(false)).expect("added");
@@ -409,5 +425,43 @@ fn an_answer_about_something_else_is_refused() {
             _ => Verdict::Continue,
         });
         assert_eq!(kind(asked.verify(&foreign)), ErrorKind::Malformed, "{request}: {at}");
+    }
+}
+
+/// The signals that this thread holds back, as `/proc` shows them.
+#[allow(clippy::disallowed_methods)] // a test looks at itself
+fn blocked_signals() -> u64 {
+    let status = std::fs::read_to_string("/proc/thread-self/status").expect("read");
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).expect("a mask");
+    u64::from_str_radix(mask.trim(), 16).expect("a number")
+}
+
+/// From the context on to the end, no signal handler runs on a thread that proves.
+#[test]
+fn no_signal_handler_runs_during_the_proof() {
+    // SIGUSR1, SIGALRM, SIGCHLD.
+    const HANDLED: u64 = 1 << 9 | 1 << 13 | 1 << 16;
+    let machine = Machine::new();
+    machine.add(device("rxe0", 0xa0)).expect("added");
+    let asked = listed(&machine, "rxe0");
+    let before = blocked_signals();
+    let commands = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let seen = commands.clone();
+    machine.on_call(move |_, call| {
+        if call.kind() == CallKind::VerbsIoctl {
+            seen.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            assert_eq!(blocked_signals() & HANDLED, HANDLED);
+        }
+        Verdict::Continue
+    });
+    let mut expected = 0;
+    for _ in 0..2 {
+        let context = asked.open().expect("opened");
+        // GET_CONTEXT, QUERY_DEVICE, and a PD that comes and goes.
+        expected += 4;
+        assert_eq!(commands.load(std::sync::atomic::Ordering::Relaxed), expected);
+        asked.verify(&context).expect("verified");
+        expected += 3;
+        assert_eq!(blocked_signals(), before);
     }
 }

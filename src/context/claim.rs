@@ -184,4 +184,17 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn another_kind_or_version_is_refused() {
+        let mut bytes = [0; ContextClaim::LEN];
+        bytes[..4].copy_from_slice(&ContextClaim::MAGIC);
+        ContextClaim::from_bytes(&bytes).expect("a claim");
+        for at in [0, 3, 28, 31] {
+            bytes[at] ^= 1;
+            let error = ContextClaim::from_bytes(&bytes).expect_err("not this one");
+            assert_eq!(error.kind(), ErrorKind::Malformed, "byte {at}");
+            bytes[at] ^= 1;
+        }
+    }
 }

@@ -42,7 +42,7 @@ pub(super) fn openat2(
 /// ([`Kernel::undisturbed`](super::Kernel::undisturbed)).
 pub(crate) struct Undisturbed {
     /// The mask that was there before.
-    before: Option<libc::sigset_t>,
+    before: libc::sigset_t,
     /// It is of the thread that made it.
     _not_send: PhantomData<*const ()>,
 }
@@ -61,22 +61,17 @@ impl Undisturbed {
             return Err(Errno::from_raw_os_error(failed));
         }
         // SAFETY: the call has succeeded, so it has written the mask before.
-        let before = Some(unsafe { before.assume_init() });
+        let before = unsafe { before.assume_init() };
         Ok(Self { before, _not_send: PhantomData })
-    }
-
-    #[cfg(feature = "sim")]
-    pub(super) fn nothing() -> Self {
-        Self { before: None, _not_send: PhantomData }
     }
 }
 
 impl Drop for Undisturbed {
     fn drop(&mut self) {
-        if let Some(mask) = &self.before {
-            // SAFETY: the set is initialised; where the one before it should go is left out.
-            unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, mask, std::ptr::null_mut()) };
-        }
+        // SAFETY: the set is initialised; where the one before it should go is left out.
+        unsafe {
+            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.before, std::ptr::null_mut())
+        };
     }
 }
 
