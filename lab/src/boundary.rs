@@ -111,6 +111,10 @@ fn table(programs: &[Program], extent: Extent, show: bool) -> Result<Table> {
     let _ = std::fs::write("/sys/kernel/rcu_expedited", "1");
     let kinds = Kind::all()?;
     let mut places = plan::places(programs, &kinds, extent);
+    // An older device of a type that cuts contexts off cannot be opened any more.
+    places.retain(|place| {
+        !(place.program.needs_old() && place.kind == Kind::Rxe { disassociate: true })
+    });
     let listed = Resource::listed()?;
     places.retain(|place| !place.scene.is_bounded() || listed.contains(&place.scene.resource));
     let mut bounds = Bounds::default();
