@@ -51,7 +51,7 @@ fn the_model_sees_a_wrong_device() {
     use uverbs::{Step, leave_out::leave_out};
 
     for (seed, check) in [
-        ("stale-node", (Step::Prove, "new contexts of this thread under the index")),
+        ("stale-node", (Step::Prove, "PD of a new thread, under the index")),
         ("replaced", (Step::Pin, "uverbs directory (inode)")),
     ] {
         let seed = format!("{}/fuzz/seeds/plan/{seed}", env!("CARGO_MANIFEST_DIR"));
