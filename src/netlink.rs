@@ -229,6 +229,8 @@ impl Socket {
         let mut entries = Vec::new();
         let asked = self.retrying(|exchange| {
             entries.clear();
+            // A page that is cut short would have to be taken to its end before the next request.
+            exchange.lengthen();
             let request =
                 exchange.request(kind.command(), true).attr(attr::DEV_INDEX, &index.to_ne_bytes());
             exchange.run(&self.kernel, &self.handle, request, &mut |message| {
@@ -376,7 +378,7 @@ impl Exchange {
 
     /// Takes what is left of an exchange that failed: the kernel starts no other dump before.
     fn drain(&mut self, kernel: &Kernel, socket: &Handle) -> std::result::Result<(), Fault> {
-        for _ in 0..STRAYS {
+        for _ in 0..2 * PAGES {
             match kernel.recv(socket, &mut self.buffer) {
                 Err(Errno::AGAIN) => return Ok(()),
                 Ok(_) | Err(Errno::INTR | Errno::NOBUFS) => {}

@@ -321,6 +321,23 @@ fn not_listed_counts_only_of_two_pds_that_lived() {
     assert_eq!(kind(device.verify(&stale)), ErrorKind::Unproven);
 }
 
+/// Anybody may allocate PDs, and each page takes the longer the more of them were before it.
+#[test]
+fn lists_without_end_are_not_read() {
+    let (machine, id, device) = one();
+    let before = machine.calls();
+    machine.set_contexts_a_page(2);
+    machine.set_short_pages(true);
+    for _ in 0..400 {
+        machine.foreign_pd(id).expect("a PD");
+    }
+    assert_eq!(kind(device.open()), ErrorKind::Unproven);
+    assert!(machine.calls() - before < 200, "{} calls", machine.calls() - before);
+    let opened = device.open_allow_unproven().expect("nothing contradicts");
+    assert!(matches!(opened, Opened::Unproven(_)));
+    assert_eq!(machine.pds_of(id).len(), 400, "a PD of the proof is left");
+}
+
 #[test]
 fn pds_that_come_and_go_prove_nothing() {
     let (machine, new, device) = stale();

@@ -129,7 +129,14 @@ impl Target {
             return Ok(Seen::Entry(entry));
         }
         for _ in 0..REPEATS {
-            let Some(listing) = self.socket.resources(kind, self.index, is_ours)? else {
+            let listing = match self.socket.resources(kind, self.index, is_ours) {
+                // It takes more pages than are read.
+                Err(error) if error.kind() == ErrorKind::Unproven => {
+                    return Ok(Seen::Unclear(error));
+                }
+                listing => listing?,
+            };
+            let Some(listing) = listing else {
                 return Ok(Seen::Unclear(cannot_list(kind, self.index)));
             };
             match listing.entries.first() {
@@ -203,11 +210,17 @@ pub(super) fn allocate_and_prove(
         return old_rule(record, pin, cmd, prepared, &target, before, evidence);
     }
     // The new thread inherits it. From here to the end no provider and no subscriber of log events runs.
-    let _undisturbed = undisturbed(record)?;
-    let shown = match place {
-        Place::Here => on_this_thread(record, cmd, prepared, &target, evidence),
-        Place::NewThread => on_new_thread(record, cmd, prepared, &target, evidence),
-    }?;
+    let shown = match undisturbed(record) {
+        Ok(_undisturbed) => match place {
+            Place::Here => on_this_thread(record, cmd, prepared, &target, evidence),
+            Place::NewThread => on_new_thread(record, cmd, prepared, &target, evidence),
+        }?,
+        Err(reason) => {
+            allocate(cmd, prepared)?;
+            compare_guid(cmd, &target, evidence)?;
+            Shown::Unproven(reason)
+        }
+    };
     alive(record, pin, evidence)?;
     Ok(shown.of_live_device())
 }
