@@ -1,7 +1,7 @@
 //! A process that is handed two directories and a socket, locks itself in, and opens a device.
 //!
 //! Behind its filter it makes no socket, starts nothing, and opens nothing but by `openat2`, which the library uses
-//! beneath the two directories alone. `sandbox` says what a filter cannot do.
+//! beneath the two directories alone. `sandbox` documents the limits of a filter.
 //!
 //!     cargo run --example from_parts -- rxe0
 //!

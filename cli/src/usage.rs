@@ -28,7 +28,7 @@ fn escape(mut error: clap::Error) -> clap::Error {
             ContextValue::StyledStrs(texts) => ContextValue::StyledStrs(
                 texts.iter().map(|text| escaped(&text.to_string()).into()).collect(),
             ),
-            // The usage, of which no part comes from the command line, and numbers.
+            // The usage and numbers: nothing in them comes from the command line.
             _ => continue,
         };
         error.insert(kind, value);
