@@ -18,7 +18,7 @@ use crate::device::Device;
 use crate::driver::DriverId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::evidence::Evidence;
-use crate::kernel::{Attr, AttrData, Errno, Handle, Kernel, VerbsCall};
+use crate::kernel::{Attr, AttrData, Errno, Handle, Kernel, Sys, VerbsCall};
 use crate::open::{self, Proven};
 use crate::provider::{Allocation, Provided};
 
@@ -99,16 +99,18 @@ impl CmdFd {
         self.device.0.host.kernel()
     }
 
-    /// GET_CONTEXT, with what the driver wants to be told. By ioctl: the write ABI refuses a
-    /// descriptor that was passed on or whose process forked.
-    pub(crate) fn allocate(&self, data: &Allocation) -> Result<()> {
-        let mut room = [0; OUTPUT_ROOM];
-        let is_long = usize::from(data.output_len) > OUTPUT_ROOM;
-        let mut more = if is_long { vec![0; data.output_len.into()] } else { Vec::new() };
-        let buffer = if is_long { &mut more[..] } else { &mut room[..] };
+    /// Memory for the output of GET_CONTEXT.
+    pub(crate) fn room(data: &Allocation) -> Vec<u8> {
+        vec![0; OUTPUT_ROOM.max(data.output_len.into())]
+    }
+
+    /// GET_CONTEXT with the input that the driver needs. By ioctl: the write ABI refuses a descriptor that was
+    /// passed on or whose process forked. `room` is the [room](Self::room) for the driver's output. Does not
+    /// allocate memory.
+    pub(crate) fn allocate(&self, data: &Allocation, room: &mut [u8]) -> Sys<()> {
         let output = Attr {
             id: device_object::UHW_OUT,
-            data: AttrData::Out { buffer, len: data.output_len },
+            data: AttrData::Out { buffer: room, len: data.output_len },
         };
         let input = Attr { id: device_object::UHW_IN, data: AttrData::In(&data.input) };
         let mut vectors = [0; 4];
@@ -117,12 +119,17 @@ impl CmdFd {
             data: AttrData::Out { buffer: &mut vectors, len: 4 },
         };
         let mut attrs = [output, number, input];
-        // No attribute at all where there is nothing to say: some drivers refuse an empty one.
+        // No attribute at all where there is nothing to pass: some drivers refuse an empty one.
         let from = usize::from(data.output_len == 0);
         let to = attrs.len() - usize::from(data.input.is_empty());
         let (kernel, fd, attrs) = (self.kernel(), self.as_ref(), &mut attrs[from..to]);
-        let method = (device_object::OBJECT, device_object::GET_CONTEXT);
-        command(kernel, fd, self.driver, method, "GET_CONTEXT", attrs)?;
+        invoke(
+            kernel,
+            fd,
+            self.driver,
+            (device_object::OBJECT, device_object::GET_CONTEXT),
+            attrs,
+        )?;
         let _ = self.completion_vectors.set(u32::from_ne_bytes(vectors));
         Ok(())
     }
@@ -154,13 +161,28 @@ pub(crate) fn command<'a>(
     kernel: &Kernel,
     fd: BorrowedFd<'_>,
     driver: DriverId,
-    (object, method): (u16, u16),
+    method: (u16, u16),
     name: &str,
     attrs: &'a mut [Attr<'a>],
 ) -> Result<()> {
+    invoke(kernel, fd, driver, method, attrs).map_err(|errno| command_error(name, errno))
+}
+
+/// The error of a command of that name.
+pub(crate) fn command_error(name: &str, errno: Errno) -> Error {
+    Error::call(format!("ioctl(RDMA_VERBS_IOCTL, {name})"), errno)
+}
+
+/// The same with the bare errno, for where no memory may be allocated.
+pub(crate) fn invoke<'a>(
+    kernel: &Kernel,
+    fd: BorrowedFd<'_>,
+    driver: DriverId,
+    (object, method): (u16, u16),
+    attrs: &'a mut [Attr<'a>],
+) -> Sys<()> {
     let mut call = VerbsCall { object, method, driver_id: driver.to_raw(), attrs };
     retry(|| kernel.verbs_ioctl(fd, &mut call))
-        .map_err(|errno| Error::call(format!("ioctl(RDMA_VERBS_IOCTL, {name})"), errno))
 }
 
 /// QUERY_DEVICE through a cmd fd.

@@ -64,6 +64,7 @@ pub(crate) struct State {
 pub(crate) struct Joined {
     pub(crate) index: u32,
     pub(crate) driver_id: Option<u32>,
+    pub(crate) node_guid: u64,
 }
 
 /// Why a device is no longer there.

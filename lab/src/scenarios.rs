@@ -62,6 +62,7 @@ pub(crate) const ALL: &[(&str, Scenario)] = &[
     ("contexts_come_and_go_in_another_process", proof::churn),
     ("more_contexts_than_the_first_buffer_holds", proof::long_list),
     ("more_contexts_than_one_message_holds", proof::paged),
+    ("the_thread_of_a_proof_allocates_nothing", proof::allocates_nothing),
     ("child_pid_namespace", proof::pid_namespace),
     ("netlink_denied", proof::netlink_denied),
     ("verify_refuses_what_is_not_listed", proof::verify),
