@@ -90,18 +90,18 @@ impl AsyncEvent {
     }
 }
 
-/// The async events of a context, as they come, from when this was made.
+/// A stream of a context's async events, from when the stream was made.
 ///
 /// Its descriptor is its own and non-blocking: it is readable when there is an event, for `poll(2)` and the
 /// like. [`DeviceFatal`](AsyncEventKind::DeviceFatal) is the last event: nothing comes after it, and the
 /// kernel gives no end of file (`uverbs_async_event_destroy_uobj`,
 /// `drivers/infiniband/core/uverbs_std_types_async_fd.c`), so it ends the stream here.
 ///
-/// That event is a hint, no proof: the kernel drops it when it has no memory, and drivers raise it for
-/// hardware that failed and stays. Drivers that do not disassociate (efa, qedr, cxgb4, mthca, ocrdma, usnic,
-/// vmw_pvrdma, siw, hfi1, qib, rxe up to Linux 7.2) never send it when the device is removed:
-/// [`Context::is_device_present`](crate::Context::is_device_present) tells. With such a driver the
-/// removal waits until the context *and* this are dropped.
+/// That event is a hint, not a proof: the kernel drops it when it has no memory, and drivers raise it for
+/// hardware that failed but is still there. Drivers that do not disassociate (efa, qedr, cxgb4, mthca, ocrdma,
+/// usnic, vmw_pvrdma, siw, hfi1, qib, rxe up to Linux 7.2) never send it when the device is removed; call
+/// [`Context::is_device_present`](crate::Context::is_device_present) instead. With such a driver the removal
+/// waits until the context *and* this stream are dropped.
 #[derive(Debug)]
 pub struct AsyncEvents<'a> {
     cmd: &'a CmdFd,
