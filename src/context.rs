@@ -1,4 +1,4 @@
-//! A context: the cmd fd of a device that was opened, and what can be asked through it.
+//! A context: the cmd fd of a device that was opened, and the queries through it.
 
 mod claim;
 mod device;
@@ -61,17 +61,17 @@ pub(crate) mod device_object {
     pub(crate) const EX_QUERY_DEVICE: u64 = 0x8000_0001;
 }
 
-/// The memory that always lies behind the output of GET_CONTEXT: drivers up to 7.0 write their whole
+/// Length of the memory that always follows the output of GET_CONTEXT, in bytes: drivers up to 7.0 write their whole
 /// answer whatever length they are given.
 pub(crate) const OUTPUT_ROOM: usize = 256;
 
-/// A cmd fd, of which it is not said yet what it is bound to.
+/// A cmd fd that may be bound to any device.
 #[derive(Debug)]
 pub(crate) struct CmdFd {
     fd: Handle,
     driver: DriverId,
     device: Device,
-    /// What GET_CONTEXT has told.
+    /// As GET_CONTEXT returned it.
     completion_vectors: OnceLock<u32>,
     /// A provider that was found for this descriptor alone.
     _provided: Option<Arc<Provided>>,
@@ -145,7 +145,7 @@ impl CmdFd {
             .map_err(|error| self.explain(error))
     }
 
-    /// Says of an error of a command what it means, and which device it was.
+    /// Adds the meaning of a command's error, and the device.
     fn explain(&self, error: Error) -> Error {
         let error = match error.errno() {
             Some(Errno::IO) => error.into_kind(ErrorKind::Removed),
@@ -194,7 +194,7 @@ pub(crate) fn query_device(
     let mut response = [0; QUERY_DEVICE_LEN];
     let len = QUERY_DEVICE_LEN as u16;
     let attrs = &mut [
-        // The word `response` of the write ABI, which the kernel passes over here.
+        // The word `response` of the write ABI, which the kernel ignores here.
         Attr { id: device_object::CORE_IN, data: AttrData::In(&[0; 8]) },
         Attr { id: device_object::CORE_OUT, data: AttrData::Out { buffer: &mut response, len } },
         Attr { id: device_object::WRITE_CMD, data: AttrData::Const(device_object::QUERY_DEVICE) },
@@ -204,7 +204,7 @@ pub(crate) fn query_device(
     Ok(DeviceAttributes::parse(&response))
 }
 
-/// A context on exactly the device that was asked for: proved, with the evidence.
+/// A context on exactly the device that was requested: proved, with the evidence.
 ///
 /// Dropping it closes the descriptor. While it is open it keeps some drivers' devices from being
 /// removed (those without `disassociate_ucontext`: efa, siw, rxe up to 7.2, and others).
@@ -214,13 +214,13 @@ pub struct Context {
 }
 
 impl Context {
-    /// The witness says that the proof was made; there is no other way to a `Context`.
+    /// The witness shows that the proof was made. There is no other way to make a `Context`.
     pub(crate) fn new(cmd: CmdFd, evidence: Evidence, _witness: Proven) -> Self {
         Self { cmd, evidence }
     }
 }
 
-/// A context on a device that nothing contradicts, and that could not be proved.
+/// A context that could not be proved to be on the requested device. No check contradicted it.
 pub struct UnprovenContext {
     cmd: CmdFd,
     evidence: Evidence,
@@ -232,31 +232,31 @@ impl UnprovenContext {
         Self { cmd, evidence, reason }
     }
 
-    /// Why it could not be proved.
+    /// The reason why it could not be proved.
     pub fn reason(&self) -> &Error {
         &self.reason
     }
 
-    /// Closes it; what is left is the reason.
+    /// Closes the context and returns the reason.
     pub fn into_error(self) -> Error {
         self.reason
     }
 }
 
-/// What an open came to where unproven ones are allowed.
+/// The result of an open that allows unproven contexts.
 #[derive(Debug)]
 pub enum Opened {
-    /// It is the device that was asked for.
+    /// The context is proved to be on the requested device.
     Proven(Context),
-    /// Nothing contradicts that it is.
+    /// The context could not be proved. No check contradicted it.
     Unproven(UnprovenContext),
 }
 
-/// What both kinds of context offer.
+/// The methods and traits of both kinds of context.
 macro_rules! context {
     ($type:ident) => {
         impl $type {
-            /// The device it was opened for.
+            /// The device that the context was opened for.
             pub fn device(&self) -> &Device {
                 &self.cmd.device
             }
@@ -266,80 +266,80 @@ macro_rules! context {
                 self.cmd.driver
             }
 
-            /// Every check on the way here.
+            /// Every check of the open.
             pub fn evidence(&self) -> &Evidence {
                 &self.evidence
             }
 
-            /// Asks the device for its attributes (`ibv_query_device(3)`).
+            /// Queries the device's attributes (`ibv_query_device(3)`).
             ///
             /// # Errors
-            /// `Removed` when the device is gone.
+            /// `Removed` if the device is gone.
             pub fn query_device(&self) -> Result<DeviceAttributes> {
                 self.cmd.query_device()
             }
 
-            /// Asks the device for more of its attributes (`ibv_query_device_ex(3)`).
+            /// Queries more of the device's attributes (`ibv_query_device_ex(3)`).
             ///
             /// # Errors
-            /// `Removed` when the device is gone; `Os` when the driver refuses.
+            /// `Removed` if the device is gone; `Os` if the driver refuses.
             pub fn query_device_extended(&self) -> Result<ExtendedAttributes> {
                 self.cmd.query_device_extended()
             }
 
-            /// Asks for a port's attributes (`ibv_query_port(3)`); ports count from 1.
+            /// Queries a port's attributes (`ibv_query_port(3)`). Ports count from 1.
             ///
             /// # Errors
-            /// `Removed` when the device is gone; `Os` (EINVAL) when it has no such port.
+            /// `Removed` if the device is gone; `Os` (EINVAL) if it has no such port.
             pub fn query_port(&self, port: u8) -> Result<PortAttributes> {
                 self.cmd.query_port(port)
             }
 
-            /// The GIDs in use, of all ports (`ibv_query_gid_table(3)`).
+            /// Queries the GIDs in use, of all ports (`ibv_query_gid_table(3)`).
             ///
             /// # Errors
-            /// `Removed` when the device is gone; `Unsupported` before Linux 5.10.
+            /// `Removed` if the device is gone; `Unsupported` before Linux 5.10.
             pub fn gids(&self) -> Result<Vec<GidEntry>> {
                 self.cmd.query_gids()
             }
 
-            /// The partition keys of a port, in the order of its table (`ibv_query_pkey(3)`); the top bit says
-            /// full member. The kernel has no command for them: they are read in sysfs, beside the pinned
-            /// directory of this device, and nothing is returned unless the device was there, under one
-            /// name and with one GUID, before and after. (Two devices of one parent and of equal GUIDs whose
-            /// names are swapped there and back meanwhile cannot be told apart.)
+            /// Reads the partition keys of a port, in the order of its table (`ibv_query_pkey(3)`). The top bit
+            /// marks a full member. The kernel has no command for them, so they are read in sysfs, beside the
+            /// pinned directory of this device. They are returned only if the device was there, under one name
+            /// and with one GUID, before and after. (Two devices with one parent and equal GUIDs cannot be
+            /// distinguished if their names are swapped and swapped back meanwhile.)
             ///
             /// # Errors
-            /// `Removed`, `Replaced` when the device is gone; `Unstable` when it was renamed meanwhile;
-            /// `Unsupported` when its name is `.` or `..`, or has a `/` in it: such a name is no directory in
+            /// `Removed` or `Replaced` if the device is gone. `Unstable` if it was renamed meanwhile.
+            /// `Unsupported` if its name is `.` or `..`, or has a `/` in it: such a name is no directory in
             /// sysfs.
             pub fn pkeys(&self, port: u8) -> Result<Vec<u16>> {
                 self.cmd.query_pkeys(port)
             }
 
-            /// The async events of this context from now on (`ibv_get_async_event(3)`). Each call opens a
-            /// descriptor of its own, and each gets every event of the device and of its ports. Keep one and
-            /// [wait](AsyncEvents::wait) on it: what happens while none is open is in none.
+            /// Opens the async events of this context, from now on (`ibv_get_async_event(3)`). Each call opens a
+            /// descriptor of its own, and each descriptor gets every event of the device and of its ports. Keep
+            /// one and [wait](AsyncEvents::wait) on it: events that happen while no descriptor is open are lost.
             ///
             /// # Errors
-            /// `Removed` when the device is gone; `Unsupported` before Linux 5.6.
+            /// `Removed` if the device is gone; `Unsupported` before Linux 5.6.
             pub fn async_events(&self) -> Result<AsyncEvents<'_>> {
                 self.cmd.async_events()
             }
 
-            /// Whether the device is still there, asked of sysfs; no descriptor is kept for it. With a
-            /// driver that does not disassociate, the removal of the device waits until this context is
-            /// dropped, nothing tells of it here, and every command goes on working: whoever holds a
-            /// context on such a device for long has to ask now and then.
+            /// Whether the device is still there, according to sysfs. No descriptor is kept for this. With a
+            /// driver that does not disassociate, the removal of the device waits until this context is dropped.
+            /// The context reports nothing meanwhile, and every command keeps working. A program that holds a
+            /// context on such a device for long has to call this now and then.
             ///
             /// # Errors
-            /// `Os`, `PermissionDenied`, when sysfs cannot be asked.
+            /// `Os`, `PermissionDenied` if sysfs cannot be read.
             pub fn is_device_present(&self) -> Result<bool> {
                 open::is_present(&self.cmd.device)
             }
 
-            /// Number of completion vectors, from 0 of which completion queues choose
-            /// (`num_comp_vectors` of `ibv_get_device_list(3)`'s context).
+            /// Number of completion vectors (`num_comp_vectors` of libibverbs' `struct ibv_context`). A completion
+            /// queue uses one of them; they are numbered from 0.
             pub fn completion_vectors(&self) -> u32 {
                 self.cmd.completion_vectors.get().copied().unwrap_or(0)
             }

@@ -17,13 +17,13 @@ use crate::kernel::{Errno, abi};
 pub struct AsyncEventStream<'a>(AsyncFd<AsyncEvents<'a>>);
 
 impl<'a> AsyncEvents<'a> {
-    /// Hands it to the tokio runtime of this thread.
+    /// Registers the descriptor with the tokio runtime of this thread.
     ///
     /// # Errors
-    /// `Unsupported` outside of a runtime; `Os` when the descriptor cannot be registered.
+    /// `Unsupported` outside a runtime; `Os` if the descriptor cannot be registered.
     ///
     /// # Panics
-    /// When the runtime was built without I/O (`tokio::runtime::Builder::enable_io`).
+    /// If the runtime was built without I/O (`tokio::runtime::Builder::enable_io`).
     pub fn into_stream(self) -> Result<AsyncEventStream<'a>> {
         let cmd = self.cmd;
         if runtime::Handle::try_current().is_err() {
@@ -51,7 +51,7 @@ impl Stream for AsyncEventStream<'_> {
             }
             let cmd = self.0.get_ref().cmd;
             match ready!(self.0.poll_read_ready_mut(context)) {
-                // An event that comes from here on makes it ready anew.
+                // An event that comes from here on makes it ready again.
                 Ok(mut guard) => guard.clear_ready(),
                 Err(error) => {
                     self.0.get_mut().ended = true;
