@@ -61,6 +61,10 @@ pub(crate) mod device_object {
     pub(crate) const EX_QUERY_DEVICE: u64 = 0x8000_0001;
 }
 
+/// The hint of an EIO while the device is there.
+pub(crate) const DRIVER_FAILS: &str =
+    "the device is still there, so this is its driver or firmware: see the kernel log";
+
 /// Length of the memory that always follows the output of GET_CONTEXT, in bytes: drivers up to 7.0 write their whole
 /// answer whatever length they are given.
 pub(crate) const OUTPUT_ROOM: usize = 256;
@@ -134,6 +138,24 @@ impl CmdFd {
         Ok(())
     }
 
+    /// Whether the device behind the descriptor has been removed. No driver takes part in the answer: a port that
+    /// no device has is EINVAL, with a context and without one, and EIO after the removal (`ib_uverbs_get_ucontext`,
+    /// `drivers/infiniband/core/uverbs_ioctl.c`).
+    pub(crate) fn is_cut_off(&self) -> bool {
+        const NO_PORT: u64 = 0;
+        let mut response = [0; port::QUERY_PORT_LEN];
+        let len = port::QUERY_PORT_LEN as u16;
+        let attrs = &mut [
+            Attr { id: device_object::PORT_NUM, data: AttrData::Const(NO_PORT) },
+            Attr {
+                id: device_object::PORT_RESP,
+                data: AttrData::Out { buffer: &mut response, len },
+            },
+        ];
+        let method = (device_object::OBJECT, device_object::QUERY_PORT);
+        invoke(self.kernel(), self.as_ref(), self.driver, method, attrs) == Err(Errno::IO)
+    }
+
     fn query_device(&self) -> Result<DeviceAttributes> {
         query_device(self.kernel(), self.as_ref(), self.driver).map_err(|error| self.explain(error))
     }
@@ -148,7 +170,8 @@ impl CmdFd {
     /// Adds the meaning of a command's error, and the device.
     fn explain(&self, error: Error) -> Error {
         let error = match error.errno() {
-            Some(Errno::IO) => error.into_kind(ErrorKind::Removed),
+            Some(Errno::IO) if self.is_cut_off() => error.into_kind(ErrorKind::Removed),
+            Some(Errno::IO) => error.hint(DRIVER_FAILS),
             Some(Errno::PROTONOSUPPORT) => error.into_kind(ErrorKind::Unsupported),
             _ => error,
         };

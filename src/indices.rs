@@ -12,7 +12,6 @@ use std::sync::{Arc, Mutex, Weak};
 
 use crate::device::{Device, Joined, Record};
 use crate::error::{Error, ErrorKind, Result};
-use crate::kernel::rdma::Chardev;
 use crate::name::{DeviceNumber, Name};
 use crate::netlink::Socket;
 use crate::open::Pin;
@@ -207,14 +206,8 @@ impl Indices {
         if record.device_number != chardev.dev.into() {
             return Ok(Answer::Other(chardev.dev.into()));
         }
-        let info = socket.device(index)?;
         pin.read_device_number()?;
-        let info = info.ok_or_else(|| {
-            let text = format!("RDMA netlink has no device of index {index}");
-            Error::new(ErrorKind::Unproven, text)
-        })?;
-        let Chardev { driver_id, .. } = chardev;
-        Ok(Answer::Joined(Joined { index, driver_id, node_guid: info.node_guid }))
+        Ok(Answer::Joined(Joined { index, driver_id: chardev.driver_id }))
     }
 
     /// The join: the index if it is the device's.

@@ -447,14 +447,14 @@ fn verify_steps(device: &Device, fd: Handle, evidence: &mut Evidence) -> Result<
 /// Step 6: the kernel context. Before the proof a wrong device may be given one, for a moment.
 fn allocate(cmd: &CmdFd, prepared: &Prepared) -> Result<()> {
     let mut room = CmdFd::room(&prepared.allocation);
-    cmd.allocate(&prepared.allocation, &mut room).map_err(|errno| refused(errno, prepared))
+    cmd.allocate(&prepared.allocation, &mut room).map_err(|errno| refused(errno, cmd, prepared))
 }
 
 /// The error of a GET_CONTEXT that failed.
-fn refused(errno: Errno, prepared: &Prepared) -> Error {
+fn refused(errno: Errno, cmd: &CmdFd, prepared: &Prepared) -> Error {
     let error = command_error("GET_CONTEXT", errno);
     let error = match errno {
-        Errno::IO => proof::on_dead_device(error),
+        Errno::IO => proof::on_dead_device(error, cmd),
         _ if !prepared.is_known => error.hint(
             "no provider knows this device, so its driver was told nothing: it may need a provider",
         ),

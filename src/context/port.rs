@@ -173,7 +173,7 @@ pub struct PortAttributes {
 }
 
 /// Length of `struct ib_uverbs_query_port_resp_ex`.
-const QUERY_PORT_LEN: usize = 48;
+pub(super) const QUERY_PORT_LEN: usize = 48;
 
 impl PortAttributes {
     pub(super) fn parse(bytes: &[u8; QUERY_PORT_LEN]) -> Self {

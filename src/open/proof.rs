@@ -19,7 +19,7 @@ use std::sync::Arc;
 use super::pd::Pd;
 use super::{Pin, Prepared, allocate, refused, sysfs_guid};
 use crate::attr::retry;
-use crate::context::{CmdFd, command_error, query_device};
+use crate::context::{CmdFd, DRIVER_FAILS, command_error, query_device};
 use crate::device::Record;
 use crate::driver::DriverId;
 use crate::error::{Error, ErrorKind, Result};
@@ -57,10 +57,13 @@ enum Shown {
 }
 
 impl Shown {
-    /// The pinned device was alive all the while.
-    fn of_live_device(self) -> Proof {
+    /// The pinned device was alive all the while, so that netlink's answers were about it.
+    fn of_live_device(self, record: &Record, target: &Target) -> Proof {
         match self {
-            Self::Here => Proof::Proven(Proven(())),
+            Self::Here => {
+                let _ = record.node_guid.set(target.node_guid);
+                Proof::Proven(Proven(()))
+            }
             Self::Unproven(reason) => Proof::Unproven(reason),
             Self::NeedsNewThread(reason) => Proof::NeedsNewThread(reason),
         }
@@ -107,21 +110,27 @@ impl Target {
             return Err(Error::new(ErrorKind::Unproven, text));
         }
         let socket = record.host.netlink()?;
-        let joined = record.indices.join(record, pin, &socket)?;
+        let index = record.indices.join(record, pin, &socket)?.index;
+        let node_guid = match record.node_guid.get() {
+            Some(known) => *known,
+            None => node_guid(&socket, index)?,
+        };
         Ok(Self {
             #[cfg(uverbs_leave_out)]
-            before: super::old_rule::list_before(record, &socket, joined.index)?,
+            before: super::old_rule::list_before(record, &socket, index)?,
             socket,
-            index: joined.index,
-            node_guid: Guid(joined.node_guid),
+            index,
+            node_guid,
         })
     }
 
-    /// Looks for something that a thread has allocated, by its number. `None` if another one has that number.
-    fn by_number(&self, kind: Resource, thread: u32, number: u32) -> Option<ResourceEntry> {
-        // A list shows why this was refused, if that is not over.
-        let entry = self.socket.resource(kind, self.index, number).ok().flatten();
-        entry.filter(|entry| entry.thread == Some(thread))
+    /// Looks for something that a thread has allocated, by its number.
+    fn by_number(&self, kind: Resource, thread: u32, number: u32) -> Seen {
+        match self.socket.resource(kind, self.index, number) {
+            Ok(Some(entry)) if entry.thread == Some(thread) => Seen::Entry(entry),
+            Ok(_) => Seen::Nothing,
+            Err(fault) => Seen::Unclear(Unclear::Fault(fault)),
+        }
     }
 
     /// Looks for something that a thread has allocated, in lists.
@@ -139,12 +148,16 @@ impl Target {
         Seen::Unclear(Unclear::LongList)
     }
 
-    /// The error of a look that did not show it.
-    fn error(&self, kind: Resource, unclear: Unclear) -> Error {
+    /// Why a look that did not show it leaves open where it is.
+    ///
+    /// # Errors
+    /// The exchange failed.
+    fn reason(&self, kind: Resource, unclear: Unclear) -> Result<Error> {
         let index = self.index;
         let unproven = |text| Error::new(ErrorKind::Unproven, text);
-        match unclear {
-            Unclear::Fault(fault) => fault.error(kind.command()),
+        Ok(match unclear {
+            Unclear::Fault(fault @ Fault::TooLong) => fault.error(kind.command()),
+            Unclear::Fault(fault) => return Err(fault.error(kind.command())),
             Unclear::NoList => {
                 let (what, since) = match kind {
                     Resource::Context => ("contexts", "5.13"),
@@ -161,8 +174,16 @@ impl Target {
             Unclear::NotFreed(errno) => {
                 command_error("DEALLOC_PD", errno).into_kind(ErrorKind::Unproven)
             }
-        }
+        })
     }
+}
+
+fn node_guid(socket: &Socket, index: u32) -> Result<Guid> {
+    let info = socket.device(index)?.ok_or_else(|| {
+        let text = format!("RDMA netlink has no device of index {index}");
+        Error::new(ErrorKind::Unproven, text)
+    })?;
+    Ok(Guid(info.node_guid))
 }
 
 /// How often a list is requested until the entry is in it, or it is whole.
@@ -172,7 +193,7 @@ const REPEATS: usize = 8;
 #[derive(Clone, Copy)]
 enum Seen {
     Entry(ResourceEntry),
-    /// Nothing of that thread, in a whole list.
+    /// Nothing of that thread, under that number or in a whole list.
     Nothing,
     Unclear(Unclear),
 }
@@ -235,7 +256,7 @@ pub(super) fn allocate_and_prove(
         }
     };
     alive(record, pin, evidence)?;
-    Ok(shown.of_live_device())
+    Ok(shown.of_live_device(record, &target))
 }
 
 /// Allocates the context on a thread that has no others, for drivers from which no PD can be had.
@@ -255,7 +276,7 @@ fn by_context(
         Ok(target.in_lists(Resource::Context, thread))
     };
     let seen = match retry(|| kernel.on_new_thread(&mut allocate_and_look, undisturbed)) {
-        Ok(seen) => Ok(seen.map_err(|errno| refused(errno, prepared))?),
+        Ok(seen) => Ok(seen.map_err(|errno| refused(errno, cmd, prepared))?),
         Err(errno) => {
             allocate(cmd, prepared)?;
             Err(no_thread(errno))
@@ -271,7 +292,7 @@ fn by_context(
             let text = format!("the context is not listed under index {}", target.index);
             Some(Error::new(ErrorKind::Unproven, text))
         }
-        Ok(Seen::Unclear(unclear)) => Some(target.error(Resource::Context, unclear)),
+        Ok(Seen::Unclear(unclear)) => Some(target.reason(Resource::Context, unclear)?),
         Err(error) => Some(error),
     };
     let word = if unproven.is_none() { "listed" } else { "not listed" };
@@ -286,13 +307,11 @@ fn by_context(
 /// The node GUID that the descriptor reports has to be the one that netlink has for the index.
 pub(super) fn compare_guid(cmd: &CmdFd, target: &Target, evidence: &mut Evidence) -> Result<()> {
     let attributes = query_device(cmd.kernel(), cmd.as_ref(), cmd.driver());
-    let found = attributes.map_err(on_dead_device)?.node_guid;
+    let found = attributes.map_err(|error| on_dead_device(error, cmd))?.node_guid;
     let mut expected = target.node_guid;
-    if found != expected
-        && let Some(now) = target.socket.device(target.index)?
-    {
+    if found != expected {
         // Some drivers can be given another one.
-        expected = Guid(now.node_guid);
+        expected = node_guid(&target.socket, target.index)?;
     }
     let (expected, found) = (Value::Guid(expected), Value::Guid(found));
     evidence.require(Step::Prove, GUID, ErrorKind::NodeMismatch, expected, || Ok(found))
@@ -315,7 +334,7 @@ pub(super) fn prove(
     })?;
     let shown = by_pd(record, cmd, target, &undisturbed, evidence)?;
     alive(record, pin, evidence)?;
-    Ok(shown.of_live_device())
+    Ok(shown.of_live_device(record, target))
 }
 
 /// What came of the PDs that a thread allocated. It holds no memory, as [`Unclear`].
@@ -370,7 +389,7 @@ fn by_pd(
         }
         Ok(Found::Elsewhere) => ("not listed", None),
         Ok(Found::Unclear(unclear)) => {
-            ("not listed", Some(Shown::Unproven(target.error(Resource::Pd, unclear))))
+            ("not listed", Some(Shown::Unproven(target.reason(Resource::Pd, unclear)?)))
         }
         Ok(Found::NoPd(errno)) => {
             let error = command_error("ALLOC_PD", errno).into_kind(ErrorKind::Unproven);
@@ -404,10 +423,14 @@ fn pd_by_number(cmd: &CmdFd, target: &Target, thread: u32, number: u32) -> Optio
         Ok(pd) => pd,
         Err(errno) => return Some(Found::NoPd(errno)),
     };
-    let entry = target.by_number(Resource::Pd, thread, number);
+    let seen = target.by_number(Resource::Pd, thread, number);
     let is_leaked = pd.free().is_err();
-    // One that was not found and lives on is of a thread that has exited: nothing is proved by it any more.
-    entry.map(|entry| Found::Shown { entry, is_leaked })
+    match seen {
+        Seen::Entry(entry) => Some(Found::Shown { entry, is_leaked }),
+        // One that lives on is of a thread that has exited: nothing is proved by it any more.
+        Seen::Nothing => None,
+        Seen::Unclear(unclear) => Some(Found::Unclear(unclear)),
+    }
 }
 
 /// Allocates PDs on a thread that has no others. One that is listed under that thread is one of these.
@@ -448,12 +471,13 @@ fn no_thread(errno: Errno) -> Error {
         .hint("the proof starts a thread: a limit or a filter forbids it")
 }
 
-/// The pinned device answers its commands: a descriptor that answers EIO is on one that is gone.
-pub(super) fn on_dead_device(error: Error) -> Error {
+/// The pinned device is there: a descriptor of a device that was removed is on another one.
+pub(super) fn on_dead_device(error: Error, cmd: &CmdFd) -> Error {
     match error.errno() {
-        Some(Errno::IO) => error
+        Some(Errno::IO) if cmd.is_cut_off() => error
             .into_kind(ErrorKind::NodeMismatch)
             .hint("the node is still bound to a device that is gone"),
+        Some(Errno::IO) => error.hint(DRIVER_FAILS),
         _ => error,
     }
 }

@@ -148,7 +148,8 @@ pub(super) fn allocates_nothing() -> Result<()> {
         opened(device.open(), 0xa0)?;
         refused(device.verify(&first), ErrorKind::Unproven)?;
         guest::hca("set name=tst fail=GET_CONTEXT:5")?;
-        ensure!(device.open().is_err());
+        let fails = refused(device.open(), ErrorKind::Os)?;
+        ensure!(fails.raw_os_error() == Some(5), "the node is in order: {fails}");
         Ok(())
     });
     result?;
