@@ -11,9 +11,9 @@ use crate::open::verdict;
 use crate::output::{BAD, Failure, GOOD, HEAD, Out, WARN};
 use crate::table::{Cell, Table};
 
-/// Shows, on a simulated host, what becomes of a device that is replaced.
+/// Show, on a simulated host, what happens when a device is replaced.
 ///
-/// It needs no hardware and no root, and touches nothing of this host.
+/// This needs no hardware and no root, and does not touch this host.
 #[derive(Args)]
 pub(crate) struct DemoArgs {}
 
@@ -215,7 +215,7 @@ fn static_node(text: &mut String) -> Result<(), Failure> {
     let _ = writeln!(
         text,
         "  Every check in /sys and of the node holds (steps 1 to 5), before and after: only the\n  \
-         descriptor itself can tell (step 7)."
+         descriptor itself shows it (step 7)."
     );
     results(text, &unguarded, &guarded);
     scene.machine.close_foreign(old, theirs);
