@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_that_netlink_does_not_know_is_told_from_one_that_cannot_be_read() {
+    fn a_device_that_netlink_does_not_know_differs_from_one_that_cannot_be_read() {
         let machine = Machine::new();
         let device = listed(&machine);
         let id = machine.instance_of(0).expect("there");

@@ -155,7 +155,7 @@ mod tests {
 
     #[cfg(feature = "demo")]
     #[test]
-    fn a_device_of_another_network_namespace_is_told_from_one_that_is_missing() {
+    fn a_device_of_another_network_namespace_differs_from_one_that_is_missing() {
         use uverbs::sim::{DeviceSpec, Machine};
 
         let machine = Machine::new();
