@@ -134,11 +134,19 @@ fn audit(open: bool) -> Audit {
         Err(error) => audit.error("host", error.to_string()),
         Ok(host) => {
             audit.fine("openat2 can be used");
-            match explain::host(Policy::new()) {
-                Ok(_) => audit.fine("/sys is sysfs"),
-                Err(error) => audit.error("sysfs", error.to_string()),
+            let is_sysfs = match explain::host(Policy::new()) {
+                Ok(_) => true,
+                Err(error) => {
+                    audit.error("sysfs", error.to_string());
+                    false
+                }
+            };
+            if is_sysfs {
+                audit.fine("/sys is sysfs");
             }
             match Registry::new(host.clone()).devices() {
+                // That there is nothing in it does not mean anything.
+                Ok(devices) if devices.is_empty() && !is_sysfs => {}
                 Ok(devices) => {
                     let unusable = look_at_devices(&mut audit, &host, &devices);
                     open_devices(&mut audit, &devices, &unusable);
@@ -156,7 +164,10 @@ fn look_at_devices(audit: &mut Audit, host: &Host, devices: &Devices) -> BTreeSe
     let faults = devices.faults().count();
     for fault in devices.faults() {
         let subject = fault.device().unwrap_or("device").to_owned();
-        audit.error(subject, format!("it cannot be listed: {}", Failure::from(fault)));
+        audit.error(
+            subject,
+            format!("it cannot be listed: {}", Failure::from(fault).without_device()),
+        );
     }
     nodes::orphans(audit, devices);
     let absent = Absent::look(devices);
@@ -204,7 +215,8 @@ fn open_devices(audit: &mut Audit, devices: &Devices, unusable: &BTreeSet<u32>) 
             Err(error) => {
                 let failure = Failure::from(error);
                 if !unusable.contains(&device.uverbs_number()) {
-                    audit.error(name.as_str(), format!("it does not open: {failure}"));
+                    let message = format!("it does not open: {}", failure.without_device());
+                    audit.error(name.as_str(), message);
                 }
                 Some(failure)
             }

@@ -6,7 +6,7 @@ use std::fs;
 use rustix::io::Errno;
 use uverbs::{Device, Error, ErrorKind, Host, Policy, Step};
 
-use crate::output::Failure;
+use crate::output::{Failure, up_to_five};
 
 /// What an error means, where a sentence is of more use than the system call.
 pub(crate) fn sentence(error: &Error) -> Option<String> {
@@ -98,7 +98,7 @@ pub(crate) fn of_device(device: &Device, error: Error) -> Failure {
         && is_exclusive()
         && device.query().is_err_and(|error| is_unlisted(&error));
     match is_elsewhere {
-        true => Failure::from(error).in_words(format!("{device}: {}", elsewhere())),
+        true => Failure::from(error).in_words(elsewhere(&[device])),
         false => error.into(),
     }
 }
@@ -108,11 +108,17 @@ pub(crate) fn is_unlisted(error: &Error) -> bool {
     error.kind() == ErrorKind::Unproven && error.raw_os_error().is_none()
 }
 
-/// What it means that netlink does not know a device in exclusive mode, and what to do.
-pub(crate) fn elsewhere() -> &'static str {
-    "it belongs to another network namespace (the RDMA subsystem is in exclusive mode) and cannot be \
-     opened in this one. To move it here, run in the namespace that has it: rdma dev set DEV netns \
-     NAME"
+/// What it means that netlink does not know these devices in exclusive mode, and what to do.
+pub(crate) fn elsewhere(devices: &[&Device]) -> String {
+    let (belong, they, them) = match devices {
+        [_] => ("belongs", "it", "it"),
+        _ => ("belong", "they", "one"),
+    };
+    format!(
+        "{} {belong} to another network namespace, and the RDMA subsystem is in exclusive mode: {they} \
+         cannot be opened here. To move {them} here, run in that namespace: rdma dev set DEV netns NAME",
+        up_to_five(devices)
+    )
 }
 
 /// Whether each RDMA device belongs to one network namespace alone (`rdma system set netns exclusive`): the
@@ -208,5 +214,17 @@ mod tests {
         machine.set_netns_visible(id, true);
         machine.deny_netlink(Some(1));
         assert!(device.query().is_err_and(|error| !is_unlisted(&error)));
+    }
+
+    #[test]
+    fn devices_of_another_namespace_are_named() {
+        let device = listed(&Machine::new());
+        let text = elsewhere(&[&device]);
+        assert!(
+            text.starts_with("rxe(0) (uverbs0) belongs to another network namespace"),
+            "{text}"
+        );
+        let text = elsewhere(&[&device, &device]);
+        assert!(text.contains("rxe(0) (uverbs0), rxe(0) (uverbs0) belong to"), "{text}");
     }
 }

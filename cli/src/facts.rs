@@ -1,7 +1,7 @@
 //! What is known of a device, as JSON and as text.
 
 use serde::Serialize;
-use uverbs::{Device, DeviceFacts, Name, Timestamp};
+use uverbs::{Device, DeviceAttributes, DeviceFacts, Name, Timestamp};
 
 use crate::output::hex;
 
@@ -73,6 +73,12 @@ impl DeviceJson {
 fn hidden_bytes(name: &Name) -> Option<String> {
     let bytes = name.as_bytes();
     (name.to_string().as_bytes() != bytes).then(|| hex(bytes))
+}
+
+/// The firmware's version as the driver encodes it; none where there is no firmware.
+pub(crate) fn firmware_number(attributes: &DeviceAttributes) -> Option<String> {
+    let number = attributes.firmware_version;
+    (number != 0).then(|| format!("{number:#x}"))
 }
 
 /// `-` for what is not known.

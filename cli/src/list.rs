@@ -6,7 +6,7 @@ use uverbs::{Policy, Registry};
 
 use crate::DEMO_HINT;
 use crate::absent::Absent;
-use crate::explain::{self, of_device};
+use crate::explain::{self, is_unlisted};
 use crate::facts::{DeviceJson, or_dash};
 use crate::output::{Failure, JsonArgs, Out, note};
 use crate::select::is_gone;
@@ -41,7 +41,8 @@ pub(crate) fn run(args: &ListArgs, out: &mut Out) -> Result<bool, Failure> {
 fn list(registry: &Registry, args: &ListArgs, out: &mut Out) -> Result<bool, Failure> {
     let found = registry.devices()?;
     let netlink = registry.host().check_netlink();
-    let mut devices = Vec::with_capacity(found.len());
+    let is_exclusive = explain::is_exclusive();
+    let (mut devices, mut elsewhere) = (Vec::with_capacity(found.len()), Vec::new());
     for device in &found {
         let facts = match device.query() {
             Ok(facts) => Some(facts),
@@ -51,15 +52,22 @@ fn list(registry: &Registry, args: &ListArgs, out: &mut Out) -> Result<bool, Fai
                 }
                 continue;
             }
+            Err(error) if is_exclusive && is_unlisted(&error) => {
+                elsewhere.push(device);
+                None
+            }
             Err(error) => {
                 // Where netlink cannot be used at all, that is reported once, below.
                 if netlink.is_ok() {
-                    of_device(device, error).report();
+                    Failure::from(error).report();
                 }
                 None
             }
         };
         devices.push(DeviceJson::new(device, facts.as_ref()));
+    }
+    if !elsewhere.is_empty() {
+        note(explain::elsewhere(&elsewhere));
     }
     if let (Err(error), false) = (netlink, devices.is_empty()) {
         Failure::from(error).report_as("opens will be refused as Unproven: ");

@@ -67,6 +67,7 @@ pub(crate) fn exit_status_help(subcommand: &str) -> String {
 fn page(command: &clap::Command, name: &str, others: &[String]) -> io::Result<Vec<u8>> {
     let title = if name.is_empty() { "uverbs".to_owned() } else { format!("uverbs-{name}") };
     let man = clap_mangen::Man::new(command.clone().after_help("")).title(title);
+    let man = man.source(concat!("uverbs ", env!("CARGO_PKG_VERSION"))).manual("User Commands");
     let mut page = Vec::new();
     man.render_title(&mut page)?;
     man.render_name_section(&mut page)?;

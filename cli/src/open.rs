@@ -10,7 +10,7 @@ use uverbs::{Device, DeviceAttributes, Error, Evidence, Opened, Policy, Registry
 use crate::DeviceArg;
 use crate::evidence::{CheckJson, evidence_table};
 use crate::explain::{self, of_device};
-use crate::facts::DeviceJson;
+use crate::facts::{DeviceJson, firmware_number, or_dash};
 use crate::hold::hold;
 use crate::output::{BAD, Failure, GOOD, JsonArgs, Out, WARN, note};
 use crate::table::Table;
@@ -163,7 +163,7 @@ fn json(
 /// The firmware's version as the driver words it; its number where the driver has no words for it.
 fn firmware(device: &Device, attributes: &DeviceAttributes) -> String {
     let words = device.query().map(|facts| facts.firmware_version.to_string()).unwrap_or_default();
-    if words.is_empty() { format!("{:#x}", attributes.firmware_version) } else { words }
+    if words.is_empty() { or_dash(&firmware_number(attributes)) } else { words }
 }
 
 fn attributes_table(attributes: &DeviceAttributes, firmware: &str) -> Table {

@@ -155,6 +155,13 @@ impl Failure {
         self
     }
 
+    /// The message, without the device that it begins with.
+    pub(crate) fn without_device(&self) -> &str {
+        let device = self.device.as_deref().unwrap_or_default();
+        let rest = self.message.strip_prefix(device).and_then(|rest| rest.strip_prefix(": "));
+        rest.unwrap_or(&self.message)
+    }
+
     /// Prints it on standard error; with `-v` also its cause.
     pub(crate) fn report(&self) {
         self.report_as("");
@@ -241,6 +248,15 @@ mod tests {
         assert_eq!(failure.to_string(), "it is missing");
         let failure = failure.in_words("it is elsewhere");
         assert_eq!(failure.cause.as_deref(), Some("openat2: ENOENT"));
+    }
+
+    #[test]
+    fn the_device_is_left_out_where_it_comes_first() {
+        let mut failure = Failure::new("Os", "rxe0 (uverbs0): it is missing");
+        assert_eq!(failure.without_device(), "rxe0 (uverbs0): it is missing");
+        failure.device = Some("rxe0 (uverbs0)".into());
+        assert_eq!(failure.without_device(), "it is missing");
+        assert_eq!(failure.in_words("it is gone").without_device(), "it is gone");
     }
 
     #[test]

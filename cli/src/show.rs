@@ -92,22 +92,26 @@ pub(crate) fn run(args: &ShowArgs, out: &mut Out) -> Result<bool, Failure> {
     let devices = Registry::new(explain::host(Policy::new())?).devices()?;
     let device = selector.find(&devices)?;
     let shown = read(&device, args.no_open)?;
-    if let Some(error) = &shown.error {
-        error.report();
-    }
     if args.json.json {
         out.json(&shown)?;
     } else {
         out.text(&render(&shown.device, shown.opened.as_ref()))?;
+    }
+    if let Some(error) = &shown.error {
+        error.report();
     }
     Ok(shown.error.is_none())
 }
 
 /// Reads what is known of a device, and opens it for the rest, if that is wanted.
 fn read(device: &Device, no_open: bool) -> Result<ShowJson, Failure> {
-    let mut shown = look(device)?;
+    let (mut shown, unknown) = look(device)?;
     let opened = match no_open {
-        true => Ok(None),
+        true => {
+            unknown.inspect(Failure::report);
+            Ok(None)
+        }
+        // Where netlink does not describe the device, that is why it does not open.
         false => device.open().and_then(|context| Opened::ask(&context)).map(Some),
     };
     let (opened, error) = match opened {
@@ -116,7 +120,7 @@ fn read(device: &Device, no_open: bool) -> Result<ShowJson, Failure> {
         Err(error) => (None, Some(of_device(device, error))),
     };
     if let (None, Some(opened)) = (&shown.device.firmware, &opened) {
-        shown.device.firmware = Some(opened.firmware());
+        shown.device.firmware = opened.firmware();
     }
     Ok(ShowJson { device: shown, opened, error })
 }
@@ -129,28 +133,27 @@ fn render(shown: &Shown, opened: Option<&Opened>) -> String {
     text
 }
 
-fn look(device: &Device) -> Result<Shown, Failure> {
-    let facts = match device.query() {
-        Ok(facts) => Some(facts),
+/// What is known without a context, and why netlink does not describe the device, if so.
+fn look(device: &Device) -> Result<(Shown, Option<Failure>), Failure> {
+    let (facts, unknown) = match device.query() {
+        Ok(facts) => (Some(facts), None),
         Err(error) if is_gone(&error) => return Err(error.into()),
-        Err(error) => {
-            of_device(device, error).report();
-            None
-        }
+        Err(error) => (None, Some(of_device(device, error))),
     };
     let instance = device.instance();
     let provider = match device.provider() {
         Ok(info) => Some(ProviderJson::new(&info)),
         Err(error) if is_gone(&error) => return Err(error.into()),
-        // The reason was reported above.
+        // The reason is that of the query.
         Err(_) => None,
     };
-    Ok(Shown {
+    let shown = Shown {
         provider,
         device: DeviceJson::new(device, facts.as_ref()),
         timestamp: timestamp(instance.timestamp),
         sys_dev: instance.sys_dev,
-    })
+    };
+    Ok((shown, unknown))
 }
 
 fn table(shown: &Shown) -> Table {

@@ -7,7 +7,7 @@ use uverbs::{Devices, ForkSafety, Host};
 
 use super::Audit;
 use crate::explain::{self, is_unlisted};
-use crate::output::{Failure, up_to_five};
+use crate::output::Failure;
 use crate::select::is_gone;
 
 /// What the kernel's version is enough for.
@@ -107,6 +107,7 @@ pub(super) fn netlink(
             Err(error) => {
                 unanswered = true;
                 let error = Failure::from(error);
+                let error = error.without_device();
                 let message =
                     format!("netlink does not describe it, so that it does not open: {error}");
                 audit.error(device.to_string(), message);
@@ -115,9 +116,9 @@ pub(super) fn netlink(
         }
     }
     if !elsewhere.is_empty() {
-        let names = devices.iter().filter(|device| elsewhere.contains(&device.uverbs_number()));
-        let message = format!("{}: {}", up_to_five(names), explain::elsewhere());
-        audit.warning("network namespace", message);
+        let theirs = devices.iter().filter(|device| elsewhere.contains(&device.uverbs_number()));
+        let theirs: Vec<_> = theirs.collect();
+        audit.warning("network namespace", explain::elsewhere(&theirs));
     }
     if !unanswered {
         audit.fine("RDMA netlink can be used, and knows every device of this network namespace");

@@ -5,6 +5,7 @@ use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
 use uverbs::{Context, DeviceAttributes, ExtendedAttributes, GidEntry, PortAttributes};
 
+use crate::facts::firmware_number;
 use crate::output::Failure;
 use crate::select::is_gone;
 use crate::table::Table;
@@ -92,8 +93,8 @@ impl Opened {
     }
 
     /// The firmware's version, for a driver that has no words for it.
-    pub(super) fn firmware(&self) -> String {
-        format!("{:#x}", self.attributes.firmware_version)
+    pub(super) fn firmware(&self) -> Option<String> {
+        firmware_number(&self.attributes)
     }
 
     /// Adds who made the device, as `ibv_devinfo(1)` words it.
