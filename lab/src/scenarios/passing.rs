@@ -143,7 +143,7 @@ fn moved_away() -> Result<()> {
     ensure!(check.status.code() == Some(1) && findings.len() == 1, "{json}");
     ensure!(findings[0]["subject"] == "network namespace", "{json}");
     let message = findings[0]["message"].to_string();
-    ensure!(message.contains("tst (uverbs1): ") && !message.contains("rxe0"), "{message}");
+    ensure!(message.contains("tst (uverbs1) belongs to") && !message.contains("rxe0"), "{message}");
     ensure!(!json["checked"].to_string().contains("uverbs1 is a character device"), "{json}");
     let open = Command::new("uverbs").args(["open", "tst"]).output()?;
     let error = String::from_utf8_lossy(&open.stderr);
