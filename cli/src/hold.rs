@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use uverbs::{AsyncEvent, AsyncEventKind, AsyncEvents, Device, Opened};
+use uverbs::{AsyncEvent, AsyncEvents, Device, Opened};
 
 use crate::output::{Failure, note};
 use crate::select::is_gone;
@@ -43,7 +43,10 @@ pub(crate) fn hold(opened: &Opened, time: Duration) -> Result<(), Failure> {
             }
         }
         match event {
-            Some(event) if event.kind == AsyncEventKind::DeviceFatal => return Err(fatal(device)),
+            // A fatal error of the device is the last event.
+            Some(_) if events.as_ref().is_some_and(AsyncEvents::has_ended) => {
+                return Err(fatal(device));
+            }
             Some(event) => note(in_words(device, &event)),
             None if left.is_zero() => return Ok(()),
             None => {}

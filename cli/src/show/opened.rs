@@ -228,7 +228,7 @@ fn rate(port: &PortAttributes) -> Option<f64> {
     Some(f64::from(lane * port.active_width.lanes()?) / 10.0)
 }
 
-/// Partition keys, without unused entries.
+/// Partition keys, the ones that are free left out.
 fn keys(keys: &[u16]) -> String {
     let used = keys.iter().filter(|key| **key != 0).map(|key| format!("{key:#06x}"));
     let used: Vec<_> = used.collect();
