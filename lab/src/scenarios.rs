@@ -37,6 +37,8 @@ pub(crate) const ALL: &[(&str, Scenario)] = &[
     ("a_context_is_passed_to_a_sandboxed_worker", passing::broker),
     ("show_says_what_rdma_says", passing::show),
     ("check_looks_and_opens_only_if_asked", passing::check),
+    ("a_hold_ends_with_the_device", passing::hold),
+    ("check_names_devices_of_another_network_namespace", passing::exclusive),
     ("providers_tell_each_driver_what_it_wants", providers::each_driver),
     ("providers_are_found_by_modalias", providers::by_modalias),
     ("providers_of_another_abi_do_not_open", providers::abi_out_of_range),
