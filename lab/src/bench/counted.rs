@@ -62,8 +62,11 @@ pub(super) fn count(devices: usize, findings: &mut Findings) -> Result<()> {
     ensure!(parts.len() == PARTS.len() + 2, "{} marks in the trace", parts.len() - 1);
     for (name, part) in PARTS.iter().zip(&parts[1..]) {
         if *name != "-" {
+            // Not the end of a call that another thread interrupted, nor the end of a thread.
+            let is_call = |line: &&str| !line.contains(" resumed>") && !line.contains(" +++ ");
             // The first and the last line are the marks' own.
-            findings.count(devices, name, part.lines().count().saturating_sub(2));
+            let calls = part.lines().filter(is_call).count().saturating_sub(2);
+            findings.count(devices, name, calls);
         }
     }
     Ok(())

@@ -141,7 +141,7 @@ impl Findings {
             ));
             targets.push(target(
                 &format!("open and close, warm, {devices} listed: system calls"),
-                AtMost(54.0),
+                AtMost(36.0),
                 self.get(devices, "calls_open"),
             ));
         }
