@@ -68,9 +68,7 @@ pub(crate) fn run(proofs: &[Proof], kernels: &[KernelChoice], fuzz_seconds: u64)
             Proof::Explore => Ok(vec![explore()]),
             Proof::LeaveOut => Ok(vec![leave_out()]),
             Proof::Fuzz => fuzz(fuzz_seconds),
-            Proof::Boundary => {
-                in_guests("boundary", &[LAB, "boundary", "--full"], &kernels, &mut built)
-            }
+            Proof::Boundary => boundary(&kernels, &mut built),
             Proof::OldRule => guest::build_leaving_out().and_then(|()| {
                 let mut jobs = Vec::new();
                 for search in ["boundary", "soak", "compare"] {
@@ -198,6 +196,18 @@ fn in_guests(
         Job { name: format!("{name}-{kernel}"), command, limit }
     });
     Ok(jobs.collect())
+}
+
+/// Each kernel with another part of what is repetitive.
+fn boundary(kernels: &[KernelChoice], built: &mut bool) -> Result<Vec<Job>> {
+    const PARTS: usize = 3;
+    let mut jobs = Vec::new();
+    for (number, kernel) in kernels.iter().enumerate() {
+        let spread = format!("{}/{PARTS}", number % PARTS + 1);
+        let command = [LAB, "boundary", "--full", "--spread", &spread];
+        jobs.extend(in_guests("boundary", &command, std::slice::from_ref(kernel), built)?);
+    }
+    Ok(jobs)
 }
 
 /// Whether a job passed, and the line that says so.

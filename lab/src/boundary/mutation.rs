@@ -112,6 +112,23 @@ impl Mutation {
         }
     }
 
+    /// Whether what comes of it may depend on the type of the device: on whether a removal waits, or on the driver.
+    /// The others are done to the node, to /sys or to a name, with which no driver has to do.
+    pub(super) fn depends_on_type(self) -> bool {
+        !matches!(
+            self,
+            Self::Rename
+                | Self::SwapNames
+                | Self::Evict
+                | Self::Listxattr
+                | Self::NodeMissing
+                | Self::NodeSymlink
+                | Self::NodeFifo
+                | Self::NodeOtherDevice
+                | Self::NodeHandMade
+        )
+    }
+
     /// Whether it needs the right node under another name.
     pub(super) fn needs_right(self) -> bool {
         matches!(self, Self::NodeBack | Self::CrowdComes)
