@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::guest;
-use crowd::Resource;
+use link::Resource;
 use plan::{Extent, Happens, Place, Share, Way};
 use program::Program;
 use scene::Bounds;

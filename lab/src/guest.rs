@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, ExitStatus, Output};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -49,6 +49,22 @@ pub(crate) fn run(program: &str, args: &[&str]) -> Result<Output> {
 /// What a command prints.
 pub(crate) fn stdout(program: &str, args: &[&str]) -> Result<String> {
     Ok(String::from_utf8_lossy(&run(program, args)?.stdout).into_owned())
+}
+
+/// Waits for a child within bounds, and kills it when they are over.
+pub(crate) fn wait(child: &mut Child, limit: Duration) -> Result<ExitStatus> {
+    let end = Instant::now() + limit;
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(status);
+        }
+        if Instant::now() > end {
+            child.kill()?;
+            child.wait()?;
+            bail!("not done after {} s: killed", limit.as_secs());
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// Gives the test HCA one command.
@@ -207,6 +223,16 @@ pub(crate) fn reload(core: bool) -> Result<()> {
     for module in ["ib_uverbs", "rdma_rxe"] {
         run("modprobe", &[module])?;
     }
+    Ok(())
+}
+
+/// Lets this process have as many descriptors as a crowd takes.
+pub(crate) fn raise_descriptor_limit() -> Result<()> {
+    let limit = Some(16384);
+    rustix::process::setrlimit(
+        rustix::process::Resource::Nofile,
+        rustix::process::Rlimit { current: limit, maximum: limit },
+    )?;
     Ok(())
 }
 

@@ -17,6 +17,7 @@ mod ibverbs;
 mod roles;
 mod runner;
 mod scenarios;
+mod spawn;
 
 use std::process::ExitCode;
 

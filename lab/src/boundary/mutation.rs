@@ -6,8 +6,9 @@ use std::os::unix::fs::symlink;
 use anyhow::{Result, ensure};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 
-use super::crowd::{Member, RIGHT, Resource};
+use super::crowd::{Member, RIGHT};
 use super::link;
+use super::link::Resource;
 use super::process::Process;
 use super::world::{NODE, SYS, World, uverbs0};
 use crate::guest;

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::crowd::{Member, RIGHT, Resource, measure_buffer, measure_page};
+use super::crowd::{Member, RIGHT, measure_buffer, measure_page};
+use super::link::Resource;
 use super::mutation::{self, Mutation};
 use super::trace::{Point, mark, stop, trace_me};
 use super::world::{Kind, World};

@@ -14,7 +14,7 @@ use libc::{c_int, c_long, c_uint, c_void, pid_t};
 use rustix::thread::{CpuSet, sched_setaffinity};
 
 use super::process::Process;
-use crate::roles::MARK;
+use crate::spawn::MARK;
 
 const OPTIONS: c_int =
     libc::PTRACE_O_EXITKILL | libc::PTRACE_O_TRACESYSGOOD | libc::PTRACE_O_TRACECLONE;

@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-use super::{listed, registry};
+use super::expect::{listed, registry};
 use crate::guest;
 
 pub(super) fn broker() -> Result<()> {
