@@ -39,7 +39,7 @@ pub(crate) fn in_guest(
     run.arg("--timeout").arg(limit.as_secs().to_string());
     run.args(options).arg("--").args(command);
     let name = format!("{name}-{}", kernel.to_string().replace('/', "_"));
-    // The guest ends first, and says so.
+    // The guest's own limit comes first, so that the log has its reason.
     Ok(Job { name, command: run, limit: limit + lab::PREPARATION })
 }
 

@@ -151,8 +151,10 @@ impl Screen {
         }
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let State { error, status, at_start, .. } = &mut *state;
-        let columns = rustix::termios::tcgetwinsize(io::stderr()).map_or(80, |size| size.ws_col);
-        *status = text.chars().take(usize::from(columns).saturating_sub(1)).collect();
+        let columns = rustix::termios::tcgetwinsize(io::stderr()).map_or(0, |size| size.ws_col);
+        // A terminal that does not know its size gives 0.
+        let columns = if columns == 0 { 80 } else { usize::from(columns) };
+        *status = text.chars().take(columns - 1).collect();
         if *at_start {
             let _ = write!(error, "{CLEAR}{status}").and_then(|()| error.flush());
         }

@@ -31,7 +31,7 @@ impl Outcome {
         self.result.is_ok()
     }
 
-    /// The line that says so.
+    /// Its line of the summary.
     pub(crate) fn line(&self) -> String {
         let Self { name, result, took } = self;
         let seconds = took.as_secs();
@@ -110,8 +110,7 @@ impl Runner {
                     number += 1;
                     continue;
                 };
-                let outcome = self.end(running.remove(number), status)?;
-                outcomes.push(outcome);
+                outcomes.push(self.end(running.remove(number), status));
             }
             let rests = running.iter().map(Running::left);
             let rests =
@@ -150,15 +149,20 @@ impl Runner {
         Ok(Running { job, child, copiers, said, expected, started: Instant::now() })
     }
 
-    fn end(&mut self, one: Running, status: std::process::ExitStatus) -> Result<Outcome> {
+    fn end(&mut self, one: Running, status: std::process::ExitStatus) -> Outcome {
         let Running { job, copiers, started, .. } = one;
         let took = started.elapsed();
+        let mut result = ended(status, job.limit);
         for copier in copiers {
-            copier.join().map_err(|_| anyhow!("copying the output failed"))?;
+            if copier.join().is_err() {
+                result = result.and(Err(anyhow!("copying its output failed")));
+            }
         }
-        let result = ended(status, job.limit);
         if result.is_ok() {
-            self.durations.note(&job.key(), took)?;
+            // Only the next run's times are the worse for it.
+            if let Err(error) = self.durations.note(&job.key(), took) {
+                self.screen.line(&format!("{error:#}"));
+            }
         } else if !self.shows {
             let log = fs::read(self.log(&job.name)).unwrap_or_default();
             let log = String::from_utf8_lossy(&log);
@@ -168,7 +172,7 @@ impl Runner {
         }
         let outcome = Outcome { name: job.name, result, took };
         self.screen.line(&outcome.line());
-        Ok(outcome)
+        outcome
     }
 }
 
@@ -196,7 +200,7 @@ impl Running {
         self.said.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The time that it still needs: by its own words, or by how long it took the last time.
+    /// The time that it still needs: what it printed itself, or the rest of what it took the last time.
     fn left(&self) -> Option<Duration> {
         let by_last = self.expected.map(|time| time.saturating_sub(self.started.elapsed()));
         minutes_left(&self.said()).or(by_last)

@@ -113,8 +113,8 @@ impl Mutation {
         }
     }
 
-    /// Whether what comes of it may depend on the type of the device: on whether a removal waits, or on the driver.
-    /// The others are done to the node, to /sys or to a name, with which no driver has to do.
+    /// Whether the outcome may depend on the type of the device: on whether its removal waits, or on its driver. The
+    /// others change the node, what /sys caches, or a name, and no driver takes part in that.
     pub(super) fn depends_on_type(self) -> bool {
         !matches!(
             self,

@@ -42,7 +42,7 @@ impl Kind {
         disassociate
     }
 
-    /// Tells the three types apart.
+    /// A number for each of the three types.
     pub(super) fn number(self) -> usize {
         match self {
             Self::Hca { disassociate: true } => 0,
