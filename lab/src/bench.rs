@@ -16,7 +16,7 @@ use uverbs::{Device, Host, Registry};
 
 use crate::compare::rename;
 use crate::ibverbs::{Ibverbs, List};
-use crate::{alloc, guest, roles};
+use crate::{alloc, guest, spawn};
 use measure::{Times, in_turns, on_threads, time};
 use targets::Findings;
 
@@ -102,7 +102,7 @@ type Note<'a> = &'a mut dyn FnMut(&str, &Times);
 /// The first list of a process, each in a process of its own.
 fn first_lists(devices: usize, note: Note<'_>) -> Result<()> {
     let first = |which| {
-        let said = guest::stdout(&roles::exe()?, &["role", "first-list", which])?;
+        let said = guest::stdout(&spawn::exe()?, &["role", "first-list", which])?;
         Ok(Duration::from_nanos(said.trim().parse().context("nanoseconds")?))
     };
     // Those after the very first find the kernel's inodes made. Where libibverbs takes too long for

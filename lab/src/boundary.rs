@@ -16,14 +16,14 @@ mod trace;
 mod verbs;
 mod world;
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::guest;
-use crowd::Resource;
-use plan::{Happens, Place, Way};
+use link::Resource;
+use plan::{Extent, Happens, Place, Share, Way};
 use program::Program;
 use scene::Bounds;
 use table::{Row, Table};
@@ -36,34 +36,16 @@ const BUDGET: Duration = Duration::from_secs(35);
 /// After so many failures of the lab itself the rest would show nothing.
 const LAB_FAILURES: usize = 5;
 
-/// Which executions are run.
-#[derive(Clone, Copy)]
-enum Extent {
-    Sample,
-    /// All of them, or every `of`th.
-    Full {
-        shard: usize,
-        of: usize,
-    },
-    /// All of those in which the library's first rule is wrong.
-    OldRule,
-}
+/// How often progress is shown.
+const SHOWN_EVERY: Duration = Duration::from_secs(20);
 
-const USAGE: &str = "usage: uverbs-lab boundary [--full [--shard I/N] | --old-rule]";
+const USAGE: &str = "usage: uverbs-lab boundary [--full [--spread I/N] [--shard I/N] | --old-rule]";
 
 pub(crate) fn run(args: &[&str]) -> Result<()> {
     let extent = match args {
         [] => Extent::Sample,
         ["--old-rule"] => return old_rule(),
-        ["--full"] => Extent::Full { shard: 0, of: 1 },
-        ["--full", "--shard", shard] => {
-            let (shard, of) = shard.split_once('/').context("--shard I/N")?;
-            let (shard, of): (usize, usize) = (shard.parse()?, of.parse()?);
-            ensure!((1..=of).contains(&shard), "--shard I/N: I is from 1 to N");
-            // Each has to have a part of the control at which it is caught.
-            ensure!(of <= 8, "--shard I/N: N is at most 8");
-            Extent::Full { shard: shard - 1, of }
-        }
+        ["--full", options @ ..] => full(options)?,
         _ => bail!("{USAGE}"),
     };
     guest::clean()?;
@@ -75,6 +57,22 @@ pub(crate) fn run(args: &[&str]) -> Result<()> {
     println!("{}, control: {}", guest::release(), control.count());
     ours.all_right()?;
     control.caught(&program::CONTROL)
+}
+
+fn full(options: &[&str]) -> Result<Extent> {
+    let (mut spread, mut shard) = (Share::THIRD, Share::ALL);
+    for option in options.chunks(2) {
+        let [name @ ("--spread" | "--shard"), value] = option else { bail!("{USAGE}") };
+        let (number, of) = value.split_once('/').with_context(|| format!("{name} I/N"))?;
+        let (number, of): (usize, usize) = (number.parse()?, of.parse()?);
+        ensure!((1..=of).contains(&number), "{name} I/N: I is from 1 to N");
+        // Each shard has to have a part of the control at which it is caught; each part of the spread, something
+        // of every way.
+        ensure!(of <= 8, "{name} I/N: N is at most 8");
+        let share = Share { number: number - 1, of };
+        if *name == "--spread" { spread = share } else { shard = share }
+    }
+    Ok(Extent::Full { spread, shard })
 }
 
 /// Whether the boundaries would find a proof that is wrong: the library goes by the rule that it had first, which
@@ -122,27 +120,14 @@ fn table(programs: &[Program], extent: Extent, show: bool) -> Result<Table> {
     let ways = ways(&places, &mut bounds, extent, &mut table, show)?;
     println!("    {:.0} s to run each undisturbed", started.elapsed().as_secs_f64());
     let started = Instant::now();
-    // A sample begins with those that take long, for they would seldom have their turn.
-    let first = ways.iter().filter(|_| matches!(extent, Extent::Sample)).enumerate();
-    let first = first.filter(|(_, way)| way.place.scene.is_long());
-    let first = first.flat_map(|(number, way)| (0..way.points.len()).map(move |at| (number, at)));
-    let mut first = first.collect::<VecDeque<_>>();
-    let most = ways.iter().map(|way| way.points.len()).max().context("nothing to run")?;
+    let order = order(&ways, extent);
+    let mut progress = Progress::new(order.len());
     let mut done = BTreeSet::new();
     let mut failures = 0;
-    for step in 0..most * ways.len() {
-        let round = step / ways.len();
-        // A sample takes the ways in turn, neighbours far apart, each time at another call.
-        let (way, at) = match extent {
-            Extent::Sample if started.elapsed() > BUDGET => break,
-            Extent::Full { shard, of } if step % of != shard => continue,
-            Extent::Full { .. } | Extent::OldRule => (step % ways.len(), round),
-            Extent::Sample if !first.is_empty() => first.pop_front().context("it is not empty")?,
-            Extent::Sample => {
-                let way = scattered(step, ways.len());
-                (way, (round * 17 + way * 29) % ways[way].points.len())
-            }
-        };
+    for (way, at) in order {
+        if matches!(extent, Extent::Sample) && started.elapsed() > BUDGET {
+            break;
+        }
         let Way { place, happens, points } = &ways[way];
         let Some(at) = points.get(at).filter(|_| done.insert((way, at))) else { continue };
         let row = Row { place: *place, happens: *happens, at: at.clone() };
@@ -161,12 +146,61 @@ fn table(programs: &[Program], extent: Extent, show: bool) -> Result<Table> {
                 }
             }
         }
-        if table.len() % 500 == 0 {
-            eprintln!("{} executions in {:.0} s", table.len(), started.elapsed().as_secs_f64());
+        if !matches!(extent, Extent::Sample) {
+            progress.step();
         }
     }
     table.took = started.elapsed();
     Ok(table)
+}
+
+/// The order of the executions: the number of the way, and the number of its point.
+fn order(ways: &[Way], extent: Extent) -> Vec<(usize, usize)> {
+    let most = ways.iter().map(|way| way.points.len()).max().unwrap_or(0);
+    let rounds = (0..most).flat_map(|round| (0..ways.len()).map(move |step| (round, step)));
+    if !matches!(extent, Extent::Sample) {
+        let shard = if let Extent::Full { shard, .. } = extent { shard } else { Share::ALL };
+        let all = rounds.filter(|(at, way)| *at < ways[*way].points.len()).enumerate();
+        let chosen = all.filter(|(number, _)| shard.has(*number));
+        return chosen.map(|(_, (at, way))| (way, at)).collect();
+    }
+    // A sample begins with those that take long, for they would seldom have their turn.
+    let long = ways.iter().enumerate().filter(|(_, way)| way.place.scene.is_long());
+    let long = long.flat_map(|(number, way)| (0..way.points.len()).map(move |at| (number, at)));
+    // Then it takes the ways in turn, neighbours far apart, each time at another call.
+    let rest = rounds.map(|(round, step)| {
+        let way = scattered(step, ways.len());
+        (way, (round * 17 + way * 29) % ways[way].points.len())
+    });
+    long.chain(rest).collect()
+}
+
+/// Shows on standard error how far it is.
+struct Progress {
+    started: Instant,
+    shown: Instant,
+    done: usize,
+    total: usize,
+}
+
+impl Progress {
+    fn new(total: usize) -> Self {
+        let now = Instant::now();
+        Self { started: now, shown: now, done: 0, total }
+    }
+
+    /// One more is done.
+    fn step(&mut self) {
+        self.done += 1;
+        if self.shown.elapsed() < SHOWN_EVERY && self.done < self.total {
+            return;
+        }
+        self.shown = Instant::now();
+        let Self { done, total, .. } = *self;
+        let each = self.started.elapsed().as_secs_f64() / done as f64;
+        let left = each * (total - done) as f64 / 60.0;
+        eprintln!("progress: {done}/{total} executions, {left:.0} min left");
+    }
 }
 
 /// Runs each program undisturbed; gives the ways in which each can be disturbed.

@@ -167,11 +167,6 @@ impl Tally {
     }
 }
 
-/// Waits until a removal that waited for descriptors is over.
-fn settle_removal(side: &dyn Side, device: usize) -> Result<()> {
-    guest::until("a removal to end", || side.contexts(device).is_ok_and(|left| left.is_none()))
-}
-
 /// Lists page by page and by number, as many as the budget allows.
 fn compare_lists(budget: Option<Duration>, foreign: &Foreign) -> Result<Vec<String>> {
     let setup = script::removal_that_waits().setup;

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, ExitStatus, Output};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -49,6 +49,22 @@ pub(crate) fn run(program: &str, args: &[&str]) -> Result<Output> {
 /// What a command prints.
 pub(crate) fn stdout(program: &str, args: &[&str]) -> Result<String> {
     Ok(String::from_utf8_lossy(&run(program, args)?.stdout).into_owned())
+}
+
+/// Waits for a child within bounds, and kills it when they are over.
+pub(crate) fn wait(child: &mut Child, limit: Duration) -> Result<ExitStatus> {
+    let end = Instant::now() + limit;
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(status);
+        }
+        if Instant::now() > end {
+            child.kill()?;
+            child.wait()?;
+            bail!("not done after {} s: killed", limit.as_secs());
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// Gives the test HCA one command.
@@ -101,11 +117,12 @@ pub(crate) fn rename(from: &str, to: &str) -> Result<()> {
     run("rdma", &["dev", "set", from, "name", to]).map(drop)
 }
 
-/// Makes the kernel drop what it caches of sysfs. What was used since the last time gets a
-/// second chance, so it takes more than once.
+/// Makes the kernel drop the dentries and inodes that it caches, those of sysfs among them. What was used since
+/// the last time gets a second chance, so it takes more than once. Pages stay: sysfs has no cached pages, and
+/// dropping those of others takes 40 ms each time.
 pub(crate) fn drop_caches() -> Result<()> {
     const DROP: &str = "/proc/sys/vm/drop_caches";
-    (0..3).try_for_each(|_| fs::write(DROP, "3")).context("drop_caches")
+    (0..3).try_for_each(|_| fs::write(DROP, "2")).context("drop_caches")
 }
 
 /// Names in a directory, sorted; none where there is no such directory.
@@ -153,7 +170,7 @@ pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) -> Result<()> {
         if Instant::now() > end {
             bail!("waited 10 s for: {what}");
         }
-        std::thread::sleep(Duration::from_millis(5));
+        std::thread::sleep(Duration::from_millis(1));
     }
     Ok(())
 }
@@ -206,6 +223,16 @@ pub(crate) fn reload(core: bool) -> Result<()> {
     for module in ["ib_uverbs", "rdma_rxe"] {
         run("modprobe", &[module])?;
     }
+    Ok(())
+}
+
+/// Lets this process have as many descriptors as a crowd takes.
+pub(crate) fn raise_descriptor_limit() -> Result<()> {
+    let limit = Some(16384);
+    rustix::process::setrlimit(
+        rustix::process::Resource::Nofile,
+        rustix::process::Rlimit { current: limit, maximum: limit },
+    )?;
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 //! rename and fake real kernel devices, and look at what the library makes of it.
 //!
 //! `uverbs-lab scenarios [--without-samples] [FILTER…]` runs them all, each in a process of its own and on a clean host;
-//! `uverbs-lab scenario NAME` runs one in this process; `uverbs-lab boundary [--full [--shard I/N] | --old-rule]`
+//! `uverbs-lab scenario NAME` runs one in this process; `uverbs-lab boundary [--full [--spread I/N] [--shard I/N] | --old-rule]`
 //! disturbs programs at each of their system calls; `uverbs-lab compare [--full | --seconds N]` holds the
 //! simulated kernel against the real one; `uverbs-lab soak [--replacements N]` opens devices while they are
 //! replaced; `uverbs-lab bench [--most DEVICES]` says what listing and opening cost; `uverbs-lab role NAME ARG…` is a program that a scenario starts under strace, as another user
@@ -17,6 +17,7 @@ mod ibverbs;
 mod roles;
 mod runner;
 mod scenarios;
+mod spawn;
 
 use std::process::ExitCode;
 
@@ -40,7 +41,7 @@ fn main() -> ExitCode {
         }
         _ => {
             eprintln!(
-                "usage: uverbs-lab scenarios [--without-samples] [FILTER...] | scenario NAME | boundary [--full [--shard I/N] | --old-rule] | compare [--full | --seconds N | --old-rule] | soak [--replacements N | --old-rule] | bench [--most DEVICES] | role NAME ... | list"
+                "usage: uverbs-lab scenarios [--without-samples] [FILTER...] | scenario NAME | boundary [--full [--spread I/N] [--shard I/N] | --old-rule] | compare [--full | --seconds N | --old-rule] | soak [--replacements N | --old-rule] | bench [--most DEVICES] | role NAME ... | list"
             );
             return ExitCode::from(2);
         }

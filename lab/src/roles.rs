@@ -1,9 +1,7 @@
 //! Programs that a scenario starts as a process of its own: under strace, as another user, in a
 //! namespace, behind a filter.
 
-use std::io::{Read as _, Write as _};
-use std::os::unix::process::CommandExt as _;
-use std::process::{Command, ExitStatus};
+use std::io::Read as _;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use cap_std::ambient_authority;
@@ -15,20 +13,8 @@ use seccompiler::{
 use uverbs::{Device, ErrorKind, Host, Registry};
 
 use crate::ibverbs::Ibverbs;
+use crate::spawn::mark;
 use crate::{bench, guest};
-
-/// Written between what a trace is to see apart.
-pub(crate) const MARK: &str = "== mark";
-
-/// Where the program is.
-pub(crate) fn exe() -> Result<String> {
-    Ok(std::env::current_exe()?.to_string_lossy().into_owned())
-}
-
-/// Runs a role as another user.
-pub(crate) fn as_user(uid: u32, args: &[&str]) -> Result<ExitStatus> {
-    Command::new(exe()?).arg("role").args(args).uid(uid).gid(uid).status().context("role")
-}
 
 pub(crate) fn run(name: &str, args: &[&str]) -> Result<()> {
     match (name, args) {
@@ -69,10 +55,6 @@ pub(crate) fn run(name: &str, args: &[&str]) -> Result<()> {
 
 fn device_named(registry: &Registry, name: &str) -> Result<Device> {
     Ok(registry.devices()?.by_name(name)?)
-}
-
-pub(crate) fn mark() {
-    let _ = std::io::stderr().write_all(MARK.as_bytes());
 }
 
 /// Lists and opens between marks, on another `/dev`; `kind` is the error expected, or `ok`.
@@ -160,11 +142,7 @@ fn socket_denied(device: &str) -> Result<()> {
 
 /// Holds that many contexts until its input ends; says so when it has them.
 fn crowd(device: &str, count: usize) -> Result<()> {
-    let limit = Some(16384);
-    rustix::process::setrlimit(
-        rustix::process::Resource::Nofile,
-        rustix::process::Rlimit { current: limit, maximum: limit },
-    )?;
+    guest::raise_descriptor_limit()?;
     let ibverbs = Ibverbs::load()?;
     let list = ibverbs.list()?;
     for _ in 0..count {
@@ -200,9 +178,4 @@ fn ready_until_eof() -> Result<()> {
     println!("ready");
     std::io::stdin().read_to_end(&mut Vec::new())?;
     Ok(())
-}
-
-/// Runs a role in a process of its own.
-pub(crate) fn run_and_show(args: &[&str]) -> Result<ExitStatus> {
-    Command::new(exe()?).arg("role").args(args).status().context("role")
 }

@@ -1,6 +1,6 @@
 //! Runs scenarios: each in a process of its own, bounded in time, on a host that was cleaned.
 
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -54,24 +54,8 @@ fn run_child(name: &str) -> Result<()> {
         .stdin(Stdio::null())
         .spawn()
         .context("starting the scenario")?;
-    let status = wait(&mut child, LIMIT)?;
+    let status = guest::wait(&mut child, LIMIT)?;
     if status.success() { Ok(()) } else { bail!("the scenario ended with {status}") }
-}
-
-/// Waits for a child within bounds, and kills it when they are over.
-pub(crate) fn wait(child: &mut Child, limit: Duration) -> Result<std::process::ExitStatus> {
-    let end = Instant::now() + limit;
-    loop {
-        if let Some(status) = child.try_wait()? {
-            return Ok(status);
-        }
-        if Instant::now() > end {
-            child.kill()?;
-            child.wait()?;
-            bail!("not done after {} s: killed", limit.as_secs());
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }
 
 pub(crate) fn run_one(name: &str) -> Result<()> {

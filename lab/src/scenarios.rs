@@ -1,6 +1,7 @@
 //! The scenarios, by what they are about.
 
 mod events;
+mod expect;
 mod limits;
 mod listing;
 mod nodes;
@@ -12,8 +13,7 @@ mod replacing;
 pub(crate) mod soak;
 mod traced;
 
-use anyhow::{Context as _, Result, ensure};
-use uverbs::{Context, Device, Error, ErrorKind, Guid, Host, Registry};
+use anyhow::Result;
 
 /// A scenario: it passes when it returns no error.
 pub(crate) type Scenario = fn() -> Result<()>;
@@ -89,31 +89,3 @@ pub(crate) const ALL: &[(&str, Scenario)] = &[
 /// Those that run for a time of their own, samples of what `cargo xtask prove` does.
 pub(crate) const SAMPLES: [&str; 4] =
     ["every_system_call_bounded", "control_every_system_call", "soak_bounded", "simulator_is_true"];
-
-/// A registry of this host.
-fn registry() -> Result<Registry> {
-    Ok(Registry::new(Host::open()?))
-}
-
-/// The listed device of that name.
-fn listed(registry: &Registry, name: &str) -> Result<Device> {
-    Ok(registry.devices()?.by_name(name)?)
-}
-
-/// Refused, for that reason.
-fn refused<T: std::fmt::Debug>(result: uverbs::Result<T>, kind: ErrorKind) -> Result<Error> {
-    let error = result.err().context("it was opened")?;
-    ensure!(error.kind() == kind, "expected {kind:?}, found {:?}: {error}", error.kind());
-    println!("    {error}");
-    Ok(error)
-}
-
-/// Opened, proved, and with that GUID.
-fn opened(result: uverbs::Result<Context>, guid: u64) -> Result<Context> {
-    let context = result?;
-    let found = context.query_device()?.node_guid;
-    ensure!(found == Guid(guid), "expected GUID {}, found {found}", Guid(guid));
-    let evidence = context.evidence();
-    ensure!(evidence.context_number().is_some() && evidence.checks().iter().all(|c| c.held()));
-    Ok(context)
-}

@@ -5,15 +5,16 @@ mod figures;
 mod plot;
 mod report;
 
-use std::env;
 use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use crate::job::{self, Job};
 use crate::kernel::KernelChoice;
-use crate::prove::{self, Job};
-use crate::{guest, lab, paths};
+use crate::progress::Left;
+use crate::runner::{Outcome, Runner};
+use crate::{guest, paths};
 use figures::Run;
 
 /// Enough for 8,000 devices, of which one list of libibverbs takes many seconds.
@@ -33,23 +34,25 @@ pub(crate) struct Plan {
 
 /// Measures, and tells whether every target was met in every run.
 pub(crate) fn run(plan: &Plan) -> Result<u8> {
-    let mut hermetic = prove::cargo();
-    hermetic.args(["bench", "--package", "uverbs", "--features", "sim", "--bench", "hermetic"]);
-    let simulated = hermetic.status().context("running cargo bench")?.success();
+    let mut runner = Runner::new("bench", true)?;
+    let mut command = job::cargo();
+    command.args(["bench", "--package", "uverbs", "--features", "sim", "--bench", "hermetic"]);
+    let hermetic = Job { name: "hermetic".to_owned(), command, limit: LIMIT };
+    let in_guests = (1..=plan.runs).map(|number| in_guest(plan, number));
+    let in_guests = in_guests.collect::<Result<Vec<_>>>()?;
+    let later = runner.expect(&in_guests, 1);
+    let simulated = runner.run(vec![hermetic], 1, later)?.iter().all(Outcome::passed);
     guest::build()?;
-    let logs = paths::target().join("bench");
-    fs::create_dir_all(&logs).with_context(|| format!("making {}", logs.display()))?;
     let mut runs = Vec::new();
-    for number in 1..=plan.runs {
-        let log = logs.join(format!("{number}.log"));
+    for outcome in runner.run(in_guests, 1, Left::default())? {
         // It fails when a target is missed, which the log says, too.
-        let ended = prove::run_logged(in_guest(plan)?, &log);
+        let log = runner.log(&outcome.name);
         let text =
             fs::read_to_string(&log).with_context(|| format!("reading {}", log.display()))?;
         let run = Run::parse(&text)?;
         // Of a run that ended before its end the targets are missing.
         if run.targets.is_empty() {
-            ended?;
+            outcome.result?;
         }
         runs.push(run);
     }
@@ -73,11 +76,10 @@ pub(crate) fn run(plan: &Plan) -> Result<u8> {
     Ok(u8::from(!(simulated && met)))
 }
 
-/// The measuring program in its guest, through this program, whose output is then the log.
-fn in_guest(plan: &Plan) -> Result<Job> {
-    let mut command = std::process::Command::new(env::current_exe().context("this program")?);
-    command.args(["lab", "run", "--no-build", "--memory", MEMORY_MB, "--kernel"]);
-    command.arg(plan.kernel.to_string()).arg("--timeout").arg(LIMIT.as_secs().to_string());
-    command.args(["--", "uverbs-lab", "bench", "--most"]).arg(plan.most.to_string());
-    Ok(Job { name: "bench".to_owned(), command, limit: LIMIT + lab::PREPARATION })
+/// The measuring program in its guest.
+fn in_guest(plan: &Plan, number: usize) -> Result<Job> {
+    let most = plan.most.to_string();
+    let command = ["uverbs-lab", "bench", "--most", &most];
+    let options = ["--memory", MEMORY_MB];
+    job::in_guest(&format!("run-{number}"), &plan.kernel, LIMIT, &options, command)
 }

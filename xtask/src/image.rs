@@ -13,7 +13,7 @@ use anyhow::{Context, Result, anyhow, bail};
 
 use crate::cpio::Archive;
 use crate::kernel::Kernel;
-use crate::{module, paths, tools};
+use crate::{module, packages, paths, tools};
 
 /// The guest's first process.
 const INIT: &str = include_str!("../../lab/guest/init");
@@ -73,7 +73,8 @@ pub(crate) fn base(kernel: &Kernel) -> Result<PathBuf> {
             add_program(&mut files, &format!("/usr/bin/{name}"), &tool)?;
         }
     }
-    let provider = rxe_provider().ok_or_else(|| anyhow!("no rxe provider of libibverbs"))?;
+    let provider =
+        packages::rxe_provider().ok_or_else(|| anyhow!("no rxe provider of libibverbs"))?;
     add_program(&mut files, guest_path(&provider)?.as_str(), &provider)?;
     add_modules(&mut files, kernel)?;
 
@@ -234,22 +235,6 @@ fn guest_path(path: &Path) -> Result<String> {
         path.to_str().ok_or_else(|| anyhow!("{}: not a name for the guest", path.display()))?;
     let moved = ["/lib/", "/lib64/", "/bin/", "/sbin/"].iter().any(|dir| text.starts_with(dir));
     Ok(if moved { format!("/usr{text}") } else { text.to_owned() })
-}
-
-/// libibverbs' provider for rxe. Its name carries the version of the private interface.
-pub(crate) fn rxe_provider() -> Option<PathBuf> {
-    let mut found: Vec<PathBuf> = ["/usr/lib/x86_64-linux-gnu/libibverbs", "/usr/lib64/libibverbs"]
-        .iter()
-        .filter_map(|dir| fs::read_dir(dir).ok())
-        .flatten()
-        .filter_map(Result::ok)
-        .map(|entry| entry.path())
-        .filter(|path| {
-            path.file_name().is_some_and(|name| name.as_bytes().starts_with(b"librxe-rdmav"))
-        })
-        .collect();
-    found.sort();
-    found.pop()
 }
 
 /// The modules in a tree of their own, with `modules.dep` and the like made for just these.

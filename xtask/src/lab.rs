@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fs;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
@@ -35,9 +35,6 @@ pub(crate) struct LabRun {
 /// How a run ended.
 #[derive(Debug)]
 pub(crate) struct Outcome {
-    /// `uname -r` of the guest.
-    pub(crate) release: String,
-    pub(crate) elapsed: Duration,
     pub(crate) end: End,
 }
 
@@ -53,10 +50,6 @@ pub(crate) enum End {
 }
 
 impl Outcome {
-    pub(crate) fn is_success(&self) -> bool {
-        self.end == End::Exited(0)
-    }
-
     pub(crate) fn exit_code(&self) -> u8 {
         match self.end {
             End::Exited(status) => status,
@@ -77,7 +70,6 @@ impl Outcome {
 
 /// Runs a command in a guest. Its output goes to our standard output as it comes.
 pub(crate) fn run(run: &LabRun) -> Result<Outcome> {
-    let started = Instant::now();
     let lock = paths::lock()?;
     packages::ensure_tools()?;
     let kernel = kernel::get(&run.kernel)?;
@@ -113,11 +105,7 @@ pub(crate) fn run(run: &LabRun) -> Result<Outcome> {
         eprintln!("xtask: the guest {what}, see {}: all of it once more", log.display());
         ended = qemu::boot(&machine)?;
     }
-    Ok(Outcome {
-        end: judge(&ended, run.timeout, &kernel.release)?,
-        release: kernel.release,
-        elapsed: started.elapsed(),
-    })
+    Ok(Outcome { end: judge(&ended, run.timeout, &kernel.release)? })
 }
 
 /// How often a guest is booted that dies before its command begins, or of the emulator.

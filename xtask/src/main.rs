@@ -7,13 +7,16 @@ mod bench;
 mod cpio;
 mod guest;
 mod image;
+mod job;
 mod kernel;
 mod lab;
 mod module;
 mod packages;
 mod paths;
+mod progress;
 mod prove;
 mod qemu;
+mod runner;
 mod test;
 mod toolchain;
 mod tools;
@@ -112,6 +115,10 @@ struct ProveArgs {
     /// How long each fuzz target runs
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     fuzz_seconds: u64,
+
+    /// How many guests run at the same time, each with 1 GB; no more than there are processors
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    guests: usize,
 }
 
 #[derive(Args)]
@@ -137,7 +144,12 @@ fn main() -> ExitCode {
     let result = match Cli::parse().task {
         Task::Lab { command: LabCommand::Run(args) } => run(args),
         Task::Test(args) => test::run(&args.kernel, &args.filter),
-        Task::Prove(args) => prove::run(&args.proofs, &args.kernel, args.fuzz_seconds),
+        Task::Prove(args) => prove::run(&prove::Plan {
+            proofs: args.proofs,
+            kernels: args.kernel,
+            fuzz_seconds: args.fuzz_seconds,
+            guests: args.guests,
+        }),
         Task::Bench(args) => bench::run(&bench::Plan {
             kernel: args.kernel,
             runs: args.runs,

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
-use std::path::Path;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
@@ -36,12 +37,28 @@ pub(crate) fn ensure_tools() -> Result<()> {
         .filter(|(program, _)| tools::find(program).is_none())
         .map(|(_, package)| *package)
         .collect();
-    if crate::image::rxe_provider().is_none() {
+    if rxe_provider().is_none() {
         missing.push("ibverbs-providers");
     }
     missing.sort_unstable();
     missing.dedup();
     ensure(&missing)
+}
+
+/// libibverbs' provider for rxe. Its name carries the version of the private interface.
+pub(crate) fn rxe_provider() -> Option<PathBuf> {
+    let mut found: Vec<PathBuf> = ["/usr/lib/x86_64-linux-gnu/libibverbs", "/usr/lib64/libibverbs"]
+        .iter()
+        .filter_map(|dir| fs::read_dir(dir).ok())
+        .flatten()
+        .filter_map(Result::ok)
+        .map(|entry| entry.path())
+        .filter(|path| {
+            path.file_name().is_some_and(|name| name.as_bytes().starts_with(b"librxe-rdmav"))
+        })
+        .collect();
+    found.sort();
+    found.pop()
 }
 
 /// Installs packages when root, and says which to install otherwise.

@@ -1,21 +1,18 @@
 //! `cargo xtask prove`: the full versions of all proofs, each bounded in time, each with its own log.
 
-use std::env;
-use std::ffi::OsString;
-use std::fs::{self, File};
-use std::io::{self, Read, Write};
-use std::os::unix::process::CommandExt as _;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::fs;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Result, bail};
 use clap::ValueEnum;
-use rustix::process::{Pid, Signal};
 
+use crate::job::{self, Job, cargo};
 use crate::kernel::KernelChoice;
-use crate::{guest, lab, paths};
+use crate::progress::Left;
+use crate::runner::Runner;
+use crate::{guest, paths};
 
 /// A proof, of which `cargo xtask test` runs a sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -42,73 +39,99 @@ const EXPLORE_LIMIT: Duration = Duration::from_secs(4 * 3600);
 /// What a fuzz target may take besides fuzzing, which is mostly being built.
 const FUZZ_BUILD: Duration = Duration::from_secs(1800);
 
-/// One command with its log.
-pub(crate) struct Job {
-    pub(crate) name: String,
-    pub(crate) command: Command,
-    pub(crate) limit: Duration,
+/// What to prove, and how.
+pub(crate) struct Plan {
+    /// All when there are none.
+    pub(crate) proofs: Vec<Proof>,
+    pub(crate) kernels: Vec<KernelChoice>,
+    pub(crate) fuzz_seconds: u64,
+    /// How many guests run at the same time.
+    pub(crate) guests: usize,
 }
 
-/// Runs the proofs; goes on after a failure and sums up.
-pub(crate) fn run(proofs: &[Proof], kernels: &[KernelChoice], fuzz_seconds: u64) -> Result<u8> {
-    let proofs = match proofs {
+/// Runs the proofs; goes on after a failure and sums up. Guests run beside each other; what runs on the host has all
+/// of its processors to itself.
+pub(crate) fn run(plan: &Plan) -> Result<u8> {
+    let proofs = match &plan.proofs[..] {
         [] => Proof::value_variants(),
         named => named,
     };
-    let kernels = match kernels {
+    let kernels = match &plan.kernels[..] {
         [] => ["6.12", "6.1", "newest"].map(str::parse).into_iter().collect::<Result<Vec<_>>>()?,
         named => named.to_vec(),
     };
-    let logs = paths::target().join("prove");
-    fs::create_dir_all(&logs).with_context(|| format!("making {}", logs.display()))?;
-    let mut summary = Vec::new();
+    let mut runner = Runner::new("prove", false)?;
+    let (mut on_host, mut in_guests, mut unmade) = (Vec::new(), Vec::new(), Vec::new());
     let mut built = false;
     for proof in proofs {
         let jobs = match proof {
-            Proof::Explore => Ok(vec![explore()]),
-            Proof::LeaveOut => Ok(vec![leave_out()]),
-            Proof::Fuzz => fuzz(fuzz_seconds),
-            Proof::Boundary => {
-                in_guests("boundary", &[LAB, "boundary", "--full"], &kernels, &mut built)
-            }
-            Proof::OldRule => guest::build_leaving_out().and_then(|()| {
-                let mut jobs = Vec::new();
-                for search in ["boundary", "soak", "compare"] {
-                    let command = [guest::LEAVING_OUT, search, "--old-rule"];
-                    jobs.extend(in_guests(
-                        &format!("old-rule-{search}"),
-                        &command,
-                        &kernels,
-                        &mut built,
-                    )?);
-                }
-                Ok(jobs)
-            }),
-            Proof::Compare => {
-                in_guests("compare", &[LAB, "compare", "--full"], &kernels, &mut built)
-            }
-            Proof::Soak => {
-                let command = [LAB, "soak", "--replacements", "3000"];
-                in_guests("soak", &command, &kernels, &mut built)
-            }
+            Proof::Explore | Proof::LeaveOut => Ok(Vec::new()),
+            Proof::Fuzz => fuzz(plan.fuzz_seconds),
+            _ => build(&mut built).and_then(|()| proof.in_guests(&kernels)),
         };
-        match jobs {
-            Ok(jobs) => summary.extend(jobs.into_iter().map(|job| outcome(job, &logs))),
-            Err(error) => summary.push((false, format!("{proof:?}: FAILED: {error:#}"))),
+        match (proof, jobs) {
+            (Proof::Explore, _) => on_host.push(explore()),
+            (Proof::LeaveOut, _) => on_host.push(leave_out()),
+            (Proof::Fuzz, Ok(jobs)) => on_host.extend(jobs),
+            (_, Ok(jobs)) => in_guests.extend(jobs),
+            (_, Err(error)) => unmade.push(format!("{proof:?}: FAILED: {error:#}")),
         }
     }
-    for (_, line) in &summary {
+    let width = plan.guests.min(thread::available_parallelism().map_or(1, usize::from));
+    let later = runner.expect(&in_guests, width);
+    let mut outcomes = runner.run(on_host, 1, later)?;
+    outcomes.extend(runner.run(in_guests, width, Left::default())?);
+    for outcome in &outcomes {
+        println!("{}", outcome.line());
+    }
+    for line in &unmade {
         println!("{line}");
     }
-    println!("the logs are in {}", logs.display());
-    Ok(u8::from(summary.iter().any(|(passed, _)| !passed)))
+    println!("the logs are in {}", runner.logs().display());
+    Ok(u8::from(!unmade.is_empty() || outcomes.iter().any(|outcome| !outcome.passed())))
 }
 
-/// The cargo that started this program, or the one of the PATH.
-pub(crate) fn cargo() -> Command {
-    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")));
-    command.current_dir(paths::workspace());
-    command
+impl Proof {
+    /// What it runs in each kernel.
+    fn in_guests(self, kernels: &[KernelChoice]) -> Result<Vec<Job>> {
+        // Each kernel has another part of what is repetitive at the boundaries.
+        const PARTS: usize = 3;
+        if self == Self::OldRule {
+            guest::build_leaving_out()?;
+        }
+        let mut jobs = Vec::new();
+        for (number, kernel) in kernels.iter().enumerate() {
+            let spread = format!("{}/{PARTS}", number % PARTS + 1);
+            let mut add = |name: &str, command: &[&str]| -> Result<()> {
+                jobs.push(job::in_guest(name, kernel, GUEST_LIMIT, &[], command)?);
+                Ok(())
+            };
+            match self {
+                Self::Boundary => {
+                    add("boundary", &[LAB, "boundary", "--full", "--spread", &spread])?;
+                }
+                Self::Compare => add("compare", &[LAB, "compare", "--full"])?,
+                Self::Soak => add("soak", &[LAB, "soak", "--replacements", "3000"])?,
+                Self::OldRule => {
+                    for search in ["boundary", "soak", "compare"] {
+                        let name = format!("old-rule-{search}");
+                        add(&name, &[guest::LEAVING_OUT, search, "--old-rule"])?;
+                    }
+                }
+                Self::Explore | Self::LeaveOut | Self::Fuzz => {}
+            }
+        }
+        Ok(jobs)
+    }
+}
+
+/// Builds what runs in guests, once.
+fn build(built: &mut bool) -> Result<()> {
+    if !*built {
+        guest::build()?;
+        *built = true;
+    }
+    Ok(())
 }
 
 fn explore() -> Job {
@@ -174,95 +197,3 @@ fn fuzz(seconds: u64) -> Result<Vec<Job>> {
 
 /// The lab's program, in the guest.
 const LAB: &str = "uverbs-lab";
-
-/// A command in each kernel, through this program, whose output is then the log.
-fn in_guests(
-    name: &str,
-    in_guest: &[&str],
-    kernels: &[KernelChoice],
-    built: &mut bool,
-) -> Result<Vec<Job>> {
-    if !*built {
-        guest::build()?;
-        *built = true;
-    }
-    let this = env::current_exe().context("finding this program")?;
-    let jobs = kernels.iter().map(|kernel| {
-        let mut command = Command::new(&this);
-        command.args(["lab", "run", "--no-build", "--kernel"]).arg(kernel.to_string());
-        command.arg("--timeout").arg(GUEST_LIMIT.as_secs().to_string());
-        command.arg("--").args(in_guest);
-        let kernel = kernel.to_string().replace('/', "_");
-        // The guest ends first, and says so.
-        let limit = GUEST_LIMIT + lab::PREPARATION;
-        Job { name: format!("{name}-{kernel}"), command, limit }
-    });
-    Ok(jobs.collect())
-}
-
-/// Whether a job passed, and the line that says so.
-fn outcome(job: Job, logs: &Path) -> (bool, String) {
-    let name = job.name.clone();
-    eprintln!("xtask: {name}");
-    let started = Instant::now();
-    let result = run_logged(job, &logs.join(format!("{name}.log")));
-    let seconds = started.elapsed().as_secs();
-    match result {
-        Ok(()) => (true, format!("{name}: passed ({seconds} s)")),
-        Err(error) => (false, format!("{name}: FAILED ({seconds} s): {error:#}")),
-    }
-}
-
-/// Runs a command within bounds; what it prints goes to our output and to the log.
-pub(crate) fn run_logged(job: Job, log: &Path) -> Result<()> {
-    let Job { mut command, limit, .. } = job;
-    let log = File::create(log).with_context(|| format!("making {}", log.display()))?;
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    // A group, so that with cargo ends what it has started.
-    let mut child = command.process_group(0).spawn()?;
-    let copiers = [
-        child.stdout.take().map(|pipe| copy(pipe, io::stdout(), &log)),
-        child.stderr.take().map(|pipe| copy(pipe, io::stderr(), &log)),
-    ];
-    let status = wait(&mut child, limit)?;
-    for copier in copiers.into_iter().flatten() {
-        copier?.join().map_err(|_| anyhow!("copying the output failed"))?;
-    }
-    if !status.success() {
-        bail!("{status}");
-    }
-    Ok(())
-}
-
-fn wait(child: &mut Child, limit: Duration) -> Result<std::process::ExitStatus> {
-    let end = Instant::now() + limit;
-    loop {
-        if let Some(status) = child.try_wait()? {
-            return Ok(status);
-        }
-        if Instant::now() > end {
-            if let Some(group) = Pid::from_raw(i32::try_from(child.id())?) {
-                rustix::process::kill_process_group(group, Signal::KILL)?;
-            }
-            child.wait()?;
-            bail!("killed after {} s", limit.as_secs());
-        }
-        thread::sleep(Duration::from_millis(50));
-    }
-}
-
-fn copy(
-    mut from: impl Read + Send + 'static,
-    mut to: impl Write + Send + 'static,
-    log: &File,
-) -> Result<JoinHandle<()>> {
-    let mut log = log.try_clone()?;
-    Ok(thread::spawn(move || {
-        let mut buffer = vec![0; 65536];
-        while let Ok(length @ 1..) = from.read(&mut buffer) {
-            // When nobody reads ours any more, the log is still written.
-            let _ = to.write_all(&buffer[..length]).and_then(|()| to.flush());
-            let _ = log.write_all(&buffer[..length]);
-        }
-    }))
-}

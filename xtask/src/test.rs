@@ -3,14 +3,19 @@
 use std::ffi::OsString;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
+use crate::job::{self, Job};
 use crate::kernel::KernelChoice;
-use crate::lab::{self, LabRun};
+use crate::progress::Left;
+use crate::runner::Runner;
 use crate::{guest, prove};
 
 /// Enough for all scenarios under emulation on a slow host.
 const TIMEOUT: Duration = Duration::from_secs(1800);
+
+/// What the workspace's own tests may take, which is mostly being built.
+const HOST_LIMIT: Duration = Duration::from_secs(3600);
 
 /// What runs in a kernel when none is named. The samples do not run on the oldest: they would take longer than all
 /// else, and what they are samples of runs on the others.
@@ -25,67 +30,33 @@ pub(crate) fn run(kernels: &[KernelChoice], filter: &[OsString]) -> Result<u8> {
             .to_vec(),
         named => named.iter().map(|kernel| (kernel.clone(), [].as_slice())).collect(),
     };
-    let mut failed = false;
-    let mut summary = Vec::new();
-    let mut tests = prove::cargo();
+    let mut runner = Runner::new("test", true)?;
+    let mut tests = job::cargo();
     tests.args(["test", "--workspace"]);
     let mut left_out = prove::with_checks_left_out();
     left_out.args(["--", "--nocapture"]).args(prove::LEFT_OUT);
-    let both = [("cargo test --workspace", tests), ("the tests with checks left out", left_out)];
-    for (what, mut command) in both {
-        let passed = command.status().with_context(|| format!("running {what}"))?.success();
-        failed |= !passed;
-        summary.push(format!("{what}: {}", verdict(passed)));
-    }
-
-    // Without what is to run in them there is no point in booting kernels: older programs would be tested.
-    let built = guest::build();
-    let kernels = match &built {
-        Ok(()) => kernels,
-        Err(error) => {
-            failed = true;
-            summary.push(format!("the guest's programs: FAILED: {error:#}"));
-            Vec::new()
-        }
-    };
-    for (kernel, options) in kernels {
+    let on_host = [("workspace", tests), ("checks-left-out", left_out)];
+    let on_host =
+        on_host.map(|(name, command)| Job { name: name.to_owned(), command, limit: HOST_LIMIT });
+    let mut in_guests = Vec::new();
+    for (kernel, options) in &kernels {
         let mut command: Vec<OsString> = vec!["uverbs-lab".into(), "scenarios".into()];
         command.extend(options.iter().map(OsString::from));
         command.extend_from_slice(filter);
-        let result = lab::run(&LabRun {
-            kernel: kernel.clone(),
-            add: Vec::new(),
-            timeout: TIMEOUT,
-            memory_mb: 1024,
-            cpus: 2,
-            command,
-        });
-        match result {
-            Ok(outcome) => {
-                if let Some(problem) = outcome.problem() {
-                    eprintln!("xtask: {problem}");
-                }
-                failed |= !outcome.is_success();
-                summary.push(format!(
-                    "scenarios on {}: {} (exit code {}, {:.0} s)",
-                    outcome.release,
-                    verdict(outcome.is_success()),
-                    outcome.exit_code(),
-                    outcome.elapsed.as_secs_f64(),
-                ));
-            }
-            Err(error) => {
-                failed = true;
-                summary.push(format!("scenarios on {kernel}: FAILED: {error:#}"));
-            }
-        }
+        in_guests.push(job::in_guest("scenarios", kernel, TIMEOUT, &[], command)?);
     }
-    for line in summary {
-        println!("{line}");
+    let later = runner.expect(&in_guests, 1);
+    let mut outcomes = runner.run(on_host.into(), 1, later)?;
+    // Without what is to run in them there is no point in booting kernels: older programs would be tested.
+    let built = guest::build();
+    if built.is_ok() {
+        outcomes.extend(runner.run(in_guests, 1, Left::default())?);
     }
-    Ok(u8::from(failed))
-}
-
-fn verdict(success: bool) -> &'static str {
-    if success { "passed" } else { "FAILED" }
+    for outcome in &outcomes {
+        println!("{}", outcome.line());
+    }
+    if let Err(error) = &built {
+        println!("the guest's programs: FAILED: {error:#}");
+    }
+    Ok(u8::from(built.is_err() || outcomes.iter().any(|outcome| !outcome.passed())))
 }

@@ -8,7 +8,7 @@ use uverbs::{Host, Registry};
 use super::targets::Findings;
 use crate::compare::rename;
 use crate::guest;
-use crate::roles::{self, MARK};
+use crate::spawn::{self, MARK};
 
 const TRACE: &str = "/tmp/trace-calls";
 
@@ -27,16 +27,16 @@ const PARTS: [&str; 8] = [
 /// The role that is traced.
 pub(crate) fn role() -> Result<()> {
     let registry = Registry::new(Host::open()?);
-    roles::mark();
+    spawn::mark();
     let listed = registry.devices()?;
-    roles::mark();
+    spawn::mark();
     let device = listed.iter().nth(listed.len() / 2).context("none")?;
     drop(device.open()?);
-    roles::mark();
+    spawn::mark();
     registry.devices()?;
-    roles::mark();
+    spawn::mark();
     drop(device.open()?);
-    roles::mark();
+    spawn::mark();
     let names: Vec<_> = listed.iter().map(|device| device.name().to_string()).collect();
     let rename_some = |count: usize, prefix: &str| -> Result<()> {
         for (device, name) in listed.iter().zip(&names).take(count) {
@@ -47,16 +47,16 @@ pub(crate) fn role() -> Result<()> {
     };
     for (count, prefix) in [(1, "one_"), (10, "ten_")] {
         rename_some(count, prefix)?;
-        roles::mark();
+        spawn::mark();
         registry.devices()?;
-        roles::mark();
+        spawn::mark();
     }
     // libibverbs would go on by the old names in this run, if it listed them before.
     rename_some(10, "")
 }
 
 pub(super) fn count(devices: usize, findings: &mut Findings) -> Result<()> {
-    guest::run("strace", &["-f", "-o", TRACE, &roles::exe()?, "role", "counted"])?;
+    guest::run("strace", &["-f", "-o", TRACE, &spawn::exe()?, "role", "counted"])?;
     let trace = fs::read_to_string(TRACE)?;
     let parts: Vec<_> = trace.split(MARK).collect();
     ensure!(parts.len() == PARTS.len() + 2, "{} marks in the trace", parts.len() - 1);

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
+use super::link::Resource;
 use super::process::Process;
 use super::trace::stop;
 use super::{link, verbs};
@@ -13,26 +14,6 @@ use crate::guest;
 
 /// The right node under another name: it stays when the node's own name leads elsewhere.
 pub(super) const RIGHT: &str = "/dev/infiniband/right";
-
-/// What the kernel lists.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Resource {
-    Context,
-    Domain,
-}
-
-impl Resource {
-    /// Those that this kernel lists.
-    pub(super) fn listed() -> Result<&'static [Self]> {
-        match guest::lists_contexts()? {
-            true => Ok(&[Self::Context, Self::Domain]),
-            false => {
-                println!("    lists of contexts: not on this kernel");
-                Ok(&[Self::Domain])
-            }
-        }
-    }
-}
 
 /// A process that holds so many of them.
 #[derive(Debug)]

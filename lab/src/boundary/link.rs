@@ -10,7 +10,7 @@ use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, socket_with,
 };
 
-use super::crowd::Resource;
+use crate::guest;
 
 const GET: u16 = 1;
 const SET: u16 = 2;
@@ -99,6 +99,26 @@ fn counted(index: u32) -> Result<usize> {
 /// Whether the kernel knows no such device, or no such request.
 fn is_unknown(error: &io::Error) -> bool {
     [libc::EINVAL, libc::ENODEV].map(Some).contains(&error.raw_os_error())
+}
+
+/// What the kernel lists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Resource {
+    Context,
+    Domain,
+}
+
+impl Resource {
+    /// Those that this kernel lists.
+    pub(super) fn listed() -> Result<&'static [Self]> {
+        match guest::lists_contexts()? {
+            true => Ok(&[Self::Context, Self::Domain]),
+            false => {
+                println!("    lists of contexts: not on this kernel");
+                Ok(&[Self::Domain])
+            }
+        }
+    }
 }
 
 /// The pages of a list of what is on a device: the length of each in bytes, and how many entries it holds. Those

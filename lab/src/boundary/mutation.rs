@@ -6,8 +6,9 @@ use std::os::unix::fs::symlink;
 use anyhow::{Result, ensure};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 
-use super::crowd::{Member, RIGHT, Resource};
+use super::crowd::{Member, RIGHT};
 use super::link;
+use super::link::Resource;
 use super::process::Process;
 use super::world::{NODE, SYS, World, uverbs0};
 use crate::guest;
@@ -110,6 +111,23 @@ impl Mutation {
             Self::StaleNodeSameGuid => Some(ASKED),
             _ => None,
         }
+    }
+
+    /// Whether the outcome may depend on the type of the device: on whether its removal waits, or on its driver. The
+    /// others change the node, what /sys caches, or a name, and no driver takes part in that.
+    pub(super) fn depends_on_type(self) -> bool {
+        !matches!(
+            self,
+            Self::Rename
+                | Self::SwapNames
+                | Self::Evict
+                | Self::Listxattr
+                | Self::NodeMissing
+                | Self::NodeSymlink
+                | Self::NodeFifo
+                | Self::NodeOtherDevice
+                | Self::NodeHandMade
+        )
     }
 
     /// Whether it needs the right node under another name.

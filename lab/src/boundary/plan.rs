@@ -2,12 +2,50 @@
 
 use anyhow::{Result, ensure};
 
-use super::Extent;
 use super::mutation::{self, Mutation};
 use super::program::Program;
 use super::scene::{self, PLAIN, Scene};
 use super::trace::{Point, names_node};
 use super::world::Kind;
+
+/// Which executions are run.
+#[derive(Clone, Copy)]
+pub(super) enum Extent {
+    Sample,
+    /// All that is not repetitive, and a part of what is. With a shard every `of`th of these.
+    Full {
+        spread: Share,
+        shard: Share,
+    },
+    /// All of those in which the library's first rule is wrong.
+    OldRule,
+}
+
+/// One of so many equal parts, counted from 0.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Share {
+    pub(super) number: usize,
+    pub(super) of: usize,
+}
+
+impl Share {
+    pub(super) const ALL: Self = Self { number: 0, of: 1 };
+
+    /// The third that is run without `--spread`.
+    pub(super) const THIRD: Self = Self { number: 0, of: 3 };
+
+    /// Whether a number is in it. Each number is in exactly one of the shares.
+    pub(super) fn has(self, number: usize) -> bool {
+        number % self.of == self.number
+    }
+}
+
+impl Extent {
+    /// The part of what is repetitive that is run.
+    fn spread(self) -> Share {
+        if let Self::Full { spread, .. } = self { spread } else { Share::ALL }
+    }
+}
 
 /// What happens, once or twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -83,9 +121,14 @@ pub(super) fn places(programs: &[Program], kinds: &[Kind], extent: Extent) -> Ve
     }
     // With few others, it matters less which type of device it is.
     let one_kind = |number: usize| &kinds[number % kinds.len()..][..1];
+    // Each scene on one type of device, and on another with another part of the spread.
+    let spread = extent.spread();
+    let some_kinds = |number: usize| -> Vec<Kind> {
+        kinds.iter().copied().filter(|kind| spread.has(number + kind.number())).collect()
+    };
     for (number, scene) in scene::short().enumerate() {
         if matches!(extent, Extent::Full { .. }) {
-            places.extend(each(&[scene], &TRIED, one_kind(number)));
+            places.extend(each(&[scene], &TRIED, &some_kinds(number)));
         } else if number % 2 == 1 {
             places.extend(each(
                 &[scene],
@@ -95,8 +138,10 @@ pub(super) fn places(programs: &[Program], kinds: &[Kind], extent: Extent) -> Ve
         }
     }
     if matches!(extent, Extent::Full { .. }) {
-        let scenes: Vec<_> = scene::long().chain([scene::BORDER]).collect();
-        places.extend(each(&scenes, &TRIED, kinds));
+        for (number, scene) in scene::long().enumerate() {
+            places.extend(each(&[scene], &TRIED, &some_kinds(number)));
+        }
+        places.extend(each(&[scene::BORDER], &TRIED, kinds));
     } else {
         // Where removal waits for contexts, if there is such a type.
         places.extend(each(&[scene::BORDER], &TRIED[..2], one_kind(1)));
@@ -123,6 +168,11 @@ pub(super) fn ways(place: Place, calls: &[String], extent: Extent) -> Result<Vec
     ensure!(!calls.is_empty(), "{}: no calls", place.program.name());
     let way = |happens: Happens, points: Vec<Vec<Point>>| Way { place, happens, points };
     let every = || (0..calls.len()).map(|at| vec![Point::Call(at)]).collect::<Vec<_>>();
+    let (spread, kind) = (extent.spread(), place.kind.number());
+    let some = |number: usize| -> Vec<Vec<Point>> {
+        let calls = (0..calls.len()).filter(|at| spread.has(at + number + kind));
+        calls.map(|at| vec![Point::Call(at)]).collect()
+    };
     // The list that was cut was the one before the node is opened.
     let before = calls
         .iter()
@@ -161,14 +211,23 @@ pub(super) fn ways(place: Place, calls: &[String], extent: Extent) -> Result<Vec
     let comes = (place.program == Program::OpenAgain && place.scene == PLAIN)
         .then_some(Mutation::CrowdComes);
     let ones = ones.iter().chain(&comes);
-    ways.extend(ones.map(|&one| way(Happens::One(one), every())));
+    ways.extend(ones.enumerate().map(|(number, &one)| {
+        let points = match place.scene == PLAIN {
+            true if one.depends_on_type() => every(),
+            // Each call on one type of device.
+            true => some(0),
+            false => some(number),
+        };
+        way(Happens::One(one), points)
+    }));
     if place.program.is_ours() && matches!(place.kind, Kind::Hca { .. }) {
         ways.extend(mutation::FAILURES.map(|one| way(Happens::One(one), every())));
     }
     if TRIED.contains(&place.program) && place.scene == PLAIN {
         for (number, (one, two)) in mutation::PAIRS.into_iter().enumerate() {
-            ways.push(way(Happens::Both(one, two), every()));
-            ways.push(way(Happens::Apart(one, two), some_pairs(calls.len(), number, extent)));
+            ways.push(way(Happens::Both(one, two), some(number)));
+            let pairs = some_pairs(calls.len(), number, kind, extent);
+            ways.push(way(Happens::Apart(one, two), pairs));
         }
     }
     ensure!(ways.iter().all(|way| !way.points.is_empty()), "too few calls: {calls:?}");
@@ -187,9 +246,12 @@ fn telling(calls: &[String], names: &[&str]) -> impl Iterator<Item = Point> {
 /// Of all pairs of calls one in so many, spread evenly.
 const SPARSE: usize = 16;
 
-fn some_pairs(calls: usize, number: usize, extent: Extent) -> Vec<Vec<Point>> {
+fn some_pairs(calls: usize, number: usize, kind: usize, extent: Extent) -> Vec<Vec<Point>> {
     let every = if matches!(extent, Extent::Sample) { 1 } else { SPARSE };
     let pairs = (0..calls).flat_map(|one| (one + 1..calls).map(move |two| (one, two)));
-    let chosen = pairs.filter(|(one, two)| (one * 5 + two * 7 + number).is_multiple_of(every));
+    let chosen = pairs.filter(|(one, two)| {
+        let place = one * 5 + two * 7 + number;
+        place.is_multiple_of(every) && extent.spread().has(place / every + kind)
+    });
     chosen.map(|(one, two)| vec![Point::Call(one), Point::Call(two)]).collect()
 }

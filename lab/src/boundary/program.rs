@@ -9,10 +9,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use anyhow::{Context as _, Result, bail};
 use uverbs::{Device, Host, Registry};
 
-use super::crowd::{RIGHT, Resource};
+use super::crowd::RIGHT;
+use super::link::Resource;
 use super::mutation::ASIDE;
 use super::process::Process;
-use super::scene::{Part, Scene};
 use super::trace::{mark, stop, trace_me};
 use super::verbs;
 use super::world::NODE;
@@ -110,9 +110,9 @@ impl Program {
         self == Self::KeepRight
     }
 
-    /// Starts it. It stops before each of the scene's entries that are its own, and before it begins; once
-    /// more when it is ready.
-    pub(super) fn start(self, scene: Scene) -> Result<Process> {
+    /// Starts it. It stops before it makes each of `count` entries of its own, and before it begins; once more when it
+    /// is ready.
+    pub(super) fn start(self, resource: Resource, count: usize) -> Result<Process> {
         start(move |say| {
             let registry = Registry::new(Host::open()?);
             // First of all: what the scene adds then has the next numbers.
@@ -122,9 +122,9 @@ impl Program {
             };
             stop();
             let mut own = Vec::new();
-            for _ in scene.parts.iter().filter(|part| **part == Part::Own) {
+            for _ in 0..count {
                 let node = verbs::open(RIGHT)?;
-                if scene.resource == Resource::Domain {
+                if resource == Resource::Domain {
                     verbs::allocate_domain(&node)?;
                 }
                 own.push(node);

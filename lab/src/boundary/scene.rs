@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
-use super::crowd::{self, Member, Resource};
+use super::crowd::{self, Member};
+use super::link::Resource;
 use super::mutation::Mutation;
 use super::process::Process;
 use super::program::Program;
@@ -132,7 +133,7 @@ impl Scene {
         program: Program,
     ) -> Result<Process> {
         bounds.measure(world.kind, self)?;
-        let mut process = program.start(*self)?;
+        let mut process = program.start(self.resource, self.own())?;
         process.stops(LIMIT)?;
         let mut joining: Vec<(bool, Member)> = Vec::new();
         let join = |world: &mut World, joining: &mut Vec<(bool, Member)>| {

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::crowd::{Member, RIGHT, Resource, measure_buffer, measure_page};
+use super::crowd::{Member, RIGHT, measure_buffer, measure_page};
+use super::link::Resource;
 use super::mutation::{self, Mutation};
 use super::trace::{Point, mark, stop, trace_me};
 use super::world::{Kind, World};
@@ -61,7 +62,13 @@ pub(crate) fn deaths_hangs_and_threads() -> Result<()> {
         run.process.kill(Duration::from_secs(5))?;
     }
     two_boundaries()?;
-    on_another_thread()?;
+    on_another_thread(|| {
+        let _ = std::thread::spawn(known_call).join();
+    })?;
+    let calls = on_another_thread(bare_thread)?;
+    for name in ["clone", "futex"] {
+        ensure!(calls.iter().any(|call| call == name), "no {name}: {calls:?}");
+    }
     the_crowd_and_failures()
 }
 
@@ -130,17 +137,52 @@ fn failures(world: &mut World) -> Result<()> {
     Ok(verbs::free_domain(&node, domain)?)
 }
 
-/// Each call of a short-lived thread is a boundary, and the thread waits there.
-fn on_another_thread() -> Result<()> {
-    let does = || {
-        let _ = std::thread::spawn(known_call).join();
+/// A thread that no C library knows of, and the wait for its end.
+#[allow(unsafe_code)]
+fn bare_thread() {
+    extern "C" fn works(_: *mut libc::c_void) -> libc::c_int {
+        known_call();
+        0
+    }
+    const FLAGS: libc::c_int = libc::CLONE_VM
+        | libc::CLONE_FS
+        | libc::CLONE_FILES
+        | libc::CLONE_SIGHAND
+        | libc::CLONE_THREAD
+        | libc::CLONE_SYSVSEM
+        | libc::CLONE_CHILD_SETTID
+        | libc::CLONE_CHILD_CLEARTID;
+    let mut stack = vec![0_u128; 4096];
+    let lives = std::sync::atomic::AtomicU32::new(1);
+    // No address of a thread's own storage is handed over.
+    let (parent, storage) =
+        (std::ptr::null_mut::<libc::pid_t>(), std::ptr::null_mut::<libc::c_void>());
+    // SAFETY: the stack and the number live until the thread has ended, which is awaited below. The thread makes
+    // one system call and touches nothing that belongs to a thread, for it has the storage of this one.
+    let tid = unsafe {
+        let top = stack.as_mut_ptr_range().end.cast();
+        libc::clone(works, top, FLAGS, std::ptr::null_mut(), parent, storage, lives.as_ptr())
     };
+    assert!(tid > 0, "clone: {}", std::io::Error::last_os_error());
+    // The kernel zeroes the number and wakes whoever waits for it. If it has done so, this returns at once.
+    loop {
+        let none = std::ptr::null::<libc::timespec>();
+        // SAFETY: the number lives for the call.
+        unsafe { libc::syscall(libc::SYS_futex, lives.as_ptr(), libc::FUTEX_WAIT, tid, none) };
+        if lives.load(std::sync::atomic::Ordering::Acquire) == 0 {
+            return;
+        }
+    }
+}
+
+/// Each call of a short-lived thread is a boundary, and the thread waits there. Gives all of the calls.
+fn on_another_thread(does: Does) -> Result<Vec<String>> {
     let undisturbed = run(does, &[], trace::LIMIT, |_| Ok(()))?;
     let said = judge::said(&undisturbed.end);
     ensure!(said == Ok("refused nothing"), "{said:?}");
     ensure!(undisturbed.threads == 2, "{} threads", undisturbed.threads);
-    let name = format!("call {}", libc::SYS_getppid);
-    ensure!(undisturbed.calls.contains(&name), "{:?}", undisturbed.calls);
+    let is_known = |call: &String| call == "getppid";
+    ensure!(undisturbed.calls.iter().any(is_known), "{:?}", undisturbed.calls);
     let mut stopped = 0;
     let mut found = false;
     // The order of two threads' calls is not always the same.
@@ -152,12 +194,12 @@ fn on_another_thread() -> Result<()> {
         })?;
         ensure!(judge::said(&run.end) == Ok("refused nothing") && (run.reached == 1) == here);
         stopped += usize::from(here);
-        found = here && run.calls.last() == Some(&name);
+        found = here && run.calls.last().is_some_and(is_known);
         if found {
             break;
         }
     }
     println!("    stopped at {stopped} calls of two threads");
     ensure!(found, "never stopped at the call of the other thread");
-    Ok(())
+    Ok(undisturbed.calls)
 }

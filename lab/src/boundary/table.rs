@@ -45,10 +45,6 @@ impl Table {
         self.rows.insert(row, (call, outcome));
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.rows.len()
-    }
-
     fn wrong(&self) -> usize {
         self.rows.values().filter(|(_, outcome)| is_wrong(outcome)).count()
     }

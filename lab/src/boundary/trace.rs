@@ -11,8 +11,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use libc::{c_int, c_long, c_uint, c_void, pid_t};
 
+use rustix::thread::{CpuSet, sched_setaffinity};
+
 use super::process::Process;
-use crate::roles::MARK;
+use crate::spawn::MARK;
 
 const OPTIONS: c_int =
     libc::PTRACE_O_EXITKILL | libc::PTRACE_O_TRACESYSGOOD | libc::PTRACE_O_TRACECLONE;
@@ -83,6 +85,11 @@ pub(super) fn mark() {
 
 /// Has changes of state of the programs wait until they are asked for.
 pub(super) fn prepare() -> Result<()> {
+    // A program and who stops it take turns. On one processor neither has to wake another one, which takes an
+    // emulated kernel longer than the calls themselves.
+    let mut one = CpuSet::new();
+    one.set(0);
+    sched_setaffinity(None, &one)?;
     let set = child_signal();
     // SAFETY: `set` was made.
     let blocked = unsafe { libc::sigprocmask(libc::SIG_BLOCK, &raw const set, ptr::null_mut()) };
@@ -274,6 +281,7 @@ fn text(tid: pid_t, number: c_long, args: &[u64; 6]) -> String {
         libc::SYS_openat2 => ("openat2", Some(args[1])),
         libc::SYS_openat => ("openat", Some(args[1])),
         libc::SYS_readlinkat => ("readlinkat", Some(args[1])),
+        libc::SYS_readlink => ("readlink", Some(args[0])),
         libc::SYS_newfstatat => ("newfstatat", Some(args[1])),
         libc::SYS_statx => ("statx", Some(args[1])),
         libc::SYS_fstat => ("fstat", None),
@@ -299,11 +307,17 @@ fn text(tid: pid_t, number: c_long, args: &[u64; 6]) -> String {
         libc::SYS_brk => ("brk", None),
         libc::SYS_getrandom => ("getrandom", None),
         libc::SYS_futex => ("futex", None),
+        libc::SYS_clone => ("clone", None),
         libc::SYS_clone3 => ("clone3", None),
         libc::SYS_exit => ("exit", None),
+        libc::SYS_exit_group => ("exit_group", None),
+        libc::SYS_getpid => ("getpid", None),
+        libc::SYS_getppid => ("getppid", None),
+        libc::SYS_sched_yield => ("sched_yield", None),
         libc::SYS_rseq => ("rseq", None),
         libc::SYS_set_robust_list => ("set_robust_list", None),
         libc::SYS_sigaltstack => ("sigaltstack", None),
+        libc::SYS_rt_sigaction => ("rt_sigaction", None),
         libc::SYS_rt_sigprocmask => ("rt_sigprocmask", None),
         libc::SYS_sched_getaffinity => ("sched_getaffinity", None),
         _ => return format!("call {number}"),

@@ -42,6 +42,15 @@ impl Kind {
         disassociate
     }
 
+    /// A number for each of the three types.
+    pub(super) fn number(self) -> usize {
+        match self {
+            Self::Hca { disassociate: true } => 0,
+            Self::Hca { disassociate: false } => 1,
+            Self::Rxe { .. } => 2,
+        }
+    }
+
     /// Those that this kernel has.
     pub(super) fn all() -> Result<Vec<Self>> {
         let rxe = Self::Rxe { disassociate: rxe_disassociates()? };
@@ -278,6 +287,11 @@ impl World {
     /// Waits until the removal is through, or goes on when it waits itself.
     pub(super) fn let_go(&mut self, index: u32) -> Result<bool> {
         let cut_off = self.kind.disassociates();
+        // Everybody who has a context is stopped, so that the removal cannot end.
+        if !cut_off && self.has_contexts(index)? {
+            return Ok(false);
+        }
+        // A node may be open without a context, which nobody lists.
         let limit = Duration::from_millis(if cut_off { 10_000 } else { 60 });
         let end = Instant::now() + limit;
         while !self.is_removed(index)? {
@@ -288,6 +302,14 @@ impl World {
             sleep(Duration::from_millis(1));
         }
         Ok(true)
+    }
+
+    /// Whether a device has contexts, be it on its way out.
+    fn has_contexts(&self, index: u32) -> Result<bool> {
+        match self.kind {
+            Kind::Hca { .. } => Ok(hca_contexts()?.get(&index).is_some_and(|count| *count > 0)),
+            Kind::Rxe { .. } => Ok(link::contexts(index)? > 0),
+        }
     }
 
     /// Leaves nothing. Nobody may have anything open any more but the world itself.

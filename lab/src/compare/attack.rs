@@ -10,7 +10,7 @@ use uverbs::sim::Probe;
 use super::foreign::{Foreign, open_node, open_unguarded};
 use super::play::told;
 use super::script::Node;
-use super::side::Side;
+use super::side::{Side, settle_removal};
 
 /// Leads to the new device, where uverbs0 leads to the old one.
 const RIGHT: &str = "infiniband/uverbs5";
@@ -75,6 +75,6 @@ pub(super) fn play(
     // The holder has the other one.
     let is_wrong = opened.is_ok() && counted[0] == Some(2);
     drop((older, opened, holder, first));
-    super::settle_removal(side, 0)?;
+    settle_removal(side, 0)?;
     Ok(Came { is_wrong, text, is_over })
 }

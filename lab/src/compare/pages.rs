@@ -10,7 +10,7 @@ use uverbs::sim::{Probe, Probed};
 use super::dump::{Dump, Entry, LONG, Of, Page, Pages};
 use super::foreign::{Foreign, open_unguarded};
 use super::play::Record;
-use super::side::Side;
+use super::side::{Side, settle_removal};
 
 /// The library's first buffer.
 const SHORT: usize = 2 * 1024;
@@ -327,7 +327,7 @@ pub(super) fn numbers(
     drop((own, orphan));
     side.settle()?;
     if !disassociates {
-        super::settle_removal(side, 0)?;
+        settle_removal(side, 0)?;
     }
     look(&mut record, "gone")?;
     Ok(record)

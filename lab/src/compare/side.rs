@@ -51,6 +51,11 @@ pub(super) trait Side {
     fn clean(&mut self) -> Result<()>;
 }
 
+/// Waits until a removal that waited for descriptors is over.
+pub(super) fn settle_removal(side: &dyn Side, device: usize) -> Result<()> {
+    guest::until("a removal to end", || side.contexts(device).is_ok_and(|left| left.is_none()))
+}
+
 /// The simulated kernel.
 pub(super) struct Simulated {
     machine: Machine,

@@ -10,8 +10,8 @@ use rustix::fs::{OFlags, fcntl_getfl};
 use rustix::io::{FdFlags, fcntl_getfd};
 use uverbs::{AsyncEventKind, Context, ErrorKind, ForkSafety};
 
+use super::expect::{listed, refused, registry};
 use super::soak::Random;
-use super::{listed, refused, registry};
 use crate::guest;
 
 /// The kinds that a driver raises of a port. (GID_CHANGE the core raises itself, where a GID has changed.)

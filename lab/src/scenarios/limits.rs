@@ -5,7 +5,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::{Resource, Rlimit, setrlimit};
 
-use super::{opened, registry};
+use super::expect::{opened, registry};
 use crate::{alloc, guest};
 
 pub(super) fn thousand() -> Result<()> {

@@ -9,7 +9,7 @@ use cap_std::fs::Dir;
 use serde_json::Value;
 use uverbs::{ErrorKind, Host, Policy, Registry};
 
-use super::{listed, opened, refused, registry};
+use super::expect::{listed, opened, refused, registry};
 use crate::guest;
 
 /// Two rxe devices and three of the test HCA.

@@ -11,7 +11,7 @@ use cap_std::fs::Dir;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, netlink, socket_with};
 use uverbs::{ErrorKind, Host, Registry};
 
-use super::{listed, opened, refused, registry};
+use super::expect::{listed, opened, refused, registry};
 use crate::guest;
 
 /// A registry with another directory for `/dev`.
@@ -130,10 +130,10 @@ pub(super) fn wrong_kinds() -> Result<()> {
 pub(super) fn forbidden() -> Result<()> {
     guest::hca("add name=tst guid=00000000000000a0")?;
     guest::run("chmod", &["600", "/dev/infiniband/uverbs0"])?;
-    let role = crate::roles::as_user(1000, &["open-refused", "tst", "PermissionDenied"])?;
+    let role = crate::spawn::as_user(1000, &["open-refused", "tst", "PermissionDenied"])?;
     guest::run("chmod", &["666", "/dev/infiniband/uverbs0"])?;
     ensure!(role.success(), "{role}");
-    let role = crate::roles::as_user(1000, &["open", "tst"])?;
+    let role = crate::spawn::as_user(1000, &["open", "tst"])?;
     ensure!(role.success(), "{role}");
     Ok(())
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-use super::{listed, registry};
+use super::expect::{listed, registry};
 use crate::guest;
 
 pub(super) fn broker() -> Result<()> {
@@ -113,7 +113,7 @@ pub(super) fn hold() -> Result<()> {
         guest::hca("del name=tst")?;
         let ended = json()?;
         ensure!(ended["error"]["kind"] == "Removed", "{ended}");
-        let status = crate::runner::wait(&mut child, Duration::from_secs(10))?;
+        let status = guest::wait(&mut child, Duration::from_secs(10))?;
         ensure!(status.code() == Some(1), "{status}");
         guest::hca("wait-idle")?;
     }

@@ -9,15 +9,15 @@ use cap_std::ambient_authority;
 use cap_std::fs::Dir;
 use uverbs::{ErrorKind, Host, Opened, Registry, Step};
 
-use super::{listed, opened, refused, registry};
-use crate::{alloc, guest, roles};
+use super::expect::{listed, opened, refused, registry};
+use crate::{alloc, guest, spawn};
 
 /// A role that runs until it is told to end.
 struct Background(Child);
 
 impl Background {
     fn start(args: &[&str]) -> Result<Self> {
-        let mut child = Command::new(roles::exe()?)
+        let mut child = Command::new(spawn::exe()?)
             .arg("role")
             .args(args)
             .stdin(Stdio::piped())
@@ -32,7 +32,7 @@ impl Background {
     /// Ends it; it has to have gone well.
     fn end(mut self) -> Result<()> {
         drop(self.0.stdin.take());
-        let status = crate::runner::wait(&mut self.0, std::time::Duration::from_secs(60))?;
+        let status = crate::guest::wait(&mut self.0, std::time::Duration::from_secs(60))?;
         ensure!(status.success(), "{status}");
         Ok(())
     }
@@ -166,7 +166,7 @@ pub(super) fn pid_namespace() -> Result<()> {
     guest::hca("add name=tst guid=00000000000000a0")?;
     let outside = listed(&registry()?, "tst")?.open()?;
     for _ in 0..3 {
-        guest::run("unshare", &["--pid", "--fork", &roles::exe()?, "role", "open", "tst"])?;
+        guest::run("unshare", &["--pid", "--fork", &spawn::exe()?, "role", "open", "tst"])?;
     }
     drop(outside);
     Ok(())
@@ -190,7 +190,7 @@ pub(super) fn netlink_denied() -> Result<()> {
         Opened::Proven(context) => anyhow::bail!("proved by nothing: {context:?}"),
     }
     // The mode changes between two calls.
-    let denied = roles::run_and_show(&["socket-denied", "tst"])?;
+    let denied = spawn::run_and_show(&["socket-denied", "tst"])?;
     ensure!(denied.success(), "{denied}");
     Ok(())
 }

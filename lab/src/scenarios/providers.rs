@@ -10,7 +10,7 @@ use uverbs::{
     Registry,
 };
 
-use super::{listed, opened, refused, registry};
+use super::expect::{listed, opened, refused, registry};
 use crate::guest;
 
 /// Of each driver: an ABI that its provider knows, and what GET_CONTEXT has to be given: input and length of

@@ -6,7 +6,7 @@ use std::fs;
 use anyhow::{Context as _, Result, ensure};
 use uverbs::{Context, DeviceAttributes, ErrorKind, ExtendedAttributes, LinkSpeed, PortAttributes};
 
-use super::{listed, refused, registry};
+use super::expect::{listed, refused, registry};
 use crate::guest;
 
 pub(super) fn rxe() -> Result<()> {

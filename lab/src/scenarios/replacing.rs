@@ -5,7 +5,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 use uverbs::{ErrorKind, Host, Registry};
 
-use super::{listed, opened, refused, registry};
+use super::expect::{listed, opened, refused, registry};
 use crate::guest;
 use crate::ibverbs::Ibverbs;
 

@@ -13,21 +13,18 @@ mod stay;
 mod tally;
 pub(crate) mod tide;
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use cap_std::ambient_authority;
-use cap_std::fs::Dir;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, netlink, socket_with};
-use uverbs::{Context, Device, ErrorKind, Host, Registry};
+use uverbs::{Context, Device, ErrorKind, Registry};
 
 use self::foreign::Foreign;
 pub(crate) use self::ledger::Random;
 use self::ledger::{Ledger, Observation};
+use super::expect::{registry, registry_at};
 use crate::{alloc, guest};
 
 /// Each replaces the devices of its own slots.
@@ -133,18 +130,9 @@ fn old_rule(_: Duration) -> Result<()> {
     bail!("this build has no old rule: build it with --cfg uverbs_leave_out")
 }
 
-fn raise_descriptor_limit() -> Result<()> {
-    let limit = Some(16384);
-    rustix::process::setrlimit(
-        rustix::process::Resource::Nofile,
-        rustix::process::Rlimit { current: limit, maximum: limit },
-    )?;
-    Ok(())
-}
-
 /// Until so many devices have been replaced, or the time is over; gives how many were.
 fn soak(replacements: u64, limit: Duration) -> Result<u64> {
-    let registry = super::registry()?;
+    let registry = registry()?;
     let elsewhere = registry_with_static_nodes()?;
     let ledger = Arc::new(Ledger::default());
     let slots = (0..REPLACERS * SLOTS).map(|slot| replacer::Slot::fill(&ledger, slot));
@@ -255,14 +243,6 @@ fn registry_with_static_nodes() -> Result<Registry> {
         guest::mknod(dev.join(format!("infiniband/uverbs{number}")), (231, 192 + number))?;
     }
     registry_at(&dev)
-}
-
-/// A registry with another `/dev`.
-fn registry_at(dev: &Path) -> Result<Registry> {
-    let root = |path: &Path| Dir::open_ambient_dir(path, ambient_authority());
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, Some(netlink::RDMA))?;
-    Ok(Registry::new(Host::from_parts(root(Path::new("/sys"))?, root(dev)?, Some(socket))?))
 }
 
 /// Lists and opens until the replacers are done.

@@ -8,13 +8,13 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, ensure};
 
 use crate::guest;
-use crate::roles::{self, MARK};
+use crate::spawn::{self, MARK};
 
 const TRACE: &str = "/tmp/trace";
 
 /// The lines of a role's trace between its two marks.
 fn trace(args: &[&str]) -> Result<Vec<String>> {
-    let exe = roles::exe()?;
+    let exe = spawn::exe()?;
     let calls = "trace=open,openat,openat2,creat,write,socket,sendto,ioctl,pread64,readlinkat,fstat,newfstatat,statx,stat,lstat,access";
     let mut strace = vec!["-f", "-o", TRACE, "-e", calls, &exe, "role"];
     strace.extend(args);
@@ -102,7 +102,7 @@ fn replaced_under(program: &[&str]) -> Result<(Option<i32>, String, String)> {
     guest::hca("del-sync name=tst")?;
     guest::hca("add name=tst guid=00000000000000ff disassociate=1")?;
     strace.stdin.take().context("stdin")?.write_all(b"\n")?;
-    let status = crate::runner::wait(&mut strace, std::time::Duration::from_secs(30))?;
+    let status = crate::guest::wait(&mut strace, std::time::Duration::from_secs(30))?;
     std::io::Read::read_to_string(&mut stdout, &mut said)?;
     let mut stderr = strace.stderr.take().context("stderr")?;
     std::io::Read::read_to_string(&mut stderr, &mut said)?;
@@ -168,7 +168,7 @@ pub(super) fn known_gone() -> Result<()> {
 pub(super) fn openat2_blocked() -> Result<()> {
     guest::hca("add name=tst guid=00000000000000a0")?;
     for errno in [libc::EPERM, libc::ENOSYS] {
-        let status = roles::run_and_show(&["blocked", &errno.to_string()])?;
+        let status = spawn::run_and_show(&["blocked", &errno.to_string()])?;
         ensure!(status.success(), "{status}");
     }
     Ok(())

@@ -18,7 +18,7 @@ use uverbs::{Context, Device, Error, ErrorKind, Host, Registry};
 
 use super::foreign::Foreign;
 use super::ledger::{self, Random};
-use super::tally::{Outcome, Tally};
+use super::tally::{Length, Outcome, Tally, Way};
 use super::tide::{Crowd, Ebb, Tide};
 use crate::compare::dump::{Of, Pages};
 use crate::guest;
@@ -46,41 +46,6 @@ enum Place {
 
 const PLACES: [Place; 5] = [Place::Last, Place::Border, Place::Last, Place::First, Place::Border];
 
-/// How the opener comes to a descriptor. "Stale" leads to the old device, "right" to the new one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) enum Way {
-    OpenStale,
-    OpenRight,
-    VerifyStale,
-    VerifyRight,
-    /// Opens both, and hands in the stale one.
-    VerifyStaleKeepingRight,
-    /// Hands in the right one, and then the stale one.
-    VerifyStaleAfterRight,
-}
-
-impl Way {
-    pub(super) const ALL: [Self; 6] = [
-        Self::OpenStale,
-        Self::OpenRight,
-        Self::VerifyStale,
-        Self::VerifyRight,
-        Self::VerifyStaleKeepingRight,
-        Self::VerifyStaleAfterRight,
-    ];
-
-    /// Opening a stale node is tried as often as all else: it is what the lists decide.
-    fn pick(random: &mut Random) -> Self {
-        let others = Self::ALL.len() - 1;
-        let picked = random.below(2 * others as u64) as usize;
-        Self::ALL.get(picked + 1).copied().unwrap_or(Self::OpenStale)
-    }
-
-    pub(super) fn is_right(self) -> bool {
-        matches!(self, Self::OpenRight | Self::VerifyRight)
-    }
-}
-
 /// What stands around during some rounds.
 #[derive(Clone, Copy, Debug)]
 struct Epoch {
@@ -94,38 +59,6 @@ struct Epoch {
     length: Length,
     /// How many contexts stand behind that border.
     over: usize,
-}
-
-/// The border that a list is about as long as.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) enum Length {
-    Nothing,
-    TheShortBuffer,
-    AShortPage,
-    APage,
-    TwoPages,
-}
-
-impl Length {
-    fn pick(random: &mut Random) -> Self {
-        match random.below(10) {
-            0 => Self::Nothing,
-            1 => Self::TheShortBuffer,
-            2 => Self::AShortPage,
-            3 => Self::TwoPages,
-            _ => Self::APage,
-        }
-    }
-
-    fn border(self, pages: Pages) -> usize {
-        match self {
-            Self::Nothing => 0,
-            Self::TheShortBuffer => pages.buffer,
-            Self::AShortPage => pages.short,
-            Self::APage => pages.long,
-            Self::TwoPages => 2 * pages.long,
-        }
-    }
 }
 
 impl fmt::Display for Epoch {
@@ -175,7 +108,7 @@ struct Marks {
 
 /// Lets openers run for so long; the verdict is the caller's.
 pub(super) fn soak(openers: usize, limit: Duration) -> Result<Tally> {
-    super::raise_descriptor_limit()?;
+    guest::raise_descriptor_limit()?;
     let openers = (0..openers).map(Opener::new).collect::<Result<Vec<_>>>()?;
     let mut openers = openers;
     let lists = openers[0].measure()?;
@@ -237,7 +170,7 @@ impl Opener {
         Ok(Self {
             number,
             through_right: Registry::new(Host::open()?),
-            through_stale: super::registry_at(&dev)?,
+            through_stale: super::super::expect::registry_at(&dev)?,
             right,
             stale,
             marks,

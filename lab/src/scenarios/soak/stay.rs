@@ -17,7 +17,7 @@ use rustix::fs::{Mode, OFlags, RawDir};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use uverbs::Registry;
 
-use super::super::registry;
+use super::super::expect;
 use super::ledger::Random;
 use crate::guest;
 
@@ -93,7 +93,7 @@ pub(super) fn soak(limit: Duration) -> Result<()> {
 
 fn rounds(staying: &[Staying], random: &mut Random, limit: Duration) -> Result<Tally> {
     let mut tally = Tally::default();
-    let mut registries = (0..LISTERS).map(|_| registry()).collect::<Result<Vec<_>>>()?;
+    let mut registries = (0..LISTERS).map(|_| expect::registry()).collect::<Result<Vec<_>>>()?;
     let end = Instant::now() + limit;
     while Instant::now() < end {
         let going = 1 + random.below(GO) as usize;
@@ -124,7 +124,7 @@ fn rounds(staying: &[Staying], random: &mut Random, limit: Duration) -> Result<T
             tally.left_out += u64::from(seen.left_out);
             if seen.sample.is_some() {
                 // A device that was marked once stays so: the next round is another registry's.
-                *registry = super::super::registry()?;
+                *registry = expect::registry()?;
             }
             tally.sample = tally.sample.or(seen.sample);
         }

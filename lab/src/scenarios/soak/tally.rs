@@ -4,7 +4,75 @@ use std::collections::BTreeMap;
 
 use anyhow::{Result, ensure};
 
-use super::crowd::{Length, Way};
+use super::ledger::Random;
+use crate::compare::dump::Pages;
+
+/// How the opener comes to a descriptor. "Stale" leads to the old device, "right" to the new one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Way {
+    OpenStale,
+    OpenRight,
+    VerifyStale,
+    VerifyRight,
+    /// Opens both, and hands in the stale one.
+    VerifyStaleKeepingRight,
+    /// Hands in the right one, and then the stale one.
+    VerifyStaleAfterRight,
+}
+
+impl Way {
+    pub(super) const ALL: [Self; 6] = [
+        Self::OpenStale,
+        Self::OpenRight,
+        Self::VerifyStale,
+        Self::VerifyRight,
+        Self::VerifyStaleKeepingRight,
+        Self::VerifyStaleAfterRight,
+    ];
+
+    /// Opening a stale node is tried as often as all else: it is what the lists decide.
+    pub(super) fn pick(random: &mut Random) -> Self {
+        let others = Self::ALL.len() - 1;
+        let picked = random.below(2 * others as u64) as usize;
+        Self::ALL.get(picked + 1).copied().unwrap_or(Self::OpenStale)
+    }
+
+    pub(super) fn is_right(self) -> bool {
+        matches!(self, Self::OpenRight | Self::VerifyRight)
+    }
+}
+
+/// The border that a list is about as long as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Length {
+    Nothing,
+    TheShortBuffer,
+    AShortPage,
+    APage,
+    TwoPages,
+}
+
+impl Length {
+    pub(super) fn pick(random: &mut Random) -> Self {
+        match random.below(10) {
+            0 => Self::Nothing,
+            1 => Self::TheShortBuffer,
+            2 => Self::AShortPage,
+            3 => Self::TwoPages,
+            _ => Self::APage,
+        }
+    }
+
+    pub(super) fn border(self, pages: Pages) -> usize {
+        match self {
+            Self::Nothing => 0,
+            Self::TheShortBuffer => pages.buffer,
+            Self::AShortPage => pages.short,
+            Self::APage => pages.long,
+            Self::TwoPages => 2 * pages.long,
+        }
+    }
+}
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 
 use super::foreign::Foreign;
-use crate::roles;
+use crate::{guest, spawn};
 
 /// A quantity of each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,7 +39,7 @@ pub(super) struct Tide {
 impl Tide {
     /// Starts it on the device that a node leads to, without a context.
     pub(super) fn start(node: &str) -> Result<Self> {
-        let mut child = Command::new(roles::exe()?)
+        let mut child = Command::new(spawn::exe()?)
             .args(["role", "tide", node])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -82,7 +82,7 @@ impl Tide {
     pub(super) fn end(self) -> Result<()> {
         let Self { mut child, told, answers } = self;
         drop((told, answers));
-        let status = crate::runner::wait(&mut child, Duration::from_secs(60))?;
+        let status = guest::wait(&mut child, Duration::from_secs(60))?;
         ensure!(status.success(), "{status}");
         Ok(())
     }
@@ -90,7 +90,7 @@ impl Tide {
 
 /// `role tide NODE`: does what its input says, line by line.
 pub(crate) fn role(node: &str) -> Result<()> {
-    super::raise_descriptor_limit()?;
+    guest::raise_descriptor_limit()?;
     let node = Path::new(node);
     let mut held = Held { node, first: None, contexts: VecDeque::new(), pds: VecDeque::new() };
     println!("done");

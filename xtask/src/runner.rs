@@ -1,0 +1,305 @@
+//! Runs jobs, some of them at the same time, and shows how far they are.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::Child;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+
+use crate::job::{Job, TIMED_OUT};
+use crate::paths;
+use crate::progress::{Durations, Left, Screen, Stream, minutes_left, show};
+
+/// How often progress is shown where there is no terminal.
+const PLAIN_EVERY: Duration = Duration::from_secs(300);
+/// How much of the log of a job that failed is shown, when its output was not.
+const TAIL: usize = 20;
+
+/// How a job ended.
+pub(crate) struct Outcome {
+    pub(crate) name: String,
+    pub(crate) result: Result<()>,
+    pub(crate) took: Duration,
+}
+
+impl Outcome {
+    pub(crate) fn passed(&self) -> bool {
+        self.result.is_ok()
+    }
+
+    /// Its line of the summary.
+    pub(crate) fn line(&self) -> String {
+        let Self { name, result, took } = self;
+        let seconds = took.as_secs();
+        match result {
+            Ok(()) => format!("{name}: passed ({seconds} s)"),
+            Err(error) => format!("{name}: FAILED ({seconds} s): {error:#}"),
+        }
+    }
+}
+
+/// Runs jobs; each has its log in one directory.
+pub(crate) struct Runner {
+    logs: PathBuf,
+    /// Their output is shown, too.
+    shows: bool,
+    screen: Arc<Screen>,
+    durations: Durations,
+}
+
+impl Runner {
+    /// With the logs in a directory of that name beneath the target directory.
+    pub(crate) fn new(logs: &str, shows: bool) -> Result<Self> {
+        let logs = paths::target().join(logs);
+        fs::create_dir_all(&logs).with_context(|| format!("making {}", logs.display()))?;
+        Ok(Self { logs, shows, screen: Arc::new(Screen::new()), durations: Durations::load() })
+    }
+
+    pub(crate) fn logs(&self) -> &Path {
+        &self.logs
+    }
+
+    /// The log of the job of that name.
+    pub(crate) fn log(&self, name: &str) -> PathBuf {
+        self.logs.join(format!("{name}.log"))
+    }
+
+    /// The time that jobs will take, `width` at a time.
+    pub(crate) fn expect(&self, jobs: &[Job], width: usize) -> Left {
+        let times: Vec<_> = jobs.iter().map(|job| self.durations.get(&job.key())).collect();
+        Left::of(&times, width)
+    }
+
+    /// Runs jobs, at most `width` at a time; goes on after a failure. `later` is what is left after them.
+    pub(crate) fn run(
+        &mut self,
+        jobs: Vec<Job>,
+        width: usize,
+        later: Left,
+    ) -> Result<Vec<Outcome>> {
+        let mut waiting = jobs.into_iter();
+        let mut running: Vec<Running> = Vec::new();
+        let mut outcomes = Vec::new();
+        let mut shown = Instant::now();
+        loop {
+            while running.len() < width.max(1)
+                && let Some(job) = waiting.next()
+            {
+                let expected = self.durations.get(&job.key());
+                let last = expected.map(|time| format!(" (took {} last time)", show(time)));
+                self.screen.line(&format!("{}{}", job.name, last.unwrap_or_default()));
+                let (name, started) = (job.name.clone(), Instant::now());
+                match self.start(job, expected) {
+                    Ok(one) => running.push(one),
+                    Err(error) => {
+                        let took = started.elapsed();
+                        outcomes.push(Outcome { name, result: Err(error), took });
+                    }
+                }
+            }
+            if running.is_empty() {
+                break;
+            }
+            let mut number = 0;
+            while number < running.len() {
+                let Some(status) = running[number].child.try_wait()? else {
+                    number += 1;
+                    continue;
+                };
+                outcomes.push(self.end(running.remove(number), status));
+            }
+            let rests = running.iter().map(Running::left);
+            let rests =
+                rests.chain(waiting.as_slice().iter().map(|job| self.durations.get(&job.key())));
+            let left = Left::of(&rests.collect::<Vec<_>>(), width).then(later);
+            let every =
+                if self.screen.is_terminal() { Duration::from_secs(1) } else { PLAIN_EVERY };
+            if shown.elapsed() >= every && !running.is_empty() {
+                shown = Instant::now();
+                let names: Vec<String> = running.iter().map(Running::show).collect();
+                let text = format!("{}; {}", names.join(", "), left.show());
+                match self.screen.is_terminal() {
+                    true => self.screen.status(&text),
+                    false => self.screen.line(&text),
+                }
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+        self.screen.status("");
+        Ok(outcomes)
+    }
+
+    fn start(&self, job: Job, expected: Option<Duration>) -> Result<Running> {
+        let path = self.log(&job.name);
+        let log = File::create(&path).with_context(|| format!("making {}", path.display()))?;
+        let mut child = job.bounded().spawn().context("starting it through timeout(1)")?;
+        let said = Arc::new(Mutex::new(String::new()));
+        let mut copiers = Vec::new();
+        let screen = self.shows.then(|| Arc::clone(&self.screen));
+        if let Some(pipe) = child.stdout.take() {
+            copiers.push(copy(pipe, Stream::Output, &log, screen.clone(), &said)?);
+        }
+        if let Some(pipe) = child.stderr.take() {
+            copiers.push(copy(pipe, Stream::Error, &log, screen, &said)?);
+        }
+        Ok(Running { job, child, copiers, said, expected, started: Instant::now() })
+    }
+
+    fn end(&mut self, one: Running, status: std::process::ExitStatus) -> Outcome {
+        let Running { job, copiers, started, .. } = one;
+        let took = started.elapsed();
+        let mut result = ended(status, job.limit);
+        for copier in copiers {
+            if copier.join().is_err() {
+                result = result.and(Err(anyhow!("copying its output failed")));
+            }
+        }
+        if result.is_ok() {
+            // Only the next run's times are the worse for it.
+            if let Err(error) = self.durations.note(&job.key(), took) {
+                self.screen.line(&format!("{error:#}"));
+            }
+        } else if !self.shows {
+            let log = fs::read(self.log(&job.name)).unwrap_or_default();
+            let log = String::from_utf8_lossy(&log);
+            let lines: Vec<&str> = log.lines().collect();
+            let tail = lines[lines.len().saturating_sub(TAIL)..].join("\n");
+            self.screen.pass(Stream::Error, format!("{tail}\n").as_bytes());
+        }
+        let outcome = Outcome { name: job.name, result, took };
+        self.screen.line(&outcome.line());
+        outcome
+    }
+}
+
+fn ended(status: std::process::ExitStatus, limit: Duration) -> Result<()> {
+    match status.code() {
+        Some(0) => Ok(()),
+        Some(TIMED_OUT) => bail!("timed out: it may take {} s", limit.as_secs()),
+        _ => bail!("{status}"),
+    }
+}
+
+/// A job that runs.
+struct Running {
+    job: Job,
+    child: Child,
+    copiers: Vec<JoinHandle<()>>,
+    /// The last line in which it gave its progress.
+    said: Arc<Mutex<String>>,
+    expected: Option<Duration>,
+    started: Instant,
+}
+
+impl Running {
+    fn said(&self) -> String {
+        self.said.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The time that it still needs: what it printed itself, or the rest of what it took the last time.
+    fn left(&self) -> Option<Duration> {
+        let by_last = self.expected.map(|time| time.saturating_sub(self.started.elapsed()));
+        minutes_left(&self.said()).or(by_last)
+    }
+
+    fn show(&self) -> String {
+        let (name, since, said) = (&self.job.name, show(self.started.elapsed()), self.said());
+        match said.strip_prefix("progress: ").and_then(|said| said.split(',').next()) {
+            Some(said) => format!("{name} {since} ({said})"),
+            None => format!("{name} {since}"),
+        }
+    }
+}
+
+/// Copies what a job prints to its log, and to the screen if there is one. When one of them fails, the other still
+/// gets it.
+fn copy(
+    mut from: impl Read + Send + 'static,
+    stream: Stream,
+    log: &File,
+    screen: Option<Arc<Screen>>,
+    said: &Arc<Mutex<String>>,
+) -> Result<JoinHandle<()>> {
+    let (mut log, said) = (log.try_clone()?, Arc::clone(said));
+    Ok(thread::spawn(move || {
+        let mut buffer = vec![0; 65536];
+        while let Ok(length @ 1..) = from.read(&mut buffer) {
+            let bytes = &buffer[..length];
+            if let Some(screen) = &screen {
+                screen.pass(stream, bytes);
+            }
+            let _ = log.write_all(bytes);
+            let text = String::from_utf8_lossy(bytes);
+            if let Some(line) = text.lines().rfind(|line| line.starts_with("progress: ")) {
+                line.clone_into(&mut said.lock().unwrap_or_else(PoisonError::into_inner));
+            }
+        }
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::sink;
+    use std::process::Command;
+
+    fn shell(name: &str, script: &str, limit: u64) -> Job {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        Job { name: name.to_owned(), command, limit: Duration::from_secs(limit) }
+    }
+
+    fn runner(dir: &Path) -> Runner {
+        Runner {
+            logs: dir.to_owned(),
+            shows: false,
+            screen: Arc::new(Screen::on(false, Box::new(sink()), Box::new(sink()))),
+            durations: Durations::from(dir.join("durations")),
+        }
+    }
+
+    #[test]
+    fn jobs_run_side_by_side_and_a_failure_stops_none() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let mut runner = runner(dir.path());
+        // Each waits for the other: one after the other, neither would end.
+        let meet = |mine: &str, other: &str| {
+            let dir = dir.path().display();
+            format!("touch {dir}/{mine}; until test -e {dir}/{other}; do sleep 0.05; done")
+        };
+        let jobs = vec![
+            shell("one", &meet("a", "b"), 60),
+            shell("two", &meet("b", "a"), 60),
+            shell("fails", "echo why; exit 3", 60),
+            shell("last", "echo done", 60),
+        ];
+        let keys: Vec<String> = jobs.iter().map(Job::key).collect();
+        let outcomes = runner.run(jobs, 2, Left::default())?;
+        let passed = |name: &str| {
+            outcomes.iter().find(|outcome| outcome.name == name).is_some_and(Outcome::passed)
+        };
+        assert_eq!(["one", "two", "fails", "last"].map(passed), [true, true, false, true]);
+        assert_eq!(fs::read_to_string(runner.log("fails"))?, "why\n");
+        // Those that passed are known the next time.
+        let known = |key: &String| Durations::from(dir.path().join("durations")).get(key).is_some();
+        assert_eq!(keys.iter().map(known).collect::<Vec<_>>(), [true, true, false, true]);
+        Ok(())
+    }
+
+    #[test]
+    fn a_job_is_killed_with_all_that_it_started() -> Result<()> {
+        let dir = tempfile::tempdir()?;
+        let mut runner = runner(dir.path());
+        let started = Instant::now();
+        // The pipe would stay open for as long as the inner one lives.
+        let job = shell("hangs", "sh -c 'sleep 60; true'; true", 1);
+        let outcomes = runner.run(vec![job], 1, Left::default())?;
+        assert!(outcomes.iter().all(|outcome| outcome.line().contains("timed out")));
+        assert!(started.elapsed() < Duration::from_secs(30));
+        Ok(())
+    }
+}
