@@ -17,8 +17,6 @@ use crate::context::AsyncEvents;
 
 use super::{AttrData, Errno, Handle, OFlags, Resolve, Sys, VerbsCall};
 
-#[cfg(feature = "sim")]
-pub(super) use thread::on_library_thread;
 pub(super) use thread::on_new_thread;
 pub(crate) use thread::{Uncancelled, Undisturbed};
 

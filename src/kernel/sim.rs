@@ -15,6 +15,7 @@ mod nodes;
 mod probe;
 mod resources;
 mod spec;
+mod threads;
 mod tree;
 mod truth;
 mod verbs;
@@ -264,23 +265,22 @@ impl Machine {
 
     /// The calling thread's number on this machine.
     pub(crate) fn gettid(&self) -> u32 {
-        self.with(|world| world.thread(super::linux::gettid()))
+        self.with(|world| world.thread(threads::current()))
     }
 
-    /// A thread of this process, on which the library runs something. When it is through, the thread has
-    /// exited.
-    pub(crate) fn on_new_thread<T: Send>(&self, run: &mut (impl FnMut(u32) -> T + Send)) -> Sys<T> {
+    /// A thread of this machine alone: `run` is called on the calling one, which has another number meanwhile. When
+    /// it returns, the thread has exited.
+    pub(crate) fn on_new_thread<T>(&self, run: &mut impl FnMut(u32) -> T) -> Sys<T> {
         let act = |world: &mut World, _| world.settings.no_threads.map_or(Ok(()), Err);
         self.enter(
             CallKind::Thread,
             |_| "new".into(),
             |world, verdict| act(world, verdict).map_err(world::errno),
         )?;
-        super::abi::on_library_thread(&mut || {
-            let result = run(self.gettid());
-            self.with(|world| world.thread_exits(super::linux::gettid()));
-            result
-        })
+        let _thread = threads::Started::begin();
+        let result = run(self.gettid());
+        self.with(|world| world.thread_exits(threads::current()));
+        Ok(result)
     }
 
     pub(crate) fn duplicate(&self, fd: BorrowedFd<'_>) -> Sys<Handle> {

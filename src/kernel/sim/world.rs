@@ -236,7 +236,7 @@ impl World {
 
     /// The number that the calling thread has here.
     pub fn this_thread(&mut self) -> u32 {
-        self.thread(super::super::linux::gettid())
+        self.thread(super::threads::current())
     }
 
     /// A thread of this process has exited. The real kernel may give its number to the next one; here that
