@@ -5,9 +5,9 @@ mod device;
 mod events;
 #[cfg(test)]
 mod layouts;
-mod numbered;
 mod pkeys;
 mod port;
+mod rate;
 
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -15,9 +15,9 @@ use std::sync::{Arc, OnceLock};
 
 use crate::attr::retry;
 use crate::device::Device;
-use crate::driver::DriverId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::evidence::Evidence;
+use crate::ids::DriverId;
 use crate::kernel::{Attr, AttrData, Errno, Handle, Kernel, VerbsCall};
 use crate::open::{self, Proven};
 use crate::provider::{Allocation, Provided};
@@ -28,10 +28,8 @@ pub use device::{DeviceAttributes, ExtendedAttributes};
 #[cfg(feature = "tokio")]
 pub use events::AsyncEventStream;
 pub use events::{AsyncEvent, AsyncEventKind, AsyncEvents};
-pub use port::{
-    Gid, GidEntry, GidType, LinkLayer, LinkSpeed, LinkWidth, Mtu, PhysicalState, PortAttributes,
-    PortState,
-};
+pub use port::{Gid, GidEntry, GidType, LinkLayer, Mtu, PhysicalState, PortAttributes, PortState};
+pub use rate::{LinkSpeed, LinkWidth, PortRate};
 
 /// `UVERBS_OBJECT_DEVICE` and its methods and attributes (`rdma/ib_user_ioctl_cmds.h`).
 pub(crate) mod device_object {

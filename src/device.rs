@@ -9,14 +9,13 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 
 use crate::attr::{self, Attribute};
 use crate::context::{Context, Opened};
-use crate::driver::DriverId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::evidence::Evidence;
 use crate::host::Host;
 use crate::identity::{Instance, Timestamp};
+use crate::ids::{DeviceNumber, DriverId, Guid, Name, NodeType};
 use crate::indices::Indices;
 use crate::kernel::{Handle, Stat};
-use crate::name::{DeviceNumber, Guid, Name};
 use crate::netlink::NextNumber;
 use crate::open;
 use crate::provider::{Provided, ProviderInfo, Providers, Slot};
@@ -338,7 +337,7 @@ impl Device {
             driver_id: joined.driver_id.map(DriverId::from_raw),
             node_guid: Guid(info.node_guid),
             sys_image_guid: Guid(info.sys_image_guid),
-            node_type: info.node_type,
+            node_type: NodeType::from_raw(info.node_type),
             firmware_version: Name::new(&info.fw_version),
         })
     }
@@ -438,8 +437,8 @@ pub struct DeviceFacts {
     pub node_guid: Guid,
     /// GUID of the system the node is part of.
     pub sys_image_guid: Guid,
-    /// Kind of node (`enum rdma_node_type`): 1 for a channel adapter.
-    pub node_type: u8,
+    /// Kind of node.
+    pub node_type: NodeType,
     /// Version of the firmware, as the driver words it; empty where it has none.
     pub firmware_version: Name,
 }

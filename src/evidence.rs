@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::name::{DeviceNumber, Guid, Name};
+use crate::ids::{DeviceNumber, Guid, Name};
 
 /// A step of the open protocol (see the crate's `open` module for what each does).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

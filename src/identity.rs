@@ -2,8 +2,8 @@
 
 use std::hash::{Hash, Hasher};
 
+use crate::ids::DeviceNumber;
 use crate::kernel::Stat;
-use crate::name::DeviceNumber;
 
 /// A timestamp of an inode: seconds and nanoseconds of the real-time clock.
 pub type Timestamp = (i64, u32);

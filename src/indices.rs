@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, Weak};
 
 use crate::device::{Device, Joined, Record};
 use crate::error::{Error, ErrorKind, Result};
-use crate::name::{DeviceNumber, Name};
+use crate::ids::{DeviceNumber, Name};
 use crate::netlink::Socket;
 use crate::open::Pin;
 

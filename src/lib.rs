@@ -51,7 +51,6 @@
 mod attr;
 mod context;
 mod device;
-mod driver;
 mod errno;
 mod error;
 mod evidence;
@@ -60,9 +59,9 @@ mod evidence;
 pub mod fuzzing;
 mod host;
 mod identity;
+mod ids;
 mod indices;
 mod kernel;
-mod name;
 mod netlink;
 mod open;
 mod provider;
@@ -75,19 +74,21 @@ pub use context::AsyncEventStream;
 pub use context::{
     AsyncEvent, AsyncEventKind, AsyncEvents, Context, ContextClaim, DeviceAttributes,
     ExtendedAttributes, Gid, GidEntry, GidType, LinkLayer, LinkSpeed, LinkWidth, Mtu, Opened,
-    PhysicalState, PortAttributes, PortState, UnprovenContext,
+    PhysicalState, PortAttributes, PortRate, PortState, UnprovenContext,
 };
 pub use device::{Device, DeviceFacts};
-pub use driver::DriverId;
 pub use error::{Error, ErrorKind, Result};
 #[cfg(uverbs_leave_out)]
 pub use evidence::leave_out;
 pub use evidence::{Check, Evidence, Step, Value};
 pub use host::{ForkSafety, Host, Policy, memlock_limit};
 pub use identity::{Instance, Timestamp};
+pub use ids::{DeviceNumber, DriverId, Guid, Name, NodeType, ParseGuidError};
+// The former modules of what is in `ids`.
+use ids as driver;
+use ids as name;
 #[cfg(feature = "sim")]
 pub use kernel::sim;
-pub use name::{DeviceNumber, Guid, Name, ParseGuidError};
 pub use provider::{
     Allocation, DeviceProvider, Match, MatchedBy, PinnedView, Provider, ProviderInfo,
 };

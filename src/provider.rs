@@ -16,8 +16,8 @@ use std::borrow::Cow;
 use std::fmt;
 use std::ops::RangeInclusive;
 
-use crate::driver::DriverId;
 use crate::error::Result;
+use crate::ids::DriverId;
 
 pub(crate) use attached::{Provided, Slot, is_inside};
 pub(crate) use builtin::data_of;

@@ -7,8 +7,8 @@ use crate::attr;
 use crate::device::{Device, Gone, Record, Sighting};
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::Host;
+use crate::ids::Name;
 use crate::indices::Indices;
-use crate::name::Name;
 use crate::provider::{self, Provider, Providers};
 use crate::sweep::{NameLink, Sweeps};
 

@@ -5,11 +5,10 @@ use std::os::fd::OwnedFd;
 
 use super::Context;
 use crate::device::Device;
-use crate::driver::DriverId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::evidence::Value;
+use crate::ids::{DeviceNumber, DriverId, Guid};
 use crate::kernel::Handle;
-use crate::name::{DeviceNumber, Guid};
 use crate::open;
 
 /// What a sender says of the context that it passes on ([`Context::claim`]): which instance it proved the

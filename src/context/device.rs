@@ -2,8 +2,8 @@
 
 use super::{CmdFd, device_object as object};
 use crate::error::{Error, ErrorKind, Result};
+use crate::ids::Guid;
 use crate::kernel::{Attr, AttrData};
-use crate::name::Guid;
 
 /// Length of `struct ib_uverbs_query_device_resp`.
 pub(crate) const QUERY_DEVICE_LEN: usize = 176;

@@ -321,7 +321,7 @@ enum Found {
 /// Allocates a PD through the descriptor and looks for it under the index.
 fn by_pd(record: &Record, cmd: &CmdFd, target: &Target, evidence: &mut Evidence) -> Result<Shown> {
     // Freeing a PD there frees PD 0, which is another one (`ocrdma_dealloc_pd`).
-    if cmd.driver() == DriverId::Ocrdma {
+    if cmd.driver() == DriverId::OCRDMA {
         let text = "ocrdma frees the wrong PD, so that none is allocated";
         return Ok(Shown::NeedsNewThread(Error::new(ErrorKind::Unproven, text)));
     }

@@ -7,11 +7,10 @@ use std::fmt;
 use super::{Match, MatchedBy, glob};
 use crate::attr;
 use crate::device::Record;
-use crate::driver::DriverId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::identity::Instance;
+use crate::ids::{DeviceNumber, DriverId, Name};
 use crate::kernel::rdma::Bad;
-use crate::name::{DeviceNumber, Name};
 use crate::open::Pin;
 
 /// A device that is pinned while its provider looks at it: what is read through this is of that instance,

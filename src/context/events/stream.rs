@@ -12,7 +12,7 @@ use super::{AsyncEvent, AsyncEvents};
 use crate::error::{Error, ErrorKind, Result};
 use crate::kernel::{Errno, abi};
 
-/// [`AsyncEvents`] as a [`Stream`] of tokio; it ends after `DeviceFatal` and after an error.
+/// [`AsyncEvents`] as a [`Stream`] of tokio; it ends after [`DEVICE_FATAL`](super::AsyncEventKind::DEVICE_FATAL) and after an error.
 #[derive(Debug)]
 pub struct AsyncEventStream<'a>(AsyncFd<AsyncEvents<'a>>);
 

@@ -14,13 +14,13 @@ use super::super::rdma::{
 use super::super::{Errno, FileType, Handle, Kernel, OFlags, Resolve, Stat, VerbsCall};
 use crate::attr::retry;
 use crate::context::query_device;
-use crate::driver::DriverId;
 use crate::host::Host;
+use crate::ids::DriverId;
 
 pub use self::wire::Wire;
 
 /// rxe's, which needs no driver data.
-const DRIVER: DriverId = DriverId::Rxe;
+const DRIVER: DriverId = DriverId::RXE;
 
 /// Makes system calls as a program does that checks nothing. Errors are their errno.
 #[derive(Debug, Clone)]
