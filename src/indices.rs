@@ -78,6 +78,22 @@ impl Indices {
         Ok(*record.joined.get_or_init(|| joined))
     }
 
+    /// Whether that index is the pinned device's. If so, its record notes it.
+    pub(crate) fn join_at(
+        &self,
+        record: &Record,
+        pin: &Pin,
+        socket: &Socket,
+        index: u32,
+    ) -> Result<bool> {
+        if record.joined.get().is_none()
+            && let Some(joined) = self.try_index(record, pin, socket, index)?
+        {
+            let _ = record.joined.set(joined);
+        }
+        Ok(record.joined.get().is_some_and(|joined| joined.index == index))
+    }
+
     /// Asks for all devices, then for their device numbers: first of those with the right name.
     ///
     /// A dump goes by position, so that it lacks a device when one before it is removed meanwhile. That one

@@ -92,4 +92,4 @@ pub use kernel::sim;
 pub use provider::{
     Allocation, DeviceProvider, Match, MatchedBy, PinnedView, Provider, ProviderInfo,
 };
-pub use registry::{Devices, Registry};
+pub use registry::{Devices, DevicesIntoIter, Registry};
