@@ -427,6 +427,7 @@ impl Device {
 
 /// What the kernel says of a device over RDMA netlink.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct DeviceFacts {
     /// Index of the device in netlink, never reused until ib_core is loaded anew.

@@ -7,6 +7,7 @@ use crate::ids::{DeviceNumber, Guid, Name};
 
 /// A step of the open protocol (see the crate's `open` module for what each does).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum Step {
     /// 1: is the record already known to be gone?
@@ -53,6 +54,7 @@ impl fmt::Display for Step {
 
 /// A value that a check compared.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum Value {
     /// A word: what kind of thing, or that something is so.
@@ -60,6 +62,7 @@ pub enum Value {
     /// A number: an inode, an index, a count.
     Number(u64),
     /// A device number.
+    #[cfg_attr(feature = "serde", serde(rename = "device_number"))]
     Device(DeviceNumber),
     /// A GUID.
     Guid(Guid),
@@ -108,6 +111,7 @@ impl Check {
 /// Of a [`Context`](crate::Context) and of an [`UnprovenContext`](crate::UnprovenContext) every check held.
 /// Of an error ([`Error::evidence`]) the last one may be the one that did not.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Evidence {
     checks: Vec<Check>,
     pub(crate) index: Option<u32>,

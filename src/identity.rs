@@ -19,6 +19,7 @@ pub type Timestamp = (i64, u32);
 /// is part of the identity. Two instances are equal only when it is the same, so that an evicted inode
 /// counts as another instance there.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Instance {
     /// `st_dev` of the sysfs mount through which it was seen.
@@ -30,6 +31,7 @@ pub struct Instance {
     /// `st_ctime` of the attribute `ibdev` when it was last pinned.
     pub timestamp: Timestamp,
     /// No other instance ever has that inode number.
+    #[cfg_attr(feature = "serde", serde(skip))]
     pub(crate) has_unique_inode: bool,
 }
 

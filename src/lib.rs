@@ -44,8 +44,27 @@
 //! counts as another device.
 //!
 //! # Features
+//! None is on by default.
 //! - `tokio`: async events as a `Stream`.
+//! - `serde`: `Serialize` for plain data, in the forms below.
 //! - `sim`: a simulated kernel, for tests and demonstrations ([`Host::open`] never uses it).
+//!
+//! Versions follow Semantic Versioning. Outside of that are the module `sim`, [`Host::simulated`], and what is hidden
+//! from this documentation, such as the module `fuzzing`: they serve this project's own tests and may change in any
+//! version.
+//!
+//! # Serde
+//! - The kernel's numbers ([`DriverId`], [`PortState`], ...) are numbers. Their names are display text.
+//! - [`Guid`] and [`Gid`] are strings, as they print: `"0002:c903:0005:1234"`.
+//! - [`Name`] is a string: the name where it is UTF-8, else the name as it prints, escaped. Two names may have the
+//!   same string, so there is no `Deserialize`.
+//! - [`ErrorKind`] is the name of its variant, [`Step`] its [`name`](Step::name), [`Value`] a map of one key: `{"number": 3}`,
+//!   `{"guid": "..."}`, `{"device_number": {"major": 231, "minor": 192}}`, `{"time": [seconds, nanoseconds]}`, `{"name": "..."}`,
+//!   `{"word": "..."}`. A [`Check`] has `held` besides its fields.
+//! - Everything else is a map of its fields. Inode numbers take up to 64 bits, more than a number in JavaScript holds.
+//!
+//! `Deserialize` is there for the kernel's numbers, [`Guid`], [`DeviceNumber`] and [`ContextClaim`], where every
+//! value is sound. What the library has checked or read, such as [`Evidence`], is not made of text.
 #![deny(unsafe_code)]
 
 mod attr;
@@ -66,6 +85,8 @@ mod netlink;
 mod open;
 mod provider;
 mod registry;
+#[cfg(feature = "serde")]
+mod serialized;
 mod sweep;
 
 pub use cap_std::fs::Dir;

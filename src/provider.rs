@@ -40,6 +40,7 @@ pub enum Match {
 
 /// By which kind of [`Match`] a provider was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum MatchedBy {
     /// The driver id.
@@ -149,6 +150,7 @@ impl DeviceProvider for Allocation {
 
 /// Which provider a device has.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct ProviderInfo {
     /// What it is called, and by what it was found; none where none is known: such a device is opened

@@ -17,6 +17,7 @@ use crate::open;
 /// It goes beside the descriptor, as [bytes](Self::to_bytes), and is believed as far as
 /// [`Context::from_fd`] says. It holds nothing secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct ContextClaim {
     /// GUID of the node.

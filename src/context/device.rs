@@ -48,6 +48,7 @@ macro_rules! attributes {
     ($(#[$outer:meta])* $name:ident: $len:ident; $($(#[$doc:meta])* $field:ident: $type:ident at $place:literal;)*) => {
         $(#[$outer])*
         #[derive(Clone, Debug, PartialEq, Eq)]
+        #[cfg_attr(feature = "serde", derive(serde::Serialize))]
         #[non_exhaustive]
         pub struct $name {
             $($(#[$doc])* pub $field: $type,)*

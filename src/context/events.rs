@@ -64,6 +64,7 @@ impl AsyncEventKind {
 
 /// An async event (`struct ib_uverbs_async_event_desc`, `rdma/ib_user_verbs.h`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct AsyncEvent {
     /// What happened.

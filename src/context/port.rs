@@ -76,6 +76,7 @@ impl Mtu {
 
 /// What QUERY_PORT says (`ibv_query_port(3)`, `struct ib_uverbs_query_port_resp_ex`).
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct PortAttributes {
     /// Logical state.
@@ -190,6 +191,7 @@ impl fmt::Debug for Gid {
 
 /// An entry of the GID table that is in use (`ibv_query_gid_table(3)`, `struct ib_uverbs_gid_entry`).
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct GidEntry {
     /// The GID.

@@ -9,6 +9,7 @@ use std::fmt;
 /// assert_eq!(number.to_string(), "231:192");
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[doc(alias = "dev_t")]
 #[allow(clippy::exhaustive_structs)] // a device number has these two parts and no more
 pub struct DeviceNumber {

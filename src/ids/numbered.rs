@@ -15,6 +15,7 @@ macro_rules! numbered {
         ///
         /// Every number is valid. One without a name prints as `unknown(N)`. The order is that of the numbers.
         #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(transparent))]
         pub struct $name($type);
 
         impl $name {
