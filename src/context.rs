@@ -184,6 +184,20 @@ pub(crate) fn query_device(
 ///
 /// Dropping it closes the descriptor. While it is open it keeps some drivers' devices from being
 /// removed (those without `disassociate_ucontext`: efa, siw, rxe up to 7.2, and others).
+///
+/// ```no_run
+/// # fn main() -> uverbs::Result<()> {
+/// # let device: uverbs::Device = unimplemented!();
+/// let context = device.open()?;
+/// let attributes = context.query_device()?;
+/// for port in 1..=attributes.phys_port_count {
+///     println!("port {port}: {}", context.query_port(port)?.state);
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[doc(alias = "ibv_context")]
+#[doc(alias = "ibv_close_device")]
 pub struct Context {
     cmd: CmdFd,
     evidence: Evidence,
@@ -220,7 +234,21 @@ impl UnprovenContext {
 }
 
 /// What an open came to where unproven ones are allowed.
+///
+/// ```no_run
+/// use uverbs::Opened;
+///
+/// # fn main() -> uverbs::Result<()> {
+/// # let device: uverbs::Device = unimplemented!();
+/// match device.open_allow_unproven()? {
+///     Opened::Proven(context) => println!("index {:?}", context.evidence().index()),
+///     Opened::Unproven(context) => println!("perhaps another device: {}", context.reason()),
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
+#[allow(clippy::exhaustive_enums)] // a caller has to handle both, and there is no third
 pub enum Opened {
     /// It is the device that was asked for.
     Proven(Context),
@@ -251,6 +279,7 @@ macro_rules! context {
             ///
             /// # Errors
             /// `Removed` when the device is gone.
+            #[doc(alias = "ibv_query_device")]
             pub fn query_device(&self) -> Result<DeviceAttributes> {
                 self.cmd.query_device()
             }
@@ -259,6 +288,7 @@ macro_rules! context {
             ///
             /// # Errors
             /// `Removed` when the device is gone; `Os` when the driver refuses.
+            #[doc(alias = "ibv_query_device_ex")]
             pub fn query_device_extended(&self) -> Result<ExtendedAttributes> {
                 self.cmd.query_device_extended()
             }
@@ -267,6 +297,7 @@ macro_rules! context {
             ///
             /// # Errors
             /// `Removed` when the device is gone; `Os` (EINVAL) when it has no such port.
+            #[doc(alias = "ibv_query_port")]
             pub fn query_port(&self, port: u8) -> Result<PortAttributes> {
                 self.cmd.query_port(port)
             }
@@ -275,6 +306,9 @@ macro_rules! context {
             ///
             /// # Errors
             /// `Removed` when the device is gone; `Unsupported` before Linux 5.10.
+            #[doc(alias = "ibv_query_gid")]
+            #[doc(alias = "ibv_query_gid_ex")]
+            #[doc(alias = "ibv_query_gid_table")]
             pub fn gids(&self) -> Result<Vec<GidEntry>> {
                 self.cmd.query_gids()
             }
@@ -289,6 +323,7 @@ macro_rules! context {
             /// `Removed`, `Replaced` when the device is gone; `Unstable` when it was renamed meanwhile;
             /// `Unsupported` when its name is `.` or `..`, or has a `/` in it: such a name is no directory in
             /// sysfs.
+            #[doc(alias = "ibv_query_pkey")]
             pub fn pkeys(&self, port: u8) -> Result<Vec<u16>> {
                 self.cmd.query_pkeys(port)
             }
@@ -299,6 +334,7 @@ macro_rules! context {
             ///
             /// # Errors
             /// `Removed` when the device is gone; `Unsupported` before Linux 5.6.
+            #[doc(alias = "ibv_get_async_event")]
             pub fn async_events(&self) -> Result<AsyncEvents<'_>> {
                 self.cmd.async_events()
             }
@@ -316,6 +352,7 @@ macro_rules! context {
 
             /// Number of completion vectors, from 0 of which completion queues choose
             /// (`num_comp_vectors` of `ibv_get_device_list(3)`'s context).
+            #[doc(alias = "num_comp_vectors")]
             pub fn completion_vectors(&self) -> u32 {
                 self.cmd.completion_vectors.get().copied().unwrap_or(0)
             }

@@ -110,6 +110,17 @@ impl Check {
 ///
 /// Of a [`Context`](crate::Context) and of an [`UnprovenContext`](crate::UnprovenContext) every check held.
 /// Of an error ([`Error::evidence`]) the last one may be the one that did not.
+///
+/// ```no_run
+/// # fn main() -> uverbs::Result<()> {
+/// # let device: uverbs::Device = unimplemented!();
+/// let context = device.open()?;
+/// for check in context.evidence().checks() {
+///     println!("{}: {} is {}", check.step, check.what, check.found);
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Evidence {

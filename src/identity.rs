@@ -18,6 +18,17 @@ pub type Timestamp = (i64, u32);
 /// Where inode numbers may be used twice, on a 32-bit kernel or in a `/sys` that is not sysfs, the timestamp
 /// is part of the identity. Two instances are equal only when it is the same, so that an evicted inode
 /// counts as another instance there.
+///
+/// ```no_run
+/// # fn main() -> uverbs::Result<()> {
+/// # let registry: uverbs::Registry = unimplemented!();
+/// let before = registry.devices()?.by_name("mlx5_0")?.instance();
+/// // Unplugged and plugged in again, it has the same name and often the same number.
+/// let after = registry.devices()?.by_name("mlx5_0")?.instance();
+/// println!("{}", if before == after { "the same device" } else { "another device" });
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]

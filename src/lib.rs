@@ -49,7 +49,7 @@
 //! - `serde`: `Serialize` for plain data, in the forms below.
 //! - `sim`: a simulated kernel, for tests and demonstrations ([`Host::open`] never uses it).
 //!
-//! Versions follow Semantic Versioning. Outside of that are the module `sim`, [`Host::simulated`], and what is hidden
+//! Versions follow Semantic Versioning. Outside of that are the module `sim`, `Host::simulated`, and what is hidden
 //! from this documentation, such as the module `fuzzing`: they serve this project's own tests and may change in any
 //! version.
 //!
@@ -66,6 +66,9 @@
 //! `Deserialize` is there for the kernel's numbers, [`Guid`], [`DeviceNumber`] and [`ContextClaim`], where every
 //! value is sound. What the library has checked or read, such as [`Evidence`], is not made of text.
 #![deny(unsafe_code)]
+// What may get a field or a variant later says so; the others give their reason.
+#![warn(clippy::exhaustive_enums, clippy::exhaustive_structs, missing_debug_implementations)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod attr;
 mod context;

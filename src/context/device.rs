@@ -1,4 +1,4 @@
-//! What a device says of itself through a context.
+//! What a device reports of itself through a context.
 
 use super::{CmdFd, device_object as object};
 use crate::error::{Error, ErrorKind, Result};
@@ -69,10 +69,24 @@ macro_rules! attributes {
 }
 
 attributes! {
-    /// What QUERY_DEVICE says (`ibv_query_device(3)`, `struct ib_uverbs_query_device_resp`): for each
+    /// What QUERY_DEVICE returns (`ibv_query_device(3)`, `struct ib_uverbs_query_device_resp`): for each
     /// kind of resource the most that there can be.
+    ///
+    /// ```no_run
+    /// # fn main() -> uverbs::Result<()> {
+    /// # let context: uverbs::Context = unimplemented!();
+    /// let attributes = context.query_device()?;
+    /// println!("at most {} queue pairs", attributes.max_qp);
+    /// for (name, value) in attributes.entries() {
+    ///     println!("{name}: {value}");
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[doc(alias = "ibv_device_attr")]
     DeviceAttributes: QUERY_DEVICE_LEN;
     /// Version of the firmware, as the driver encodes it.
+    #[doc(alias = "fw_ver")]
     firmware_version: u64 at 0;
     /// GUID of the node.
     node_guid: Guid at 8;
@@ -87,6 +101,7 @@ attributes! {
     /// The vendor's number for this kind of device.
     vendor_part_id: u32 at 44;
     /// Version of the hardware.
+    #[doc(alias = "hw_ver")]
     hardware_version: u32 at 48;
     /// Queue pairs.
     max_qp: u32 at 52;
@@ -160,8 +175,9 @@ const EX_QUERY_DEVICE_LEN: usize = 304;
 const RESPONSE_LENGTH: usize = 180;
 
 attributes! {
-    /// What the extended QUERY_DEVICE says (`ibv_query_device_ex(3)`, `struct
+    /// What the extended QUERY_DEVICE returns (`ibv_query_device_ex(3)`, `struct
     /// ib_uverbs_ex_query_device_resp`) beyond the plain one. What the kernel is too old to know is 0.
+    #[doc(alias = "ibv_device_attr_ex")]
     ExtendedAttributes: EX_QUERY_DEVICE_LEN;
     /// On-demand paging in general (`IBV_ODP_SUPPORT`, `IBV_ODP_SUPPORT_IMPLICIT`).
     odp_general_caps: u64 at 184;

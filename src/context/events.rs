@@ -65,6 +65,7 @@ impl AsyncEventKind {
 /// An async event (`struct ib_uverbs_async_event_desc`, `rdma/ib_user_verbs.h`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[doc(alias = "ibv_async_event")]
 #[non_exhaustive]
 pub struct AsyncEvent {
     /// What happened.
@@ -104,6 +105,25 @@ impl AsyncEvent {
 /// vmw_pvrdma, siw, hfi1, qib, rxe up to Linux 7.2) never send it when the device is removed:
 /// [`Context::is_device_present`](crate::Context::is_device_present) tells. With such a driver the
 /// removal waits until the context *and* this are dropped.
+///
+/// ```no_run
+/// use std::time::Duration;
+///
+/// use uverbs::AsyncEventKind;
+///
+/// # fn main() -> uverbs::Result<()> {
+/// # let context: uverbs::Context = unimplemented!();
+/// let mut events = context.async_events()?;
+/// while let Some(event) = events.wait(Some(Duration::from_secs(10)))? {
+///     match event.kind {
+///         AsyncEventKind::PORT_ERROR => println!("port {:?} is down", event.port()),
+///         AsyncEventKind::DEVICE_FATAL => println!("the device failed, or is gone"),
+///         kind => println!("{kind}"),
+///     }
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct AsyncEvents<'a> {
     cmd: &'a CmdFd,
@@ -135,6 +155,8 @@ impl AsyncEvents<'_> {
     ///
     /// # Errors
     /// `Os`, `Malformed`.
+    #[doc(alias = "ibv_get_async_event")]
+    #[doc(alias = "ibv_ack_async_event")]
     pub fn try_next(&mut self) -> Result<Option<AsyncEvent>> {
         if self.ended {
             return Ok(None);

@@ -11,6 +11,14 @@ use crate::kernel::{Attr, AttrData};
 
 numbered! {
     /// The logical state of a port (`enum ib_port_state`); it prints as sysfs does.
+    ///
+    /// ```
+    /// use uverbs::PortState;
+    ///
+    /// assert_eq!(PortState::from_raw(4), PortState::ACTIVE);
+    /// assert!(PortState::DOWN < PortState::ACTIVE);
+    /// assert_eq!(PortState::from_raw(9).to_string(), "unknown(9)");
+    /// ```
     #[doc(alias = "ibv_port_state")]
     #[doc(alias = "ibv_port_state_str")]
     PortState(u8):
@@ -74,7 +82,22 @@ impl Mtu {
     }
 }
 
-/// What QUERY_PORT says (`ibv_query_port(3)`, `struct ib_uverbs_query_port_resp_ex`).
+/// What QUERY_PORT returns (`ibv_query_port(3)`, `struct ib_uverbs_query_port_resp_ex`).
+///
+/// ```no_run
+/// use uverbs::PortState;
+///
+/// # fn main() -> uverbs::Result<()> {
+/// # let context: uverbs::Context = unimplemented!();
+/// let port = context.query_port(1)?;
+/// if port.state == PortState::ACTIVE {
+///     let rate = port.rate().map_or("an unknown rate".to_owned(), |rate| rate.to_string());
+///     println!("{} at {rate}", port.link_layer);
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[doc(alias = "ibv_port_attr")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -94,16 +117,20 @@ pub struct PortAttributes {
     /// Speed of one lane. Linux before 6.7 reports NDR for what is faster.
     pub active_speed: LinkSpeed,
     /// Length of the GID table.
+    #[doc(alias = "gid_tbl_len")]
     pub gid_table_len: u32,
     /// Length of the partition key table.
+    #[doc(alias = "pkey_tbl_len")]
     pub pkey_table_len: u16,
     /// Capabilities (`enum ib_uverbs_query_port_cap_flags`).
+    #[doc(alias = "port_cap_flags")]
     pub capabilities: u32,
     /// More capabilities (`port_cap_flags2`).
     pub more_capabilities: u16,
     /// Flags of the port (`enum ib_uverbs_query_port_flags`).
     pub flags: u8,
     /// Largest message, in bytes.
+    #[doc(alias = "max_msg_sz")]
     pub max_message_size: u32,
     /// Packets with a wrong partition key.
     pub bad_pkey_count: u32,
@@ -112,6 +139,7 @@ pub struct PortAttributes {
     /// Local identifier; 0 on Ethernet.
     pub lid: u16,
     /// How many of its low bits are free (`lmc`).
+    #[doc(alias = "lmc")]
     pub lid_mask_count: u8,
     /// Local identifier of the subnet manager.
     pub sm_lid: u16,
@@ -121,7 +149,7 @@ pub struct PortAttributes {
     pub max_vl_count: u8,
     /// Time that the subnet needs at most: 4.096 us times two to the power of this.
     pub subnet_timeout: u8,
-    /// What the subnet manager said to how it was asked to initialise the port.
+    /// The subnet manager's reply to the requested type of initialisation.
     pub init_type_reply: u8,
 }
 
@@ -172,7 +200,14 @@ impl PortAttributes {
 }
 
 /// A global identifier of a port: an IPv6 address in form.
+///
+/// ```
+/// let gid = uverbs::Gid([0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 2, 0xc9, 3, 0, 5, 0x12, 0x34]);
+/// assert_eq!(gid.to_string(), "fe80:0000:0000:0000:0002:c903:0005:1234");
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[doc(alias = "ibv_gid")]
+#[allow(clippy::exhaustive_structs)] // a GID is these 16 bytes
 pub struct Gid(pub [u8; 16]);
 
 impl fmt::Display for Gid {
@@ -190,6 +225,19 @@ impl fmt::Debug for Gid {
 }
 
 /// An entry of the GID table that is in use (`ibv_query_gid_table(3)`, `struct ib_uverbs_gid_entry`).
+///
+/// ```no_run
+/// use uverbs::GidType;
+///
+/// # fn main() -> uverbs::Result<()> {
+/// # let context: uverbs::Context = unimplemented!();
+/// for entry in context.gids()?.iter().filter(|entry| entry.kind == GidType::ROCE_V2) {
+///     println!("port {}, index {}: {}", entry.port, entry.index, entry.gid);
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[doc(alias = "ibv_gid_entry")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]

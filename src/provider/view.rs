@@ -1,8 +1,8 @@
 //! What a provider sees of a device.
 
-use std::cell::OnceCell;
 use std::ffi::CString;
 use std::fmt;
+use std::sync::OnceLock;
 
 use super::{Match, MatchedBy, glob};
 use crate::attr;
@@ -20,7 +20,7 @@ pub struct PinnedView<'a> {
     pin: &'a Pin,
     driver: Option<DriverId>,
     abi_version: u32,
-    modalias: OnceCell<Option<Vec<u8>>>,
+    modalias: OnceLock<Option<Vec<u8>>>,
 }
 
 impl<'a> PinnedView<'a> {
@@ -30,7 +30,7 @@ impl<'a> PinnedView<'a> {
             attr::read_once(record.host.kernel(), directory, c"abi_version", |text| {
                 attr::parse_decimal(text).ok_or(Bad("not a version"))
             })?;
-        Ok(Self { record, pin, driver, abi_version, modalias: OnceCell::new() })
+        Ok(Self { record, pin, driver, abi_version, modalias: OnceLock::new() })
     }
 
     /// The device's name.

@@ -28,6 +28,7 @@ pub struct Probe(Host);
 
 /// Where a path begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(clippy::exhaustive_enums)] // outside of Semantic Versioning
 pub enum Root {
     /// `/sys`
     Sys,
@@ -37,6 +38,7 @@ pub enum Root {
 
 /// As what something is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(clippy::exhaustive_enums)] // outside of Semantic Versioning
 pub enum As {
     /// A reference (`O_PATH | O_NOFOLLOW`).
     Reference,
