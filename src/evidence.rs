@@ -201,7 +201,7 @@ impl Evidence {
 }
 
 /// Leaving checks out, to see what they are good for. There in builds with `--cfg uverbs_leave_out` alone,
-/// which is no feature: nobody turns it on by accident.
+/// which is no feature, so that it is not turned on by accident.
 #[cfg(uverbs_leave_out)]
 pub mod leave_out {
     use std::sync::RwLock;

@@ -8,12 +8,12 @@ use crate::kernel::Stat;
 /// A timestamp of an inode: seconds and nanoseconds of the real-time clock.
 pub type Timestamp = (i64, u32);
 
-/// One device instance, told from every other one of this boot.
+/// The identity of one device instance among all others of this boot.
 ///
 /// The inode number of the uverbs directory is the identity: on 64-bit kernels since 5.6 sysfs never
-/// uses one twice (`kernfs_id_ino`, `include/linux/kernfs.h`). Name, uverbs number, device
-/// number and GUID are all reused at once. The timestamp is evidence only: it is that of a cached
-/// inode, which the kernel may drop and make anew.
+/// uses one twice (`kernfs_id_ino`, `include/linux/kernfs.h`). The kernel reuses name, uverbs number,
+/// device number and GUID at once. The timestamp is evidence only: it is that of a cached
+/// inode, which the kernel may drop and make again.
 ///
 /// Where inode numbers may be used twice, on a 32-bit kernel or in a `/sys` that is not sysfs, the timestamp
 /// is part of the identity. Two instances are equal only when it is the same, so that an evicted inode

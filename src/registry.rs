@@ -83,7 +83,7 @@ struct Seen {
 }
 
 impl Registry {
-    /// A registry of the host's devices. It looks for none before it is asked.
+    /// A registry of the host's devices. This does not look at the host yet.
     pub fn new(host: Host) -> Self {
         Self::with_providers(host, [])
     }
@@ -131,8 +131,9 @@ impl Registry {
     /// Finds the device that has this index in RDMA netlink, without a look at the other devices
     /// (`RDMA_NLDEV_ATTR_DEV_INDEX`).
     ///
-    /// The kernel is asked for the uverbs device of the index (`RDMA_NLDEV_CMD_GET_CHARDEV`), that one is looked at in
-    /// sysfs, and the index is asked for again while the directory is alive: so index and directory belong together.
+    /// The kernel reports the uverbs device of the index (`RDMA_NLDEV_CMD_GET_CHARDEV`). Its directory in sysfs is pinned,
+    /// and the kernel has to report the same device number again while the directory is alive: then index and directory
+    /// belong together.
     /// A device that was listed before keeps its record. The next list has the device, too, if it is still there.
     ///
     /// ```no_run
@@ -379,7 +380,7 @@ impl Entry {
         self.seen.as_ref().filter(|_| self.fault.is_none())
     }
 
-    /// It is the same instance under the same name, as far as its links tell.
+    /// It is the same instance under the same name, as far as its links show.
     fn is_as_it_was(&mut self, registry: &Inner, link: u64, sweeps: &Sweeps) -> bool {
         let Self { link: known_link, seen: Some(seen), fault: None, .. } = self else {
             return false;

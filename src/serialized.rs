@@ -1,4 +1,4 @@
-//! The forms that serde gives what it cannot derive. They are documented in the crate's head, under "Serde".
+//! The forms that serde cannot derive. The crate's documentation lists all forms under "Serde".
 
 use std::fmt;
 

@@ -188,7 +188,7 @@ impl Context {
     ///
     /// The claim proves nothing. It is compared with what is found, so that a mix-up of descriptors has a clear
     /// error. Only [`completion_vectors`](Self::completion_vectors) is the sender's word: the kernel reports that
-    /// number to nobody but the process that allocates the context.
+    /// number to no other process than the one that allocates the context.
     ///
     /// A sandboxed process needs what `verify` needs: `openat2` beneath its [`Host`](crate::Host)'s directories,
     /// and the netlink socket.

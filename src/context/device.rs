@@ -171,7 +171,7 @@ attributes! {
 
 /// Length of `struct ib_uverbs_ex_query_device_resp`.
 const EX_QUERY_DEVICE_LEN: usize = 304;
-/// Where it says how much of it the kernel has filled.
+/// Offset of the length that the kernel has filled.
 const RESPONSE_LENGTH: usize = 180;
 
 attributes! {

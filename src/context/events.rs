@@ -1,4 +1,4 @@
-//! Async events: what the kernel tells of a context's device unasked.
+//! Async events: what the kernel reports of a context's device without a request.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ mod stream;
 #[cfg(feature = "tokio")]
 pub use stream::AsyncEventStream;
 
-/// `UVERBS_OBJECT_ASYNC_EVENT`, its method ALLOC, and the attribute in which that gives the descriptor
+/// `UVERBS_OBJECT_ASYNC_EVENT`, its method ALLOC, and the attribute that returns the descriptor
 /// (`rdma/ib_user_ioctl_cmds.h`).
 pub(super) const ALLOC: (u16, u16) = (16, 0);
 pub(super) const FD_HANDLE: u16 = 0;
@@ -97,13 +97,13 @@ impl AsyncEvent {
 ///
 /// Its descriptor is its own and non-blocking: it is readable when there is an event, for `poll(2)` and the
 /// like. [`DEVICE_FATAL`](AsyncEventKind::DEVICE_FATAL) is the last event: nothing comes after it, and the
-/// kernel gives no end of file (`uverbs_async_event_destroy_uobj`,
+/// kernel reports no end of file (`uverbs_async_event_destroy_uobj`,
 /// `drivers/infiniband/core/uverbs_std_types_async_fd.c`), so it ends the stream here.
 ///
-/// That event is a hint, no proof: the kernel drops it when it has no memory, and drivers raise it for
+/// That event is a hint and no proof: the kernel drops it when it has no memory, and drivers raise it for
 /// hardware that failed and stays. Drivers that do not disassociate (efa, qedr, cxgb4, mthca, ocrdma, usnic,
-/// vmw_pvrdma, siw, hfi1, qib, rxe up to Linux 7.2) never send it when the device is removed:
-/// [`Context::is_device_present`](crate::Context::is_device_present) tells. With such a driver the
+/// vmw_pvrdma, siw, hfi1, qib, rxe up to Linux 7.2) never send it when the device is removed: call
+/// [`Context::is_device_present`](crate::Context::is_device_present) for those. With such a driver the
 /// removal waits until the context *and* this are dropped.
 ///
 /// ```no_run

@@ -1,9 +1,9 @@
-//! Names as the kernel gives them, printed so that no terminal or log can be misled.
+//! Device names, printed so that they cannot mislead a terminal or a log.
 
 use std::fmt;
 use std::sync::Arc;
 
-/// The name of a device, as the kernel gave it: up to 63 bytes, and any bytes at all, because
+/// The name of a device: 1 to 63 bytes. They may be any bytes but NUL, because a process with
 /// `CAP_NET_ADMIN` may rename a device to `..`, `a/b` or a line feed.
 ///
 /// It prints escaped ([`u8::escape_ascii`]); [`as_bytes`](Self::as_bytes) has the bytes. A name is

@@ -138,15 +138,15 @@ impl Devices {
         Err(self.not_found(&asked))
     }
 
-    /// The device of that node GUID. RDMA netlink is asked for the GUID of each device of this list, one after the other:
-    /// with many devices that takes milliseconds, so keep the device rather than look for it again. Devices that are gone
-    /// by now are left out.
+    /// The device of that node GUID. The kernel has no lookup by GUID, so this queries each device of the list over RDMA
+    /// netlink ([`Device::query`]). With many devices that takes milliseconds: keep the device rather than look for it
+    /// again. Devices that are gone by now are left out.
     ///
     /// A GUID is no identity: several devices may have the same one, or 0.
     ///
     /// # Errors
-    /// `NotFound`; `Ambiguous` when several have it; `NetlinkUnavailable`. When no device has it and one could not be
-    /// asked, the reason for that.
+    /// `NotFound`; `Ambiguous` when several have it; `NetlinkUnavailable`. When no device has it and the query of one failed, the error of
+    /// that query.
     #[doc(alias = "ibv_get_device_guid")]
     pub fn by_guid(&self, guid: Guid) -> Result<Device> {
         if let Some(device) = self.get(0) {
@@ -168,7 +168,7 @@ impl Devices {
         }
     }
 
-    /// The one device that a condition holds for; errors call it `asked`.
+    /// The one device that a condition holds for; `asked` is its text in errors.
     ///
     /// # Errors
     /// `NotFound`, `Ambiguous`.

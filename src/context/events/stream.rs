@@ -51,7 +51,7 @@ impl Stream for AsyncEventStream<'_> {
             }
             let cmd = self.0.get_ref().cmd;
             match ready!(self.0.poll_read_ready_mut(context)) {
-                // An event that comes from here on makes it ready anew.
+                // An event that comes from here on makes it ready again.
                 Ok(mut guard) => guard.clear_ready(),
                 Err(error) => {
                     self.0.get_mut().ended = true;
