@@ -85,6 +85,39 @@ impl Allocation {
 /// It is registered with [`Registry::with_providers`](crate::Registry::with_providers), which asks for its name, its
 /// matches and its ABI versions, once.
 ///
+/// ```no_run
+/// use std::ops::RangeInclusive;
+/// use std::sync::Arc;
+///
+/// use uverbs::{Allocation, DeviceProvider, Host, Match, PinnedView, Provider, Registry};
+///
+/// struct Acme;
+///
+/// impl Provider for Acme {
+///     fn name(&self) -> &str {
+///         "acme"
+///     }
+///
+///     fn matches(&self) -> &[Match] {
+///         const { &[Match::Pci(0x1234, 0x5678)] }
+///     }
+///
+///     fn abi_versions(&self) -> RangeInclusive<u32> {
+///         1..=2
+///     }
+///
+///     fn attach(&self, _: &PinnedView<'_>) -> uverbs::Result<Box<dyn DeviceProvider>> {
+///         // This driver reads eight bytes, and writes sixteen.
+///         Ok(Box::new(Allocation::new([0; 8], 16)))
+///     }
+/// }
+///
+/// # fn main() -> uverbs::Result<()> {
+/// let registry = Registry::with_providers(Host::open()?, [Arc::new(Acme) as Arc<dyn Provider>]);
+/// # Ok(())
+/// # }
+/// ```
+///
 /// # What its code may do
 /// No lock is held while [`attach`](Self::attach), [`DeviceProvider::allocation`] or the `Drop` of a
 /// [`DeviceProvider`] runs, and no thread waits for them. They may list devices, query them and open them, through
