@@ -1,4 +1,4 @@
-//! A context: the cmd fd of a device that was opened, and what can be asked through it.
+//! A context: the cmd fd of a device that was opened, and the queries through it.
 
 mod claim;
 mod device;
@@ -18,7 +18,7 @@ use crate::device::Device;
 use crate::error::{Error, ErrorKind, Result};
 use crate::evidence::Evidence;
 use crate::ids::DriverId;
-use crate::kernel::{Attr, AttrData, Errno, Handle, Kernel, VerbsCall};
+use crate::kernel::{Attr, AttrData, Errno, Handle, Kernel, Sys, VerbsCall};
 use crate::open::{self, Proven};
 use crate::provider::{Allocation, Provided};
 
@@ -59,17 +59,21 @@ pub(crate) mod device_object {
     pub(crate) const EX_QUERY_DEVICE: u64 = 0x8000_0001;
 }
 
-/// The memory that always lies behind the output of GET_CONTEXT: drivers up to 7.0 write their whole
+/// The hint of an EIO while the device is there.
+pub(crate) const DRIVER_FAILS: &str =
+    "the device is still there, so this is its driver or firmware: see the kernel log";
+
+/// Length of the memory that always follows the output of GET_CONTEXT, in bytes: drivers up to 7.0 write their whole
 /// answer whatever length they are given.
 pub(crate) const OUTPUT_ROOM: usize = 256;
 
-/// A cmd fd, of which it is not said yet what it is bound to.
+/// A cmd fd that may be bound to any device.
 #[derive(Debug)]
 pub(crate) struct CmdFd {
     fd: Handle,
     driver: DriverId,
     device: Device,
-    /// What GET_CONTEXT has told.
+    /// As GET_CONTEXT returned it.
     completion_vectors: OnceLock<u32>,
     /// A provider that was found for this descriptor alone.
     _provided: Option<Arc<Provided>>,
@@ -97,16 +101,18 @@ impl CmdFd {
         self.device.0.host.kernel()
     }
 
-    /// GET_CONTEXT, with what the driver wants to be told. By ioctl: the write ABI refuses a
-    /// descriptor that was passed on or whose process forked.
-    pub(crate) fn allocate(&self, data: &Allocation) -> Result<()> {
-        let mut room = [0; OUTPUT_ROOM];
-        let is_long = usize::from(data.output_len) > OUTPUT_ROOM;
-        let mut more = if is_long { vec![0; data.output_len.into()] } else { Vec::new() };
-        let buffer = if is_long { &mut more[..] } else { &mut room[..] };
+    /// Memory for the output of GET_CONTEXT.
+    pub(crate) fn room(data: &Allocation) -> Vec<u8> {
+        vec![0; OUTPUT_ROOM.max(data.output_len.into())]
+    }
+
+    /// GET_CONTEXT with the input that the driver needs. By ioctl: the write ABI refuses a descriptor that was
+    /// passed on or whose process forked. `room` is the [room](Self::room) for the driver's output. Does not
+    /// allocate memory.
+    pub(crate) fn allocate(&self, data: &Allocation, room: &mut [u8]) -> Sys<()> {
         let output = Attr {
             id: device_object::UHW_OUT,
-            data: AttrData::Out { buffer, len: data.output_len },
+            data: AttrData::Out { buffer: room, len: data.output_len },
         };
         let input = Attr { id: device_object::UHW_IN, data: AttrData::In(&data.input) };
         let mut vectors = [0; 4];
@@ -115,14 +121,37 @@ impl CmdFd {
             data: AttrData::Out { buffer: &mut vectors, len: 4 },
         };
         let mut attrs = [output, number, input];
-        // No attribute at all where there is nothing to say: some drivers refuse an empty one.
+        // No attribute at all where there is nothing to pass: some drivers refuse an empty one.
         let from = usize::from(data.output_len == 0);
         let to = attrs.len() - usize::from(data.input.is_empty());
         let (kernel, fd, attrs) = (self.kernel(), self.as_ref(), &mut attrs[from..to]);
-        let method = (device_object::OBJECT, device_object::GET_CONTEXT);
-        command(kernel, fd, self.driver, method, "GET_CONTEXT", attrs)?;
+        invoke(
+            kernel,
+            fd,
+            self.driver,
+            (device_object::OBJECT, device_object::GET_CONTEXT),
+            attrs,
+        )?;
         let _ = self.completion_vectors.set(u32::from_ne_bytes(vectors));
         Ok(())
+    }
+
+    /// Whether the device behind the descriptor has been removed. No driver takes part in the answer: a port that
+    /// no device has is EINVAL, with a context and without one, and EIO after the removal (`ib_uverbs_get_ucontext`,
+    /// `drivers/infiniband/core/uverbs_ioctl.c`).
+    pub(crate) fn is_cut_off(&self) -> bool {
+        const NO_PORT: u64 = 0;
+        let mut response = [0; port::QUERY_PORT_LEN];
+        let len = port::QUERY_PORT_LEN as u16;
+        let attrs = &mut [
+            Attr { id: device_object::PORT_NUM, data: AttrData::Const(NO_PORT) },
+            Attr {
+                id: device_object::PORT_RESP,
+                data: AttrData::Out { buffer: &mut response, len },
+            },
+        ];
+        let method = (device_object::OBJECT, device_object::QUERY_PORT);
+        invoke(self.kernel(), self.as_ref(), self.driver, method, attrs) == Err(Errno::IO)
     }
 
     fn query_device(&self) -> Result<DeviceAttributes> {
@@ -136,10 +165,11 @@ impl CmdFd {
             .map_err(|error| self.explain(error))
     }
 
-    /// Says of an error of a command what it means, and which device it was.
+    /// Adds the meaning of a command's error, and the device.
     fn explain(&self, error: Error) -> Error {
         let error = match error.errno() {
-            Some(Errno::IO) => error.into_kind(ErrorKind::Removed),
+            Some(Errno::IO) if self.is_cut_off() => error.into_kind(ErrorKind::Removed),
+            Some(Errno::IO) => error.hint(DRIVER_FAILS),
             Some(Errno::PROTONOSUPPORT) => error.into_kind(ErrorKind::Unsupported),
             _ => error,
         };
@@ -152,13 +182,28 @@ pub(crate) fn command<'a>(
     kernel: &Kernel,
     fd: BorrowedFd<'_>,
     driver: DriverId,
-    (object, method): (u16, u16),
+    method: (u16, u16),
     name: &str,
     attrs: &'a mut [Attr<'a>],
 ) -> Result<()> {
+    invoke(kernel, fd, driver, method, attrs).map_err(|errno| command_error(name, errno))
+}
+
+/// The error of a command of that name.
+pub(crate) fn command_error(name: &str, errno: Errno) -> Error {
+    Error::call(format!("ioctl(RDMA_VERBS_IOCTL, {name})"), errno)
+}
+
+/// The same with the bare errno, for where no memory may be allocated.
+pub(crate) fn invoke<'a>(
+    kernel: &Kernel,
+    fd: BorrowedFd<'_>,
+    driver: DriverId,
+    (object, method): (u16, u16),
+    attrs: &'a mut [Attr<'a>],
+) -> Sys<()> {
     let mut call = VerbsCall { object, method, driver_id: driver.to_raw(), attrs };
     retry(|| kernel.verbs_ioctl(fd, &mut call))
-        .map_err(|errno| Error::call(format!("ioctl(RDMA_VERBS_IOCTL, {name})"), errno))
 }
 
 /// QUERY_DEVICE through a cmd fd.
@@ -170,7 +215,7 @@ pub(crate) fn query_device(
     let mut response = [0; QUERY_DEVICE_LEN];
     let len = QUERY_DEVICE_LEN as u16;
     let attrs = &mut [
-        // The word `response` of the write ABI, which the kernel passes over here.
+        // The word `response` of the write ABI, which the kernel ignores here.
         Attr { id: device_object::CORE_IN, data: AttrData::In(&[0; 8]) },
         Attr { id: device_object::CORE_OUT, data: AttrData::Out { buffer: &mut response, len } },
         Attr { id: device_object::WRITE_CMD, data: AttrData::Const(device_object::QUERY_DEVICE) },
@@ -180,7 +225,7 @@ pub(crate) fn query_device(
     Ok(DeviceAttributes::parse(&response))
 }
 
-/// A context on exactly the device that was asked for: proved, with the evidence.
+/// A context on exactly the device that was requested: proved, with the evidence.
 ///
 /// Dropping it closes the descriptor. While it is open it keeps some drivers' devices from being
 /// removed (those without `disassociate_ucontext`: efa, siw, rxe up to 7.2, and others).
@@ -204,13 +249,13 @@ pub struct Context {
 }
 
 impl Context {
-    /// The witness says that the proof was made; there is no other way to a `Context`.
+    /// The witness shows that the proof was made. There is no other way to make a `Context`.
     pub(crate) fn new(cmd: CmdFd, evidence: Evidence, _witness: Proven) -> Self {
         Self { cmd, evidence }
     }
 }
 
-/// A context on a device that nothing contradicts, and that could not be proved.
+/// A context that could not be proved to be on the requested device. No check contradicted it.
 pub struct UnprovenContext {
     cmd: CmdFd,
     evidence: Evidence,
@@ -222,18 +267,18 @@ impl UnprovenContext {
         Self { cmd, evidence, reason }
     }
 
-    /// Why it could not be proved.
+    /// The reason why it could not be proved.
     pub fn reason(&self) -> &Error {
         &self.reason
     }
 
-    /// Closes it; what is left is the reason.
+    /// Closes the context and returns the reason.
     pub fn into_error(self) -> Error {
         self.reason
     }
 }
 
-/// What an open came to where unproven ones are allowed.
+/// The result of an open that allows unproven contexts.
 ///
 /// ```no_run
 /// use uverbs::Opened;
@@ -250,17 +295,17 @@ impl UnprovenContext {
 #[derive(Debug)]
 #[allow(clippy::exhaustive_enums)] // a caller has to handle both, and there is no third
 pub enum Opened {
-    /// It is the device that was asked for.
+    /// The context is proved to be on the requested device.
     Proven(Context),
-    /// Nothing contradicts that it is.
+    /// The context could not be proved. No check contradicted it.
     Unproven(UnprovenContext),
 }
 
-/// What both kinds of context offer.
+/// The methods and traits of both kinds of context.
 macro_rules! context {
     ($type:ident) => {
         impl $type {
-            /// The device it was opened for.
+            /// The device that the context was opened for.
             pub fn device(&self) -> &Device {
                 &self.cmd.device
             }
@@ -270,42 +315,42 @@ macro_rules! context {
                 self.cmd.driver
             }
 
-            /// Every check on the way here.
+            /// Every check of the open.
             pub fn evidence(&self) -> &Evidence {
                 &self.evidence
             }
 
-            /// Asks the device for its attributes (`ibv_query_device(3)`).
+            /// Queries the device's attributes (`ibv_query_device(3)`).
             ///
             /// # Errors
-            /// `Removed` when the device is gone.
+            /// `Removed` if the device is gone.
             #[doc(alias = "ibv_query_device")]
             pub fn query_device(&self) -> Result<DeviceAttributes> {
                 self.cmd.query_device()
             }
 
-            /// Asks the device for more of its attributes (`ibv_query_device_ex(3)`).
+            /// Queries more of the device's attributes (`ibv_query_device_ex(3)`).
             ///
             /// # Errors
-            /// `Removed` when the device is gone; `Os` when the driver refuses.
+            /// `Removed` if the device is gone; `Os` if the driver refuses.
             #[doc(alias = "ibv_query_device_ex")]
             pub fn query_device_extended(&self) -> Result<ExtendedAttributes> {
                 self.cmd.query_device_extended()
             }
 
-            /// Asks for a port's attributes (`ibv_query_port(3)`); ports count from 1.
+            /// Queries a port's attributes (`ibv_query_port(3)`). Ports count from 1.
             ///
             /// # Errors
-            /// `Removed` when the device is gone; `Os` (EINVAL) when it has no such port.
+            /// `Removed` if the device is gone; `Os` (EINVAL) if it has no such port.
             #[doc(alias = "ibv_query_port")]
             pub fn query_port(&self, port: u8) -> Result<PortAttributes> {
                 self.cmd.query_port(port)
             }
 
-            /// The GIDs in use, of all ports (`ibv_query_gid_table(3)`).
+            /// Queries the GIDs in use, of all ports (`ibv_query_gid_table(3)`).
             ///
             /// # Errors
-            /// `Removed` when the device is gone; `Unsupported` before Linux 5.10.
+            /// `Removed` if the device is gone; `Unsupported` before Linux 5.10.
             #[doc(alias = "ibv_query_gid")]
             #[doc(alias = "ibv_query_gid_ex")]
             #[doc(alias = "ibv_query_gid_table")]
@@ -313,45 +358,45 @@ macro_rules! context {
                 self.cmd.query_gids()
             }
 
-            /// The partition keys of a port, in the order of its table (`ibv_query_pkey(3)`); the top bit says
-            /// full member. The kernel has no command for them: they are read in sysfs, beside the pinned
-            /// directory of this device, and nothing is returned unless the device was there, under one
-            /// name and with one GUID, before and after. (Two devices of one parent and of equal GUIDs whose
-            /// names are swapped there and back meanwhile cannot be told apart.)
+            /// Reads the partition keys of a port, in the order of its table (`ibv_query_pkey(3)`). The top bit
+            /// marks a full member. The kernel has no command for them, so they are read in sysfs, beside the
+            /// pinned directory of this device. They are returned only if the device was there, under one name
+            /// and with one GUID, before and after. (Two devices with one parent and equal GUIDs cannot be
+            /// distinguished if their names are swapped and swapped back meanwhile.)
             ///
             /// # Errors
-            /// `Removed`, `Replaced` when the device is gone; `Unstable` when it was renamed meanwhile;
-            /// `Unsupported` when its name is `.` or `..`, or has a `/` in it: such a name is no directory in
+            /// `Removed` or `Replaced` if the device is gone. `Unstable` if it was renamed meanwhile.
+            /// `Unsupported` if its name is `.` or `..`, or has a `/` in it: such a name is no directory in
             /// sysfs.
             #[doc(alias = "ibv_query_pkey")]
             pub fn pkeys(&self, port: u8) -> Result<Vec<u16>> {
                 self.cmd.query_pkeys(port)
             }
 
-            /// The async events of this context from now on (`ibv_get_async_event(3)`). Each call opens a
-            /// descriptor of its own, and each gets every event of the device and of its ports. Keep one and
-            /// [wait](AsyncEvents::wait) on it: what happens while none is open is in none.
+            /// Opens the async events of this context, from now on (`ibv_get_async_event(3)`). Each call opens a
+            /// descriptor of its own, and each descriptor gets every event of the device and of its ports. Keep
+            /// one and [wait](AsyncEvents::wait) on it: events that happen while no descriptor is open are lost.
             ///
             /// # Errors
-            /// `Removed` when the device is gone; `Unsupported` before Linux 5.6.
+            /// `Removed` if the device is gone; `Unsupported` before Linux 5.6.
             #[doc(alias = "ibv_get_async_event")]
             pub fn async_events(&self) -> Result<AsyncEvents<'_>> {
                 self.cmd.async_events()
             }
 
-            /// Whether the device is still there, asked of sysfs; no descriptor is kept for it. With a
-            /// driver that does not disassociate, the removal of the device waits until this context is
-            /// dropped, nothing tells of it here, and every command goes on working: whoever holds a
-            /// context on such a device for long has to ask now and then.
+            /// Whether the device is still there, according to sysfs. No descriptor is kept for this. With a
+            /// driver that does not disassociate, the removal of the device waits until this context is dropped.
+            /// The context reports nothing meanwhile, and every command keeps working. A program that holds a
+            /// context on such a device for long has to call this now and then.
             ///
             /// # Errors
-            /// `Os`, `PermissionDenied`, when sysfs cannot be asked.
+            /// `Os`, `PermissionDenied` if sysfs cannot be read.
             pub fn is_device_present(&self) -> Result<bool> {
                 open::is_present(&self.cmd.device)
             }
 
-            /// Number of completion vectors, from 0 of which completion queues choose
-            /// (`num_comp_vectors` of `ibv_get_device_list(3)`'s context).
+            /// Number of completion vectors (`num_comp_vectors` of libibverbs' `struct ibv_context`). A completion
+            /// queue uses one of them; they are numbered from 0.
             #[doc(alias = "num_comp_vectors")]
             pub fn completion_vectors(&self) -> u32 {
                 self.cmd.completion_vectors.get().copied().unwrap_or(0)

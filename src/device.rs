@@ -56,6 +56,8 @@ pub(crate) struct Record {
     pub(crate) device_number: DeviceNumber,
     /// Joined once, it holds for the life of the inode.
     pub(crate) joined: OnceLock<Joined>,
+    /// Netlink's, since the first proof.
+    pub(crate) node_guid: OnceLock<Guid>,
     pub(crate) next_pd: NextNumber,
     /// What became of the device. It does not come back.
     gone: OnceLock<Gone>,
@@ -141,6 +143,7 @@ impl Record {
             ino: instance.ino,
             device_number: instance.device_number,
             joined: OnceLock::new(),
+            node_guid: OnceLock::new(),
             next_pd: NextNumber::default(),
             gone: OnceLock::new(),
             renamed: AtomicBool::new(false),

@@ -246,16 +246,21 @@ impl Kernel {
         Undisturbed::begin()
     }
 
-    /// Runs something on a thread that was made for it, and waits until it is through. Nothing else has
-    /// ever run on that thread, so that what it has allocated is known. No environment variable is read: the
-    /// size of the stack is given.
+    /// `clone` of a thread on which `run` is called with the thread's id, as `RES_PID` names it; returns when the
+    /// thread has exited. Nothing else runs on that thread, so that what it has allocated in the kernel is known.
+    ///
+    /// `run` must not allocate memory, panic or log: the thread shares the thread-local storage of its caller.
     ///
     /// # Errors
     /// The errno of `clone(2)`: limits, a filter, or a pid namespace that this process has only prepared
     /// (`unshare(2)`).
-    pub(crate) fn on_new_thread<T: Send>(&self, run: &mut (impl FnMut() -> T + Send)) -> Sys<T> {
+    pub(crate) fn on_new_thread<T: Send>(
+        &self,
+        run: &mut (impl FnMut(u32) -> T + Send),
+        undisturbed: &Undisturbed,
+    ) -> Sys<T> {
         match self {
-            Self::Linux => abi::on_new_thread(run),
+            Self::Linux => abi::on_new_thread(run, undisturbed),
             #[cfg(feature = "sim")]
             Self::Sim(machine) => machine.on_new_thread(run),
         }
@@ -278,6 +283,7 @@ impl Kernel {
     }
 
     /// `gettid()`, as `RES_PID` names the thread that allocated a context.
+    #[cfg(any(uverbs_leave_out, feature = "sim"))]
     pub(crate) fn gettid(&self) -> u32 {
         match self {
             Self::Linux => linux::gettid(),

@@ -1,13 +1,13 @@
 //! Asking the kernel over RDMA netlink: one request, its answer, retries within bounds.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::attr::retry;
 use crate::error::{Error, ErrorKind, Result};
 use crate::kernel::rdma::{
-    Bad, Chardev, Command, DeviceInfo, Message, Messages, NLMSG_DONE, NLMSG_ERROR, Resource,
-    ResourceEntry, Writer, attr, parse_copy_on_fork, parse_one_resource, parse_resources,
+    Bad, Chardev, Command, DeviceInfo, Message, Messages, NLMSG_DONE, NLMSG_ERROR, Request,
+    Resource, ResourceEntry, attr, parse_copy_on_fork, parse_one_resource, parse_resources,
 };
 use crate::kernel::{Errno, Handle, Kernel};
 
@@ -41,24 +41,6 @@ struct Exchange {
     dirty: bool,
 }
 
-/// A request that is being written.
-struct Request {
-    command: Command,
-    dump: bool,
-    message: Writer,
-}
-
-impl Request {
-    /// It asks for a list of contexts or protection domains.
-    fn is_list(&self) -> bool {
-        self.dump && matches!(self.command, Command::ResCtxGet | Command::ResPdGet)
-    }
-
-    fn attr(self, kind: u16, value: &[u8]) -> Self {
-        Self { message: self.message.attr(kind, value), ..self }
-    }
-}
-
 /// How an answer came.
 #[derive(Debug, Clone, Copy)]
 struct Answer {
@@ -68,9 +50,9 @@ struct Answer {
     messages: usize,
 }
 
-/// Why a request got no answer.
-#[derive(Debug)]
-enum Fault {
+/// Why a request got no answer. It holds no memory, so that a bare thread may return it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Fault {
     /// The kernel refused it.
     Refused(Errno),
     /// Sending or receiving failed.
@@ -88,10 +70,10 @@ enum Fault {
 const WHOLE: usize = 2 * 1024;
 
 /// What a list of contexts or protection domains shows.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Listing {
-    /// The entries that were wanted.
-    pub(crate) entries: Vec<ResourceEntry>,
+    /// The first entry that was wanted.
+    pub(crate) found: Option<ResourceEntry>,
     /// The list leaves out no entry that was there from before the request until after the answer. Nothing
     /// else means that there is none: where a list takes several pages, each page skips as many entries as
     /// were shown, by position, so that an entry is left out whenever one before it goes away meanwhile.
@@ -193,12 +175,13 @@ impl Socket {
     }
 
     /// The context or protection domain of that number on the device of that index; `None` when the kernel has none.
+    /// Does not allocate.
     pub(crate) fn resource(
         &self,
         kind: Resource,
         index: u32,
         number: u32,
-    ) -> Result<Option<ResourceEntry>> {
+    ) -> std::result::Result<Option<ResourceEntry>, Fault> {
         let mut found = None;
         let asked = self.retrying(|exchange| {
             let request = exchange
@@ -212,44 +195,51 @@ impl Socket {
         });
         match asked {
             Ok(_) if found.is_some_and(|entry| entry.number == number) => Ok(found),
-            Ok(_) => Err(Error::malformed(kind.command().name(), Bad("another number"))),
+            Ok(_) => Err(Fault::Bad(Bad("another number"))),
             Err(Fault::Refused(Errno::NOENT | Errno::INVAL | Errno::OPNOTSUPP)) => Ok(None),
-            Err(fault) => Err(fault.error(kind.command())),
+            Err(fault) => Err(fault),
         }
     }
 
+    /// Makes room for [lists](Self::list). A page that is cut short would have to be taken to its end before the
+    /// next request.
+    pub(crate) fn make_room(&self) {
+        self.lock().lengthen();
+    }
+
     /// Lists the contexts or protection domains of the device of that index, once. `None` when there is no such
-    /// device, or the kernel does not know the question (contexts before Linux 5.13).
-    pub(crate) fn resources(
+    /// device, or the kernel does not know the question (contexts before Linux 5.13). `is_wanted` is shown
+    /// every entry, and those of a list that was lost before. Does not allocate after
+    /// [`make_room`](Self::make_room).
+    pub(crate) fn list(
         &self,
         kind: Resource,
         index: u32,
-        is_wanted: impl Fn(&ResourceEntry) -> bool,
-    ) -> Result<Option<Listing>> {
-        let mut entries = Vec::new();
+        mut is_wanted: impl FnMut(&ResourceEntry) -> bool,
+    ) -> std::result::Result<Option<Listing>, Fault> {
+        let mut found = None;
         let asked = self.retrying(|exchange| {
-            entries.clear();
-            // A page that is cut short would have to be taken to its end before the next request.
+            found = None;
             exchange.lengthen();
             let request =
                 exchange.request(kind.command(), true).attr(attr::DEV_INDEX, &index.to_ne_bytes());
             exchange.run(&self.kernel, &self.handle, request, &mut |message| {
                 parse_resources(message, kind, index, &mut |entry: ResourceEntry| {
                     if is_wanted(&entry) {
-                        entries.push(entry);
+                        found.get_or_insert(entry);
                     }
                 })
             })
         });
         match asked {
             Ok(answer) => Ok(Some(Listing {
-                entries,
+                found,
                 is_whole: answer.first_len <= WHOLE,
                 #[cfg(uverbs_leave_out)]
                 in_one_message: answer.messages <= 1,
             })),
             Err(Fault::Refused(Errno::INVAL | Errno::OPNOTSUPP)) => Ok(None),
-            Err(fault) => Err(fault.error(kind.command())),
+            Err(fault) => Err(fault),
         }
     }
 
@@ -270,11 +260,15 @@ impl Socket {
         })
     }
 
+    fn lock(&self) -> MutexGuard<'_, Exchange> {
+        self.exchange.lock().unwrap_or_else(|poison| poison.into_inner())
+    }
+
     fn retrying(
         &self,
         mut exchange: impl FnMut(&mut Exchange) -> std::result::Result<Answer, Fault>,
     ) -> std::result::Result<Answer, Fault> {
-        let mut guard = self.exchange.lock().unwrap_or_else(|poison| poison.into_inner());
+        let mut guard = self.lock();
         for _ in 1..ATTEMPTS {
             match exchange(&mut guard) {
                 // No log event: nothing of the program's runs here, not even what subscribes to these.
@@ -289,7 +283,7 @@ impl Socket {
 impl Exchange {
     fn request(&mut self, command: Command, dump: bool) -> Request {
         self.seq = self.seq.wrapping_add(1);
-        Request { command, dump, message: Writer::request(command, dump, self.seq) }
+        Request::new(command, dump, self.seq)
     }
 
     fn is_short(&self) -> bool {
@@ -307,7 +301,7 @@ impl Exchange {
         &mut self,
         kernel: &Kernel,
         socket: &Handle,
-        request: Request,
+        mut request: Request,
         each: &mut dyn FnMut(&Message<'_>) -> std::result::Result<(), Bad>,
     ) -> std::result::Result<Answer, Fault> {
         if self.dirty {
@@ -315,9 +309,9 @@ impl Exchange {
         }
         self.dirty = true;
         let mut answer = Answer { first_len: 0, messages: 0 };
-        let is_list = request.is_list();
-        let message = request.message.finish();
-        let sent = retry(|| kernel.send(socket, &message));
+        let is_of_resources = matches!(request.command, Command::ResCtxGet | Command::ResPdGet);
+        let message = request.finish();
+        let sent = retry(|| kernel.send(socket, message));
         if sent.map_err(|errno| Fault::Call("sendto", errno))? != message.len() {
             return Err(Fault::Lost("a request that was cut short"));
         }
@@ -333,7 +327,10 @@ impl Exchange {
                 continue;
             }
             let Some(bytes) = self.buffer.get(..datagram.len) else {
-                self.lengthen();
+                // These are requested on bare threads, too, which may not allocate, and fit.
+                if !is_of_resources {
+                    self.lengthen();
+                }
                 return Err(Fault::Lost("an answer that was cut short"));
             };
             for message in Messages(bytes) {
@@ -347,7 +344,7 @@ impl Exchange {
                 match message.kind {
                     NLMSG_DONE | NLMSG_ERROR => {
                         let errno = message.errno().map_err(Fault::Bad)?;
-                        if request.dump && errno == Some(Errno::BUSY) {
+                        if request.is_dump && errno == Some(Errno::BUSY) {
                             // The rest of it is taken before the next request.
                             return Err(Fault::Lost("another dump is under way"));
                         }
@@ -361,15 +358,15 @@ impl Exchange {
                     _ => continue,
                 }
                 answer.messages += 1;
-                if !request.dump {
+                if !request.is_dump {
                     self.dirty = false;
                     return Ok(answer);
                 }
             }
-            if answer.messages > 1 {
+            if answer.messages > 1 && !is_of_resources {
                 self.lengthen();
             }
-            if is_list && answer.messages > PAGES {
+            if is_of_resources && answer.messages > PAGES {
                 return Err(Fault::TooLong);
             }
         }
@@ -390,7 +387,7 @@ impl Exchange {
 }
 
 impl Fault {
-    fn error(self, command: Command) -> Error {
+    pub(crate) fn error(self, command: Command) -> Error {
         let command = command.name();
         match self {
             Self::Refused(errno) => Error::call(command, errno),

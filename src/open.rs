@@ -26,7 +26,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use crate::attr::{self, Attribute, retry};
-use crate::context::{CmdFd, Context, Opened, UnprovenContext};
+use crate::context::{CmdFd, Context, Opened, UnprovenContext, command_error};
 use crate::device::{Device, Joined, Record};
 use crate::driver::DriverId;
 use crate::error::{Error, ErrorKind, Result};
@@ -303,15 +303,14 @@ fn open_node(record: &Record, node: &Node, evidence: &mut Evidence) -> Result<Ha
     Ok(fd)
 }
 
-/// Step 5: with the cmd fd open, the class link leads to the same directory, and both attributes
-/// and the timestamp are as they were when it was pinned.
+/// Step 5: with the cmd fd open, the same directory is in its place, and both attributes and the timestamp are
+/// as they were when it was pinned.
 fn revalidate(record: &Record, pin: &Pin, evidence: &mut Evidence) -> Result<()> {
     const STEP: Step = Step::Revalidate;
     let (kernel, sys) = (record.host.kernel(), record.host.sys());
     let expected = Value::Number(record.ino);
-    evidence.require(STEP, "class link (inode)", ErrorKind::Replaced, expected, || {
-        let path = attr::read_class_link(kernel, sys, record.number)?;
-        let directory = attr::open(kernel, sys, &path, attr::DIRECTORY)?;
+    evidence.require(STEP, "uverbs directory (inode)", ErrorKind::Replaced, expected, || {
+        let directory = attr::open(kernel, sys, &record.path, attr::DIRECTORY)?;
         Ok(Value::Number(attr::stat(kernel, &directory)?.ino))
     })?;
     let expected = Value::Device(pin.device_number);
@@ -447,12 +446,19 @@ fn verify_steps(device: &Device, fd: Handle, evidence: &mut Evidence) -> Result<
 
 /// Step 6: the kernel context. Before the proof a wrong device may be given one, for a moment.
 fn allocate(cmd: &CmdFd, prepared: &Prepared) -> Result<()> {
-    let allocated = cmd.allocate(&prepared.allocation).map_err(|error| match error.errno() {
-        Some(Errno::IO) => proof::on_dead_device(error),
+    let mut room = CmdFd::room(&prepared.allocation);
+    cmd.allocate(&prepared.allocation, &mut room).map_err(|errno| refused(errno, cmd, prepared))
+}
+
+/// The error of a GET_CONTEXT that failed.
+fn refused(errno: Errno, cmd: &CmdFd, prepared: &Prepared) -> Error {
+    let error = command_error("GET_CONTEXT", errno);
+    let error = match errno {
+        Errno::IO => proof::on_dead_device(error, cmd),
         _ if !prepared.is_known => error.hint(
             "no provider knows this device, so its driver was told nothing: it may need a provider",
         ),
         _ => error,
-    });
-    allocated.map_err(|error| error.at(Step::Allocate))
+    };
+    error.at(Step::Allocate)
 }

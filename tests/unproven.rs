@@ -177,3 +177,37 @@ fn an_answer_to_something_else_is_none() {
         assert_eq!(kind(device.query()), ErrorKind::Unstable);
     }
 }
+
+/// EIO is also the answer of a driver or firmware that fails: then the node is in order.
+#[test]
+fn a_driver_that_fails_is_no_wrong_node() {
+    let (machine, _, device) = one();
+    // GET_CONTEXT, then QUERY_DEVICE.
+    for command in 0..2 {
+        let mut commands = 0;
+        machine.on_call(move |_, call| {
+            commands += usize::from(call.kind() == CallKind::VerbsIoctl);
+            let fails = call.kind() == CallKind::VerbsIoctl && commands == command + 1;
+            if fails { Verdict::Fail(5) } else { Verdict::Continue }
+        });
+        let error = device.open().expect_err("it has to be refused");
+        assert_eq!((error.kind(), error.raw_os_error()), (ErrorKind::Os, Some(5)));
+        assert!(error.to_string().contains("still there"), "{error}");
+    }
+    machine.on_call(|_, _| Verdict::Continue);
+    let context = device.open().expect("proved");
+    // The same of a query, and the removal itself.
+    let mut commands = 0;
+    machine.on_call(move |_, call| {
+        commands += usize::from(call.kind() == CallKind::VerbsIoctl);
+        if commands == 1 { Verdict::Fail(5) } else { Verdict::Continue }
+    });
+    assert_eq!(kind(context.query_port(1)), ErrorKind::Os);
+    machine.on_call(|_, _| Verdict::Continue);
+    drop(context);
+    let machine = Machine::new();
+    let id = machine.add(DeviceSpec::new("rxe0").guid(0xa0)).expect("added");
+    let context = listed(&machine, "rxe0").open().expect("proved");
+    machine.remove(id);
+    assert_eq!(kind(context.query_port(1)), ErrorKind::Removed);
+}

@@ -1,22 +1,28 @@
 //! `uverbs check`: what is wrong with this host, for programs that open verbs devices.
 //!
-//! Nothing is opened but directories, `/proc/self/mountinfo` and the netlink socket; of a node only
-//! what can be seen without opening it, unless `--open` is given.
+//! Only directories, the netlink socket and files in `/proc` and `/sys` are opened. A node is looked at without
+//! opening it, unless `--open` is given.
 
 mod host;
 mod nodes;
+
+use std::collections::BTreeSet;
 
 use clap::Args;
 use serde::Serialize;
 use uverbs::{Device, Devices, Host, Policy, Registry};
 
-use crate::output::{BAD, Failure, GOOD, Out, WARN};
+use crate::absent::Absent;
+use crate::explain;
+use crate::output::{BAD, Failure, GOOD, JsonArgs, Out, WARN, up_to_five};
 use crate::table::{Cell, Table};
+use crate::verbose;
 
-/// Audits the host: kernel, netlink, limits, devices and their nodes.
+/// Check the host: kernel, netlink, limits, devices and their nodes.
 ///
-/// It exits with 1 when it finds an error or a warning; what is only worth knowing does not count.
-/// Without --open it only looks: a node that looks right may still lead to another device.
+/// Errors and warnings are printed, and then one line about the rest; -v prints the rest, too. Information, such as a
+/// limit at its default or a device that was not given to this container, does not change the exit status.
+/// Without --open no node is opened: a node that looks right may still lead to another device.
 #[derive(Args)]
 pub(crate) struct CheckArgs {
     /// Open each device, and prove that it is the one that is listed
@@ -25,10 +31,8 @@ pub(crate) struct CheckArgs {
     /// removed during that moment.
     #[arg(long)]
     open: bool,
-    /// Print JSON: {"findings": [{"severity", "subject", "message"}], "checked": [...],
-    /// "opens": [{"device", "proven", "error"}] or null}
-    #[arg(long)]
-    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) json: JsonArgs,
 }
 
 /// How much a finding matters.
@@ -39,11 +43,9 @@ enum Severity {
     Error,
     /// Something is not as it should be.
     Warning,
-    /// Worth knowing.
-    Info,
 }
 
-/// Something that was found, and what to do about it.
+/// Something that is wrong, and what to do about it.
 #[derive(Debug, Serialize)]
 struct Finding {
     severity: Severity,
@@ -51,7 +53,14 @@ struct Finding {
     message: String,
 }
 
-/// What became of opening a device.
+/// Something that is worth knowing, and not wrong.
+#[derive(Debug, Serialize)]
+struct Info {
+    subject: String,
+    message: String,
+}
+
+/// The result of opening a device.
 #[derive(Debug, Serialize)]
 struct OpenAttempt {
     device: String,
@@ -60,14 +69,18 @@ struct OpenAttempt {
     error: Option<Failure>,
 }
 
-/// What was looked at, and what was found.
+/// What was checked, and what was found.
 #[derive(Debug, Default, Serialize)]
 struct Audit {
     findings: Vec<Finding>,
-    /// What was seen and is not wrong.
+    info: Vec<Info>,
+    /// What was checked and is right.
     checked: Vec<String>,
     /// Null where no device was to be opened.
     opens: Option<Vec<OpenAttempt>>,
+    /// Why there is no device to check.
+    #[serde(skip)]
+    no_devices: Option<String>,
 }
 
 impl Audit {
@@ -94,20 +107,20 @@ impl Audit {
     }
 
     fn info(&mut self, subject: impl Into<String>, message: impl Into<String>) {
-        self.found(Severity::Info, subject, message);
+        self.info.push(Info { subject: subject.into(), message: message.into() });
     }
 
     fn is_good(&self) -> bool {
-        self.findings.iter().all(|finding| finding.severity == Severity::Info)
+        self.findings.is_empty()
     }
 }
 
 pub(crate) fn run(args: &CheckArgs, out: &mut Out) -> Result<bool, Failure> {
     let audit = audit(args.open);
-    if args.json {
+    if args.json.json {
         out.json(&audit)?;
     } else {
-        out.text(&render(&audit))?;
+        out.text(&render(&audit, verbose::is_on()))?;
     }
     Ok(audit.is_good())
 }
@@ -116,51 +129,80 @@ fn audit(open: bool) -> Audit {
     let mut audit = Audit { opens: open.then(Vec::new), ..Audit::default() };
     host::kernel(&mut audit);
     host::memlock(&mut audit);
-    // What is not sysfs is a finding, and no reason not to look at the rest.
-    match Host::open_with(Policy::new().allow_foreign_sys(true)) {
+    // A /sys that is not sysfs is a finding, and no reason not to check the rest.
+    match explain::host(Policy::new().allow_foreign_sys(true)) {
         Err(error) => audit.error("host", error.to_string()),
         Ok(host) => {
             audit.fine("openat2 can be used");
-            match Host::open() {
-                Ok(_) => audit.fine("/sys is sysfs"),
-                Err(error) => audit
-                    .error("sysfs", format!("{error}: mount sysfs there, or nothing is opened")),
+            let is_sysfs = match explain::host(Policy::new()) {
+                Ok(_) => true,
+                Err(error) => {
+                    audit.error("sysfs", error.to_string());
+                    false
+                }
+            };
+            if is_sysfs {
+                audit.fine("/sys is sysfs");
             }
             match Registry::new(host.clone()).devices() {
+                // That there is nothing in it does not mean anything.
+                Ok(devices) if devices.is_empty() && !is_sysfs => {}
                 Ok(devices) => {
-                    look_at_devices(&mut audit, &host, &devices);
-                    open_devices(&mut audit, &devices);
+                    let unusable = look_at_devices(&mut audit, &host, &devices);
+                    open_devices(&mut audit, &devices, &unusable);
                 }
-                Err(error) => audit.error("devices", error.to_string()),
+                Err(error) => audit.error("devices", Failure::from(error).to_string()),
             }
         }
     }
     audit
 }
 
-fn look_at_devices(audit: &mut Audit, host: &Host, devices: &Devices) {
+/// Checks the devices. Returns the numbers of those that are known not to open here, for which there is a finding
+/// or information already.
+fn look_at_devices(audit: &mut Audit, host: &Host, devices: &Devices) -> BTreeSet<u32> {
     let faults = devices.faults().count();
     for fault in devices.faults() {
         let subject = fault.device().unwrap_or("device").to_owned();
-        audit.error(subject, format!("it cannot be listed: {fault}"));
+        audit.error(
+            subject,
+            format!("it cannot be listed: {}", Failure::from(fault).without_device()),
+        );
     }
-    host::netlink(audit, host, devices);
     nodes::orphans(audit, devices);
+    let absent = Absent::look(devices);
     if devices.is_empty() && faults == 0 {
-        let message = "there are no RDMA verbs devices, or ib_uverbs is not loaded";
-        return audit.info("devices", message);
+        report_no_devices(audit, &absent);
+        return BTreeSet::new();
     }
+    if let Some(words) = absent.in_words() {
+        audit.info("devices", words);
+    }
+    let elsewhere = host::netlink(audit, host, devices, explain::is_exclusive());
     audit.fine(format!("{} of {} devices can be listed", devices.len(), devices.len() + faults));
-    let mounts = nodes::mounts(audit);
     for device in devices {
         look_at_name(audit, device);
         look_at_provider(audit, device);
-        nodes::look_at_node(audit, device, &mounts);
     }
+    let here: Vec<_> =
+        devices.iter().filter(|device| !elsewhere.contains(&device.uverbs_number())).collect();
+    let mounts = nodes::mounts(audit);
+    let not_given = nodes::look(audit, &here, &mounts);
+    &elsewhere | &not_given
+}
+
+/// A host without RDMA devices is in order; one whose RDMA devices nobody can open lacks the module.
+fn report_no_devices(audit: &mut Audit, absent: &Absent) {
+    let words = absent.of_empty_list();
+    match absent.is_loaded || absent.without_verbs.is_empty() {
+        true => audit.info("devices", words.as_str()),
+        false => audit.warning("devices", words.as_str()),
+    }
+    audit.no_devices = Some(words);
 }
 
 /// Opens each device, if that is wanted: nothing less shows where a node leads.
-fn open_devices(audit: &mut Audit, devices: &Devices) {
+fn open_devices(audit: &mut Audit, devices: &Devices, unusable: &BTreeSet<u32>) {
     let Some(mut opens) = audit.opens.take() else { return };
     for device in devices {
         let name = device.to_string();
@@ -171,8 +213,12 @@ fn open_devices(audit: &mut Audit, devices: &Devices) {
                 None
             }
             Err(error) => {
-                audit.error(name.as_str(), format!("it does not open: {error}"));
-                Some(Failure::from(error))
+                let failure = Failure::from(error);
+                if !unusable.contains(&device.uverbs_number()) {
+                    let message = format!("it does not open: {}", failure.without_device());
+                    audit.error(name.as_str(), message);
+                }
+                Some(failure)
             }
         };
         opens.push(OpenAttempt { device: name, proven: error.is_none(), error });
@@ -183,7 +229,8 @@ fn open_devices(audit: &mut Audit, devices: &Devices) {
 fn look_at_name(audit: &mut Audit, device: &Device) {
     if is_hostile(device.name().as_bytes()) {
         // The name is not part of the hint, which somebody may paste into a shell.
-        let message = "its name may lead scripts astray: rename it (rdma dev set OLD name NEW)";
+        let message = "its name has characters that may mislead a script or a shell: rename it (rdma dev \
+                       set OLD name NEW)";
         audit.warning(device.to_string(), message);
     }
 }
@@ -194,14 +241,17 @@ fn look_at_provider(audit: &mut Audit, device: &Device) {
             let (found, known) = (info.abi_version, &info.abi_versions);
             let (from, to) = (known.start(), known.end());
             let message = format!(
-                "the ABI of its driver is {found}, known is {from} to {to}: it does not open; upgrade uverbs"
+                "the ABI version of its driver is {found}, and known is {from} to {to}, so that it does \
+                 not open: upgrade uverbs"
             );
             audit.error(device.to_string(), message);
         }
         Ok(info) if info.provider.is_none() => {
-            audit.info(device.to_string(), "no provider knows its driver, which is told nothing");
+            let message =
+                "no provider knows its driver, which gets no data when a context is allocated";
+            audit.info(device.to_string(), message);
         }
-        // What netlink does not tell has its own finding.
+        // What netlink does not report has its own finding.
         _ => {}
     }
 }
@@ -212,24 +262,46 @@ fn is_hostile(name: &[u8]) -> bool {
     name.is_empty() || matches!(name, b"." | b"..") || !name.iter().all(is_plain)
 }
 
-/// A line for each thing that is fine and each finding, the worst last, where it is seen.
-fn render(audit: &Audit) -> String {
+/// The findings, errors first, and a line about the rest; or, in full, the rest.
+fn render(audit: &Audit, in_full: bool) -> String {
     let mut table = Table::plain(0);
-    for what in &audit.checked {
-        table.row([Cell::styled("ok", GOOD), what.into()]);
-    }
-    for severity in [Severity::Info, Severity::Warning, Severity::Error] {
+    for severity in [Severity::Error, Severity::Warning] {
         let (word, style) = match severity {
-            Severity::Info => ("info", anstyle::Style::new()),
-            Severity::Warning => ("warning", WARN),
             Severity::Error => ("error", BAD),
+            Severity::Warning => ("warning", WARN),
         };
         for finding in audit.findings.iter().filter(|finding| finding.severity == severity) {
             let text = format!("{}: {}", finding.subject, finding.message);
             table.row([Cell::styled(word, style), text.into()]);
         }
     }
+    if in_full {
+        for info in &audit.info {
+            table.row(["info".into(), format!("{}: {}", info.subject, info.message).into()]);
+        }
+        for what in &audit.checked {
+            table.row([Cell::styled("ok", GOOD), what.into()]);
+        }
+    } else {
+        table.row([Cell::styled("ok", GOOD), rest(audit).into()]);
+    }
     table.render()
+}
+
+/// What is not wrong, in a line.
+fn rest(audit: &Audit) -> String {
+    let passed = match audit.checked.len() {
+        1 => "1 check passed".to_owned(),
+        count => format!("{count} checks passed"),
+    };
+    if let Some(words) = &audit.no_devices {
+        return format!("{passed} (-v prints them); {words}");
+    }
+    let subjects: Vec<_> = audit.info.iter().map(|info| &info.subject).collect();
+    match subjects.is_empty() {
+        true => format!("{passed} (-v prints them)"),
+        false => format!("{passed}, with information on {} (-v prints all)", up_to_five(subjects)),
+    }
 }
 
 #[cfg(test)]
@@ -254,16 +326,58 @@ mod tests {
         audit.info("memlock", "little");
         assert!(audit.is_good());
         audit.warning("node", "odd");
+        audit.error("host", "bad");
         assert!(!audit.is_good());
-        let json = serde_json::to_value(&audit).expect("JSON");
-        let finding = |severity: &str, subject: &str, message: &str| serde_json::json!({ "severity": severity, "subject": subject, "message": message });
-        let findings = [finding("info", "memlock", "little"), finding("warning", "node", "odd")];
-        let expected =
-            serde_json::json!({ "findings": findings, "checked": ["something"], "opens": null });
-        assert_eq!(json, expected);
-        let text = anstream::adapter::strip_str(&render(&audit)).to_string();
-        let lines = ["ok       something\n", "info     memlock: little\n", "warning  node: odd\n"];
-        assert_eq!(text, lines.concat());
+        let expected = serde_json::json!({
+            "findings": [
+                { "severity": "warning", "subject": "node", "message": "odd" },
+                { "severity": "error", "subject": "host", "message": "bad" },
+            ],
+            "info": [{ "subject": "memlock", "message": "little" }],
+            "checked": ["something"],
+            "opens": null,
+        });
+        assert_eq!(serde_json::to_value(&audit).expect("JSON"), expected);
+    }
+
+    #[test]
+    fn findings_come_first_and_the_rest_is_a_line() {
+        let mut audit = Audit::default();
+        let text = |audit: &Audit, in_full| {
+            anstream::adapter::strip_str(&render(audit, in_full)).to_string()
+        };
+        for number in 0..1000 {
+            audit.fine(format!("node {number}"));
+        }
+        assert_eq!(text(&audit, false), "ok  1000 checks passed (-v prints them)\n");
+        audit.info("memlock", "little");
+        audit.warning("node", "odd");
+        audit.error("host", "bad");
+        let findings = "error    host: bad\nwarning  node: odd\n";
+        let rest = "ok       1000 checks passed, with information on memlock (-v prints all)\n";
+        assert_eq!(text(&audit, false), format!("{findings}{rest}"));
+        let full = text(&audit, true);
+        let all = format!("{findings}info     memlock: little\nok       node 0\n");
+        assert!(full.starts_with(&all) && full.lines().count() == 1003, "{full}");
+    }
+
+    #[test]
+    fn without_devices_the_line_has_the_reason() {
+        let absent = |is_loaded, names: &[&str]| Absent {
+            is_loaded,
+            without_verbs: names.iter().map(|&name| name.to_owned()).collect(),
+        };
+        for (absent, is_good) in [
+            (absent(true, &[]), true),
+            (absent(false, &[]), true),
+            (absent(true, &["mlx5_0"]), true),
+            (absent(false, &["mlx5_0"]), false),
+        ] {
+            let mut audit = Audit::default();
+            report_no_devices(&mut audit, &absent);
+            assert_eq!(audit.is_good(), is_good, "{absent:?}");
+            assert!(rest(&audit).ends_with(&absent.of_empty_list()), "{absent:?}");
+        }
     }
 
     #[cfg(feature = "demo")]
@@ -282,7 +396,7 @@ mod tests {
         let registry = Registry::new(host);
         let look = |open: bool| {
             let mut audit = Audit { opens: open.then(Vec::new), ..Audit::default() };
-            open_devices(&mut audit, &registry.devices().expect("a list"));
+            open_devices(&mut audit, &registry.devices().expect("a list"), &BTreeSet::new());
             audit
         };
 
@@ -303,5 +417,24 @@ mod tests {
 
         machine.close_foreign(old, theirs);
         assert!(look(true).is_good());
+    }
+
+    #[cfg(feature = "demo")]
+    #[test]
+    fn a_device_that_is_known_not_to_open_is_no_second_finding() {
+        use uverbs::sim::{DeviceSpec, Machine, NodeKind};
+
+        let machine = Machine::new();
+        machine.add(DeviceSpec::new("rxe0")).expect("added");
+        machine.set_node(0, NodeKind::Missing);
+        let host = Host::simulated(&machine, Policy::new()).expect("a host");
+        let devices = Registry::new(host).devices().expect("a list");
+        let mut audit = Audit { opens: Some(Vec::new()), ..Audit::default() };
+        open_devices(&mut audit, &devices, &BTreeSet::from([0]));
+        assert!(audit.is_good());
+        let opens = audit.opens.as_ref().expect("attempts");
+        assert!(!opens[0].proven && opens[0].error.is_some());
+        open_devices(&mut audit, &devices, &BTreeSet::new());
+        assert!(!audit.is_good());
     }
 }

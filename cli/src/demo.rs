@@ -11,9 +11,9 @@ use crate::open::verdict;
 use crate::output::{BAD, Failure, GOOD, HEAD, Out, WARN};
 use crate::table::{Cell, Table};
 
-/// Shows, on a simulated host, what becomes of a device that is replaced.
+/// Show, on a simulated host, what happens when a device is replaced.
 ///
-/// It needs no hardware and no root, and touches nothing of this host.
+/// This needs no hardware and no root, and does not touch this host.
 #[derive(Args)]
 pub(crate) struct DemoArgs {}
 
@@ -67,7 +67,7 @@ impl Scene {
     }
 
     /// The device that whoever opens /dev/infiniband/uverbsN reaches at this moment. The node is opened,
-    /// and the simulated kernel says what that led to.
+    /// and the simulated kernel knows where that led.
     fn reached(&self, number: u32) -> Result<DeviceId, Failure> {
         let devices = Registry::new(self.registry.host().clone()).devices()?;
         let device = devices.by(format_args!("uverbs{number}"), |d| d.uverbs_number() == number)?;
@@ -79,7 +79,7 @@ impl Scene {
         }
     }
 
-    /// What an open that only compares device numbers would have come to.
+    /// The result of an open that only compares device numbers.
     fn unguarded(&self, asked: &Device, meant: DeviceId) -> Result<String, Failure> {
         let reached = self.reached(asked.uverbs_number())?;
         if reached == meant {
@@ -98,7 +98,7 @@ fn unlike(what: impl std::fmt::Display) -> Failure {
     Failure::new("Os", format!("the simulated host went another way: {what}"))
 }
 
-/// Opens what must not be opened.
+/// Tries an open that has to be refused.
 fn refused(device: &Device, kind: ErrorKind, step: Step) -> Result<String, Failure> {
     match device.open() {
         Err(error) if error.kind() == kind && error.step() == Some(step) => {
@@ -215,7 +215,7 @@ fn static_node(text: &mut String) -> Result<(), Failure> {
     let _ = writeln!(
         text,
         "  Every check in /sys and of the node holds (steps 1 to 5), before and after: only the\n  \
-         descriptor itself can tell (step 7)."
+         descriptor itself shows it (step 7)."
     );
     results(text, &unguarded, &guarded);
     scene.machine.close_foreign(old, theirs);
@@ -228,7 +228,7 @@ fn static_node(text: &mut String) -> Result<(), Failure> {
     Ok(())
 }
 
-/// A device that only looks different.
+/// The same device, which only looks different.
 fn good(text: &mut String) -> Result<(), Failure> {
     heading(text, "3. A device that is still the same, with the evidence");
     let scene = Scene::new()?;
@@ -256,19 +256,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_scene_goes_as_it_is_told() {
-        let told = |play: Play| {
+    fn each_scene_goes_as_expected() {
+        let played = |play: Play| {
             let mut text = String::new();
             play(&mut text).expect("it goes as expected");
             anstream::adapter::strip_str(&text).to_string()
         };
-        let text = told(replaced);
+        let text = played(replaced);
         assert!(text.contains("asked for GUID 0002:c903:0005:00a0, got 0002:c903:0005:00b0"));
         assert!(text.contains("refused (Replaced)"), "{text}");
-        let text = told(static_node);
+        let text = played(static_node);
         assert!(text.contains("asked for GUID 0002:c903:0005:00b0, got 0002:c903:0005:00a0"));
         assert!(text.contains("refused (NodeMismatch)"), "{text}");
-        let text = told(good);
+        let text = played(good);
         assert!(text.contains("proved: ") && !text.contains("FAILED"), "{text}");
     }
 }

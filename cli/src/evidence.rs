@@ -6,28 +6,36 @@ use uverbs::{Check, Evidence};
 use crate::output::{BAD, GOOD};
 use crate::table::{Cell, Table};
 
-/// A line for each check; those that did not hold are marked.
+/// How wide a value may be, so that a line has 80 columns at most with an indent of 2. A longer one goes on in the
+/// next line.
+const VALUE_WIDTH: usize = 20;
+
+/// A line for each check. Where one did not hold, the next line shows what it expected.
 pub(crate) fn evidence_table(checks: &[Check], indent: usize) -> Table {
-    let mut table = Table::new(indent, &["STEP", "", "CHECK", "EXPECTED", "FOUND", ""]);
+    let mut table = Table::new(indent, &["STEP", "CHECK", "FOUND", ""]);
     for check in checks {
-        let (found, held) = if check.held() {
-            ((&check.found).into(), Cell::styled("ok", GOOD))
+        let (step, what) = (check.step.name(), check.what);
+        let found = check.found.to_string();
+        if check.held() {
+            rows(&mut table, step, what, &found, Cell::styled("ok", GOOD));
         } else {
-            (Cell::styled(check.found.to_string(), BAD), Cell::styled("FAILED", BAD))
-        };
-        table.row([
-            check.step.number().into(),
-            check.step.name().into(),
-            check.what.into(),
-            (&check.expected).into(),
-            found,
-            held,
-        ]);
+            rows(&mut table, step, what, &found, Cell::styled("NO", BAD));
+            rows(&mut table, "", "  expected", &check.expected.to_string(), "".into());
+        }
     }
     table
 }
 
-/// One check. What was compared is text.
+fn rows(table: &mut Table, step: &str, what: &str, value: &str, held: Cell) {
+    let characters: Vec<_> = value.chars().collect();
+    let mut parts = characters.chunks(VALUE_WIDTH).map(String::from_iter);
+    table.row([step.into(), what.into(), parts.next().unwrap_or_default().into(), held]);
+    for part in parts {
+        table.row(["".into(), "".into(), part.into()]);
+    }
+}
+
+/// One check, its values as text.
 #[derive(Debug, Serialize)]
 pub(crate) struct CheckJson {
     step: &'static str,
@@ -64,20 +72,59 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn a_check_that_failed_is_marked() {
+    fn checks() -> Vec<Check> {
         let machine = Machine::new();
-        machine.add(DeviceSpec::new("rxe0")).expect("added");
+        let name = [b'n'; 63];
+        machine.add(DeviceSpec::new(name)).expect("added");
         let host = Host::simulated(&machine, Policy::new()).expect("a host");
         let devices = Registry::new(host).devices().expect("a list");
-        let context = devices.by_name("rxe0").expect("listed").open().expect("opened");
-        let mut checks = context.evidence().checks()[..3].to_vec();
+        let context = devices.by_name(name).expect("listed").open().expect("opened");
+        context.evidence().checks().to_vec()
+    }
+
+    fn text(checks: &[Check]) -> String {
+        let text = evidence_table(checks, 2).render();
+        anstream::adapter::strip_str(&text).to_string()
+    }
+
+    #[test]
+    fn a_check_that_failed_is_marked() {
+        let mut checks = checks()[..3].to_vec();
         checks[2].found = uverbs::Value::Number(7);
-        let text = evidence_table(&checks, 0).render();
-        let text = anstream::adapter::strip_str(&text).to_string();
-        let ends: Vec<_> = text.lines().map(|line| line.split_whitespace().last()).collect();
-        assert_eq!(ends, [Some("FOUND"), Some("ok"), Some("ok"), Some("FAILED")], "{text}");
-        assert!(text.lines().last().is_some_and(|line| line.contains(" 7 ")), "{text}");
+        let text = text(&checks);
+        let lines: Vec<Vec<_>> =
+            text.lines().map(|line| line.split_whitespace().collect()).collect();
+        let ends: Vec<_> = lines.iter().map(|words| words.last().copied()).collect();
+        assert_eq!(
+            ends,
+            [Some("FOUND"), Some("ok"), Some("ok"), Some("NO"), Some("231:192")],
+            "{text}"
+        );
+        assert_eq!(lines[3][lines[3].len() - 2], "7", "{text}");
+        assert_eq!(lines[4][0], "expected", "{text}");
         assert!(!CheckJson::from(&checks[2]).held && CheckJson::from(&checks[1]).held);
+    }
+
+    #[test]
+    fn it_fits_a_terminal_of_80_columns() {
+        let mut checks = checks();
+        // The widest that there are beside these.
+        let mut more = checks[0].clone();
+        more.what = "context of a new thread, under the index";
+        more.found = uverbs::Value::Time(1_764_119_999, 123_456_789);
+        more.step = uverbs::Step::Revalidate;
+        checks.push(more);
+        let text = text(&checks);
+        for line in text.lines() {
+            assert!(line.chars().count() <= 80, "{line}");
+        }
+        let name: String = text
+            .lines()
+            .filter_map(|line| {
+                line.split_whitespace().find(|word| word.bytes().all(|byte| byte == b'n'))
+            })
+            .collect();
+        assert_eq!(name.len() % 63, 0, "{text}");
+        assert!(!name.is_empty(), "{text}");
     }
 }

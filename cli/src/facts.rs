@@ -1,11 +1,11 @@
 //! What is known of a device, as JSON and as text.
 
 use serde::Serialize;
-use uverbs::{Device, DeviceFacts, Name, Timestamp};
+use uverbs::{Device, DeviceAttributes, DeviceFacts, Name, Timestamp};
 
 use crate::output::hex;
 
-/// A device as `--json` prints it. What netlink does not tell is null.
+/// A device as `--json` prints it. What netlink does not report is null.
 #[derive(Debug, Serialize)]
 pub(crate) struct DeviceJson {
     /// The name, escaped.
@@ -21,7 +21,7 @@ pub(crate) struct DeviceJson {
     pub(crate) dev_t: String,
     major: u32,
     minor: u32,
-    /// Inode number of the uverbs directory, which is what tells this device from every other.
+    /// Inode number of the uverbs directory, which no other device ever has.
     pub(crate) inode: u64,
     /// Netlink index.
     pub(crate) index: Option<u32>,
@@ -32,12 +32,12 @@ pub(crate) struct DeviceJson {
     pub(crate) sys_image_guid: Option<String>,
     /// Kind of node, in words.
     pub(crate) node_type: Option<String>,
-    /// The firmware's version; null where the driver tells none.
+    /// The firmware's version; null where the driver reports none.
     pub(crate) firmware: Option<String>,
 }
 
 impl DeviceJson {
-    /// The device, and what netlink said of it.
+    /// The device, and what netlink reports of it.
     pub(crate) fn new(device: &Device, facts: Option<&DeviceFacts>) -> Self {
         let name = device.name();
         let (instance, number) = (device.instance(), device.device_number());
@@ -73,6 +73,12 @@ impl DeviceJson {
 fn hidden_bytes(name: &Name) -> Option<String> {
     let bytes = name.as_bytes();
     (name.to_string().as_bytes() != bytes).then(|| hex(bytes))
+}
+
+/// The firmware's version as the driver encodes it; none where there is no firmware.
+pub(crate) fn firmware_number(attributes: &DeviceAttributes) -> Option<String> {
+    let number = attributes.firmware_version;
+    (number != 0).then(|| format!("{number:#x}"))
 }
 
 /// `-` for what is not known.

@@ -2,81 +2,90 @@
 
 use clap::Args;
 use serde::Serialize;
-use uverbs::{Host, Registry};
+use uverbs::{Policy, Registry};
 
 use crate::DEMO_HINT;
+use crate::absent::Absent;
+use crate::explain::{self, is_unlisted};
 use crate::facts::{DeviceJson, or_dash};
-use crate::output::{Failure, Out, note};
+use crate::output::{Failure, JsonArgs, Out, note};
 use crate::select::is_gone;
 use crate::table::Table;
+use crate::verbose;
 
-/// Lists the devices.
+/// List the devices.
 ///
-/// A `-` stands for what RDMA netlink does not tell.
+/// A `-` stands for what RDMA netlink does not report.
 #[derive(Args)]
 pub(crate) struct ListArgs {
-    /// Print JSON: {"devices": [...], "faults": [...]}
-    #[arg(long)]
-    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) json: JsonArgs,
 }
 
 #[derive(Serialize)]
 struct ListJson {
     devices: Vec<DeviceJson>,
-    /// What was wrong with devices that are therefore not listed.
+    /// Errors of devices that are therefore not listed.
     faults: Vec<Failure>,
+    is_ib_uverbs_loaded: bool,
+    /// RDMA devices that have no verbs device, by name, escaped.
+    without_verbs: Vec<String>,
 }
 
-pub(crate) fn run(args: &ListArgs, verbose: bool, out: &mut Out) -> Result<bool, Failure> {
-    let registry = Registry::new(Host::open()?);
-    list(&registry, args, verbose, out)
+pub(crate) fn run(args: &ListArgs, out: &mut Out) -> Result<bool, Failure> {
+    let registry = Registry::new(explain::host(Policy::new())?);
+    list(&registry, args, out)
 }
 
-/// Lists what the registry finds; whether every device could be listed.
-pub(crate) fn list(
-    registry: &Registry,
-    args: &ListArgs,
-    verbose: bool,
-    out: &mut Out,
-) -> Result<bool, Failure> {
+/// Lists the devices of a registry. Returns whether every device could be listed.
+fn list(registry: &Registry, args: &ListArgs, out: &mut Out) -> Result<bool, Failure> {
     let found = registry.devices()?;
     let netlink = registry.host().check_netlink();
-    let mut devices = Vec::with_capacity(found.len());
+    let is_exclusive = explain::is_exclusive();
+    let (mut devices, mut elsewhere) = (Vec::with_capacity(found.len()), Vec::new());
     for device in &found {
         let facts = match device.query() {
             Ok(facts) => Some(facts),
             Err(error) if is_gone(&error) => {
-                if verbose {
+                if verbose::is_on() {
                     note(format_args!("left out: {error}"));
                 }
                 continue;
             }
+            Err(error) if is_exclusive && is_unlisted(&error) => {
+                elsewhere.push(device);
+                None
+            }
             Err(error) => {
-                // Said once below where netlink is denied altogether.
+                // Where netlink cannot be used at all, that is reported once, below.
                 if netlink.is_ok() {
-                    note(error);
+                    Failure::from(error).report();
                 }
                 None
             }
         };
         devices.push(DeviceJson::new(device, facts.as_ref()));
     }
+    if !elsewhere.is_empty() {
+        note(explain::elsewhere(&elsewhere));
+    }
     if let (Err(error), false) = (netlink, devices.is_empty()) {
-        note(format_args!("RDMA netlink cannot be asked, and opens will be Unproven: {error}"));
+        Failure::from(error).report_as("opens will be refused as Unproven: ");
     }
     let faults: Vec<_> = found.faults().map(Failure::from).collect();
     for fault in &faults {
-        note(format_args!("not listed: {fault}"));
+        fault.report_as("not listed: ");
     }
     let complete = faults.is_empty();
-    if args.json {
-        out.json(&ListJson { devices, faults })?;
-    } else if devices.is_empty() && complete {
-        out.text(&format!(
-            "no RDMA verbs devices (or ib_uverbs is not loaded, which looks the same){DEMO_HINT}\n"
-        ))?;
+    let absent = Absent::look(&found);
+    if args.json.json {
+        let (is_ib_uverbs_loaded, without_verbs) = (absent.is_loaded, absent.without_verbs);
+        out.json(&ListJson { devices, faults, is_ib_uverbs_loaded, without_verbs })?;
     } else if !devices.is_empty() {
         out.text(&table(&devices).render())?;
+        absent.in_words().into_iter().for_each(note);
+    } else if complete {
+        out.text(&format!("{}{DEMO_HINT}\n", absent.of_empty_list()))?;
     }
     Ok(complete)
 }
@@ -103,9 +112,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_empty_list_has_both_arrays() {
-        let json = ListJson { devices: Vec::new(), faults: Vec::new() };
-        let json = serde_json::to_value(json).expect("JSON");
-        assert_eq!(json, serde_json::json!({"devices": [], "faults": []}));
+    fn json_has_every_key() {
+        let json = ListJson {
+            devices: Vec::new(),
+            faults: Vec::new(),
+            is_ib_uverbs_loaded: false,
+            without_verbs: vec!["mlx5_0".to_owned()],
+        };
+        let expected = serde_json::json!({
+            "devices": [],
+            "faults": [],
+            "is_ib_uverbs_loaded": false,
+            "without_verbs": ["mlx5_0"],
+        });
+        assert_eq!(serde_json::to_value(json).expect("JSON"), expected);
     }
 }

@@ -1,11 +1,14 @@
 //! The command `uverbs`: lists RDMA verbs devices, opens exactly the one that was listed, shows the
 //! evidence, and audits a host.
 
+mod absent;
 mod check;
 #[cfg(feature = "demo")]
 mod demo;
 mod evidence;
+mod explain;
 mod facts;
+mod hold;
 mod list;
 mod man;
 mod open;
@@ -14,35 +17,33 @@ mod select;
 mod show;
 mod table;
 mod usage;
+mod verbose;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use output::{Failure, Out, note};
+use output::{Failure, JsonArgs, Out};
 use select::Selector;
 use serde::Serialize;
 
-/// What is said where there are no devices.
+/// What is printed behind an empty list.
 const DEMO_HINT: &str =
     if cfg!(feature = "demo") { "; `uverbs demo` shows the command without any" } else { "" };
 
-const EXIT_STATUS: &str = "\
-Exit status:
-  0  done
-  1  refused or failed, or `check` found something wrong
-  2  wrong usage
-
-With --json an error is also printed on stdout, as
-  {\"error\": {\"kind\", \"device\", \"step\", \"message\", \"errno\"}}";
-
 /// List RDMA verbs devices, and open exactly the one that was listed.
 #[derive(Parser)]
-#[command(name = "uverbs", bin_name = "uverbs", version, after_help = EXIT_STATUS, arg_required_else_help = true)]
+#[command(
+    name = "uverbs",
+    bin_name = "uverbs",
+    version,
+    arg_required_else_help = true,
+    max_term_width = 100
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
-    /// Say more on stderr
+    /// Print more: the library's log and the calls that failed, on stderr; with `check` all that was checked
     #[arg(short, long, global = true)]
     verbose: bool,
 }
@@ -62,16 +63,18 @@ enum Command {
 /// The device that a subcommand is about.
 #[derive(Args)]
 struct DeviceArg {
-    /// NAME, uverbsN, name=NAME, uverbs=N, index=N or guid=GUID
+    /// The device: its name, uverbsN, /dev/infiniband/uverbsN, a device number such as 231:192 or a node GUID
     ///
-    /// NAME is the device's name, or that name as `list` prints it, escaped. Scripts use name=NAME: it is a name,
-    /// whatever it looks like.
+    /// A name is accepted as it is and as `list` prints it, escaped. A device may have a name that looks like any of the
+    /// other forms; if two devices match, the command names both and does nothing. A script should use a form with
+    /// a key, which has one meaning: name=NAME, uverbs=N, dev_t=MAJOR:MINOR, index=N (the index in RDMA netlink)
+    /// or guid=GUID (four groups of four digits, eight pairs, or 16 digits).
     #[arg(value_name = "DEVICE")]
     device: OsString,
 }
 
 impl DeviceArg {
-    /// What was asked for. It is parsed here and not by clap, whose errors repeat an argument as it is.
+    /// The selector. It is parsed here and not by clap, whose errors repeat an argument as it is.
     fn selector(&self) -> Result<Selector, Failure> {
         Selector::parse(&self.device).map_err(Failure::usage)
     }
@@ -84,20 +87,20 @@ struct ErrorJson {
 }
 
 impl Command {
-    fn wants_json(&self) -> bool {
+    fn json(&self) -> JsonArgs {
         match self {
             Self::List(args) => args.json,
             Self::Show(args) => args.json,
             Self::Open(args) => args.json,
             Self::Check(args) => args.json,
-            _ => false,
+            _ => JsonArgs::default(),
         }
     }
 
-    /// Does it; whether all is well.
-    fn run(&self, verbose: bool, out: &mut Out) -> Result<bool, Failure> {
+    /// Runs it. Returns whether the exit status is 0.
+    fn run(&self, out: &mut Out) -> Result<bool, Failure> {
         match self {
-            Self::List(args) => list::run(args, verbose, out),
+            Self::List(args) => list::run(args, out),
             Self::Show(args) => show::run(args, out),
             Self::Open(args) => open::run(args, out),
             Self::Check(args) => check::run(args, out),
@@ -111,15 +114,19 @@ impl Command {
 
 fn main() -> ExitCode {
     let cli = usage::parse();
-    let mut out = Out::default();
-    match cli.command.run(cli.verbose, &mut out) {
+    if cli.verbose {
+        verbose::turn_on();
+    }
+    let json = cli.command.json();
+    let mut out = Out::new(json);
+    match cli.command.run(&mut out) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
-        Err(error) if error.is_usage() => usage::exit(error),
+        Err(error) if error.is_usage() => usage::exit(&error, json),
         Err(error) => {
-            note(&error);
-            if cli.command.wants_json() {
-                // What cannot be written is what was just said.
+            error.report();
+            if json.json {
+                // Where stdout cannot be written to, the error is on stderr all the same.
                 let _ = out.json(&ErrorJson { error });
             }
             ExitCode::FAILURE
@@ -129,10 +136,8 @@ fn main() -> ExitCode {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     #[test]
     fn the_command_line_is_sound() {
-        super::Cli::command().debug_assert();
+        super::usage::command().debug_assert();
     }
 }

@@ -5,34 +5,38 @@ use std::time::Duration;
 
 use clap::Args;
 use serde::Serialize;
-use uverbs::{Device, DeviceAttributes, Error, Evidence, Host, Opened, Policy, Registry};
+use uverbs::{Device, DeviceAttributes, Error, Evidence, Opened, Policy, Registry};
 
 use crate::DeviceArg;
 use crate::evidence::{CheckJson, evidence_table};
-use crate::facts::DeviceJson;
-use crate::output::{BAD, Failure, GOOD, Out, WARN, note};
+use crate::explain::{self, of_device};
+use crate::facts::{DeviceJson, firmware_number, or_dash};
+use crate::hold::hold;
+use crate::output::{BAD, Failure, GOOD, JsonArgs, Out, WARN, note};
 use crate::table::Table;
 
-/// Opens a device, proves that it is the one that was listed, and prints the evidence.
+/// Open a device, prove that it is the one that was listed, and print the evidence.
 #[derive(Args)]
 pub(crate) struct OpenArgs {
     #[command(flatten)]
     device: DeviceArg,
-    /// Keep it open so long, a day at most
+    /// Keep the device open for this time, a day at most
+    ///
+    /// Async events are printed on stderr. If the device is removed or reports a fatal error, the hold ends at once and
+    /// the exit status is 1; with --json the error is printed as a second document.
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     hold: Option<Duration>,
-    /// Wait for Enter between listing and opening, so that the device can be swapped meanwhile
+    /// Wait for Enter between the list and the open, to try what happens when the device is replaced
     #[arg(long)]
     wait_for_enter: bool,
-    /// Open it also where it cannot be proved to be the right one
+    /// Open the device even if it cannot be proved to be the right one
     #[arg(long)]
     allow_unproven: bool,
-    /// Take a moved timestamp for another device
+    /// Treat a device whose timestamp has changed as another device
     #[arg(long)]
     strict_timestamps: bool,
-    /// Print JSON: {"device", "proven", "unproven_reason", "context", "index", "evidence": [...], "attributes"}
-    #[arg(long)]
-    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) json: JsonArgs,
 }
 
 /// What is printed of an open that succeeded.
@@ -44,7 +48,7 @@ struct OpenJson {
     unproven_reason: Option<Failure>,
     /// The number under which the kernel lists the context.
     context: Option<u32>,
-    /// The netlink index of the device that it lists it for.
+    /// The netlink index of the device under which it lists the context.
     index: Option<u32>,
     evidence: Box<[CheckJson]>,
     attributes: AttributesJson,
@@ -69,12 +73,12 @@ struct AttributesJson {
 pub(crate) fn run(args: &OpenArgs, out: &mut Out) -> Result<bool, Failure> {
     let selector = args.device.selector()?;
     let policy = Policy::new().strict_timestamps(args.strict_timestamps);
-    let registry = Registry::new(Host::open_with(policy)?);
+    let registry = Registry::new(explain::host(policy)?);
     let device = selector.find(&registry.devices()?)?;
     if args.wait_for_enter {
         let prompt = format!("listed {device}; press Enter to open\n");
         // Where stdout is JSON it stays JSON.
-        if args.json {
+        if args.json.json {
             note(prompt.trim_end())
         } else {
             out.text(&prompt)?
@@ -86,10 +90,10 @@ pub(crate) fn run(args: &OpenArgs, out: &mut Out) -> Result<bool, Failure> {
         Ok(opened) => opened,
         Err(error) => {
             // With --json it is part of the error.
-            if let (Some(evidence), false) = (error.evidence(), args.json) {
+            if let (Some(evidence), false) = (error.evidence(), args.json.json) {
                 out.text(&evidence_table(evidence.checks(), 0).render())?;
             }
-            return Err(error.into());
+            return Err(of_device(&device, error));
         }
     };
     let attributes = match &opened {
@@ -100,23 +104,23 @@ pub(crate) fn run(args: &OpenArgs, out: &mut Out) -> Result<bool, Failure> {
         Opened::Proven(context) => (context.evidence(), None),
         Opened::Unproven(context) => (context.evidence(), Some(context.reason())),
     };
-    if args.json {
+    if args.json.json {
         out.json(&json(&device, evidence, reason, &attributes))?;
     } else {
         let mut text = evidence_table(evidence.checks(), 0).render();
         text.push('\n');
-        text.push_str(&attributes_table(&attributes).render());
+        text.push_str(&attributes_table(&attributes, &firmware(&device, &attributes)).render());
         text.push_str(&format!("\n{}\n", verdict(&device, evidence, reason)));
         out.text(&text)?;
     }
     if let Some(reason) = reason {
-        note(format_args!("{WARN}WARNING{WARN:#}: this may be another device: {reason}"));
+        let warning = format!("{WARN}WARNING{WARN:#}: this may be another device: ");
+        Failure::from(reason).report_as(&warning);
     }
     if let Some(time) = args.hold {
-        note(format_args!("holding it open for {} s", time.as_secs_f64()));
-        std::thread::sleep(time);
+        note(format_args!("holding {device} open for {} s", time.as_secs_f64()));
+        hold(&opened, time)?;
     }
-    drop(opened);
     Ok(true)
 }
 
@@ -130,7 +134,7 @@ fn json(
     reason: Option<&Error>,
     attributes: &DeviceAttributes,
 ) -> OpenJson {
-    // What netlink says once more; that it may not answer any more does not undo the open.
+    // The open holds even if netlink no longer answers.
     let facts = device.query().ok();
     OpenJson {
         device: DeviceJson::new(device, facts.as_ref()),
@@ -156,16 +160,21 @@ fn json(
     }
 }
 
-fn attributes_table(attributes: &DeviceAttributes) -> Table {
+/// The firmware's version as the driver words it; its number where the driver has no words for it.
+fn firmware(device: &Device, attributes: &DeviceAttributes) -> String {
+    let words = device.query().map(|facts| facts.firmware_version.to_string()).unwrap_or_default();
+    if words.is_empty() { or_dash(&firmware_number(attributes)) } else { words }
+}
+
+fn attributes_table(attributes: &DeviceAttributes, firmware: &str) -> Table {
     let mut table = Table::plain(0);
-    let hex = |number: u32| format!("{number:#06x}");
     for (what, value) in [
         ("node GUID", attributes.node_guid.to_string()),
         ("system image GUID", attributes.sys_image_guid.to_string()),
-        ("vendor", hex(attributes.vendor_id)),
-        ("vendor part", attributes.vendor_part_id.to_string()),
-        ("hardware version", hex(attributes.hardware_version)),
-        ("firmware version", format!("{:#x}", attributes.firmware_version)),
+        ("vendor id", format!("{:#06x}", attributes.vendor_id)),
+        ("vendor part id", attributes.vendor_part_id.to_string()),
+        ("hardware version", format!("{:#x}", attributes.hardware_version)),
+        ("firmware", firmware.to_owned()),
         ("ports", attributes.phys_port_count.to_string()),
         ("queue pairs, at most", attributes.max_qp.to_string()),
         ("completion queues, at most", attributes.max_cq.to_string()),
@@ -178,7 +187,7 @@ fn attributes_table(attributes: &DeviceAttributes) -> Table {
     table
 }
 
-/// What the open came to, in one line.
+/// The result of the open, in one line.
 pub(crate) fn verdict(device: &Device, evidence: &Evidence, reason: Option<&Error>) -> String {
     let (node, name) = (device.uverbs_number(), device.name());
     match (reason, evidence.context_number(), evidence.index()) {
@@ -189,7 +198,7 @@ pub(crate) fn verdict(device: &Device, evidence: &Evidence, reason: Option<&Erro
         (None, ..) => format!("{GOOD}proved{GOOD:#}: /dev/infiniband/uverbs{node} is {name}"),
         (Some(_), ..) => format!(
             "{BAD}UNPROVEN{BAD:#}: nothing contradicts that /dev/infiniband/uverbs{node} is {name}, \
-             and nothing proves it"
+             but nothing proves it"
         ),
     }
 }
@@ -221,6 +230,7 @@ mod tests {
     #[cfg(feature = "demo")]
     mod simulated {
         use super::*;
+        use uverbs::Host;
         use uverbs::sim::{DeviceSpec, Machine};
 
         fn listed(machine: &Machine) -> Device {

@@ -1,13 +1,15 @@
-//! What the command prints: text that copes with a closed pipe, JSON, notes, and failures.
+//! Output: text, JSON, notes and failures. A closed pipe is no error.
 
 use std::fmt;
 use std::io::{self, Write as _};
 
 use anstyle::{AnsiColor, Style};
+use clap::Args;
 use serde::Serialize;
-use uverbs::{Error, ErrorKind};
+use uverbs::{Device, Error, ErrorKind};
 
 use crate::evidence::CheckJson;
+use crate::{explain, verbose};
 
 /// What is good.
 pub(crate) const GOOD: Style = AnsiColor::Green.on_default();
@@ -18,14 +20,31 @@ pub(crate) const WARN: Style = AnsiColor::Yellow.on_default();
 /// Headings.
 pub(crate) const HEAD: Style = Style::new().bold();
 
-/// Standard output. Once nobody reads it any more it swallows what it is given.
+/// Whether to print JSON, and how.
+#[derive(Clone, Copy, Debug, Default, Args)]
+pub(crate) struct JsonArgs {
+    /// Print JSON, on one line
+    #[arg(short, long)]
+    pub(crate) json: bool,
+    /// With --json: indent it
+    #[arg(short, long, requires = "json")]
+    pretty: bool,
+}
+
+/// Standard output. After its reader has gone, nothing more is written.
 #[derive(Default)]
 pub(crate) struct Out {
     closed: bool,
+    pretty: bool,
 }
 
 impl Out {
-    /// Prints text, without its colours where they are not wanted.
+    /// Standard output, with JSON as these arguments ask for it.
+    pub(crate) fn new(json: JsonArgs) -> Self {
+        Self { closed: false, pretty: json.pretty }
+    }
+
+    /// Prints text, without its colours where stdout is not a terminal.
     pub(crate) fn text(&mut self, text: &str) -> Result<(), Failure> {
         let mut stdout = anstream::stdout().lock();
         let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
@@ -39,10 +58,14 @@ impl Out {
         self.done(written)
     }
 
-    /// Prints a JSON document.
+    /// Prints a JSON document: a line, or indented.
     pub(crate) fn json(&mut self, document: &impl Serialize) -> Result<(), Failure> {
-        let mut text = serde_json::to_vec_pretty(document)
-            .map_err(|error| Failure::new("Os", format!("cannot write JSON: {error}")))?;
+        let text = match self.pretty {
+            true => serde_json::to_vec_pretty(document),
+            false => serde_json::to_vec(document),
+        };
+        let mut text =
+            text.map_err(|error| Failure::new("Os", format!("cannot write JSON: {error}")))?;
         text.push(b'\n');
         self.bytes(&text)
     }
@@ -53,7 +76,7 @@ impl Out {
                 self.closed = true;
                 Ok(())
             }
-            // After the first failure there is nobody to tell.
+            // The first failure was reported.
             Err(error) if !self.closed => {
                 self.closed = true;
                 Err(Failure::os("cannot write to stdout", &error))
@@ -63,45 +86,49 @@ impl Out {
     }
 }
 
-/// Says something on standard error, if it is open.
+/// Prints a line on standard error, if that is open.
 pub(crate) fn note(text: impl fmt::Display) {
     let _ = writeln!(anstream::stderr(), "uverbs: {text}");
 }
 
-/// Why the command could not do what it was asked; what `--json` prints of an error.
+/// Why the command failed; what `--json` prints of an error.
 ///
-/// `kind` is the name of a variant of [`ErrorKind`], `step` that of a [`uverbs::Step`].
+/// `kind` is the name of a variant of [`ErrorKind`], `Usage` or `DeviceFatal`; `step` the name of a
+/// [`uverbs::Step`].
 #[derive(Debug, Serialize)]
 pub(crate) struct Failure {
-    kind: String,
-    device: Option<String>,
+    kind: Box<str>,
+    device: Option<Box<str>>,
     step: Option<&'static str>,
-    message: String,
+    message: Box<str>,
+    /// The library's error, with the call that failed, where `message` is a sentence in its place.
+    cause: Option<Box<str>>,
     errno: Option<i32>,
-    /// What was checked before an open was refused.
+    /// The checks before an open was refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     evidence: Option<Box<[CheckJson]>>,
-    /// An argument is wrong: nothing was tried.
+    /// Wrong usage: the command did nothing.
     #[serde(skip)]
     usage: bool,
 }
 
 impl Failure {
-    /// A failure of the command's own, under the kind that the library would give it.
+    /// A failure that the command found itself, under the kind that the library would give it.
     pub(crate) fn new(kind: &str, message: impl Into<String>) -> Self {
-        let message = message.into();
+        let message = message.into().into_boxed_str();
         Self {
-            kind: kind.to_owned(),
+            kind: kind.into(),
             device: None,
             step: None,
             message,
+            cause: None,
             errno: None,
             evidence: None,
             usage: false,
         }
     }
 
-    /// Wrong usage: a message that repeats no argument but escaped.
+    /// Wrong usage. The message repeats arguments escaped, or not at all.
     pub(crate) fn usage(message: impl Into<String>) -> Self {
         Self { usage: true, ..Self::new("Usage", message) }
     }
@@ -115,18 +142,52 @@ impl Failure {
     pub(crate) fn os(what: impl fmt::Display, error: &io::Error) -> Self {
         Self { errno: error.raw_os_error(), ..Self::new("Os", format!("{what}: {error}")) }
     }
+
+    /// The same failure of a device, named as the library names it.
+    pub(crate) fn of(self, device: &Device) -> Self {
+        Self { device: Some(device.to_string().into()), ..self }
+    }
+
+    /// The same failure with a sentence in place of the library's error, which becomes the cause.
+    pub(crate) fn in_words(mut self, sentence: impl Into<String>) -> Self {
+        let message = std::mem::replace(&mut self.message, sentence.into().into());
+        self.cause.get_or_insert(message);
+        self
+    }
+
+    /// The message, without the device that it begins with.
+    pub(crate) fn without_device(&self) -> &str {
+        let device = self.device.as_deref().unwrap_or_default();
+        let rest = self.message.strip_prefix(device).and_then(|rest| rest.strip_prefix(": "));
+        rest.unwrap_or(&self.message)
+    }
+
+    /// Prints it on standard error; with `-v` also its cause.
+    pub(crate) fn report(&self) {
+        self.report_as("");
+    }
+
+    /// The same with words before it.
+    pub(crate) fn report_as(&self, what: &str) {
+        note(format_args!("{what}{self}"));
+        if let (Some(cause), true) = (&self.cause, verbose::is_on()) {
+            note(format_args!("cause: {cause}"));
+        }
+    }
 }
 
 impl From<&Error> for Failure {
     fn from(error: &Error) -> Self {
-        Self {
-            kind: kind(error.kind()),
-            device: error.device().map(str::to_owned),
+        let failure = Self {
+            device: error.device().map(Box::from),
             step: error.step().map(uverbs::Step::name),
-            message: error.to_string(),
             errno: error.raw_os_error(),
             evidence: error.evidence().map(CheckJson::all),
-            usage: false,
+            ..Self::new(&kind(error.kind()), error.to_string())
+        };
+        match explain::sentence(error) {
+            Some(sentence) => failure.in_words(sentence),
+            None => failure,
         }
     }
 }
@@ -143,9 +204,20 @@ impl fmt::Display for Failure {
     }
 }
 
-/// The name of a kind of error, as the library's documentation has it.
+/// The name of a kind of error, as in the library's documentation.
 fn kind(kind: ErrorKind) -> String {
     format!("{kind:?}")
+}
+
+/// Up to five of these, and how many more there are.
+pub(crate) fn up_to_five<T: fmt::Display>(items: impl IntoIterator<Item = T>) -> String {
+    let mut items = items.into_iter();
+    let first: Vec<_> = items.by_ref().take(5).map(|item| item.to_string()).collect();
+    let first = first.join(", ");
+    match items.count() {
+        0 => first,
+        more => format!("{first} and {more} more"),
+    }
 }
 
 /// Bytes in hexadecimal digits.
@@ -164,14 +236,38 @@ mod tests {
     }
 
     #[test]
+    fn five_are_named_and_the_others_counted() {
+        assert_eq!(up_to_five(["a"]), "a");
+        assert_eq!(up_to_five(1..=5), "1, 2, 3, 4, 5");
+        assert_eq!(up_to_five(1..=7), "1, 2, 3, 4, 5 and 2 more");
+    }
+
+    #[test]
+    fn a_sentence_keeps_the_first_cause() {
+        let failure = Failure::new("Os", "openat2: ENOENT").in_words("it is missing");
+        assert_eq!(failure.to_string(), "it is missing");
+        let failure = failure.in_words("it is elsewhere");
+        assert_eq!(failure.cause.as_deref(), Some("openat2: ENOENT"));
+    }
+
+    #[test]
+    fn the_device_is_left_out_where_it_comes_first() {
+        let mut failure = Failure::new("Os", "rxe0 (uverbs0): it is missing");
+        assert_eq!(failure.without_device(), "rxe0 (uverbs0): it is missing");
+        failure.device = Some("rxe0 (uverbs0)".into());
+        assert_eq!(failure.without_device(), "it is missing");
+        assert_eq!(failure.in_words("it is gone").without_device(), "it is gone");
+    }
+
+    #[test]
     fn a_failure_has_every_key() {
         let failure = Failure::os("cannot write", &io::Error::from_raw_os_error(28));
         let json = serde_json::to_value(&failure).expect("JSON");
         let keys: Vec<_> = json.as_object().expect("an object").keys().cloned().collect();
-        for key in ["device", "errno", "kind", "message", "step"] {
+        for key in ["cause", "device", "errno", "kind", "message", "step"] {
             assert!(keys.iter().any(|found| found == key), "{key}");
         }
-        assert_eq!(keys.len(), 5);
+        assert_eq!(keys.len(), 6);
         assert_eq!(json["errno"], 28);
         assert!(json["step"].is_null());
     }

@@ -1,119 +1,190 @@
 //! Which device is meant on the command line.
 
+use std::cmp::Reverse;
 use std::ffi::OsStr;
 use std::fmt;
 use std::os::unix::ffi::OsStrExt as _;
 
-use uverbs::{Device, Devices, Error, ErrorKind, Guid, ParseGuidError};
+use uverbs::{Device, DeviceNumber, Devices, Error, ErrorKind, Guid, ParseGuidError};
+
+use crate::absent::Absent;
+use crate::output::{Failure, up_to_five};
 
 /// A device as it is named on the command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Selector {
-    /// By name: its bytes, or its bytes as they are printed.
+pub(crate) struct Selector {
+    by: By,
+    /// The same text as a name: without a key, it may be that as well.
+    or_name: Option<Vec<u8>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum By {
+    /// Its name: the bytes, or the bytes as they are printed.
     Name(Vec<u8>),
-    /// By the N of uverbsN.
+    /// The N of uverbsN.
     Uverbs(u32),
-    /// By the N of uverbsN, unless another device is *named* so.
-    UverbsOrName(u32),
-    /// By netlink index.
+    /// The device number of its node.
+    Number(DeviceNumber),
+    /// Its netlink index.
     Index(u32),
-    /// By node GUID.
+    /// Its node GUID.
     Guid(Guid),
 }
 
-/// How a device may be named, for errors.
-const KEYS: &str = "name=NAME, uverbs=N, index=N or guid=GUID";
+/// The keys, for errors.
+const KEYS: &str = "name=NAME, uverbs=N, dev_t=MAJOR:MINOR, index=N or guid=GUID";
 
 impl Selector {
-    /// Parses a name, `uverbsN`, `name=NAME`, `uverbs=N`, `index=N` or `guid=GUID`.
+    /// Parses a device as the help of the command describes it.
     ///
     /// # Errors
     /// A message that repeats the text escaped, or not at all.
     pub(crate) fn parse(text: &OsStr) -> Result<Self, String> {
         let bytes = text.as_bytes();
         let Some(equals) = bytes.iter().position(|byte| *byte == b'=') else {
-            return match uverbs_number(bytes) {
-                Some(number) => Ok(Self::UverbsOrName(number)),
-                None => name(bytes),
+            let by = match without_key(bytes) {
+                Some(by) => by,
+                None => return name(bytes).map(Self::only),
             };
+            return Ok(Self { by, or_name: Some(bytes.into()) });
         };
         let (key, value) = (&bytes[..equals], &bytes[equals + 1..]);
-        match key {
+        let by = match key {
             b"name" => name(value),
             b"uverbs" => number(value)
-                .map(Self::Uverbs)
-                .ok_or_else(|| "the number of a uverbs device is a number: uverbs=0".to_owned()),
+                .map(By::Uverbs)
+                .ok_or_else(|| "uverbs= takes a number, such as uverbs=0".to_owned()),
+            b"dev_t" => device_number(value)
+                .map(By::Number)
+                .ok_or_else(|| "dev_t= takes a device number, such as dev_t=231:192".to_owned()),
             b"index" => number(value)
-                .map(Self::Index)
-                .ok_or_else(|| "an index is a number: index=3".to_owned()),
-            b"guid" => guid(value).map(Self::Guid),
+                .map(By::Index)
+                .ok_or_else(|| "index= takes a number, such as index=3".to_owned()),
+            b"guid" => guid(value).map(By::Guid),
             _ => Err(format!(
-                "\"{}\" is no key: use {KEYS} (name= also for a name with \"=\" in it)",
+                "\"{}\" is not a key: use {KEYS} (name= also for a name with \"=\" in it)",
                 key.escape_ascii()
             )),
-        }
+        };
+        by.map(Self::only)
     }
 
-    /// Finds the device in a list.
-    pub(crate) fn find(&self, devices: &Devices) -> uverbs::Result<Device> {
-        match self {
-            Self::Name(asked) => devices.by(self, |device| is_named(device, asked)),
-            Self::Uverbs(number) => devices.by(self, |device| device.uverbs_number() == *number),
-            Self::UverbsOrName(number) => {
-                let name = format!("uverbs{number}");
-                devices.by(self, |device| {
-                    device.uverbs_number() == *number || device.name() == name.as_str()
-                })
-            }
-            Self::Index(index) => self.ask(devices, |device| Ok(device.index()? == *index)),
-            Self::Guid(guid) => self.ask(devices, |device| Ok(device.query()?.node_guid == *guid)),
-        }
+    fn only(by: By) -> Self {
+        Self { by, or_name: None }
     }
 
-    /// Finds it by what netlink says of each. Where none fits, a device that could not be asked is
-    /// the reason.
-    fn ask(
-        &self,
-        devices: &Devices,
-        fits: impl Fn(&Device) -> uverbs::Result<bool>,
-    ) -> uverbs::Result<Device> {
-        let mut silent = None;
-        let found = devices.by(self, |device| match fits(device) {
-            Ok(fits) => fits,
-            Err(error) => {
+    /// Finds the one device that it selects.
+    ///
+    /// # Errors
+    /// `NotFound`, with the devices that are listed; `Ambiguous`, with the selectors that tell the matches
+    /// apart. Where none matches and a device could not be queried, the reason for that.
+    pub(crate) fn find(&self, devices: &Devices) -> Result<Device, Failure> {
+        let mut unknown = None;
+        let mut matches = |device: &Device| {
+            let is_it = match &self.by {
+                By::Name(asked) => Ok(is_named(device, asked)),
+                By::Uverbs(number) => Ok(device.uverbs_number() == *number),
+                By::Number(number) => Ok(device.device_number() == *number),
+                By::Index(index) => device.index().map(|found| found == *index),
+                By::Guid(guid) => device.query().map(|facts| facts.node_guid == *guid),
+            };
+            let is_it = is_it.unwrap_or_else(|error| {
                 if !is_gone(&error) {
-                    silent.get_or_insert(error);
+                    unknown.get_or_insert(error);
                 }
                 false
-            }
-        });
-        match (found, silent) {
-            (Err(error), Some(silent)) if error.kind() == ErrorKind::NotFound => Err(silent),
-            (found, _) => found,
+            });
+            is_it || self.or_name.as_ref().is_some_and(|name| is_named(device, name))
+        };
+        let found: Vec<_> = devices.iter().filter(|device| matches(device)).collect();
+        match (found.as_slice(), unknown) {
+            ([device], _) => Ok((*device).clone()),
+            // Without a key it is a name in the first place, and names need no query.
+            ([], Some(error)) if self.or_name.is_none() => Err(error.into()),
+            ([], _) => Err(self.not_found(devices)),
+            (several, _) => Err(self.ambiguous(several)),
         }
+    }
+
+    fn not_found(&self, devices: &Devices) -> Failure {
+        let mut listed: Vec<_> = devices.iter().collect();
+        // By likeness, and of equal ones in the order of the list.
+        listed.sort_by_key(|device| Reverse(self.likeness(device)));
+        let candidates = match listed.is_empty() {
+            true => Absent::look(devices).of_empty_list(),
+            false => format!("listed: {}", up_to_five(listed)),
+        };
+        Failure::new("NotFound", format!("no device matches {self}; {candidates}"))
+    }
+
+    /// How much of what was asked for the device has, from the left.
+    fn likeness(&self, device: &Device) -> usize {
+        let asked = match (&self.by, &self.or_name) {
+            (By::Name(name), _) | (_, Some(name)) => name.clone(),
+            (By::Uverbs(number), _) => format!("uverbs{number}").into_bytes(),
+            (By::Number(number), _) => number.to_string().into_bytes(),
+            // Indices and GUIDs that begin alike have nothing to do with each other.
+            (By::Index(_) | By::Guid(_), _) => return 0,
+        };
+        let forms = [
+            device.name().to_string(),
+            format!("uverbs{}", device.uverbs_number()),
+            device.device_number().to_string(),
+        ];
+        let common = |form: &String| form.bytes().zip(&asked).take_while(|(a, b)| a == *b).count();
+        forms.iter().map(common).max().unwrap_or(0)
+    }
+
+    fn ambiguous(&self, matches: &[&Device]) -> Failure {
+        let selectors = matches.iter().map(|device| format!("uverbs={}", device.uverbs_number()));
+        let message = format!(
+            "{} devices match {self}: {}; to select one, use {}",
+            matches.len(),
+            up_to_five(matches),
+            selectors.take(5).collect::<Vec<_>>().join(" or ")
+        );
+        Failure::new("Ambiguous", message)
     }
 }
 
 impl fmt::Display for Selector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Name(name) => write!(f, "\"{}\"", name.escape_ascii()),
-            Self::Uverbs(number) => write!(f, "uverbs={number}"),
-            Self::UverbsOrName(number) => write!(f, "uverbs{number}"),
-            Self::Index(index) => write!(f, "index={index}"),
-            Self::Guid(guid) => write!(f, "guid={guid}"),
+        match (&self.by, &self.or_name) {
+            (By::Name(name), _) | (_, Some(name)) => write!(f, "\"{}\"", name.escape_ascii()),
+            (By::Uverbs(number), _) => write!(f, "uverbs={number}"),
+            (By::Number(number), _) => write!(f, "dev_t={number}"),
+            (By::Index(index), _) => write!(f, "index={index}"),
+            (By::Guid(guid), _) => write!(f, "guid={guid}"),
         }
     }
 }
 
-/// Whether an error says that the device is no longer there.
+/// Whether an error means that the device is no longer there.
 pub(crate) fn is_gone(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::Removed | ErrorKind::Replaced)
+}
+
+/// What a text without a key may be beside a name.
+fn without_key(text: &[u8]) -> Option<By> {
+    let uverbs = text.strip_prefix(b"/dev/infiniband/").unwrap_or(text);
+    uverbs_number(uverbs)
+        .map(By::Uverbs)
+        .or_else(|| device_number(text).map(By::Number))
+        // Digits without colons are a name.
+        .or_else(|| guid(text).ok().filter(|_| text.contains(&b':')).map(By::Guid))
 }
 
 /// The N of `uverbsN`, as the kernel writes it.
 pub(crate) fn uverbs_number(name: &[u8]) -> Option<u32> {
     number(name.strip_prefix(b"uverbs")?)
+}
+
+/// `MAJOR:MINOR`.
+fn device_number(text: &[u8]) -> Option<DeviceNumber> {
+    let colon = text.iter().position(|byte| *byte == b':')?;
+    let (major, minor) = (number(&text[..colon])?, number(&text[colon + 1..])?);
+    Some(DeviceNumber { major, minor })
 }
 
 /// Decimal digits without leading zeros.
@@ -125,23 +196,27 @@ fn number(digits: &[u8]) -> Option<u32> {
     str::from_utf8(digits).ok()?.parse().ok()
 }
 
-fn name(bytes: &[u8]) -> Result<Selector, String> {
+fn name(bytes: &[u8]) -> Result<By, String> {
     match bytes {
-        [] => Err("a device has a name".to_owned()),
-        _ => Ok(Selector::Name(bytes.into())),
+        [] => Err("the name of a device is not empty".to_owned()),
+        _ => Ok(By::Name(bytes.into())),
     }
 }
 
-/// Whether a device has that name, or one that is printed so. Where this holds for two devices, the name is
-/// ambiguous.
+/// Whether a device has that name, or a name that is printed so. Where this holds for two devices, the
+/// name is ambiguous.
 fn is_named(device: &Device, asked: &[u8]) -> bool {
     let name = device.name();
     name.as_bytes() == asked || name.to_string().as_bytes() == asked
 }
 
-/// A GUID as it is printed, or 16 digits, also with `0x` before them.
+/// A GUID as it is printed, eight pairs of digits, or 16 digits, also with `0x` before them.
 fn guid(text: &[u8]) -> Result<Guid, String> {
     let text = String::from_utf8_lossy(text);
+    let pairs: Vec<_> = text.split(':').collect();
+    if pairs.len() == 8 && pairs.iter().all(|pair| pair.len() == 2) {
+        return pairs.concat().parse().map_err(|error: ParseGuidError| error.to_string());
+    }
     let digits = text.strip_prefix("0x").filter(|digits| digits.len() == 16).unwrap_or(&text);
     digits.parse().map_err(|error: ParseGuidError| error.to_string())
 }
@@ -155,19 +230,41 @@ mod tests {
     }
 
     fn name(text: &[u8]) -> Result<Selector, String> {
-        Ok(Selector::Name(text.into()))
+        Ok(Selector::only(By::Name(text.into())))
+    }
+
+    fn by(by: By) -> Result<Selector, String> {
+        Ok(Selector::only(by))
+    }
+
+    /// A text that is a name, too.
+    fn or_name(text: &str, by: By) {
+        let or_name = Some(text.as_bytes().into());
+        assert_eq!(parse(text.as_bytes()), Ok(Selector { by, or_name }), "{text}");
+    }
+
+    #[cfg(feature = "demo")]
+    fn kind(failure: &Failure) -> String {
+        let json = serde_json::to_value(failure).expect("JSON");
+        json["kind"].as_str().expect("a kind").to_owned()
     }
 
     #[test]
     fn each_way_to_name_a_device() {
         assert_eq!(parse(b"mlx5_0"), name(b"mlx5_0"));
-        assert_eq!(parse(b"uverbs12"), Ok(Selector::UverbsOrName(12)));
-        assert_eq!(parse(b"uverbs=12"), Ok(Selector::Uverbs(12)));
+        or_name("uverbs12", By::Uverbs(12));
+        or_name("/dev/infiniband/uverbs12", By::Uverbs(12));
+        or_name("231:192", By::Number((231, 192).into()));
+        or_name("0002:c903:0005:1234", By::Guid(Guid(0x0002_c903_0005_1234)));
+        or_name("00:02:c9:03:00:05:12:34", By::Guid(Guid(0x0002_c903_0005_1234)));
+        assert_eq!(parse(b"uverbs=12"), by(By::Uverbs(12)));
+        assert_eq!(parse(b"dev_t=231:192"), by(By::Number((231, 192).into())));
         for text in [&b"uverbs12"[..], b"index=3", b"=", b"a=b", b"name=", b"\xff\x1b"] {
             assert_eq!(parse(&[b"name=", text].concat()), name(text));
         }
-        assert_eq!(parse(b"index=4294967295"), Ok(Selector::Index(u32::MAX)));
-        let guid = Ok(Selector::Guid(Guid(0x0002_c903_0005_1234)));
+        assert_eq!(parse(b"index=4294967295"), by(By::Index(u32::MAX)));
+        let guid = by(By::Guid(Guid(0x0002_c903_0005_1234)));
+        assert_eq!(parse(b"guid=00:02:C9:03:00:05:12:34"), guid);
         assert_eq!(parse(b"guid=0002:c903:0005:1234"), guid);
         assert_eq!(parse(b"guid=0x0002C90300051234"), guid);
         assert_eq!(parse(b"guid=0002c90300051234"), guid);
@@ -175,9 +272,21 @@ mod tests {
 
     #[test]
     fn what_is_no_number_is_a_name_or_an_error() {
-        for text in
-            [&b"uverbs"[..], b"uverbs01", b"uverbs-1", b"uverbs4294967296", b"\xff\n", b".."]
-        {
+        for text in [
+            &b"uverbs"[..],
+            b"uverbs01",
+            b"uverbs-1",
+            b"uverbs4294967296",
+            b"\xff\n",
+            b"..",
+            b"/dev/infiniband/rdma_cm",
+            b"/dev/uverbs0",
+            b"231:",
+            b"231:0192",
+            b"0002c90300051234",
+            b"00:02:c9:03:00:05:12",
+            b"00:02:c9:03:00:05:12:3g",
+        ] {
             assert_eq!(parse(text), name(text));
         }
         for text in [
@@ -187,12 +296,17 @@ mod tests {
             b"uverbs=uverbs0",
             b"Name=a",
             b"=a",
+            b"dev_t=",
+            b"dev_t=231",
+            b"dev_t=231:192:1",
             b"index=",
             b"index=+1",
             b"index=01",
             b"guid=",
             b"guid=1",
             b"guid=0002:c903:0005:123",
+            b"guid=00:02:c9:03:00:05:123:4",
+            b"guid=00:02:c9:03:00:05:12:+4",
             b"guid=0002:c903:00051234",
             b"guid=+002c90300051234",
             b"guid=0x0002:c903:0005:1234",
@@ -205,8 +319,8 @@ mod tests {
     #[test]
     fn errors_name_the_keys_and_repeat_nothing_raw() {
         let error = parse(b"inde\x1b[31m\n=3").expect_err("no key");
-        assert!(error.starts_with(r#""inde\x1b[31m\n" is no key"#), "{error}");
-        for key in ["name=", "uverbs=", "index=", "guid="] {
+        assert!(error.starts_with(r#""inde\x1b[31m\n" is not a key"#), "{error}");
+        for key in ["name=", "uverbs=", "dev_t=", "index=", "guid="] {
             assert!(error.contains(key), "{error}");
             let error = parse(format!("{key}\u{1b}").as_bytes());
             assert!(error.is_ok() || !error.unwrap_err().contains('\u{1b}'), "{key}");
@@ -215,7 +329,7 @@ mod tests {
 
     #[test]
     fn it_prints_escaped() {
-        assert_eq!(Selector::Name(b"a\x1b[31m".into()).to_string(), r#""a\x1b[31m""#);
+        assert_eq!(parse(b"a\x1b[31m").expect("a name").to_string(), r#""a\x1b[31m""#);
     }
 
     #[cfg(feature = "demo")]
@@ -230,20 +344,17 @@ mod tests {
         let devices = uverbs::Registry::new(host).devices().expect("a list");
         let find = |text: &str| parse(text.as_bytes()).expect("a selector").find(&devices);
         let number = |text| find(text).expect("found").uverbs_number();
-        assert_eq!(find("uverbs1").expect_err("refused").kind(), ErrorKind::Ambiguous);
+        assert_eq!(kind(&find("uverbs1").expect_err("refused")), "Ambiguous");
         assert_eq!(number("uverbs=1"), 1);
-        assert_eq!(find("uverbs=2").expect_err("none").kind(), ErrorKind::NotFound);
+        assert_eq!(kind(&find("uverbs=2").expect_err("none")), "NotFound");
         assert_eq!(number("name=uverbs1"), 0);
         assert_eq!(number("uverbs0"), 0);
         assert_eq!(number("guid=00000000000000b0"), 1);
         let index = devices.by_name("rxe1").expect("listed").index().expect("an index");
         assert_eq!(number(&format!("index={index}")), 1);
-        assert_eq!(find("guid=00000000000000c0").expect_err("none").kind(), ErrorKind::NotFound);
+        assert_eq!(kind(&find("guid=00000000000000c0").expect_err("none")), "NotFound");
         machine.deny_netlink(Some(1));
-        assert_eq!(
-            find("guid=00000000000000c0").expect_err("none").kind(),
-            ErrorKind::NetlinkUnavailable
-        );
+        assert_eq!(kind(&find("guid=00000000000000c0").expect_err("none")), "NetlinkUnavailable");
     }
 
     #[cfg(feature = "demo")]
@@ -261,13 +372,13 @@ mod tests {
         let devices = uverbs::Registry::new(host).devices().expect("a list");
         let kind = |text: &str| {
             let selector = parse(text.as_bytes()).expect("a selector");
-            selector.find(&devices).expect_err("refused").kind()
+            kind(&selector.find(&devices).expect_err("refused"))
         };
         machine.remove(gone);
-        assert_eq!(kind("guid=00000000000000c0"), ErrorKind::NotFound);
+        assert_eq!(kind("guid=00000000000000c0"), "NotFound");
         machine.set_netns_visible(hidden, false);
-        assert_eq!(kind("guid=00000000000000c0"), ErrorKind::Unproven);
-        assert_eq!(kind("guid=00000000000000a0"), ErrorKind::Ambiguous);
+        assert_eq!(kind("guid=00000000000000c0"), "Unproven");
+        assert_eq!(kind("guid=00000000000000a0"), "Ambiguous");
     }
 
     #[cfg(feature = "demo")]
@@ -287,18 +398,49 @@ mod tests {
             let printed = [b"name=", device.name().to_string().as_bytes()].concat();
             if device.name().as_bytes() == br"e\\x" {
                 // It is also what the other one is printed as.
-                assert_eq!(find(&bytes).expect_err("refused").kind(), ErrorKind::Ambiguous);
+                assert_eq!(kind(&find(&bytes).expect_err("refused")), "Ambiguous");
             } else {
                 assert_eq!(find(&bytes).expect("by its bytes"), *device);
             }
             if device.name().as_bytes() == br"e\x" {
-                assert_eq!(find(&printed).expect_err("refused").kind(), ErrorKind::Ambiguous);
+                assert_eq!(kind(&find(&printed).expect_err("refused")), "Ambiguous");
             } else {
                 assert_eq!(find(&printed).expect("as printed"), *device);
             }
         }
         assert_eq!(find(br"a\x1b").expect("found").uverbs_number(), 0);
         // An escape that `list` does not print is a name that no device has.
-        assert_eq!(find(br"\x61\x1b").expect_err("none").kind(), ErrorKind::NotFound);
+        assert_eq!(kind(&find(br"\x61\x1b").expect_err("none")), "NotFound");
+    }
+
+    #[cfg(feature = "demo")]
+    #[test]
+    fn errors_name_candidates_and_the_way_out() {
+        use uverbs::sim::{DeviceSpec, Machine};
+
+        let machine = Machine::new();
+        for name in ["mlx5_0", "mlx5_1", "mlx5_2", "mlx5_3", "mlx5_4", "rxe0"] {
+            machine.add(DeviceSpec::new(name).guid(0xa0)).expect("added");
+        }
+        let host = uverbs::Host::simulated(&machine, uverbs::Policy::new()).expect("a host");
+        let devices = uverbs::Registry::new(host).devices().expect("a list");
+        let find = |text: &str| parse(text.as_bytes()).expect("a selector").find(&devices);
+        let error = |text: &str| find(text).expect_err("refused").to_string();
+
+        assert_eq!(
+            error("rxe1"),
+            "no device matches \"rxe1\"; listed: rxe0 (uverbs5), mlx5_0 (uverbs0), mlx5_1 \
+             (uverbs1), mlx5_2 (uverbs2), mlx5_3 (uverbs3) and 1 more"
+        );
+        assert_eq!(
+            error("guid=00:00:00:00:00:00:00:a0"),
+            "6 devices match guid=0000:0000:0000:00a0: mlx5_0 (uverbs0), mlx5_1 (uverbs1), mlx5_2 \
+             (uverbs2), mlx5_3 (uverbs3), mlx5_4 (uverbs4) and 1 more; to select one, use uverbs=0 \
+             or uverbs=1 or uverbs=2 or uverbs=3 or uverbs=4"
+        );
+        for text in ["/dev/infiniband/uverbs5", "231:197", "dev_t=231:197", "uverbs5"] {
+            assert_eq!(find(text).expect("found").name(), "rxe0", "{text}");
+        }
+        assert!(error("dev_t=231:300").starts_with("no device matches dev_t=231:300; listed: "));
     }
 }

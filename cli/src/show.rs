@@ -4,35 +4,39 @@ mod opened;
 
 use clap::Args;
 use serde::Serialize;
-use uverbs::{Device, Host, ProviderInfo, Registry};
+use uverbs::{Device, Policy, ProviderInfo, Registry};
 
 use crate::DeviceArg;
+use crate::explain::{self, of_device};
 use crate::facts::{DeviceJson, or_dash, timestamp};
-use crate::output::{Failure, Out, note};
+use crate::output::{Failure, JsonArgs, Out};
 use crate::select::is_gone;
 use crate::table::Table;
 
 use opened::Opened;
 
-/// Shows all that is known of a device: what the kernel tells of it, and, with a context on it, its limits,
-/// ports and GIDs.
+/// Show a device: its identity, and through a context its ports, GIDs and limits.
+///
+/// The device is opened and proved for that. Where it cannot be opened, what is known without a context is printed, and
+/// the exit status is 1.
 #[derive(Args)]
 pub(crate) struct ShowArgs {
     #[command(flatten)]
     device: DeviceArg,
-    /// Do not open the device: leave out what only a context tells
+    /// Do not open the device, and leave out what takes a context
     #[arg(long)]
     no_open: bool,
-    /// Print JSON: {"device": {...}, "opened": {"attributes": {...}, "ports": [...], ...} or null}
-    #[arg(long)]
-    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) json: JsonArgs,
 }
 
 #[derive(Serialize)]
 struct ShowJson {
     device: Shown,
-    /// What a context tells; null where the device was not opened, or could not be.
+    /// What takes a context; null where the device was not opened, or could not be.
     opened: Option<Opened>,
+    /// Why it could not be opened.
+    error: Option<Failure>,
 }
 
 #[derive(Serialize)]
@@ -43,11 +47,11 @@ struct Shown {
     timestamp: String,
     /// `st_dev` of the sysfs mount.
     sys_dev: u64,
-    /// Null where netlink does not tell the driver.
+    /// Null where netlink does not report the driver.
     provider: Option<ProviderJson>,
 }
 
-/// Who knows what the driver has to be told.
+/// The provider, which knows what data the driver needs for a context.
 #[derive(Serialize)]
 struct ProviderJson {
     /// Null where none is known.
@@ -85,54 +89,71 @@ impl ProviderJson {
 
 pub(crate) fn run(args: &ShowArgs, out: &mut Out) -> Result<bool, Failure> {
     let selector = args.device.selector()?;
-    let devices = Registry::new(Host::open()?).devices()?;
+    let devices = Registry::new(explain::host(Policy::new())?).devices()?;
     let device = selector.find(&devices)?;
-    let shown = look(&device)?;
-    let opened = if args.no_open { None } else { open(&device)? };
-    if args.json {
-        out.json(&ShowJson { device: shown, opened })?;
+    let shown = read(&device, args.no_open)?;
+    if args.json.json {
+        out.json(&shown)?;
     } else {
-        let mut text = table(&shown).render();
-        text.extend(opened.map(|opened| opened.render()));
-        out.text(&text)?;
+        out.text(&render(&shown.device, shown.opened.as_ref()))?;
     }
-    Ok(true)
+    if let Some(error) = &shown.error {
+        error.report();
+    }
+    Ok(shown.error.is_none())
 }
 
-/// What a context on the device tells; a note where there can be none.
-fn open(device: &Device) -> Result<Option<Opened>, Failure> {
-    match device.open().and_then(|context| Opened::ask(&context)) {
-        Ok(opened) => Ok(Some(opened)),
-        Err(error) if is_gone(&error) => Err(error.into()),
-        Err(error) => {
-            note(format_args!("what only a context tells is left out: {error}"));
+/// Reads what is known of a device, and opens it for the rest, if that is wanted.
+fn read(device: &Device, no_open: bool) -> Result<ShowJson, Failure> {
+    let (mut shown, unknown) = look(device)?;
+    let opened = match no_open {
+        true => {
+            unknown.inspect(Failure::report);
             Ok(None)
         }
+        // Where netlink does not describe the device, that is why it does not open.
+        false => device.open().and_then(|context| Opened::ask(&context)).map(Some),
+    };
+    let (opened, error) = match opened {
+        Ok(opened) => (opened, None),
+        Err(error) if is_gone(&error) => return Err(error.into()),
+        Err(error) => (None, Some(of_device(device, error))),
+    };
+    if let (None, Some(opened)) = (&shown.device.firmware, &opened) {
+        shown.device.firmware = opened.firmware();
     }
+    Ok(ShowJson { device: shown, opened, error })
 }
 
-fn look(device: &Device) -> Result<Shown, Failure> {
-    let facts = match device.query() {
-        Ok(facts) => Some(facts),
+fn render(shown: &Shown, opened: Option<&Opened>) -> String {
+    let mut table = table(shown);
+    opened.inspect(|opened| opened.identify(&mut table));
+    let mut text = table.render();
+    text.extend(opened.map(Opened::render));
+    text
+}
+
+/// What is known without a context, and why netlink does not describe the device, if so.
+fn look(device: &Device) -> Result<(Shown, Option<Failure>), Failure> {
+    let (facts, unknown) = match device.query() {
+        Ok(facts) => (Some(facts), None),
         Err(error) if is_gone(&error) => return Err(error.into()),
-        Err(error) => {
-            note(error);
-            None
-        }
+        Err(error) => (None, Some(of_device(device, error))),
     };
     let instance = device.instance();
     let provider = match device.provider() {
         Ok(info) => Some(ProviderJson::new(&info)),
         Err(error) if is_gone(&error) => return Err(error.into()),
-        // Why there is none was said above.
+        // The reason is that of the query.
         Err(_) => None,
     };
-    Ok(Shown {
+    let shown = Shown {
         provider,
         device: DeviceJson::new(device, facts.as_ref()),
         timestamp: timestamp(instance.timestamp),
         sys_dev: instance.sys_dev,
-    })
+    };
+    Ok((shown, unknown))
 }
 
 fn table(shown: &Shown) -> Table {
@@ -156,4 +177,56 @@ fn table(shown: &Shown) -> Table {
         table.row([what.into(), value.into()]);
     }
     table
+}
+
+#[cfg(all(test, feature = "demo"))]
+mod tests {
+    use super::*;
+    use uverbs::Host;
+    use uverbs::sim::{DeviceSpec, Machine, NodeKind};
+
+    fn listed(machine: &Machine, firmware: &str) -> Device {
+        machine.add(DeviceSpec::new("rxe0").guid(0xa0).fw_version(firmware)).expect("added");
+        let host = Host::simulated(machine, Policy::new()).expect("a host");
+        Registry::new(host).devices().expect("a list").by_name("rxe0").expect("listed")
+    }
+
+    #[test]
+    fn ports_come_behind_the_identity() {
+        let shown = read(&listed(&Machine::new(), "1.2.3"), false).expect("shown");
+        let text = render(&shown.device, shown.opened.as_ref());
+        let text = anstream::adapter::strip_str(&text).to_string();
+        let places: Vec<_> = ["name", "vendor id", "\nport 1\n", "\nlimits\n"]
+            .map(|words| text.find(words).unwrap_or_else(|| panic!("{words}: {text}")))
+            .into();
+        assert!(places.is_sorted(), "{text}");
+        for words in ["vendor part id", "hardware version"] {
+            assert!(text.contains(words), "{words}: {text}");
+        }
+    }
+
+    #[test]
+    fn the_firmware_is_shown_once() {
+        for (words, expected) in [("1.2.3", "1.2.3"), ("", "0x100020003")] {
+            let shown = read(&listed(&Machine::new(), words), false).expect("shown");
+            let json = serde_json::to_value(&shown).expect("JSON");
+            assert_eq!(json["device"]["firmware"], expected);
+            assert_eq!(json.to_string().matches("firmware").count(), 1, "{json}");
+            let text = render(&shown.device, shown.opened.as_ref());
+            assert_eq!(text.matches("firmware").count(), 1, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_device_that_does_not_open_is_shown_with_the_error() {
+        let machine = Machine::new();
+        let device = listed(&machine, "1.2.3");
+        machine.set_node(0, NodeKind::Missing);
+        let shown = read(&device, false).expect("shown");
+        let json = serde_json::to_value(&shown).expect("JSON");
+        assert!(json["opened"].is_null());
+        assert_eq!((&json["error"]["step"], &json["error"]["errno"]), (&"node".into(), &2.into()));
+        let shown = read(&device, true).expect("shown");
+        assert!(shown.opened.is_none() && shown.error.is_none());
+    }
 }

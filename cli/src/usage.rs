@@ -1,18 +1,64 @@
 //! The command line: parsed, and wrong usage reported without a byte that a terminal would act on.
 
-use clap::error::{ContextValue, ErrorKind};
-use clap::{CommandFactory as _, Parser as _};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
 
-use crate::Cli;
+use clap::error::{ContextValue, ErrorKind};
+use clap::{CommandFactory as _, FromArgMatches as _};
+
+use crate::output::{Failure, JsonArgs, Out};
+use crate::{Cli, ErrorJson, man};
+
+/// The command line as clap knows it, with the exit statuses of each subcommand in its help.
+pub(crate) fn command() -> clap::Command {
+    let mut command = Cli::command();
+    let names: Vec<_> = command.get_subcommands().map(|sub| sub.get_name().to_owned()).collect();
+    for name in names {
+        let help = man::exit_status_help(&name);
+        command = command.mut_subcommand(name, |sub| sub.after_help(help));
+    }
+    command.after_help(man::exit_status_help(""))
+}
 
 /// Parses the command line of this process. Ends the process for `--help`, `--version` and wrong usage.
 pub(crate) fn parse() -> Cli {
-    Cli::try_parse().unwrap_or_else(|error| escape(error).exit())
+    let parsed = command().try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
+    parsed.unwrap_or_else(|error| {
+        let error = escape(error);
+        if error.use_stderr() && std::env::args_os().skip(1).any(|arg| is_json(&arg)) {
+            print_json(&error, &mut Out::default());
+        }
+        error.exit()
+    })
 }
 
-/// Ends the process because of what an argument says. `message` is printed as it is.
-pub(crate) fn exit(message: impl std::fmt::Display) -> ! {
-    Cli::command().error(ErrorKind::ValueValidation, message).exit()
+/// Ends the process because of the value of an argument. `message` is printed as it is.
+pub(crate) fn exit(message: &Failure, json: JsonArgs) -> ! {
+    let error = command().error(ErrorKind::ValueValidation, message);
+    if json.json {
+        print_json(&error, &mut Out::new(json));
+    }
+    error.exit()
+}
+
+/// Prints the first line of an error as a JSON document.
+fn print_json(error: &clap::Error, out: &mut Out) {
+    let text = error.to_string();
+    let line = text.lines().next().unwrap_or_default();
+    let error = Failure::usage(line.strip_prefix("error: ").unwrap_or(line));
+    // The error is printed on stderr, too.
+    let _ = out.json(&ErrorJson { error });
+}
+
+/// Whether an argument asks for JSON: `--json`, or `j` among short options.
+fn is_json(arg: &OsStr) -> bool {
+    match arg.as_bytes() {
+        b"--json" => true,
+        [b'-', flags @ ..] => {
+            flags.contains(&b'j') && flags.iter().all(|flag| b"jpv".contains(flag))
+        }
+        _ => false,
+    }
 }
 
 /// Escapes what the error repeats of the command line. Its usage and hints hold none of that but the hint to
@@ -56,5 +102,15 @@ mod tests {
     fn quotation_marks_alone_are_kept() {
         assert_eq!(escaped("'a\u{1b}[m'\n\"\u{e9}\\"), r#"'a\x1b[m'\n"\xc3\xa9\\"#);
         assert_eq!(escaped(""), "");
+    }
+
+    #[test]
+    fn what_asks_for_json() {
+        for arg in ["--json", "-j", "-jp", "-vpj"] {
+            assert!(is_json(OsStr::new(arg)), "{arg}");
+        }
+        for arg in ["json", "--json=yes", "-", "--", "-p", "-jx", "--hold"] {
+            assert!(!is_json(OsStr::new(arg)), "{arg}");
+        }
     }
 }

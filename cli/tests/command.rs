@@ -31,14 +31,16 @@ fn stderr(output: &Output) -> &str {
 fn help_names_every_subcommand() {
     let output = run(&["--help"]);
     assert_eq!(output.status.code(), Some(0));
-    for name in ["list", "show", "open", "check", "completions", "man", "Exit status"] {
+    for name in ["list", "show", "open", "check", "completions", "man", "Exit status:"] {
         assert!(stdout(&output).contains(name), "{name}");
     }
     assert_eq!(stdout(&output).contains("demo"), cfg!(feature = "demo"));
     for subcommand in ["list", "show", "open", "check"] {
         let output = run(&[subcommand, "--help"]);
         assert_eq!(output.status.code(), Some(0), "{subcommand}");
-        assert!(stdout(&output).contains("--json"), "{subcommand}");
+        for words in ["--json", "--pretty", "Exit status:", "\n  2  "] {
+            assert!(stdout(&output).contains(words), "{subcommand}: {words}");
+        }
     }
 }
 
@@ -55,8 +57,10 @@ fn wrong_usage_is_2() {
         &["show", "guid=12"],
         &["show", "uverbs=-1"],
         &["show", "name="],
-        &["open", "nme=rxe0", "--json"],
+        &["open", "nme=rxe0"],
         &["open", "=rxe0"],
+        &["show", "dev_t=231"],
+        &["list", "--pretty"],
         &["completions", "tcsh-but-not-quite"],
     ] {
         let output = run(args);
@@ -66,10 +70,61 @@ fn wrong_usage_is_2() {
 }
 
 #[test]
+fn wrong_usage_is_also_printed_as_json() {
+    for (args, words) in [
+        (&["open", "nme=rxe0", "--json"][..], "is not a key"),
+        (&["open", "nme=rxe0", "-j"], "is not a key"),
+        (&["show", "--json"], "required"),
+        (&["list", "--json", "--nothing"], "--nothing"),
+        (&["nothing", "--json"], "nothing"),
+        (&["open", "rxe0", "--hold", "no", "-jp"], "no"),
+    ] {
+        let output = run(args);
+        assert_eq!(output.status.code(), Some(2), "{args:?}");
+        let json: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let error = &json["error"];
+        assert_eq!(error["kind"], "Usage", "{args:?}");
+        let message = error["message"].as_str().expect("a message");
+        assert!(message.contains(words), "{args:?}: {message}");
+        assert_eq!(stderr(&output).lines().next(), Some(&*format!("error: {message}")), "{args:?}");
+    }
+    assert!(run(&["--help", "--json"]).stdout.starts_with(b"List"));
+}
+
+#[test]
+fn json_is_a_line_unless_it_is_to_be_pretty() {
+    for args in [&["check", "--json"][..], &["check", "-j"], &["show", "-j", "no such device"]] {
+        let output = run(args);
+        assert_eq!(stdout(&output).matches('\n').count(), 1, "{args:?}: {}", stdout(&output));
+    }
+    for args in [&["check", "-jp"][..], &["show", "--json", "--pretty", "no such device"]] {
+        let output = run(args);
+        assert!(stdout(&output).lines().count() > 3, "{args:?}: {}", stdout(&output));
+        let _: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    }
+}
+
+#[test]
+fn check_prints_one_line_beside_its_findings_and_all_with_verbose() {
+    let lines = |args: &[&str]| {
+        let output = run(args);
+        stdout(&output).lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let json: Value = serde_json::from_slice(&run(&["check", "--json"]).stdout).expect("JSON");
+    let count = |key: &str| json[key].as_array().expect("an array").len();
+    let short = lines(&["check"]);
+    assert_eq!(short.len(), count("findings") + 1, "{short:?}");
+    let last = short.last().expect("a line");
+    assert!(last.starts_with("ok") && last.contains("-v"), "{last}");
+    let full = lines(&["check", "-v"]);
+    assert_eq!(full.len(), count("findings") + count("info") + count("checked"), "{full:?}");
+}
+
+#[test]
 fn an_unknown_key_is_wrong_usage_that_names_the_known_ones() {
     let output = run(&["show", "ifindex=3"]);
     assert_eq!(output.status.code(), Some(2));
-    for word in ["ifindex", "name=", "uverbs=", "index=", "guid="] {
+    for word in ["ifindex", "name=", "uverbs=", "dev_t=", "index=", "guid="] {
         assert!(stderr(&output).contains(word), "{word}: {}", stderr(&output));
     }
     // Where it is the name, it is said to be.
@@ -113,7 +168,20 @@ fn no_argument_reaches_the_terminal_as_it_is() {
         &["man", "--dir", "/dev/null/x"],
     ];
     let prefixes = [
-        "", "-", "-v", "--", "--hold", "--hold=", "--json=", "name=", "index=", "guid=", "uverbs=",
+        "",
+        "-",
+        "-v",
+        "-j",
+        "--",
+        "--hold",
+        "--hold=",
+        "--json=",
+        "name=",
+        "index=",
+        "guid=",
+        "uverbs=",
+        "dev_t=",
+        "/dev/infiniband/",
         "x=",
     ];
     for hostile in [HOSTILE, &words] {
@@ -156,7 +224,7 @@ fn no_such_device_is_1_and_an_error_in_json() {
         assert_eq!(output.status.code(), Some(1), "{subcommand}");
         let json: Value = serde_json::from_slice(&output.stdout).expect("JSON");
         let error = json["error"].as_object().expect("an error");
-        for key in ["kind", "device", "step", "message", "errno"] {
+        for key in ["kind", "device", "step", "message", "cause", "errno"] {
             assert!(error.contains_key(key), "{key}");
         }
         let message = error["message"].as_str().expect("a message");
@@ -183,8 +251,8 @@ fn list_and_check_print_json_whatever_the_host() {
     let json: Value = serde_json::from_slice(&output.stdout).expect("JSON");
     assert!(json["checked"].is_array());
     let findings = json["findings"].as_array().expect("findings");
-    let is_wrong = findings.iter().any(|finding| finding["severity"] != "info");
-    assert_eq!(output.status.code(), Some(i32::from(is_wrong)));
+    assert!(json["info"].is_array());
+    assert_eq!(output.status.code(), Some(i32::from(!findings.is_empty())));
 }
 
 #[test]
@@ -221,10 +289,23 @@ fn completions_and_manual_pages() {
     assert!(stdout(&output).contains(".TH uverbs 1"));
 
     let dir = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("man");
+    let _ = std::fs::remove_dir_all(&dir);
+    let output = run(&["man", "--dir", dir.to_str().expect("a path")]);
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert!(stderr(&output).contains(dir.to_str().expect("a path")), "{}", stderr(&output));
+    assert!(!dir.exists(), "it was made");
+
+    std::fs::create_dir(&dir).expect("made");
     let output = run(&["man", "--dir", dir.to_str().expect("a path")]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-    for page in ["uverbs.1", "uverbs-list.1", "uverbs-open.1", "uverbs-check.1"] {
-        let text = std::fs::read_to_string(dir.join(page)).expect(page);
-        assert!(text.contains(".TH"), "{page}");
+    let main = std::fs::read_to_string(dir.join("uverbs.1")).expect("uverbs.1");
+    for name in ["list", "show", "open", "check", "completions", "man", "help"] {
+        let page = format!("uverbs-{name}");
+        let text = std::fs::read_to_string(dir.join(format!("{page}.1"))).expect(&page);
+        let title = format!(".TH {page} 1");
+        for words in [&*title, ".SH NAME", ".SH \"EXIT STATUS\"", ".SH \"SEE ALSO\"", "uverbs(1)"] {
+            assert!(text.contains(words), "{page}: {words}: {text}");
+        }
+        assert!(main.contains(&page.replace('-', "\\-")), "{page}: {main}");
     }
 }

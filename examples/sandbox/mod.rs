@@ -35,17 +35,13 @@ const RDMA_VERBS_IOCTL: u64 = 0xc018_1b01;
 /// Memory of its own, and no file or device.
 const MEMORY: u64 = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
 
-/// A thread's stack.
-const STACK: u64 = MEMORY | libc::MAP_STACK as u64;
-
-/// What `pthread_create(3)` of glibc asks `clone` for.
+/// The flags of the thread that proves.
 const THREAD: u64 = (libc::CLONE_VM
     | libc::CLONE_FS
     | libc::CLONE_FILES
     | libc::CLONE_SIGHAND
     | libc::CLONE_THREAD
     | libc::CLONE_SYSVSEM
-    | libc::CLONE_SETTLS
     | libc::CLONE_PARENT_SETTID
     | libc::CLONE_CHILD_CLEARTID) as u64;
 
@@ -69,16 +65,10 @@ pub(crate) const PROVE: &[Allowed] = &[
     only(libc::SYS_ioctl, 1, RDMA_VERBS_IOCTL), // commands to the device
     only(libc::SYS_fcntl, 1, libc::F_DUPFD_CLOEXEC as u64), // holds the descriptor that is proved
     any(libc::SYS_fstat),                       // the device number of the descriptor
-    any(libc::SYS_sendto),                      // asks on the netlink socket
-    any(libc::SYS_recvfrom),                    // takes the answers
-    any(libc::SYS_gettid),                      // the kernel lists threads by number
+    any(libc::SYS_sendto),                      // requests on the netlink socket
+    any(libc::SYS_recvfrom),                    // their answers
     only(libc::SYS_clone, 0, THREAD),           // the thread that proves, and no process
-    any(libc::SYS_clone3),                      // is answered by ENOSYS: its flags are in memory
-    only(libc::SYS_mmap, 3, STACK),             // that thread's stack
-    any(libc::SYS_mprotect),                    // and its guard page
-    any(libc::SYS_rseq),                        // a thread begins
-    any(libc::SYS_set_robust_list),             // a thread begins
-    any(libc::SYS_exit),                        // a thread ends
+    any(libc::SYS_exit),                        // that thread exits
 ];
 
 /// From here on the thread, and what it starts, may do what is on these lists.
@@ -94,14 +84,8 @@ pub(crate) fn lock_in(lists: &[&[Allowed]]) -> anyhow::Result<()> {
     }
     let refuse = SeccompAction::Errno(libc::EPERM.unsigned_abs());
     let arch = std::env::consts::ARCH.try_into()?;
-    // A filter of its own, whose answer is the stricter one: glibc then calls `clone`, whose flags are an argument.
-    let missing = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
-    let clone3 = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
-    let no_clone3 = SeccompFilter::new(clone3, SeccompAction::Allow, missing, arch)?;
     let filter = SeccompFilter::new(rules, refuse, SeccompAction::Allow, arch)?;
-    for filter in [no_clone3, filter] {
-        seccompiler::apply_filter(&BpfProgram::try_from(filter)?)?;
-    }
+    seccompiler::apply_filter(&BpfProgram::try_from(filter)?)?;
     Ok(())
 }
 

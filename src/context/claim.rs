@@ -1,4 +1,4 @@
-//! Passing a context on to another process: the descriptor, and beside it what its sender claims of it.
+//! Passing a context on to another process: the descriptor, and the sender's claim beside it.
 
 use std::fmt;
 use std::os::fd::OwnedFd;
@@ -11,11 +11,11 @@ use crate::ids::{DeviceNumber, DriverId, Guid};
 use crate::kernel::Handle;
 use crate::open;
 
-/// What a sender claims of the context that it passes on ([`Context::claim`]): the instance that it proved the
+/// A sender's description of the context that it passes on ([`Context::claim`]): the instance that it proved the
 /// descriptor to be on, and the numbers under which the kernel lists the context.
 ///
-/// It goes beside the descriptor, as [bytes](Self::to_bytes), and is believed as far as
-/// [`Context::from_fd`] states. It holds nothing secret.
+/// The sender sends it beside the descriptor, as [bytes](Self::to_bytes). [`Context::from_fd`] describes how far the
+/// receiver trusts it. It holds nothing secret.
 ///
 /// ```no_run
 /// use uverbs::{Context, ContextClaim};
@@ -61,11 +61,11 @@ use crate::open;
 pub struct ContextClaim {
     /// GUID of the node.
     pub node_guid: Guid,
-    /// Inode number of the uverbs directory, which no other device has until the next boot.
+    /// Inode number of the uverbs directory, which no other device gets until the next boot.
     pub ino: u64,
     /// Device number of the node.
     pub device_number: DeviceNumber,
-    /// The driver, which every command has to name.
+    /// The driver id, which every command carries.
     pub driver: DriverId,
     /// Index of the device in RDMA netlink.
     pub index: u32,
@@ -164,11 +164,10 @@ impl fmt::Display for ContextClaim {
 }
 
 impl Context {
-    /// What to send beside the descriptor, so that its receiver can check it with
-    /// [`from_fd`](Self::from_fd).
+    /// Makes the claim to send beside the descriptor. The receiver passes it to [`from_fd`](Self::from_fd).
     ///
     /// # Errors
-    /// `Removed` when the device is gone.
+    /// `Removed` if the device is gone.
     pub fn claim(&self) -> Result<ContextClaim> {
         let unproven = || Error::new(ErrorKind::Unproven, "the context was never listed");
         Ok(ContextClaim {
@@ -182,20 +181,20 @@ impl Context {
         })
     }
 
-    /// Takes over a context that another process opened, and passed on with `SCM_RIGHTS` (`unix(7)`) or over a
-    /// fork. The descriptor is proved to be bound to `device`, by the same proof as in
-    /// [`Device::verify`](Device::verify), and by what the kernel shows to this process alone.
+    /// Takes over a context that another process opened and passed on, with `SCM_RIGHTS` (`unix(7)`) or over a
+    /// fork. The same proof as in [`Device::verify`] shows that the descriptor is bound to `device`. It uses only
+    /// what the kernel shows to this process.
     ///
-    /// The claim proves nothing. It is compared with what is found, so that a mix-up of descriptors has a clear
-    /// error. Only [`completion_vectors`](Self::completion_vectors) is the sender's word: the kernel reports that
-    /// number to no other process than the one that allocates the context.
+    /// The claim proves nothing. It is compared with the facts found, so that a mix-up of descriptors has a clear
+    /// error. Only [`completion_vectors`](Self::completion_vectors) is taken from the claim, because the kernel
+    /// reports that number only to the process that allocates the context.
     ///
-    /// A sandboxed process needs what `verify` needs: `openat2` beneath its [`Host`](crate::Host)'s directories,
-    /// and the netlink socket.
+    /// A sandboxed process needs the same access as for `verify`: `openat2` beneath its [`Host`](crate::Host)'s
+    /// directories, and the netlink socket.
     ///
     /// # Errors
-    /// `Replaced` when the claim is about another instance than `device`; `NodeMismatch` when it names another
-    /// index or another context than the descriptor's; those of [`Device::verify`]. The descriptor is closed then.
+    /// `Replaced` if the claim is about another instance than `device`. `NodeMismatch` if it names another index or
+    /// another context than the descriptor's. The errors of [`Device::verify`]. The descriptor is closed then.
     pub fn from_fd(device: &Device, fd: OwnedFd, claim: &ContextClaim) -> Result<Self> {
         let compare = |what, kind, expected: u64, found: u64| {
             let (expected, found) = (Value::Number(expected), Value::Number(found));

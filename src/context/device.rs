@@ -1,4 +1,4 @@
-//! What a device reports of itself through a context.
+//! The attributes that a device reports through a context.
 
 use super::{CmdFd, device_object as object};
 use crate::error::{Error, ErrorKind, Result};
@@ -8,7 +8,7 @@ use crate::kernel::{Attr, AttrData};
 /// Length of `struct ib_uverbs_query_device_resp`.
 pub(crate) const QUERY_DEVICE_LEN: usize = 176;
 
-/// A number as it stands in an answer of the kernel.
+/// A number at its place in an answer of the kernel.
 trait Field: Sized {
     fn at(bytes: &[u8], place: usize) -> Self;
     fn number(&self) -> u64;
@@ -43,7 +43,7 @@ impl Field for Guid {
     }
 }
 
-/// A struct whose fields stand at fixed places of an answer.
+/// A struct whose fields are at fixed places of an answer.
 macro_rules! attributes {
     ($(#[$outer:meta])* $name:ident: $len:ident; $($(#[$doc:meta])* $field:ident: $type:ident at $place:literal;)*) => {
         $(#[$outer])*
@@ -59,8 +59,8 @@ macro_rules! attributes {
                 Self { $($field: Field::at(bytes, $place),)* }
             }
 
-            /// Every number under the name of its field, in the order of the struct; GUIDs as
-            /// numbers, too.
+            /// Every field's name and number, in the order of the struct. GUIDs are included, as
+            /// numbers.
             pub fn entries(&self) -> impl Iterator<Item = (&'static str, u64)> {
                 [$((stringify!($field), self.$field.number()),)*].into_iter()
             }
@@ -69,8 +69,8 @@ macro_rules! attributes {
 }
 
 attributes! {
-    /// What QUERY_DEVICE returns (`ibv_query_device(3)`, `struct ib_uverbs_query_device_resp`): for each
-    /// kind of resource the most that there can be.
+    /// The attributes that QUERY_DEVICE returns (`ibv_query_device(3)`, `struct ib_uverbs_query_device_resp`).
+    /// A field that is described by a kind of resource alone is the maximum number of them.
     ///
     /// ```no_run
     /// # fn main() -> uverbs::Result<()> {
@@ -94,7 +94,7 @@ attributes! {
     sys_image_guid: Guid at 16;
     /// Largest memory region, in bytes.
     max_mr_size: u64 at 24;
-    /// Page sizes that memory regions can have, a bit each.
+    /// Page sizes that memory regions can have: bit N stands for 2 to the power of N bytes.
     page_size_cap: u64 at 32;
     /// Vendor, as an IEEE OUI or a PCI id.
     vendor_id: u32 at 40;
@@ -105,13 +105,13 @@ attributes! {
     hardware_version: u32 at 48;
     /// Queue pairs.
     max_qp: u32 at 52;
-    /// Work requests waiting in a queue of a queue pair.
+    /// Outstanding work requests in a queue of a queue pair.
     max_qp_wr: u32 at 56;
     /// Capabilities (`enum ib_uverbs_device_cap_flags`).
     device_cap_flags: u32 at 60;
     /// Scatter/gather entries of a work request.
     max_sge: u32 at 64;
-    /// The same of an RDMA read.
+    /// Scatter/gather entries of an RDMA read.
     max_sge_rd: u32 at 68;
     /// Completion queues.
     max_cq: u32 at 72;
@@ -121,17 +121,17 @@ attributes! {
     max_mr: u32 at 80;
     /// Protection domains.
     max_pd: u32 at 84;
-    /// RDMA reads and atomics that a queue pair has under way as a target.
+    /// Outstanding RDMA reads and atomics of which a queue pair is the target.
     max_qp_rd_atom: u32 at 88;
-    /// The same of an end-to-end context.
+    /// Outstanding RDMA reads and atomics of which an end-to-end context is the target.
     max_ee_rd_atom: u32 at 92;
-    /// The same of the device.
+    /// Outstanding RDMA reads and atomics of which the device is the target.
     max_res_rd_atom: u32 at 96;
-    /// RDMA reads and atomics that a queue pair has under way as an initiator.
+    /// Outstanding RDMA reads and atomics that a queue pair initiates.
     max_qp_init_rd_atom: u32 at 100;
-    /// The same of an end-to-end context.
+    /// Outstanding RDMA reads and atomics that an end-to-end context initiates.
     max_ee_init_rd_atom: u32 at 104;
-    /// How atomic atomics are (`enum ib_atomic_cap`).
+    /// Level of atomicity of atomic operations (`enum ib_atomic_cap`).
     atomic_cap: u32 at 108;
     /// End-to-end contexts.
     max_ee: u32 at 112;
@@ -163,7 +163,7 @@ attributes! {
     max_srq_sge: u32 at 164;
     /// Partition keys.
     max_pkeys: u16 at 168;
-    /// How long the device takes to acknowledge: 4.096 us times two to the power of this.
+    /// Longest time to an acknowledgement: 4.096 us times two to the power of this.
     local_ca_ack_delay: u8 at 170;
     /// Number of ports.
     phys_port_count: u8 at 171;
@@ -171,39 +171,40 @@ attributes! {
 
 /// Length of `struct ib_uverbs_ex_query_device_resp`.
 const EX_QUERY_DEVICE_LEN: usize = 304;
-/// Offset of the length that the kernel has filled.
+/// Place of the number of bytes that the kernel has filled.
 const RESPONSE_LENGTH: usize = 180;
 
 attributes! {
-    /// What the extended QUERY_DEVICE returns (`ibv_query_device_ex(3)`, `struct
-    /// ib_uverbs_ex_query_device_resp`) beyond the plain one. What the kernel is too old to know is 0.
+    /// The attributes that the extended QUERY_DEVICE returns beyond those of the plain one
+    /// (`ibv_query_device_ex(3)`, `struct ib_uverbs_ex_query_device_resp`). A field that an older kernel does not
+    /// fill is 0.
     #[doc(alias = "ibv_device_attr_ex")]
     ExtendedAttributes: EX_QUERY_DEVICE_LEN;
     /// On-demand paging in general (`IBV_ODP_SUPPORT`, `IBV_ODP_SUPPORT_IMPLICIT`).
     odp_general_caps: u64 at 184;
-    /// On-demand paging of reliable connections, an operation each bit.
+    /// On-demand paging of reliable connections, one bit per operation.
     rc_odp_caps: u32 at 192;
-    /// The same of unreliable connections.
+    /// On-demand paging of unreliable connections, likewise.
     uc_odp_caps: u32 at 196;
-    /// The same of unreliable datagrams.
+    /// On-demand paging of unreliable datagrams, likewise.
     ud_odp_caps: u32 at 200;
-    /// The same of extended reliable connections.
+    /// On-demand paging of extended reliable connections, likewise.
     xrc_odp_caps: u32 at 296;
-    /// The bits of a completion's timestamp that count; 0 where there are no timestamps.
+    /// The valid bits of a completion's timestamp; 0 if there are no timestamps.
     completion_timestamp_mask: u64 at 208;
-    /// Frequency of the device's clock, in kHz; 0 where it has none.
+    /// Frequency of the device's clock, in kHz; 0 if it has no clock.
     hca_core_clock_khz: u64 at 216;
-    /// Capabilities, the ones of the plain QUERY_DEVICE included (`enum ib_uverbs_device_cap_flags`).
+    /// Capabilities, including those of the plain QUERY_DEVICE (`enum ib_uverbs_device_cap_flags`).
     device_cap_flags_ex: u64 at 224;
-    /// Kinds of queue pairs that can spread over receive queues, a bit each.
+    /// Types of queue pairs that support receive-side scaling (RSS), one bit per type.
     rss_supported_qpts: u32 at 232;
-    /// Indirection tables for that.
+    /// Indirection tables for receive-side scaling.
     max_rwq_indirection_tables: u32 at 236;
     /// Entries of such a table.
     max_rwq_indirection_table_size: u32 at 240;
     /// Receive work queues.
     max_wq_type_rq: u32 at 248;
-    /// Raw packets (`enum ib_uverbs_raw_packet_caps`).
+    /// Capabilities for raw packets (`enum ib_uverbs_raw_packet_caps`).
     raw_packet_caps: u32 at 252;
     /// Tag matching: largest header of a rendezvous request, in bytes.
     tm_max_rndv_hdr_size: u32 at 256;
@@ -211,13 +212,13 @@ attributes! {
     tm_max_num_tags: u32 at 260;
     /// Tag matching: flags.
     tm_flags: u32 at 264;
-    /// Tag matching: list operations under way.
+    /// Tag matching: outstanding list operations.
     tm_max_ops: u32 at 268;
     /// Tag matching: scatter/gather entries of an entry.
     tm_max_sge: u32 at 272;
-    /// Completions that one event may stand for.
+    /// Completions that one event may cover.
     max_cq_moderation_count: u16 at 280;
-    /// How long such an event may be put off, in microseconds.
+    /// Longest delay of such an event, in microseconds.
     max_cq_moderation_period: u16 at 282;
     /// Memory of the device itself, in bytes.
     max_device_memory: u64 at 288;

@@ -1,4 +1,4 @@
-//! Async events: what the kernel reports of a context's device without a request.
+//! Async events of a context's device, which the kernel reports on its own.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ mod stream;
 #[cfg(feature = "tokio")]
 pub use stream::AsyncEventStream;
 
-/// `UVERBS_OBJECT_ASYNC_EVENT`, its method ALLOC, and the attribute that returns the descriptor
+/// `UVERBS_OBJECT_ASYNC_EVENT`, its method ALLOC, and the attribute in which ALLOC returns the descriptor
 /// (`rdma/ib_user_ioctl_cmds.h`).
 pub(super) const ALLOC: (u16, u16) = (16, 0);
 pub(super) const FD_HANDLE: u16 = 0;
@@ -70,8 +70,8 @@ impl AsyncEventKind {
 pub struct AsyncEvent {
     /// What happened.
     pub kind: AsyncEventKind,
-    /// What it happened to: a port's number; the user handle that a completion queue, queue pair, work
-    /// queue or shared receive queue was made with; 0 where it is the device.
+    /// The object of the event: a port's number; the user handle with which a completion queue, queue pair, work
+    /// queue or shared receive queue was made; 0 for the device.
     pub element: u64,
 }
 
@@ -79,7 +79,7 @@ pub struct AsyncEvent {
 const EVENT_LEN: usize = 16;
 
 impl AsyncEvent {
-    /// The port it is about, counted from 1; none of an event that is not about a port.
+    /// The port of the event, counted from 1. None if the event is not about a port.
     pub fn port(&self) -> Option<u8> {
         u8::try_from(self.element).ok().filter(|_| self.kind.is_of_port())
     }
@@ -93,18 +93,18 @@ impl AsyncEvent {
     }
 }
 
-/// The async events of a context, as they come, from when this was made.
+/// A stream of a context's async events, from when the stream was made.
 ///
 /// Its descriptor is its own and non-blocking: it is readable when there is an event, for `poll(2)` and the
 /// like. [`DEVICE_FATAL`](AsyncEventKind::DEVICE_FATAL) is the last event: nothing comes after it, and the
 /// kernel reports no end of file (`uverbs_async_event_destroy_uobj`,
 /// `drivers/infiniband/core/uverbs_std_types_async_fd.c`), so it ends the stream here.
 ///
-/// That event is a hint and no proof: the kernel drops it when it has no memory, and drivers raise it for
-/// hardware that failed and stays. Drivers that do not disassociate (efa, qedr, cxgb4, mthca, ocrdma, usnic,
-/// vmw_pvrdma, siw, hfi1, qib, rxe up to Linux 7.2) never send it when the device is removed: call
-/// [`Context::is_device_present`](crate::Context::is_device_present) for those. With such a driver the
-/// removal waits until the context *and* this are dropped.
+/// That event is a hint, not a proof: the kernel drops it when it has no memory, and drivers raise it for
+/// hardware that failed but is still there. Drivers that do not disassociate (efa, qedr, cxgb4, mthca, ocrdma,
+/// usnic, vmw_pvrdma, siw, hfi1, qib, rxe up to Linux 7.2) never send it when the device is removed; call
+/// [`Context::is_device_present`](crate::Context::is_device_present) instead. With such a driver the removal
+/// waits until the context *and* this stream are dropped.
 ///
 /// ```no_run
 /// use std::time::Duration;
@@ -150,7 +150,7 @@ impl CmdFd {
 }
 
 impl AsyncEvents<'_> {
-    /// The next event, if there is one by now; none when there is none yet, or the stream has
+    /// Returns the next event, without waiting. None if there is no event yet, or if the stream has
     /// [ended](Self::has_ended).
     ///
     /// # Errors
@@ -171,7 +171,7 @@ impl AsyncEvents<'_> {
         let event = match read {
             Ok(EVENT_LEN) => AsyncEvent::parse(&bytes),
             Err(Errno::AGAIN) => return Ok(None),
-            // Linux before 5.10 ends the stream so.
+            // Linux before 5.10 ends the stream this way.
             Ok(0) | Err(Errno::IO) => {
                 self.ended = true;
                 return Ok(None);
@@ -186,14 +186,14 @@ impl AsyncEvents<'_> {
         Ok(Some(event))
     }
 
-    /// Waits for the next event, at most for `timeout`; without one for as long as it takes. Returns none
-    /// when the time is over, or the stream has [ended](Self::has_ended). An event that is there already is
-    /// returned whatever the timeout.
+    /// Waits for the next event, for at most `timeout`, or without limit if that is None. Returns None if the time is
+    /// over, or if the stream has [ended](Self::has_ended). An event that is there already is returned whatever the
+    /// timeout.
     ///
     /// # Errors
     /// As [`try_next`](Self::try_next).
     pub fn wait(&mut self, timeout: Option<Duration>) -> Result<Option<AsyncEvent>> {
-        // A deadline that the clock cannot hold is none.
+        // A deadline that the clock cannot hold counts as no deadline.
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let mut is_polled = false;
         loop {
@@ -217,7 +217,7 @@ impl AsyncEvents<'_> {
         }
     }
 
-    /// Whether there will be no more events: the device is fatally broken or gone.
+    /// Whether the stream has ended: the device is fatally broken or gone, and no more events come.
     pub fn has_ended(&self) -> bool {
         self.ended
     }

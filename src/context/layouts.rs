@@ -1,5 +1,5 @@
-//! Numbers and layouts as the kernel's headers have them (package `linux-libc-dev`), told by the C compiler
-//! that links Rust programs, too.
+//! Compares numbers and layouts with the kernel's headers (package `linux-libc-dev`), as compiled by the C compiler
+//! that also links Rust programs.
 
 use std::io::Write as _;
 use std::process::{Command, Stdio};
@@ -43,7 +43,7 @@ const INCLUDES: &str = "
 
 const MISSING: &str = "cc, with the headers of linux-libc-dev";
 
-/// Runs the C compiler on a source.
+/// Compiles a source with the C compiler.
 fn cc(args: &[&str], source: &str) -> Vec<u8> {
     let mut cc = Command::new("cc");
     let cc = cc.args(args).args(["-x", "c", "-"]).stdin(Stdio::piped()).stdout(Stdio::piped());
@@ -54,7 +54,7 @@ fn cc(args: &[&str], source: &str) -> Vec<u8> {
     output.stdout
 }
 
-/// What a C program prints whose `main` has this body: its lines.
+/// Runs a C program whose `main` has this body, and returns the lines that it prints.
 fn c(body: &str) -> Vec<String> {
     // In the directory of this test's own program, which nobody else writes to.
     let tests = std::env::current_exe().expect("a test");
@@ -64,7 +64,7 @@ fn c(body: &str) -> Vec<String> {
     let program = program.to_str().expect("a path");
     cc(&["-o", program], &format!("{INCLUDES}\nint main(void) {{\n{body}\nreturn 0;\n}}\n"));
     let output = Command::new(program).output().expect("run");
-    #[allow(clippy::disallowed_methods)] // what was just made
+    #[allow(clippy::disallowed_methods)] // the program that was just compiled
     std::fs::remove_file(program).expect("removed");
     assert!(output.status.success());
     let text = String::from_utf8(output.stdout).expect("of ASCII");
@@ -177,7 +177,7 @@ fn counted(kind: &str, fields: &str) -> String {
 
 #[test]
 fn every_field_of_an_answer_is_where_the_headers_have_it() {
-    // In the order of our fields.
+    // In the order of the Rust fields.
     let device = counted(
         "ib_uverbs_query_device_resp",
         "fw_ver node_guid sys_image_guid max_mr_size page_size_cap vendor_id vendor_part_id hw_ver max_qp \
@@ -204,7 +204,7 @@ fn every_field_of_an_answer_is_where_the_headers_have_it() {
          legacy_resp.lmc legacy_resp.sm_lid legacy_resp.sm_sl legacy_resp.max_vl_num \
          legacy_resp.subnet_timeout legacy_resp.init_type_reply",
     );
-    // Headers before 6.7 have it reserved.
+    // Headers before 6.7 reserve this field.
     let newer = cc(&["-E"], "#include <rdma/ib_user_ioctl_verbs.h>\n");
     if newer.windows(15).any(|word| word == b"active_speed_ex") {
         let port =
@@ -284,7 +284,7 @@ fn drivers_have_the_numbers_of_the_header() {
     let body = text.split_once("enum rdma_driver_id {").expect(MISSING).1;
     let names = body.split_once('}').expect("its end").0.split(',');
     let names = names.filter_map(|name| name.split('=').next()).map(str::trim);
-    // The former name of irdma stands there, too.
+    // The header also has the former name of irdma.
     let names: Vec<_> =
         names.filter(|name| !name.is_empty() && *name != "RDMA_DRIVER_I40IW").collect();
     let print = |name: &&str| format!("printf(\"%d\\n\", {name});");

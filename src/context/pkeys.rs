@@ -1,4 +1,4 @@
-//! Partition keys, for which the kernel has no command: they are read in sysfs.
+//! Partition keys. The kernel has no command for them, so they are read in sysfs.
 
 use std::ffi::CString;
 
@@ -31,8 +31,8 @@ impl CmdFd {
         read().map_err(|error: Error| record.explain(error))
     }
 
-    /// The directory of the RDMA device, which stands beside that of its uverbs device, under the name of
-    /// the moment; only if its GUID is the one that the descriptor tells.
+    /// Opens the directory of the RDMA device, beside that of its uverbs device, under its current name. Fails unless
+    /// its GUID is the one that the descriptor reports.
     fn open_directory(&self, record: &Record, name: &Name) -> Result<Handle> {
         const CLASS: &str = "infiniband_verbs/uverbs";
         let (kernel, sys) = (self.kernel(), record.host.sys());
@@ -49,7 +49,7 @@ impl CmdFd {
         Err(Error::differs(ErrorKind::Unstable, "node GUID, in sysfs", expected, found))
     }
 
-    /// After reading: the pinned device is alive and still of that name.
+    /// Checks, after reading, that the pinned device is alive and still has that name.
     fn require_same(&self, pin: &Pin, name: &Name) -> Result<()> {
         pin.read_device_number()?;
         let found = pin.read_name()?;
@@ -61,7 +61,7 @@ impl CmdFd {
     }
 }
 
-/// A name is one component of the path. Others lead to another device's directory.
+/// A name has to be one component of the path. Other names lead to another device's directory.
 fn require_component(name: &Name) -> Result<()> {
     if !matches!(name.as_bytes(), b"." | b"..") && !name.as_bytes().contains(&b'/') {
         return Ok(());

@@ -110,16 +110,16 @@ pub struct PortAttributes {
     pub link_layer: LinkLayer,
     /// Largest payload that the port can carry.
     pub max_mtu: Mtu,
-    /// Largest payload that it carries now.
+    /// Largest payload that is in use.
     pub active_mtu: Mtu,
-    /// Lanes in use.
+    /// Number of lanes in use.
     pub active_width: LinkWidth,
     /// Speed of one lane. Linux before 6.7 reports NDR for what is faster.
     pub active_speed: LinkSpeed,
-    /// Length of the GID table.
+    /// Length of the GID table, in entries.
     #[doc(alias = "gid_tbl_len")]
     pub gid_table_len: u32,
-    /// Length of the partition key table.
+    /// Length of the partition key table, in entries.
     #[doc(alias = "pkey_tbl_len")]
     pub pkey_table_len: u16,
     /// Capabilities (`enum ib_uverbs_query_port_cap_flags`).
@@ -132,29 +132,29 @@ pub struct PortAttributes {
     /// Largest message, in bytes.
     #[doc(alias = "max_msg_sz")]
     pub max_message_size: u32,
-    /// Packets with a wrong partition key.
+    /// Number of packets with a wrong partition key.
     pub bad_pkey_count: u32,
-    /// Packets with a wrong queue key.
+    /// Number of packets with a wrong queue key.
     pub qkey_violation_count: u32,
     /// Local identifier; 0 on Ethernet.
     pub lid: u16,
-    /// How many of its low bits are free (`lmc`).
+    /// Number of low bits of the LID that are free (`lmc`).
     #[doc(alias = "lmc")]
     pub lid_mask_count: u8,
     /// Local identifier of the subnet manager.
     pub sm_lid: u16,
     /// Service level of the subnet manager.
     pub sm_service_level: u8,
-    /// Virtual lanes, as encoded in PortInfo.
+    /// Number of virtual lanes, as encoded in PortInfo.
     pub max_vl_count: u8,
-    /// Time that the subnet needs at most: 4.096 us times two to the power of this.
+    /// Longest time that the subnet needs: 4.096 us times two to the power of this.
     pub subnet_timeout: u8,
-    /// The subnet manager's reply to the requested type of initialisation.
+    /// The subnet manager's reply to the requested type of initialisation (`InitTypeReply` of PortInfo).
     pub init_type_reply: u8,
 }
 
 /// Length of `struct ib_uverbs_query_port_resp_ex`.
-const QUERY_PORT_LEN: usize = 48;
+pub(super) const QUERY_PORT_LEN: usize = 48;
 
 impl PortAttributes {
     /// The rate of the link: the speed of one lane times the number of lanes. None where this version knows no name
@@ -244,19 +244,19 @@ impl fmt::Debug for Gid {
 pub struct GidEntry {
     /// The GID.
     pub gid: Gid,
-    /// Its place in the port's table.
+    /// Its index in the port's table, from 0.
     pub index: u32,
     /// The port, counted from 1.
     pub port: u32,
-    /// What it is for.
+    /// The protocol that it is for.
     pub kind: GidType,
-    /// Interface index of its network device, in the namespace that asks; none without one.
+    /// Interface index of its network device, in the caller's network namespace. None if it has no network device.
     pub netdev_index: Option<u32>,
 }
 
 /// Length of `struct ib_uverbs_gid_entry`.
 const GID_ENTRY_LEN: usize = 32;
-/// So many entries fit in an output, whose length has 16 bits.
+/// The number of entries that fit in an output, whose length has 16 bits.
 const MAX_GID_ENTRIES: usize = u16::MAX as usize / GID_ENTRY_LEN;
 
 impl GidEntry {
@@ -291,7 +291,7 @@ impl CmdFd {
     }
 
     pub(super) fn query_gids(&self) -> Result<Vec<GidEntry>> {
-        // The kernel refuses a buffer that does not hold all, and there is no asking how many there are.
+        // The kernel refuses a buffer that is too short for all entries, and no command returns their number.
         let mut entries = vec![0; MAX_GID_ENTRIES * GID_ENTRY_LEN];
         let (mut count, len) = ([0; 8], entries.len() as u16);
         let attrs = &mut [

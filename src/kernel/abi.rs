@@ -1,11 +1,10 @@
 //! What has to be handed to the kernel as raw memory: the one place of the library with `unsafe`.
 #![allow(unsafe_code)]
 
-use std::ffi::{CStr, c_void};
-use std::marker::PhantomData;
-use std::mem::MaybeUninit;
+mod thread;
+
+use std::ffi::CStr;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use openat2::{OpenHow, ResolveFlags, openat2_cstr};
 use rustix::ioctl::{Opcode, Updater, opcode};
@@ -17,6 +16,11 @@ use tokio::io::{Interest, unix::AsyncFd};
 use crate::context::AsyncEvents;
 
 use super::{AttrData, Errno, Handle, OFlags, Resolve, Sys, VerbsCall};
+
+#[cfg(feature = "sim")]
+pub(super) use thread::on_library_thread;
+pub(super) use thread::on_new_thread;
+pub(crate) use thread::{Uncancelled, Undisturbed};
 
 /// `openat2(2)` beneath a directory descriptor.
 pub(super) fn openat2(
@@ -35,131 +39,6 @@ pub(super) fn openat2(
         // SAFETY: the call has just made this descriptor, and nothing else knows its number.
         Ok(fd) => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
         Err(error) => Err(Errno::from_io_error(&error).unwrap_or(Errno::IO)),
-    }
-}
-
-/// While this exists the calling thread runs no signal handler
-/// ([`Kernel::undisturbed`](super::Kernel::undisturbed)).
-pub(crate) struct Undisturbed {
-    /// The mask that was there before.
-    before: libc::sigset_t,
-    /// It is of the thread that made it.
-    _not_send: PhantomData<*const ()>,
-}
-
-impl Undisturbed {
-    pub(super) fn begin() -> Sys<Self> {
-        let (mut all, mut before) = (MaybeUninit::uninit(), MaybeUninit::uninit());
-        // SAFETY: it writes the set that it is given.
-        unsafe { libc::sigfillset(all.as_mut_ptr()) };
-        // SAFETY: it was written, as `sigfillset` fails for no set.
-        let all: libc::sigset_t = unsafe { all.assume_init() };
-        // SAFETY: both point to sets, of which the first is initialised and the second is written.
-        let failed =
-            unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const all, before.as_mut_ptr()) };
-        if failed != 0 {
-            return Err(Errno::from_raw_os_error(failed));
-        }
-        // SAFETY: the call has succeeded, so it has written the mask before.
-        let before = unsafe { before.assume_init() };
-        Ok(Self { before, _not_send: PhantomData })
-    }
-}
-
-impl Drop for Undisturbed {
-    fn drop(&mut self) {
-        // SAFETY: the set is initialised; where the one before it should go is left out.
-        unsafe {
-            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.before, std::ptr::null_mut())
-        };
-    }
-}
-
-/// `PTHREAD_CANCEL_DISABLE` (`pthread.h` of glibc and musl).
-const CANCEL_DISABLE: libc::c_int = 1;
-
-unsafe extern "C" {
-    /// `pthread_setcancelstate(3)`.
-    safe fn pthread_setcancelstate(
-        state: libc::c_int,
-        before: Option<&mut libc::c_int>,
-    ) -> libc::c_int;
-}
-
-/// While this exists the calling thread is not cancelled (`pthread_cancel(3)`), so that what it holds is closed.
-pub(crate) struct Uncancelled(libc::c_int, PhantomData<*const ()>);
-
-impl Uncancelled {
-    pub(crate) fn begin() -> Self {
-        let mut before = 0;
-        pthread_setcancelstate(CANCEL_DISABLE, Some(&mut before));
-        Self(before, PhantomData)
-    }
-}
-
-impl Drop for Uncancelled {
-    fn drop(&mut self) {
-        let mut now = 0;
-        pthread_setcancelstate(self.0, Some(&mut now));
-    }
-}
-
-/// Room for what runs there, which calls the kernel and keeps its buffers on the heap, and for the program's
-/// thread-local variables.
-const STACK: usize = 256 << 10;
-
-/// Runs something on a thread that was made for it, and waits for it. By the C library and not by std, whose
-/// threads allocate a signal stack when they start, and abort the process where that cannot be had.
-pub(super) fn on_new_thread<T: Send, F: FnMut() -> T + Send>(run: &mut F) -> Sys<T> {
-    struct Job<'a, T, F> {
-        run: &'a mut F,
-        result: Option<std::thread::Result<T>>,
-    }
-    extern "C" fn start<T, F: FnMut() -> T>(job: *mut c_void) -> *mut c_void {
-        // SAFETY: it is the job below, which waits for this thread and does not touch it before.
-        let job = unsafe { &mut *job.cast::<Job<'_, T, F>>() };
-        job.result = Some(catch_unwind(AssertUnwindSafe(|| (job.run)())));
-        std::ptr::null_mut()
-    }
-    let mut job: Job<'_, T, F> = Job { run, result: None };
-    let mut attributes = MaybeUninit::uninit();
-    // SAFETY: it initialises the attributes.
-    let failed = unsafe { libc::pthread_attr_init(attributes.as_mut_ptr()) };
-    if failed != 0 {
-        return Err(Errno::from_raw_os_error(failed));
-    }
-    // SAFETY: the attributes are initialised. A size that is too small is refused, and leaves the default.
-    unsafe { libc::pthread_attr_setstacksize(attributes.as_mut_ptr(), STACK) };
-    let mut thread = MaybeUninit::uninit();
-    let mut create = |attributes| {
-        // SAFETY: the attributes are initialised or none, and the job outlives the thread, which is joined below.
-        unsafe {
-            libc::pthread_create(
-                thread.as_mut_ptr(),
-                attributes,
-                start::<T, F>,
-                (&raw mut job).cast(),
-            )
-        }
-    };
-    let mut failed = create(attributes.as_ptr());
-    if failed == libc::EINVAL {
-        // The program's thread-local variables alone are larger than that.
-        failed = create(std::ptr::null());
-    }
-    // SAFETY: the attributes are initialised and not used again.
-    unsafe { libc::pthread_attr_destroy(attributes.as_mut_ptr()) };
-    if failed != 0 {
-        return Err(Errno::from_raw_os_error(failed));
-    }
-    // SAFETY: the thread was created.
-    let thread = unsafe { thread.assume_init() };
-    // SAFETY: the thread is joinable, and nobody else knows it. (A join fails for no such thread.)
-    unsafe { libc::pthread_join(thread, std::ptr::null_mut()) };
-    match job.result {
-        Some(Ok(result)) => Ok(result),
-        Some(Err(panic)) => resume_unwind(panic),
-        None => Err(Errno::AGAIN),
     }
 }
 
@@ -287,36 +166,4 @@ pub(crate) fn layout() -> Vec<(&'static str, u64)> {
     ];
     let places = places.map(|(name, place)| (name, place as u64));
     places.into_iter().chain([("RDMA_VERBS_IOCTL", opcode)]).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-
-    use super::*;
-
-    static HANDLED: AtomicUsize = AtomicUsize::new(0);
-
-    extern "C" fn handle(_signal: libc::c_int) {
-        HANDLED.fetch_add(1, Relaxed);
-    }
-
-    #[test]
-    fn signal_handlers_wait_until_the_guard_is_dropped() {
-        // SAFETY: the handler only counts, and nothing else here uses the signal.
-        unsafe { libc::signal(libc::SIGUSR1, handle as *const () as libc::sighandler_t) };
-        let raise = || {
-            // SAFETY: it sends a signal to this thread, which has a handler.
-            unsafe { libc::raise(libc::SIGUSR1) };
-            HANDLED.load(Relaxed)
-        };
-        let outer = Undisturbed::begin().expect("masked");
-        let inner = Undisturbed::begin().expect("masked");
-        assert_eq!(raise(), 0);
-        drop(inner);
-        assert_eq!(raise(), 0, "the outer one is still there");
-        drop(outer);
-        assert_eq!(HANDLED.load(Relaxed), 1, "both were pending as one");
-        assert_eq!(raise(), 2);
-    }
 }

@@ -64,17 +64,54 @@ const HEADER: usize = 16;
 /// The bits of an attribute's type that are no flags (`NLA_TYPE_MASK`).
 const NLA_TYPE_MASK: u16 = 0x3fff;
 
-/// A message that is being written; both requests and the simulated kernel's answers.
+/// The longest request: of one device, by the kind of a character device or by a number.
+const REQUEST_MAX: usize = 64;
+
+/// A request that is being written, without memory of its own: a bare thread may not allocate.
+#[derive(Debug)]
+pub(crate) struct Request {
+    pub(crate) command: Command,
+    /// It requests a list.
+    pub(crate) is_dump: bool,
+    bytes: [u8; REQUEST_MAX],
+    len: usize,
+}
+
+impl Request {
+    pub(crate) fn new(command: Command, is_dump: bool, seq: u32) -> Self {
+        let flags = NLM_F_REQUEST | if is_dump { NLM_F_DUMP } else { 0 };
+        let mut request = Self { command, is_dump, bytes: [0; REQUEST_MAX], len: HEADER };
+        request.bytes[4..6].copy_from_slice(&command.message_type().to_ne_bytes());
+        request.bytes[6..8].copy_from_slice(&flags.to_ne_bytes());
+        request.bytes[8..12].copy_from_slice(&seq.to_ne_bytes());
+        request
+    }
+
+    /// One attribute, padded to four bytes.
+    pub(crate) fn attr(mut self, kind: u16, value: &[u8]) -> Self {
+        let len = value.len() + 4;
+        let attribute = &mut self.bytes[self.len..];
+        attribute[..2].copy_from_slice(&(len as u16).to_ne_bytes());
+        attribute[2..4].copy_from_slice(&kind.to_ne_bytes());
+        attribute[4..len].copy_from_slice(value);
+        self.len += len.next_multiple_of(4);
+        self
+    }
+
+    /// The finished message.
+    pub(crate) fn finish(&mut self) -> &[u8] {
+        self.bytes[..4].copy_from_slice(&(self.len as u32).to_ne_bytes());
+        &self.bytes[..self.len]
+    }
+}
+
+/// An answer that is being written.
+#[cfg(any(test, feature = "sim"))]
 #[derive(Debug)]
 pub(crate) struct Writer(Vec<u8>);
 
+#[cfg(any(test, feature = "sim"))]
 impl Writer {
-    /// A request, as a dump or not.
-    pub(crate) fn request(command: Command, dump: bool, seq: u32) -> Self {
-        let flags = NLM_F_REQUEST | if dump { NLM_F_DUMP } else { 0 };
-        Self::message(command.message_type(), flags, seq)
-    }
-
     /// A message with an empty body.
     pub(crate) fn message(kind: u16, flags: u16, seq: u32) -> Self {
         let mut bytes = Vec::with_capacity(64);
@@ -96,7 +133,6 @@ impl Writer {
     }
 
     /// Bytes with no attribute around them: the errno of an answer.
-    #[cfg(any(test, feature = "sim"))]
     pub(crate) fn raw(mut self, value: &[u8]) -> Self {
         self.0.extend_from_slice(value);
         self

@@ -291,15 +291,15 @@ impl Machine {
 
     /// A thread of this process, on which the library runs something. When it is through, the thread has
     /// exited.
-    pub(crate) fn on_new_thread<T: Send>(&self, run: &mut (impl FnMut() -> T + Send)) -> Sys<T> {
+    pub(crate) fn on_new_thread<T: Send>(&self, run: &mut (impl FnMut(u32) -> T + Send)) -> Sys<T> {
         let act = |world: &mut World, _| world.settings.no_threads.map_or(Ok(()), Err);
         self.enter(
             CallKind::Thread,
             |_| "new".into(),
             |world, verdict| act(world, verdict).map_err(world::errno),
         )?;
-        super::abi::on_new_thread(&mut || {
-            let result = run();
+        super::abi::on_library_thread(&mut || {
+            let result = run(self.gettid());
             self.with(|world| world.thread_exits(super::linux::gettid()));
             result
         })

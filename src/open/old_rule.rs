@@ -12,12 +12,18 @@ use crate::context::CmdFd;
 use crate::device::Record;
 use crate::error::{Error, ErrorKind, Result};
 use crate::evidence::{Evidence, Step, Value};
-use crate::kernel::rdma::{Resource, ResourceEntry};
+use crate::kernel::rdma::Resource;
 use crate::leave_out;
-use crate::netlink::{Listing, Socket};
+use crate::netlink::Socket;
+
+/// What a list shows of one thread's contexts.
+pub(super) struct List {
+    numbers: Vec<u32>,
+    in_one_message: bool,
+}
 
 /// The list before anything is opened, where that rule is to hold.
-pub(super) fn list_before(record: &Record, socket: &Socket, index: u32) -> Result<Option<Listing>> {
+pub(super) fn list_before(record: &Record, socket: &Socket, index: u32) -> Result<Option<List>> {
     let thread = record.host.kernel().gettid();
     leave_out::is_old_rule().then(|| list(socket, index, thread)).transpose()
 }
@@ -29,19 +35,21 @@ pub(super) fn allocate_and_prove(
     cmd: &CmdFd,
     prepared: &Prepared,
     target: &Target,
-    before: &Listing,
+    before: &List,
     evidence: &mut Evidence,
 ) -> Result<Proof> {
-    let kernel = record.host.kernel();
     if before.in_one_message {
         allocate(cmd, prepared)?;
-        return prove(record, pin, cmd, target, &numbers(before), evidence);
+        return prove(record, pin, cmd, target, &before.numbers, evidence);
     }
-    let proved = kernel.on_new_thread(&mut || {
+    let kernel = record.host.kernel();
+    let undisturbed = kernel.undisturbed().map_err(|errno| Error::call("rt_sigprocmask", errno))?;
+    // It allocates there, which the allocator of the lab and of the tests can do.
+    let mut run = |_| {
         allocate(cmd, prepared)?;
         prove(record, pin, cmd, target, &[], evidence)
-    });
-    proved.map_err(|errno| Error::call("clone", errno))?
+    };
+    kernel.on_new_thread(&mut run, &undisturbed).map_err(|errno| Error::call("clone", errno))?
 }
 
 fn prove(
@@ -57,7 +65,7 @@ fn prove(
     let (mut new, mut empty) = (Vec::new(), 0);
     for _ in 0..8 {
         let now = list(&target.socket, target.index, thread)?;
-        new = numbers(&now);
+        new = now.numbers;
         new.retain(|number| !before.contains(number));
         empty += usize::from(new.is_empty() && now.in_one_message);
         if !new.is_empty() || empty == 2 {
@@ -72,17 +80,20 @@ fn prove(
     Ok(Proof::Proven(Proven::by_old_rule()))
 }
 
-fn list(socket: &Socket, index: u32, thread: u32) -> Result<Listing> {
-    let is_ours = |entry: &ResourceEntry| entry.thread == Some(thread);
+fn list(socket: &Socket, index: u32, thread: u32) -> Result<List> {
     let list = || {
-        let listing = socket.resources(Resource::Context, index, is_ours)?;
-        listing.ok_or_else(|| Error::new(ErrorKind::Unproven, "no list of contexts"))
+        let mut numbers = Vec::new();
+        let listing = socket.list(Resource::Context, index, |entry| {
+            if entry.thread == Some(thread) {
+                numbers.push(entry.number);
+            }
+            false
+        });
+        let listing = listing.map_err(|fault| fault.error(Resource::Context.command()))?;
+        let none = || Error::new(ErrorKind::Unproven, "no list of contexts");
+        Ok(List { numbers, in_one_message: listing.ok_or_else(none)?.in_one_message })
     };
-    let first = list()?;
+    let first: List = list()?;
     // The first one has made the buffer longer, and with it the messages of the next.
     if first.in_one_message { Ok(first) } else { list() }
-}
-
-fn numbers(listing: &Listing) -> Vec<u32> {
-    listing.entries.iter().map(|entry| entry.number).collect()
 }

@@ -1,15 +1,14 @@
 //! A protection domain that lives for a moment: something that can be allocated through any descriptor
 //! that has a context, and that the kernel lists with the thread that allocated it.
 
-use crate::context::{CmdFd, command, device_object as object};
-use crate::error::Result;
-use crate::kernel::{Attr, AttrData};
+use crate::context::{CmdFd, device_object as object, invoke};
+use crate::kernel::{Attr, AttrData, Sys};
 
 /// What stands for a handle before the kernel has written one. Handles count from 0
 /// (`rdma_alloc_begin_uobject`, `drivers/infiniband/core/rdma_core.c`).
 const NO_HANDLE: u32 = u32::MAX;
 
-/// A protection domain of a descriptor's context. Dropping it frees it.
+/// A protection domain of a descriptor's context. Dropping it frees it. Nothing here allocates memory.
 pub(super) struct Pd<'a> {
     cmd: &'a CmdFd,
     handle: u32,
@@ -19,7 +18,7 @@ pub(super) struct Pd<'a> {
 impl<'a> Pd<'a> {
     /// Allocates one (`ib_uverbs_alloc_pd`, `drivers/infiniband/core/uverbs_cmd.c`). The errno of a failure
     /// proves nothing: drivers report limits of theirs by EINVAL, EOVERFLOW and others.
-    pub(super) fn allocate(cmd: &'a CmdFd) -> Result<Self> {
+    pub(super) fn allocate(cmd: &'a CmdFd) -> Sys<Self> {
         let mut response = NO_HANDLE.to_ne_bytes();
         let mut room = [0; crate::context::OUTPUT_ROOM];
         let len = room.len() as u16;
@@ -31,7 +30,7 @@ impl<'a> Pd<'a> {
             // Some drivers write a response of theirs, whatever length they are given.
             Attr { id: object::UHW_OUT, data: AttrData::Out { buffer: &mut room, len } },
         ];
-        let allocated = invoke_write(cmd, "ALLOC_PD", attrs);
+        let allocated = invoke_write(cmd, attrs);
         let handle = u32::from_ne_bytes(response);
         // Where copying the answer failed half-way, the domain may exist all the same.
         let pd = Self { cmd, handle, is_live: allocated.is_ok() || handle != NO_HANDLE };
@@ -39,19 +38,19 @@ impl<'a> Pd<'a> {
     }
 
     /// Frees it. Where that fails, it fails twice; the domain then lives as long as the context.
-    pub(super) fn free(mut self) -> Result<()> {
+    pub(super) fn free(mut self) -> Sys<()> {
         let freed = self.deallocate().or_else(|_| self.deallocate());
         self.is_live = false;
         freed
     }
 
-    fn deallocate(&self) -> Result<()> {
+    fn deallocate(&self) -> Sys<()> {
         let handle = self.handle.to_ne_bytes();
         let attrs = &mut [
             Attr { id: object::CORE_IN, data: AttrData::In(&handle) },
             Attr { id: object::WRITE_CMD, data: AttrData::Const(object::DEALLOC_PD) },
         ];
-        invoke_write(self.cmd, "DEALLOC_PD", attrs)
+        invoke_write(self.cmd, attrs)
     }
 }
 
@@ -63,7 +62,7 @@ impl Drop for Pd<'_> {
     }
 }
 
-fn invoke_write<'a>(cmd: &CmdFd, name: &str, attrs: &'a mut [Attr<'a>]) -> Result<()> {
+fn invoke_write<'a>(cmd: &CmdFd, attrs: &'a mut [Attr<'a>]) -> Sys<()> {
     let method = (object::OBJECT, object::INVOKE_WRITE);
-    command(cmd.kernel(), cmd.as_ref(), cmd.driver(), method, name, attrs)
+    invoke(cmd.kernel(), cmd.as_ref(), cmd.driver(), method, attrs)
 }

@@ -17,9 +17,9 @@
 use std::sync::Arc;
 
 use super::pd::Pd;
-use super::{Pin, Prepared, allocate, sysfs_guid};
+use super::{Pin, Prepared, allocate, refused, sysfs_guid};
 use crate::attr::retry;
-use crate::context::{CmdFd, query_device};
+use crate::context::{CmdFd, DRIVER_FAILS, command_error, query_device};
 use crate::device::Record;
 use crate::driver::DriverId;
 use crate::error::{Error, ErrorKind, Result};
@@ -27,7 +27,7 @@ use crate::evidence::{Evidence, Step, Value};
 use crate::kernel::rdma::{Resource, ResourceEntry};
 use crate::kernel::{Errno, Undisturbed};
 use crate::name::Guid;
-use crate::netlink::Socket;
+use crate::netlink::{Fault, Listing, Socket};
 
 /// That a context was proved to be on the device. Made here and nowhere else; a
 /// [`Context`](crate::Context) is made of nothing less.
@@ -57,10 +57,13 @@ enum Shown {
 }
 
 impl Shown {
-    /// The pinned device was alive all the while.
-    fn of_live_device(self) -> Proof {
+    /// The pinned device was alive all the while, so that netlink's answers were about it.
+    fn of_live_device(self, record: &Record, target: &Target) -> Proof {
         match self {
-            Self::Here => Proof::Proven(Proven(())),
+            Self::Here => {
+                let _ = record.node_guid.set(target.node_guid);
+                Proof::Proven(Proven(()))
+            }
             Self::Unproven(reason) => Proof::Unproven(reason),
             Self::NeedsNewThread(reason) => Proof::NeedsNewThread(reason),
         }
@@ -82,7 +85,7 @@ pub(super) struct Target {
     pub(super) index: u32,
     node_guid: Guid,
     #[cfg(uverbs_leave_out)]
-    pub(super) before: Option<crate::netlink::Listing>,
+    pub(super) before: Option<super::old_rule::List>,
 }
 
 impl Target {
@@ -108,76 +111,103 @@ impl Target {
         }
         let socket = record.host.netlink()?;
         let index = record.indices.join(record, pin, &socket)?.index;
-        let info = socket.device(index)?.ok_or_else(|| unknown(index))?;
+        let node_guid = match record.node_guid.get() {
+            Some(known) => *known,
+            None => node_guid(&socket, index)?,
+        };
         Ok(Self {
             #[cfg(uverbs_leave_out)]
             before: super::old_rule::list_before(record, &socket, index)?,
             socket,
             index,
-            node_guid: Guid(info.node_guid),
+            node_guid,
         })
     }
 
-    /// Looks for something that a new thread has allocated: by its number, if the guess is right, else in
-    /// lists.
-    fn look_for(&self, kind: Resource, thread: u32, guess: Option<u32>) -> Result<Seen> {
-        let is_ours = |entry: &ResourceEntry| entry.thread == Some(thread);
-        if let Some(number) = guess
-            && let Some(entry) = self.socket.resource(kind, self.index, number)?
-            && is_ours(&entry)
-        {
-            return Ok(Seen::Entry(entry));
+    /// Looks for something that a thread has allocated, by its number.
+    fn by_number(&self, kind: Resource, thread: u32, number: u32) -> Seen {
+        match self.socket.resource(kind, self.index, number) {
+            Ok(Some(entry)) if entry.thread == Some(thread) => Seen::Entry(entry),
+            Ok(_) => Seen::Nothing,
+            Err(fault) => Seen::Unclear(Unclear::Fault(fault)),
         }
+    }
+
+    /// Looks for something that a thread has allocated, in lists.
+    fn in_lists(&self, kind: Resource, thread: u32) -> Seen {
         for _ in 0..REPEATS {
-            let listing = match self.socket.resources(kind, self.index, is_ours) {
-                // It takes more pages than are read.
-                Err(error) if error.kind() == ErrorKind::Unproven => {
-                    return Ok(Seen::Unclear(error));
-                }
-                listing => listing?,
-            };
-            let Some(listing) = listing else {
-                return Ok(Seen::Unclear(cannot_list(kind, self.index)));
-            };
-            match listing.entries.first() {
-                Some(entry) => return Ok(Seen::Entry(*entry)),
-                None if listing.is_whole => return Ok(Seen::Nothing),
-                None => {}
+            let is_ours = |entry: &ResourceEntry| entry.thread == Some(thread);
+            match self.socket.list(kind, self.index, is_ours) {
+                Ok(Some(Listing { found: Some(entry), .. })) => return Seen::Entry(entry),
+                Ok(Some(listing)) if listing.is_whole => return Seen::Nothing,
+                Ok(Some(_)) => {}
+                Ok(None) => return Seen::Unclear(Unclear::NoList),
+                Err(fault) => return Seen::Unclear(Unclear::Fault(fault)),
             }
         }
-        let text = format!(
-            "the list under index {} does not show it, and is too long to show that it is not there",
-            self.index
-        );
-        let error = Error::new(ErrorKind::Unproven, text);
-        Ok(Seen::Unclear(error.hint("the descriptor is probably on another device")))
+        Seen::Unclear(Unclear::LongList)
     }
+
+    /// Why a look that did not show it leaves open where it is.
+    ///
+    /// # Errors
+    /// The exchange failed.
+    fn reason(&self, kind: Resource, unclear: Unclear) -> Result<Error> {
+        let index = self.index;
+        let unproven = |text| Error::new(ErrorKind::Unproven, text);
+        Ok(match unclear {
+            Unclear::Fault(fault @ Fault::TooLong) => fault.error(kind.command()),
+            Unclear::Fault(fault) => return Err(fault.error(kind.command())),
+            Unclear::NoList => {
+                let (what, since) = match kind {
+                    Resource::Context => ("contexts", "5.13"),
+                    Resource::Pd => ("protection domains", "5.10"),
+                };
+                unproven(format!(
+                    "RDMA netlink lists no {what} of index {index}: it is gone, or Linux is older than {since}"
+                ))
+            }
+            Unclear::LongList => unproven(format!(
+                "the list under index {index} does not show it, and is too long to show that it is not there"
+            ))
+            .hint("the descriptor is probably on another device"),
+            Unclear::NotFreed(errno) => {
+                command_error("DEALLOC_PD", errno).into_kind(ErrorKind::Unproven)
+            }
+        })
+    }
+}
+
+fn node_guid(socket: &Socket, index: u32) -> Result<Guid> {
+    let info = socket.device(index)?.ok_or_else(|| {
+        let text = format!("RDMA netlink has no device of index {index}");
+        Error::new(ErrorKind::Unproven, text)
+    })?;
+    Ok(Guid(info.node_guid))
 }
 
 /// How often a list is requested until the entry is in it, or it is whole.
 const REPEATS: usize = 8;
 
 /// What a look under the index shows.
+#[derive(Clone, Copy)]
 enum Seen {
     Entry(ResourceEntry),
-    /// Nothing of that thread, in a whole list.
+    /// Nothing of that thread, under that number or in a whole list.
     Nothing,
-    Unclear(Error),
+    Unclear(Unclear),
 }
 
-fn unknown(index: u32) -> Error {
-    Error::new(ErrorKind::Unproven, format!("RDMA netlink has no device of index {index}"))
-}
-
-fn cannot_list(kind: Resource, index: u32) -> Error {
-    let (what, since) = match kind {
-        Resource::Context => ("contexts", "5.13"),
-        Resource::Pd => ("protection domains", "5.10"),
-    };
-    let text = format!(
-        "RDMA netlink lists no {what} of index {index}: it is gone, or Linux is older than {since}"
-    );
-    Error::new(ErrorKind::Unproven, text)
+/// Why a look shows nothing. It holds no memory: it is returned from a thread that may not allocate.
+#[derive(Clone, Copy)]
+enum Unclear {
+    /// The kernel has no such list.
+    NoList,
+    /// No list was whole.
+    LongList,
+    Fault(Fault),
+    /// The PD that was not listed could not be freed.
+    NotFreed(Errno),
 }
 
 /// Checks of the proof, by name.
@@ -211,9 +241,13 @@ pub(super) fn allocate_and_prove(
     }
     // The new thread inherits it. From here to the end no provider and no subscriber of log events runs.
     let shown = match undisturbed(record) {
-        Ok(_undisturbed) => match place {
-            Place::Here => on_this_thread(record, cmd, prepared, &target, evidence),
-            Place::NewThread => on_new_thread(record, cmd, prepared, &target, evidence),
+        Ok(undisturbed) => match place {
+            Place::Here => {
+                allocate(cmd, prepared)?;
+                compare_guid(cmd, &target, evidence)?;
+                by_pd(record, cmd, &target, &undisturbed, evidence)
+            }
+            Place::NewThread => by_context(record, cmd, prepared, &target, &undisturbed, evidence),
         }?,
         Err(reason) => {
             allocate(cmd, prepared)?;
@@ -222,67 +256,65 @@ pub(super) fn allocate_and_prove(
         }
     };
     alive(record, pin, evidence)?;
-    Ok(shown.of_live_device())
-}
-
-/// Allocates the context on this thread.
-fn on_this_thread(
-    record: &Record,
-    cmd: &CmdFd,
-    prepared: &Prepared,
-    target: &Target,
-    evidence: &mut Evidence,
-) -> Result<Shown> {
-    allocate(cmd, prepared)?;
-    compare_guid(cmd, target, evidence)?;
-    by_pd(record, cmd, target, evidence)
+    Ok(shown.of_live_device(record, &target))
 }
 
 /// Allocates the context on a thread that has no others, for drivers from which no PD can be had.
-fn on_new_thread(
+fn by_context(
     record: &Record,
     cmd: &CmdFd,
     prepared: &Prepared,
     target: &Target,
+    undisturbed: &Undisturbed,
     evidence: &mut Evidence,
 ) -> Result<Shown> {
     let kernel = record.host.kernel();
-    let mut allocate_and_look = || {
-        allocate(cmd, prepared)?;
-        target.look_for(Resource::Context, kernel.gettid(), None)
+    target.socket.make_room();
+    let mut room = CmdFd::room(&prepared.allocation);
+    let mut allocate_and_look = |thread| {
+        cmd.allocate(&prepared.allocation, &mut room)?;
+        Ok(target.in_lists(Resource::Context, thread))
     };
-    let seen = match retry(|| kernel.on_new_thread(&mut allocate_and_look)) {
-        Ok(seen) => seen?,
+    let seen = match retry(|| kernel.on_new_thread(&mut allocate_and_look, undisturbed)) {
+        Ok(seen) => Ok(seen.map_err(|errno| refused(errno, cmd, prepared))?),
         Err(errno) => {
             allocate(cmd, prepared)?;
-            Seen::Unclear(no_thread(errno))
+            Err(no_thread(errno))
         }
     };
     compare_guid(cmd, target, evidence)?;
-    let (word, shown) = match seen {
-        Seen::Entry(entry) => {
+    let unproven = match seen {
+        Ok(Seen::Entry(entry)) => {
             note(target, entry, evidence);
-            ("listed", Shown::Here)
+            None
         }
-        Seen::Nothing => {
+        Ok(Seen::Nothing) => {
             let text = format!("the context is not listed under index {}", target.index);
-            ("not listed", Shown::Unproven(Error::new(ErrorKind::Unproven, text)))
+            Some(Error::new(ErrorKind::Unproven, text))
         }
-        Seen::Unclear(error) => ("not listed", Shown::Unproven(error)),
+        Ok(Seen::Unclear(unclear)) => Some(target.reason(Resource::Context, unclear)?),
+        Err(error) => Some(error),
     };
+    let word = if unproven.is_none() { "listed" } else { "not listed" };
     let (expected, found) = (Value::Word("listed"), Value::Word(word));
     let held = evidence.confirm(Step::Prove, CONTEXT, expected, || Ok(found))?;
-    Ok(if held { Shown::Here } else { shown })
+    Ok(match unproven {
+        Some(error) if !held => Shown::Unproven(error),
+        _ => Shown::Here,
+    })
 }
 
 /// The node GUID that the descriptor reports has to be the one that netlink has for the index.
 pub(super) fn compare_guid(cmd: &CmdFd, target: &Target, evidence: &mut Evidence) -> Result<()> {
-    let expected = Value::Guid(target.node_guid);
-    evidence.require(Step::Prove, GUID, ErrorKind::NodeMismatch, expected, || {
-        let attributes =
-            query_device(cmd.kernel(), cmd.as_ref(), cmd.driver()).map_err(on_dead_device)?;
-        Ok(Value::Guid(attributes.node_guid))
-    })
+    let attributes = query_device(cmd.kernel(), cmd.as_ref(), cmd.driver());
+    let found = attributes.map_err(|error| on_dead_device(error, cmd))?.node_guid;
+    let mut expected = target.node_guid;
+    if found != expected {
+        // Some drivers can be given another one.
+        expected = node_guid(&target.socket, target.index)?;
+    }
+    let (expected, found) = (Value::Guid(expected), Value::Guid(found));
+    evidence.require(Step::Prove, GUID, ErrorKind::NodeMismatch, expected, || Ok(found))
 }
 
 /// Step 7 on a descriptor that has its context, whoever opened it, and whenever.
@@ -293,19 +325,20 @@ pub(super) fn prove(
     target: &Target,
     evidence: &mut Evidence,
 ) -> Result<Proof> {
-    let _undisturbed = undisturbed(record)?;
+    let undisturbed = undisturbed(record)?;
     compare_guid(cmd, target, evidence).map_err(|error| match error.errno() {
         Some(Errno::INVAL) => error
             .into_kind(ErrorKind::Unproven)
             .hint("the descriptor may have no context: allocate one before"),
         _ => error,
     })?;
-    let shown = by_pd(record, cmd, target, evidence)?;
+    let shown = by_pd(record, cmd, target, &undisturbed, evidence)?;
     alive(record, pin, evidence)?;
-    Ok(shown.of_live_device())
+    Ok(shown.of_live_device(record, target))
 }
 
-/// What came of the PDs that were allocated.
+/// What came of the PDs that a thread allocated. It holds no memory, as [`Unclear`].
+#[derive(Clone, Copy)]
 enum Found {
     Shown {
         entry: ResourceEntry,
@@ -314,33 +347,55 @@ enum Found {
     },
     /// Two PDs were not listed, and both existed all the while.
     Elsewhere,
-    Unproven(Error),
-    NoPd(Error),
+    Unclear(Unclear),
+    NoPd(Errno),
 }
 
-/// Allocates a PD through the descriptor and looks for it under the index.
-fn by_pd(record: &Record, cmd: &CmdFd, target: &Target, evidence: &mut Evidence) -> Result<Shown> {
+/// Allocates a PD through the descriptor and looks for it under the index: by its number, if the guess is
+/// right, else in lists.
+fn by_pd(
+    record: &Record,
+    cmd: &CmdFd,
+    target: &Target,
+    undisturbed: &Undisturbed,
+    evidence: &mut Evidence,
+) -> Result<Shown> {
     // Freeing a PD there frees PD 0, which is another one (`ocrdma_dealloc_pd`).
     if cmd.driver() == DriverId::OCRDMA {
         let text = "ocrdma frees the wrong PD, so that none is allocated";
         return Ok(Shown::NeedsNewThread(Error::new(ErrorKind::Unproven, text)));
     }
     let kernel = record.host.kernel();
-    let mut pds = || pds_of_new_thread(record, cmd, target);
-    let found = match retry(|| kernel.on_new_thread(&mut pds)) {
-        Ok(found) => found?,
-        Err(errno) => Found::Unproven(no_thread(errno)),
+    let guessed = record.next_pd.get().map(|number| {
+        let mut pd = |thread| pd_by_number(cmd, target, thread, number);
+        retry(|| kernel.on_new_thread(&mut pd, undisturbed))
+    });
+    let found = match guessed {
+        Some(Ok(Some(found))) => Ok(found),
+        Some(Err(errno)) => Err(errno),
+        Some(Ok(None)) | None => {
+            target.socket.make_room();
+            let mut pds = |thread| pds_in_lists(cmd, target, thread);
+            retry(|| kernel.on_new_thread(&mut pds, undisturbed))
+        }
     };
     let expected = Value::Word("listed");
     let (word, unproven) = match found {
-        Found::Shown { entry, is_leaked } => {
+        Ok(Found::Shown { entry, is_leaked }) => {
+            record.next_pd.set_after(entry.number);
             note(target, entry, evidence);
             evidence.leaked_pd = is_leaked;
             ("listed", None)
         }
-        Found::Elsewhere => ("not listed", None),
-        Found::Unproven(error) => ("not listed", Some(Shown::Unproven(error))),
-        Found::NoPd(error) => ("not listed", Some(Shown::NeedsNewThread(error))),
+        Ok(Found::Elsewhere) => ("not listed", None),
+        Ok(Found::Unclear(unclear)) => {
+            ("not listed", Some(Shown::Unproven(target.reason(Resource::Pd, unclear)?)))
+        }
+        Ok(Found::NoPd(errno)) => {
+            let error = command_error("ALLOC_PD", errno).into_kind(ErrorKind::Unproven);
+            ("not listed", Some(Shown::NeedsNewThread(error)))
+        }
+        Err(errno) => ("not listed", Some(Shown::Unproven(no_thread(errno)))),
     };
     let look = || Ok(Value::Word(word));
     match unproven {
@@ -361,35 +416,45 @@ fn note(target: &Target, entry: ResourceEntry, evidence: &mut Evidence) {
     evidence.context_number = entry.context;
 }
 
+/// Allocates a PD on a thread that has no others, and looks for it by the number that it has if nobody else
+/// allocated one meanwhile. `None` if that number has none, or one of another thread.
+fn pd_by_number(cmd: &CmdFd, target: &Target, thread: u32, number: u32) -> Option<Found> {
+    let pd = match Pd::allocate(cmd) {
+        Ok(pd) => pd,
+        Err(errno) => return Some(Found::NoPd(errno)),
+    };
+    let seen = target.by_number(Resource::Pd, thread, number);
+    let is_leaked = pd.free().is_err();
+    match seen {
+        Seen::Entry(entry) => Some(Found::Shown { entry, is_leaked }),
+        // One that lives on is of a thread that has exited: nothing is proved by it any more.
+        Seen::Nothing => None,
+        Seen::Unclear(unclear) => Some(Found::Unclear(unclear)),
+    }
+}
+
 /// Allocates PDs on a thread that has no others. One that is listed under that thread is one of these.
-fn pds_of_new_thread(record: &Record, cmd: &CmdFd, target: &Target) -> Result<Found> {
-    let thread = record.host.kernel().gettid();
+fn pds_in_lists(cmd: &CmdFd, target: &Target, thread: u32) -> Found {
     // A PD that the kernel could not track is never listed, and a device that leaves is listed for a while
     // after its PDs have gone. So "not listed" counts twice, of two PDs. That the second can be allocated shows
     // that the descriptor's device was there until after the first list; that the first can be freed does not.
     for _ in 0..2 {
         let pd = match Pd::allocate(cmd) {
             Ok(pd) => pd,
-            Err(error) => return Ok(Found::NoPd(error.into_kind(ErrorKind::Unproven))),
+            Err(errno) => return Found::NoPd(errno),
         };
-        let guess = record.next_pd.get();
-        let seen = target.look_for(Resource::Pd, thread, guess);
+        let seen = target.in_lists(Resource::Pd, thread);
         let freed = pd.free();
-        match seen? {
-            Seen::Entry(entry) => {
-                record.next_pd.set_after(entry.number);
-                let is_leaked = freed.is_err();
-                return Ok(Found::Shown { entry, is_leaked });
+        match (seen, freed) {
+            (Seen::Entry(entry), freed) => {
+                return Found::Shown { entry, is_leaked: freed.is_err() };
             }
-            Seen::Unclear(error) => return Ok(Found::Unproven(error)),
-            Seen::Nothing => {
-                if let Err(error) = freed {
-                    return Ok(Found::Unproven(error.into_kind(ErrorKind::Unproven)));
-                }
-            }
+            (Seen::Unclear(unclear), _) => return Found::Unclear(unclear),
+            (Seen::Nothing, Err(errno)) => return Found::Unclear(Unclear::NotFreed(errno)),
+            (Seen::Nothing, Ok(())) => {}
         }
     }
-    Ok(Found::Elsewhere)
+    Found::Elsewhere
 }
 
 /// Keeps signal handlers off this thread, and off the one that it starts.
@@ -406,12 +471,13 @@ fn no_thread(errno: Errno) -> Error {
         .hint("the proof starts a thread: a limit or a filter forbids it")
 }
 
-/// The pinned device answers its commands: a descriptor that answers EIO is on one that is gone.
-pub(super) fn on_dead_device(error: Error) -> Error {
+/// The pinned device is there: a descriptor of a device that was removed is on another one.
+pub(super) fn on_dead_device(error: Error, cmd: &CmdFd) -> Error {
     match error.errno() {
-        Some(Errno::IO) => error
+        Some(Errno::IO) if cmd.is_cut_off() => error
             .into_kind(ErrorKind::NodeMismatch)
             .hint("the node is still bound to a device that is gone"),
+        Some(Errno::IO) => error.hint(DRIVER_FAILS),
         _ => error,
     }
 }

@@ -22,7 +22,7 @@ pub(super) fn compare(
     let what = "node GUID, through the descriptor (sysfs)";
     evidence.require(Step::Prove, what, ErrorKind::NodeMismatch, Value::Guid(expected), || {
         let attributes = query_device(cmd.kernel(), cmd.as_ref(), cmd.driver());
-        Ok(Value::Guid(attributes.map_err(proof::on_dead_device)?.node_guid))
+        Ok(Value::Guid(attributes.map_err(|error| proof::on_dead_device(error, cmd))?.node_guid))
     })
 }
 

@@ -1,7 +1,7 @@
-//! A device's provider, kept for as long as anybody has the device.
+//! A device's provider, kept as long as the device's record.
 //!
-//! No lock is held while the program's code runs, and nothing here waits for that code: whoever would have to
-//! gets [`ErrorKind::Busy`] at once.
+//! No lock is held while the program's code runs, and nothing here waits for that code: a call that would have to
+//! wait returns [`ErrorKind::Busy`] at once.
 
 use std::cell::Cell;
 use std::fmt;
@@ -15,11 +15,11 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::ids::DriverId;
 use crate::open::Pin;
 
-/// A device's provider, and the object that a registered one made for the device.
+/// A device's provider, and the object that a registered provider made for the device.
 pub(crate) struct Provided {
     found: Option<Found>,
     info: ProviderInfo,
-    /// Of a registered provider that was attached: its object, or why there is none.
+    /// The object of a registered provider that was attached, or the error of `attach`.
     attached: Option<std::result::Result<Box<dyn DeviceProvider>, String>>,
 }
 
@@ -39,7 +39,7 @@ impl Provided {
         matches!(self.found, Some(Found::Registered(_))) && self.info.is_abi_known()
     }
 
-    /// Runs `attach`. An error is kept, but for `Busy`, which is over soon.
+    /// Runs `attach`. Keeps an error, except `Busy`, which is temporary.
     fn attach(&mut self, record: &Record, view: &PinnedView<'_>) -> Result<()> {
         let Some(Found::Registered(registered)) = &self.found else { return Ok(()) };
         let attached = {
@@ -95,7 +95,7 @@ impl Provided {
         }
     }
 
-    /// What GET_CONTEXT is given. The program's code runs in here and not after: the result is a value.
+    /// The driver's part of GET_CONTEXT. The program's code runs in here and not after: the result is a value.
     pub(crate) fn allocation(
         &self,
         record: &Record,
@@ -110,7 +110,7 @@ impl Provided {
         let _allocating = record.provided.enter_allocation()?;
         let _inside = Inside::enter();
         object.allocation(&view).map_err(|error| {
-            // The kind of its error is about whatever it was doing, not about this device.
+            // The provider's error may come from another device, so its kind must not describe this one.
             let kind = match error.kind() {
                 ErrorKind::Busy => ErrorKind::Busy,
                 _ => ErrorKind::Provider,
@@ -139,7 +139,7 @@ pub(crate) struct Slot(Mutex<State>);
 
 #[derive(Default)]
 struct State {
-    /// Found once: nothing that it is found by changes while the instance lives, but the name.
+    /// Found once: the properties it is found by do not change during the life of the instance, except the name.
     provided: Option<Arc<Provided>>,
     /// The thread that is in `attach` for this device.
     attaching: Option<ThreadId>,
@@ -148,7 +148,7 @@ struct State {
 }
 
 impl State {
-    /// The provider, if it is known by now.
+    /// The provider, if it is known already.
     ///
     /// # Errors
     /// `Busy` while it is being attached.
@@ -169,12 +169,13 @@ impl Slot {
         self.0.lock().unwrap_or_else(|poison| poison.into_inner())
     }
 
-    /// The provider, if it is known by now.
+    /// The provider, if it is known already.
     pub(crate) fn known(&self) -> Option<Arc<Provided>> {
         self.lock().provided.clone()
     }
 
-    /// The provider: looked for, and attached, unless it is known. `driver` is what netlink reports.
+    /// Returns the provider. Finds and attaches it first, unless it is known. `driver` is the one that netlink
+    /// reports.
     pub(crate) fn find(
         &self,
         record: &Record,
@@ -186,8 +187,8 @@ impl Slot {
         })
     }
 
-    /// The same for a single open, by a driver that only the descriptor reports: that may be another device's,
-    /// so the record does not keep what is found.
+    /// The same for a single open, by a driver that only the descriptor reports. The descriptor may be another
+    /// device's, so the record does not keep the provider.
     pub(crate) fn find_for_one_open(
         &self,
         record: &Record,
@@ -210,7 +211,7 @@ impl Slot {
         }
         let view = PinnedView::new(record, pin, driver)?;
         let mut provided = Provided::find(record, &view)?;
-        // Alive after all was read: it was this device's.
+        // The device is alive after everything was read, so it was this device's.
         pin.read_device_number()?;
         let mut state = self.lock();
         if let Some(known) = state.known()? {
@@ -226,7 +227,7 @@ impl Slot {
         Ok(keep(&mut state, Arc::new(provided)))
     }
 
-    /// Notes that this thread is in `allocation`.
+    /// Records that this thread is in `allocation`.
     fn enter_allocation(&self) -> Result<Allocating<'_>> {
         let (mut state, thread) = (self.lock(), thread::current().id());
         if state.allocating.contains(&thread) {
@@ -238,11 +239,12 @@ impl Slot {
     }
 }
 
-/// While a thread is in `attach`. Where that fails or panics, the next call that needs it attaches anew.
+/// Exists while a thread is in `attach`. If `attach` fails or panics, the next call that needs the provider runs it
+/// again.
 struct Attaching<'a>(&'a Slot);
 
 impl<'a> Attaching<'a> {
-    /// The lock under which it ends, for the provider to be kept before anybody else attaches.
+    /// Ends it, and returns the lock, so that the caller can keep the provider before another thread attaches.
     fn end(self) -> MutexGuard<'a, State> {
         let slot = self.0;
         std::mem::forget(self);
@@ -258,7 +260,7 @@ impl Drop for Attaching<'_> {
     }
 }
 
-/// Ends `allocation`, however that ends.
+/// Exists while a thread is in `allocation`. Dropping it ends that, after a panic, too.
 struct Allocating<'a> {
     slot: &'a Slot,
     thread: ThreadId,
@@ -274,7 +276,7 @@ thread_local! {
     static DEPTH: Cell<usize> = const { Cell::new(0) };
 }
 
-/// The program's code runs on this thread, called from here.
+/// Exists while the program's code runs on this thread, called from this module.
 struct Inside(());
 
 impl Inside {
@@ -290,8 +292,8 @@ impl Drop for Inside {
     }
 }
 
-/// Whether this call comes from inside a provider. A list attaches nothing then: each device whose `attach` lists
-/// would nest one deeper.
+/// Whether this call comes from inside a provider. A list attaches nothing then, because each device whose `attach`
+/// lists would nest one level deeper.
 pub(crate) fn is_inside() -> bool {
     DEPTH.get() > 0
 }

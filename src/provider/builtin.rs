@@ -5,20 +5,20 @@ use std::ops::RangeInclusive;
 use super::{Match, pci};
 use crate::ids::DriverId;
 
-/// One of them: what it is recognised by, and what its driver is told.
+/// A built-in provider: how it is recognised, and its driver and ABI versions.
 pub(super) struct BuiltIn {
     pub(super) name: &'static str,
     pub(super) driver: DriverId,
-    /// The kernel tells the driver id of its devices.
+    /// The kernel reports the driver id of its devices.
     pub(super) by_driver: bool,
     pub(super) abi_versions: RangeInclusive<u32>,
     pub(super) functions: pci::Functions,
-    /// Patterns.
+    /// Patterns of the device's name and its parent's modalias.
     pub(super) device_name: Option<&'static str>,
     pub(super) modalias: Option<&'static str>,
 }
 
-/// What GET_CONTEXT is given for a driver: its input, and the length of output that it is told.
+/// The driver's part of GET_CONTEXT: its input, and the length of its output in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct DriverData {
     pub(crate) input: &'static [u8],
@@ -45,7 +45,7 @@ const fn built_in(
 /// The largest version that a provider without a limit accepts.
 const ANY: u32 = i32::MAX as u32;
 
-/// All of them. The kernel gives devices of mthca and hns no driver id.
+/// The built-in providers. The kernel reports no driver id for devices of mthca and hns.
 pub(super) static ALL: [BuiltIn; 18] = [
     built_in("bnxt_re", DriverId::BNXT_RE, 1..=1, pci::BNXT_RE),
     built_in("cxgb4", DriverId::CXGB4, 0..=ANY, pci::CXGB4),
@@ -84,7 +84,7 @@ impl BuiltIn {
 }
 
 /// The least that a driver's GET_CONTEXT accepts (its `alloc_ucontext`, Linux 6.1 to 7.3;
-/// `audits/providers.md`). A driver that is unknown is given nothing.
+/// `audits/providers.md`). An unknown driver gets no data.
 pub(crate) fn data_of(driver: DriverId) -> DriverData {
     // total_num_bfregs 16, num_low_latency_bfregs 0 (rdma/mlx5-abi.h).
     const MLX5: &[u8] = &if cfg!(target_endian = "little") {

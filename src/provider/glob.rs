@@ -1,6 +1,6 @@
-//! Patterns in which `*` stands for any bytes.
+//! Patterns in which `*` matches any bytes.
 
-/// Whether the whole text is of that pattern. Linear in the text for each star at most.
+/// Whether the whole text matches the pattern. Takes at most linear time in the text for each star.
 pub(super) fn is_match(pattern: &[u8], text: &[u8]) -> bool {
     let mut parts = pattern.split(|byte| *byte == b'*');
     let first = parts.next().unwrap_or_default();
@@ -8,7 +8,7 @@ pub(super) fn is_match(pattern: &[u8], text: &[u8]) -> bool {
     let Some(mut text) = text.strip_prefix(first).and_then(|text| text.strip_suffix(last)) else {
         return false;
     };
-    // What is found earliest leaves the most for the rest.
+    // The earliest match leaves the most text for the rest of the pattern.
     for part in parts.filter(|part| !part.is_empty()) {
         let Some(at) = text.windows(part.len()).position(|found| found == part) else {
             return false;

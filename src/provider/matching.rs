@@ -6,12 +6,12 @@ use std::sync::Arc;
 use super::{Match, MatchedBy, PinnedView, Provider, builtin};
 use crate::error::Result;
 
-/// The providers that a program registered, in that order.
+/// The providers that a program registered, in the order of registration.
 #[derive(Default)]
 pub(crate) struct Providers(Vec<Arc<Registered>>);
 
-/// A registered provider, and what it is found by: asked for once, so that no code of the program runs while a
-/// provider is looked for.
+/// A registered provider, and the properties by which it is found. These are read once, so that no program
+/// code runs during a search.
 pub(super) struct Registered {
     pub(super) provider: Arc<dyn Provider>,
     name: String,
@@ -33,7 +33,7 @@ impl Providers {
         self.0.is_empty()
     }
 
-    /// The provider of a device: by driver id, else by name, else by modalias.
+    /// Finds the provider of a device: by driver id, else by name, else by modalias.
     pub(super) fn find(&self, view: &PinnedView<'_>) -> Result<Option<(Found, MatchedBy)>> {
         for by in [MatchedBy::Driver, MatchedBy::Name, MatchedBy::Modalias] {
             for registered in &self.0 {

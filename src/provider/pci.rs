@@ -1,5 +1,5 @@
-//! Which PCI functions each provider is for: vendor and device numbers, as the drivers' own tables and the
-//! providers of rdma-core have them.
+//! The PCI functions of each provider: vendor and device numbers, from the drivers' own tables and the
+//! providers of rdma-core.
 
 /// A vendor's number, and the numbers of its devices.
 pub(super) type Functions = &'static [(u16, &'static [u16])];

@@ -1,4 +1,4 @@
-//! What a provider sees of a device.
+//! The part of a device that a provider can see.
 
 use std::ffi::CString;
 use std::fmt;
@@ -13,8 +13,8 @@ use crate::ids::{DeviceNumber, DriverId, Name};
 use crate::kernel::rdma::Bad;
 use crate::open::Pin;
 
-/// A device that is pinned while its provider looks at it: what is read through this is of that instance,
-/// whatever has its name and its number by then.
+/// A device that is pinned while its provider examines it. Reads through it are of that instance, even if another
+/// device has its name and its number by then.
 pub struct PinnedView<'a> {
     record: &'a Record,
     pin: &'a Pin,
@@ -48,12 +48,12 @@ impl<'a> PinnedView<'a> {
         self.record.device_number
     }
 
-    /// Identifies it among all devices.
+    /// The device's identity among all instances.
     pub fn instance(&self) -> Instance {
         self.record.instance()
     }
 
-    /// The driver; none where the kernel does not report it.
+    /// The driver. None if the kernel does not report it.
     pub fn driver_id(&self) -> Option<DriverId> {
         self.driver
     }
@@ -63,7 +63,7 @@ impl<'a> PinnedView<'a> {
         self.abi_version
     }
 
-    /// The modalias of the device that it is part of, a PCI function for instance; none where that has none.
+    /// The modalias of its parent device, such as a PCI function. None if the parent has none.
     ///
     /// # Errors
     /// `Os`, `Malformed`; `Removed` when the device is gone.
@@ -82,28 +82,28 @@ impl<'a> PinnedView<'a> {
         Ok(self.modalias.get_or_init(|| modalias).as_deref())
     }
 
-    /// Reads an attribute beneath the uverbs directory, such as `abi_version`: at most 4,095 bytes, without
-    /// the line feed at the end. `path` is relative and has no empty, `.` or `..` component; no link is
+    /// Reads an attribute beneath the uverbs directory, such as `abi_version`. Returns at most 4,095 bytes, without
+    /// the line feed at the end. `path` must be relative, without an empty, `.` or `..` component. No link is
     /// followed.
     ///
     /// # Errors
-    /// `Os` (ENOENT: there is none; ENODEV: the device is gone); `Malformed`: the value is too long, or
-    /// `path` is not of that form, in which case nothing is opened.
+    /// `Os` (ENOENT if there is no such attribute, ENODEV if the device is gone). `Malformed` if the value is too
+    /// long, or if `path` is not of that form; nothing is opened then.
     pub fn attribute(&self, path: &str) -> Result<Vec<u8>> {
         attr::read_bytes(self.record.host.kernel(), self.pin.directory(), &relative(path)?)
     }
 
-    /// Reads an attribute beneath the directory of the device that it is part of, such as `modalias`; else
-    /// as [`attribute`](Self::attribute).
+    /// Reads an attribute beneath the directory of its parent device, such as `modalias`. Otherwise as
+    /// [`attribute`](Self::attribute).
     ///
     /// # Errors
-    /// The same.
+    /// As [`attribute`](Self::attribute).
     pub fn parent_attribute(&self, path: &str) -> Result<Vec<u8>> {
         let path = relative(path)?;
         let (kernel, sys) = (self.record.host.kernel(), self.record.host.sys());
         let parent = attr::open(kernel, sys, &self.record.parent_path()?, attr::DIRECTORY)?;
         let value = attr::read_bytes(kernel, &parent, &path)?;
-        // The parent's place may be another's once the device is gone.
+        // Once the device is gone, another device may be in the parent's place.
         self.pin.read_device_number()?;
         Ok(value)
     }

@@ -1,16 +1,21 @@
 //! The kernel, its netlink, and this process's limits.
 
+use std::collections::BTreeSet;
+use std::fs;
+
 use uverbs::{Devices, ForkSafety, Host};
 
 use super::Audit;
+use crate::explain::{self, is_unlisted};
+use crate::output::Failure;
 use crate::select::is_gone;
 
-/// What can be told from the kernel's version.
+/// What the kernel's version is enough for.
 pub(super) fn kernel(audit: &mut Audit) {
     let uname = rustix::system::uname();
     let release = uname.release().to_string_lossy().escape_debug().to_string();
     match version(&release) {
-        None => audit.warning("kernel", format!("its release \"{release}\" has no version")),
+        None => audit.warning("kernel", format!("its release \"{release}\" is not a version")),
         Some(version) if version < (5, 6) => audit.error(
             "kernel",
             format!("Linux {release}: 5.6 is needed to run, and 5.10 to prove; upgrade it"),
@@ -34,15 +39,19 @@ fn version(release: &str) -> Option<(u32, u32)> {
     Some((major, minor[..digits].parse().ok()?))
 }
 
-/// How much memory may be locked, as registered memory is.
+/// How much memory may be locked, as registered memory is. The default is little, so that a limit is information.
 pub(super) fn memlock(audit: &mut Audit) {
     const ENOUGH: u64 = 64 << 20;
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     match uverbs::memlock_limit() {
+        _ if is_ipc_lock(&status) => {
+            audit.fine("memory may be locked without limit (CAP_IPC_LOCK)");
+        }
         Some(limit) if limit < ENOUGH => audit.info(
             "memlock",
             format!(
-                "{} KiB may be locked, and registering more memory fails: raise RLIMIT_MEMLOCK \
-                 (ulimit -l, or memlock in limits.conf)",
+                "this process may lock {} KiB. Registering more memory fails: raise RLIMIT_MEMLOCK for \
+                 programs that do (ulimit -l, or memlock in limits.conf)",
                 limit >> 10
             ),
         ),
@@ -51,39 +60,70 @@ pub(super) fn memlock(audit: &mut Audit) {
     }
 }
 
+/// Whether `/proc/self/status` (`proc_pid_status(5)`) has the effective capability `CAP_IPC_LOCK`, which no limit
+/// applies to.
+fn is_ipc_lock(status: &str) -> bool {
+    const CAP_IPC_LOCK: u32 = 14;
+    let set = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let set = set.and_then(|set| u64::from_str_radix(set.trim(), 16).ok());
+    set.is_some_and(|set| set >> CAP_IPC_LOCK & 1 == 1)
+}
+
 /// Whether RDMA netlink answers, and knows every device that is listed. Without devices it need not
-/// be there.
-pub(super) fn netlink(audit: &mut Audit, host: &Host, devices: &Devices) {
-    const USE: &str = "nothing can be proved; allow AF_NETLINK sockets of NETLINK_RDMA";
+/// be there. Returns the numbers of the devices that belong to another network namespace.
+pub(super) fn netlink(
+    audit: &mut Audit,
+    host: &Host,
+    devices: &Devices,
+    is_exclusive: bool,
+) -> BTreeSet<u32> {
+    let mut elsewhere = BTreeSet::new();
     if devices.is_empty() {
-        return;
+        return elsewhere;
     }
     if let Err(error) = host.check_netlink() {
-        return audit.error("netlink", format!("it cannot be asked: {error}: {USE}"));
+        audit.error("netlink", Failure::from(error).to_string());
+        return elsewhere;
     }
     match host.fork_safety() {
         Ok(ForkSafety::CopiedOnFork) => audit.fine("registered memory is copied on fork"),
         Ok(_) => audit.info(
             "fork",
-            "the kernel does not say that registered memory is copied on fork (Linux 5.12): programs \
+            "the kernel does not report that registered memory is copied on fork (Linux 5.12): programs \
              that fork need ibv_fork_init, or mark it MADV_DONTFORK",
         ),
-        Err(error) => audit.info("fork", format!("it cannot be told what a fork does: {error}")),
-    }
-    let mut silent = false;
-    for device in devices {
-        match device.query() {
-            Err(error) if !is_gone(&error) => {
-                silent = true;
-                let message = format!("netlink does not tell of it, opens are Unproven: {error}");
-                audit.error(device.to_string(), message);
-            }
-            _ => {}
+        Err(error) => {
+            let error = Failure::from(error);
+            audit.info("fork", format!("it is not known what a fork does to memory: {error}"));
         }
     }
-    if !silent {
-        audit.fine("RDMA netlink can be asked, and knows every device");
+    let mut unanswered = false;
+    for device in devices {
+        match device.query() {
+            Err(error) if is_gone(&error) => {}
+            Err(error) if is_exclusive && is_unlisted(&error) => {
+                elsewhere.insert(device.uverbs_number());
+            }
+            Err(error) => {
+                unanswered = true;
+                let error = Failure::from(error);
+                let error = error.without_device();
+                let message =
+                    format!("netlink does not describe it, so that it does not open: {error}");
+                audit.error(device.to_string(), message);
+            }
+            Ok(_) => {}
+        }
     }
+    if !elsewhere.is_empty() {
+        let theirs = devices.iter().filter(|device| elsewhere.contains(&device.uverbs_number()));
+        let theirs: Vec<_> = theirs.collect();
+        audit.warning("network namespace", explain::elsewhere(&theirs));
+    }
+    if !unanswered {
+        audit.fine("RDMA netlink can be used, and knows every device of this network namespace");
+    }
+    elsewhere
 }
 
 #[cfg(test)]
@@ -99,5 +139,46 @@ mod tests {
             assert_eq!(version(release), None, "{release}");
         }
         assert!((5, 10) < (5, 13) && (6, 1) > (5, 13));
+    }
+
+    #[test]
+    fn the_capability_is_a_bit() {
+        let status =
+            |set: &str| format!("Name:\tuverbs\nCapEff:\t{set}\nCapBnd:\tffffffffffffffff\n");
+        for set in ["0000000000004000", "000001ffffffffff"] {
+            assert!(is_ipc_lock(&status(set)), "{set}");
+        }
+        for set in ["0000000000000000", "000001ffffffbfff", ""] {
+            assert!(!is_ipc_lock(&status(set)), "{set}");
+        }
+        assert!(!is_ipc_lock(""));
+    }
+
+    #[cfg(feature = "demo")]
+    #[test]
+    fn a_device_of_another_network_namespace_differs_from_one_that_is_missing() {
+        use uverbs::sim::{DeviceSpec, Machine};
+
+        let machine = Machine::new();
+        machine.add(DeviceSpec::new("rxe0")).expect("added");
+        let other = machine.add(DeviceSpec::new("rxe1")).expect("added");
+        machine.set_netns_visible(other, false);
+        let host = Host::simulated(&machine, uverbs::Policy::new()).expect("a host");
+        let devices = uverbs::Registry::new(host.clone()).devices().expect("a list");
+
+        let mut audit = Audit::default();
+        assert_eq!(netlink(&mut audit, &host, &devices, true), BTreeSet::from([1]));
+        assert_eq!(audit.findings.len(), 1);
+        let message = &audit.findings[0].message;
+        for words in ["rxe1 (uverbs1)", "another network namespace", "rdma dev set DEV netns NAME"]
+        {
+            assert!(message.contains(words), "{words}: {message}");
+        }
+        assert!(!message.contains("rxe0"), "{message}");
+
+        // Where devices are shared, it is an error that netlink does not know one.
+        let mut audit = Audit::default();
+        assert_eq!(netlink(&mut audit, &host, &devices, false), BTreeSet::new());
+        assert_eq!(audit.findings[0].subject, "rxe1 (uverbs1)");
     }
 }

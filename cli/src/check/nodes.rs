@@ -1,4 +1,4 @@
-//! The nodes in /dev/infiniband, looked at and never opened.
+//! The nodes in /dev/infiniband, which are looked at and not opened.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -7,9 +7,11 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 
 use rustix::fs::{Access, AtFlags, CWD, accessat, major, minor};
+use rustix::io::Errno;
 use uverbs::{Device, DeviceNumber, Devices};
 
 use super::Audit;
+use crate::output::up_to_five;
 use crate::select::{is_gone, uverbs_number};
 
 const DIRECTORY: &str = "/dev/infiniband";
@@ -22,13 +24,20 @@ pub(super) struct Mount {
     nodev: bool,
 }
 
+impl Mount {
+    fn is_devtmpfs(&self) -> bool {
+        self.kind == "devtmpfs"
+    }
+}
+
 /// The mounts of this process, in the order in which they were made.
 pub(super) fn mounts(audit: &mut Audit) -> Vec<Mount> {
     match fs::read("/proc/self/mountinfo") {
         Ok(text) => text.split(|byte| *byte == b'\n').filter_map(mount).collect(),
         Err(error) => {
-            let message =
-                format!("/proc/self/mountinfo cannot be read ({error}): mounts unchecked");
+            let message = format!(
+                "/proc/self/mountinfo cannot be read ({error}), so that they are unchecked"
+            );
             audit.info("mounts", message);
             Vec::new()
         }
@@ -74,62 +83,122 @@ fn mount_of<'a>(mounts: &'a [Mount], path: &str) -> Option<&'a Mount> {
     mounts.iter().filter(leads).max_by_key(|mount| mount.point.len())
 }
 
-/// The node of a device that is listed.
-pub(super) fn look_at_node(audit: &mut Audit, device: &Device, mounts: &[Mount]) {
-    let path = format!("{DIRECTORY}/uverbs{}", device.uverbs_number());
-    let stat = match fs::symlink_metadata(&path) {
-        Ok(stat) => stat,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            if device.query().is_err_and(|error| is_gone(&error)) {
-                return;
+/// Looks at the node of each device. Returns the numbers of the devices that were not given to this container.
+pub(super) fn look(audit: &mut Audit, devices: &[&Device], mounts: &[Mount]) -> BTreeSet<u32> {
+    let (mut missing, mut by_hand) = (Vec::new(), Vec::new());
+    for &device in devices {
+        let path = path_of(device);
+        let mount = mount_of(mounts, &path);
+        match fs::symlink_metadata(&path) {
+            Ok(stat) => {
+                look_at_node(audit, device, &path, &stat, mount);
+                by_hand.extend(mount.filter(|mount| !mount.is_devtmpfs()).map(|_| path));
             }
-            return audit.error(
-                path,
-                format!("{device} has no node: see that udev runs, or hand it to the container"),
-            );
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                if device.query().is_err_and(|error| is_gone(&error)) {
+                    continue;
+                }
+                missing.push((device, mount));
+            }
+            Err(error) => audit.error(path, format!("the node of {device}: {error}")),
         }
-        Err(error) => return audit.error(path, format!("the node of {device}: {error}")),
-    };
+    }
+    if !by_hand.is_empty() {
+        let message = format!(
+            "{}: not on devtmpfs, as is usual in a container. Such a node may stay bound to a device that \
+             was removed (open refuses it then): create it again when devices change",
+            up_to_five(&by_hand)
+        );
+        audit.info("nodes", message);
+    }
+    report_missing(audit, devices.len(), &missing)
+}
+
+/// Reports nodes that are missing. The kernel creates those on devtmpfs by itself; on another file system
+/// a runtime has created the nodes that this container was given.
+fn report_missing(
+    audit: &mut Audit,
+    devices: usize,
+    missing: &[(&Device, Option<&Mount>)],
+) -> BTreeSet<u32> {
+    let is_given = |mount: &Option<&Mount>| mount.is_none_or(Mount::is_devtmpfs);
+    let mut not_given = Vec::new();
+    for &(device, mount) in missing {
+        match is_given(&mount) {
+            true => audit.error(
+                path_of(device),
+                format!("the node of {device} does not exist: is udev or devtmpfs set up?"),
+            ),
+            false => not_given.push(device),
+        }
+    }
+    if !not_given.is_empty() {
+        let message = format!("{}: not given to this container", up_to_five(&not_given));
+        if not_given.len() == devices {
+            audit.warning(
+                DIRECTORY,
+                format!(
+                    "{message}, and no other device is: nothing can be opened. Give it the nodes"
+                ),
+            );
+        } else {
+            audit.info("container", message);
+        }
+    }
+    not_given.iter().map(|device| device.uverbs_number()).collect()
+}
+
+fn path_of(device: &Device) -> String {
+    format!("{DIRECTORY}/uverbs{}", device.uverbs_number())
+}
+
+fn look_at_node(
+    audit: &mut Audit,
+    device: &Device,
+    path: &str,
+    stat: &fs::Metadata,
+    mount: Option<&Mount>,
+) {
     if !stat.file_type().is_char_device() {
-        let message = "it is no character device, and opens are refused: remove it";
+        let message = "it is not a character device, and open refuses it: remove it";
         return audit.error(path, message);
     }
     let number = DeviceNumber { major: major(stat.rdev()), minor: minor(stat.rdev()) };
     if number != device.device_number() {
         let message = format!(
-            "it has the device number {number}, and {device} has {}: remove it",
+            "its device number is {number}, and that of {device} is {}: remove it",
             device.device_number()
         );
         return audit.error(path, message);
     }
     let findings = audit.findings.len();
-    // Asked of the kernel, which knows of access lists, capabilities and device cgroups.
+    // The kernel decides, which knows of access lists, capabilities and device cgroups.
     let mode = Access::READ_OK | Access::WRITE_OK;
-    if let Err(errno) = accessat(CWD, &path, mode, AtFlags::EACCESS) {
-        let (mode, user, group) = (stat.mode() & 0o7777, stat.uid(), stat.gid());
-        let message = format!(
-            "this user may not open it (mode {mode:04o}, user {user}, group {group}): {}",
-            io::Error::from(errno)
-        );
-        audit.error(path.as_str(), message);
-    }
-    if let Some(mount) = mount_of(mounts, &path) {
-        if mount.nodev {
-            let message = "its file system is mounted nodev, and nothing can be opened there";
-            audit.error(path.as_str(), message);
-        }
-        if mount.kind != "devtmpfs" {
+    match accessat(CWD, path, mode, AtFlags::EACCESS) {
+        Ok(()) => {}
+        Err(Errno::PERM) => audit.error(
+            path,
+            "the device cgroup of this container forbids it: allow the device there, and do not only create \
+             the node",
+        ),
+        Err(errno) => {
+            let (mode, user, group) = (stat.mode() & 0o7777, stat.uid(), stat.gid());
             let message = format!(
-                "it is on {}, not devtmpfs: made by hand, it stays bound to a device that is gone \
-                 (open refuses it then); make it anew whenever devices change",
-                mount.kind
+                "this user may not open it (mode {mode:04o}, user {user}, group {group}): {}",
+                io::Error::from(errno)
             );
-            audit.warning(path.as_str(), message);
+            audit.error(path, message);
         }
+    }
+    if mount.is_some_and(|mount| mount.nodev) {
+        let message = "its file system is mounted nodev, so that no device can be opened there";
+        audit.error(path, message);
     }
     if audit.findings.len() == findings {
-        let seen = "and its permissions let this user open it";
-        audit.fine(format!("{path} is a character device {number}, as that of {device}, {seen}"));
+        audit.fine(format!(
+            "{path} is a character device {number}, as that of {device}, and its permissions let this \
+             user open it"
+        ));
     }
 }
 
@@ -148,7 +217,7 @@ pub(super) fn orphans(audit: &mut Audit, devices: &Devices) {
     for number in nodes.difference(&listed) {
         audit.warning(
             format!("{DIRECTORY}/uverbs{number}"),
-            "no such device is listed: a node that was made by hand, or left over; remove it",
+            "no device has this number: the node was created by hand, or is left over; remove it",
         );
     }
 }
@@ -181,5 +250,42 @@ mod tests {
         assert_eq!(mounts[5].point, b"/a b\tc\\\\");
         assert!(mounts[3].nodev);
         assert_eq!(mount_of(&[], "/dev"), None);
+    }
+
+    #[cfg(feature = "demo")]
+    #[test]
+    fn a_missing_node_is_an_error_on_devtmpfs_and_not_in_a_container() {
+        use uverbs::sim::{DeviceSpec, Machine};
+
+        let machine = Machine::new();
+        for name in ["rxe0", "rxe1"] {
+            machine.add(DeviceSpec::new(name)).expect("added");
+        }
+        let host = uverbs::Host::simulated(&machine, uverbs::Policy::new()).expect("a host");
+        let devices = uverbs::Registry::new(host).devices().expect("a list");
+        let devices: Vec<_> = devices.iter().collect();
+        let mount =
+            |kind: &str| Mount { point: b"/dev".into(), kind: kind.to_owned(), nodev: false };
+        let (devtmpfs, tmpfs) = (mount("devtmpfs"), mount("tmpfs"));
+
+        for mount in [Some(&devtmpfs), None] {
+            let mut audit = Audit::default();
+            let not_given = report_missing(&mut audit, 2, &[(devices[0], mount)]);
+            assert!(not_given.is_empty() && audit.findings.len() == 1, "{audit:?}");
+            assert!(
+                audit.findings[0].message.contains("rxe0 (uverbs0) does not exist"),
+                "{audit:?}"
+            );
+        }
+
+        let mut audit = Audit::default();
+        let not_given = report_missing(&mut audit, 2, &[(devices[1], Some(&tmpfs))]);
+        assert_eq!(not_given, BTreeSet::from([1]));
+        assert!(audit.is_good() && audit.info.len() == 1, "{audit:?}");
+
+        let all: Vec<_> = devices.iter().map(|&device| (device, Some(&tmpfs))).collect();
+        let mut audit = Audit::default();
+        assert_eq!(report_missing(&mut audit, 2, &all), BTreeSet::from([0, 1]));
+        assert!(!audit.is_good() && audit.findings.len() == 1, "{audit:?}");
     }
 }

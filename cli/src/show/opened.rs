@@ -1,15 +1,16 @@
-//! What only an open device tells: attributes, ports, GIDs.
+//! What takes a context: attributes, ports, GIDs.
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, netdevice, socket_with};
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
 use uverbs::{Context, DeviceAttributes, ExtendedAttributes, GidEntry};
 
-use crate::output::note;
+use crate::facts::firmware_number;
+use crate::output::Failure;
 use crate::select::is_gone;
 use crate::table::Table;
 
-/// What a context tells.
+/// What a context was queried for.
 #[derive(Serialize)]
 pub(super) struct Opened {
     completion_vectors: u32,
@@ -71,13 +72,14 @@ fn extended_entries<S: Serializer>(
 }
 
 fn object(entries: impl Iterator<Item = (&'static str, u64)>) -> Map<String, Value> {
-    // The GUIDs are among the facts of the device, in words.
-    let entries = entries.filter(|(name, _)| !name.ends_with("_guid"));
+    // The GUIDs and the firmware stand with the device, in words.
+    let is_in_words = |name: &str| name.ends_with("_guid") || name == "firmware_version";
+    let entries = entries.filter(|(name, _)| !is_in_words(name));
     entries.map(|(name, value)| (name.to_owned(), value.into())).collect()
 }
 
 impl Opened {
-    /// Asks the context. What cannot be told of a part is noted, and left out.
+    /// Queries the context. A part that cannot be queried is reported, and left out.
     pub(super) fn ask(context: &Context) -> uverbs::Result<Self> {
         let attributes = context.query_device()?;
         let gids = noted(context.gids())?.unwrap_or_default();
@@ -90,8 +92,27 @@ impl Opened {
         })
     }
 
+    /// The firmware's version, for a driver that has no words for it.
+    pub(super) fn firmware(&self) -> Option<String> {
+        firmware_number(&self.attributes)
+    }
+
+    /// Adds who made the device, as `ibv_devinfo(1)` words it.
+    pub(super) fn identify(&self, table: &mut Table) {
+        let attributes = &self.attributes;
+        for (what, value) in [
+            ("vendor id", format!("{:#06x}", attributes.vendor_id)),
+            ("vendor part id", attributes.vendor_part_id.to_string()),
+            ("hardware version", format!("{:#x}", attributes.hardware_version)),
+        ] {
+            table.row([what.into(), value.into()]);
+        }
+    }
+
+    /// The ports, and then the limits.
     pub(super) fn render(&self) -> String {
-        let mut text = String::from("\nlimits\n");
+        let mut text: String = self.ports.iter().map(Port::render).collect();
+        text.push_str("\nlimits\n");
         let mut limits = Table::plain(2);
         for (name, value) in self.attributes.entries().filter(|(name, _)| name.starts_with("max_"))
         {
@@ -100,7 +121,7 @@ impl Opened {
         limits.row(["completion_vectors".into(), self.completion_vectors.into()]);
         text.push_str(&limits.render());
         if let Some(extended) = &self.extended_attributes {
-            text.push_str("\nextended (what is not there is left out)\n");
+            text.push_str("\nextended (zeros are left out)\n");
             let mut table = Table::plain(2);
             for (name, value) in extended.entries().filter(|(_, value)| *value != 0) {
                 let is_bits = ["caps", "flags", "flags_ex", "mask", "qpts"]
@@ -110,9 +131,6 @@ impl Opened {
                 table.row([name.into(), value.into()]);
             }
             text.push_str(&table.render());
-        }
-        for port in &self.ports {
-            text.push_str(&port.render());
         }
         text
     }
@@ -196,7 +214,7 @@ impl Gid {
     }
 }
 
-/// The name of a network device, escaped; none where it cannot be told.
+/// The name of a network device, escaped; none where it has gone.
 fn netdev_name(index: u32) -> Option<String> {
     let flags = SocketFlags::CLOEXEC;
     let socket = socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None).ok()?;
@@ -211,13 +229,13 @@ fn keys(keys: &[u16]) -> String {
     if used.is_empty() { "none".to_owned() } else { used.join(" ") }
 }
 
-/// What could be told, or a note of why not; an error when the device is gone.
+/// The value; where it cannot be had, the reason is reported. An error when the device is gone.
 fn noted<T>(result: uverbs::Result<T>) -> uverbs::Result<Option<T>> {
     match result {
         Ok(value) => Ok(Some(value)),
         Err(error) if is_gone(&error) => Err(error),
         Err(error) => {
-            note(error);
+            Failure::from(error).report();
             Ok(None)
         }
     }

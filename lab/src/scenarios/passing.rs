@@ -1,7 +1,9 @@
 //! Programs as a user starts them: the broker of the examples, `uverbs show` and `uverbs check`.
 
 use std::fs;
-use std::process::Command;
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
@@ -93,5 +95,59 @@ pub(super) fn check() -> Result<()> {
     let opened = check(&["--open"], 0)?;
     ensure!(opened["opens"][0]["proven"] == true, "{opened}");
     ensure!(guest::hca_value("new", "contexts")? == "0", "a context is left");
+    Ok(())
+}
+
+/// A hold ends when the device is removed, whether its driver disassociates or not.
+pub(super) fn hold() -> Result<()> {
+    for disassociate in [1, 0] {
+        guest::hca(&format!("add name=tst guid=00000000000000a0 disassociate={disassociate}"))?;
+        let mut child = Command::new("uverbs")
+            .args(["open", "--json", "--hold", "60", "tst"])
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut lines = BufReader::new(child.stdout.take().context("stdout")?).lines();
+        let mut json =
+            || -> Result<Value> { Ok(serde_json::from_str(&lines.next().context("it ended")??)?) };
+        ensure!(json()?["proven"] == true);
+        guest::hca("del name=tst")?;
+        let ended = json()?;
+        ensure!(ended["error"]["kind"] == "Removed", "{ended}");
+        let status = crate::runner::wait(&mut child, Duration::from_secs(10))?;
+        ensure!(status.code() == Some(1), "{status}");
+        guest::hca("wait-idle")?;
+    }
+    Ok(())
+}
+
+/// In exclusive mode `check` names the devices of another network namespace, and so does the error of an open.
+pub(super) fn exclusive() -> Result<()> {
+    guest::add_rxe("rxe0", "d0")?;
+    guest::hca("add name=tst guid=00000000000000a0")?;
+    guest::run("rdma", &["system", "set", "netns", "exclusive"])?;
+    let looked = moved_away();
+    guest::run("ip", &["netns", "del", "other"])?;
+    // The kernel refuses while the namespace is being deleted.
+    guest::until("shared again", || {
+        guest::run("rdma", &["system", "set", "netns", "shared"]).is_ok()
+    })?;
+    looked
+}
+
+fn moved_away() -> Result<()> {
+    guest::run("ip", &["netns", "add", "other"])?;
+    guest::run("rdma", &["dev", "set", "tst", "netns", "other"])?;
+    let check = Command::new("uverbs").args(["check", "--json"]).output()?;
+    let json: Value = serde_json::from_slice(&check.stdout)?;
+    let findings = json["findings"].as_array().context("no findings")?;
+    ensure!(check.status.code() == Some(1) && findings.len() == 1, "{json}");
+    ensure!(findings[0]["subject"] == "network namespace", "{json}");
+    let message = findings[0]["message"].to_string();
+    ensure!(message.contains("tst (uverbs1) belongs to") && !message.contains("rxe0"), "{message}");
+    ensure!(!json["checked"].to_string().contains("uverbs1 is a character device"), "{json}");
+    let open = Command::new("uverbs").args(["open", "tst"]).output()?;
+    let error = String::from_utf8_lossy(&open.stderr);
+    ensure!(open.status.code() == Some(1), "{error}");
+    ensure!(error.contains("another network namespace"), "{error}");
     Ok(())
 }

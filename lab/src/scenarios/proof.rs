@@ -7,10 +7,10 @@ use std::process::{Child, Command, Stdio};
 use anyhow::{Context as _, Result, ensure};
 use cap_std::ambient_authority;
 use cap_std::fs::Dir;
-use uverbs::{ErrorKind, Host, Opened, Registry};
+use uverbs::{ErrorKind, Host, Opened, Registry, Step};
 
 use super::{listed, opened, refused, registry};
-use crate::{guest, roles};
+use crate::{alloc, guest, roles};
 
 /// A role that runs until it is told to end.
 struct Background(Child);
@@ -119,6 +119,47 @@ pub(super) fn paged() -> Result<()> {
     // The proof does not depend on the contexts that there are.
     device.verify(&first)?;
     crowd.end()
+}
+
+/// The thread on which a PD or a context is allocated uses the thread-local storage of its caller.
+pub(super) fn allocates_nothing() -> Result<()> {
+    guest::hca("add name=old guid=00000000000000a0 disassociate=0")?;
+    let registry = registry()?;
+    let wrong = opened(listed(&registry, "old")?.open(), 0xa0)?;
+    guest::hca("del name=old")?;
+    guest::until_uverbs("uverbs0", false)?;
+    guest::hca("add name=tst guid=00000000000000a0")?;
+    guest::until_uverbs("uverbs0", true)?;
+    let device = listed(&registry, "tst")?;
+    let (result, count) = alloc::with_borrowed_storage(|| {
+        // By a list, then by the number.
+        let first = opened(device.open(), 0xa0)?;
+        let second = opened(device.open(), 0xa0)?;
+        device.verify(&second)?;
+        // Two PDs that are not listed.
+        let mismatch = refused(device.verify(&wrong), ErrorKind::NodeMismatch)?;
+        ensure!(mismatch.step() == Some(Step::Prove), "{mismatch}");
+        // A list that takes a long buffer, as the number has been taken.
+        let crowd = Background::start(&["crowd", "tst", "120"])?;
+        opened(device.open(), 0xa0)?;
+        crowd.end()?;
+        // The context itself, on a thread of its own.
+        guest::hca("set name=tst fail=ALLOC_PD:22")?;
+        opened(device.open(), 0xa0)?;
+        refused(device.verify(&first), ErrorKind::Unproven)?;
+        guest::hca("set name=tst fail=GET_CONTEXT:5")?;
+        let fails = refused(device.open(), ErrorKind::Os)?;
+        ensure!(fails.raw_os_error() == Some(5), "the node is in order: {fails}");
+        Ok(())
+    });
+    result?;
+    ensure!(count == 0, "{count} allocations on borrowed thread-local storage");
+    let ((), control) = alloc::with_borrowed_storage(|| {
+        alloc::disown_storage();
+        drop(std::hint::black_box(Box::new([0; 64])));
+    });
+    ensure!(control >= 1, "the control was counted {control} times");
+    Ok(())
 }
 
 pub(super) fn pid_namespace() -> Result<()> {

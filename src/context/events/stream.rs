@@ -33,13 +33,13 @@ use crate::kernel::{Errno, abi};
 pub struct AsyncEventStream<'a>(AsyncFd<AsyncEvents<'a>>);
 
 impl<'a> AsyncEvents<'a> {
-    /// Hands it to the tokio runtime of this thread.
+    /// Registers the descriptor with the tokio runtime of this thread.
     ///
     /// # Errors
-    /// `Unsupported` outside of a runtime; `Os` when the descriptor cannot be registered.
+    /// `Unsupported` outside a runtime; `Os` if the descriptor cannot be registered.
     ///
     /// # Panics
-    /// When the runtime was built without I/O (`tokio::runtime::Builder::enable_io`).
+    /// If the runtime was built without I/O (`tokio::runtime::Builder::enable_io`).
     pub fn into_stream(self) -> Result<AsyncEventStream<'a>> {
         let cmd = self.cmd;
         if runtime::Handle::try_current().is_err() {

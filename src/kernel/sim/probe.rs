@@ -8,7 +8,7 @@ use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use super::super::rdma::{
-    Chardev, Command, DeviceInfo, Message, Messages, NLMSG_DONE, NLMSG_ERROR, Resource, Writer,
+    Chardev, Command, DeviceInfo, Message, Messages, NLMSG_DONE, NLMSG_ERROR, Request, Resource,
     attr, parse_resources,
 };
 use super::super::{Errno, FileType, Handle, Kernel, OFlags, Resolve, Stat, VerbsCall};
@@ -162,11 +162,11 @@ impl Probe {
         let socket = kernel.rdma_socket().map_err(Errno::raw_os_error)?;
         let dump = command == Command::ResCtxGet;
         let mut request =
-            Writer::request(command, dump, 1).attr(attr::DEV_INDEX, &index.to_ne_bytes());
+            Request::new(command, dump, 1).attr(attr::DEV_INDEX, &index.to_ne_bytes());
         if command == Command::GetChardev {
             request = request.attr(attr::CHARDEV_TYPE, b"uverbs\0");
         }
-        kernel.send(&socket, &request.finish()).map_err(Errno::raw_os_error)?;
+        kernel.send(&socket, request.finish()).map_err(Errno::raw_os_error)?;
         let mut buffer = vec![0; 32 * 1024];
         loop {
             let datagram = kernel.recv(&socket, &mut buffer).map_err(Errno::raw_os_error)?;

@@ -2,7 +2,7 @@
 
 use super::figures::{Run, Times};
 
-/// What is compared, and how the rows are called.
+/// The times that are compared, and their labels.
 const TIMES: [(&str, &str); 18] = [
     ("sweep", "names of both class directories, read and thrown away"),
     ("list_ibverbs", "`ibv_get_device_list`"),
@@ -37,33 +37,35 @@ const COUNTS: [(&str, &str); 9] = [
 ];
 
 const INTRODUCTION: &str = "\
-What listing and opening cost, beside libibverbs and beside the least that the kernel needs to hand over the names.
-Written by `cargo xtask bench --runs 2 --write`; `cargo xtask bench` measures anew and fails when a target is missed.
+What listing and opening cost, beside libibverbs and beside the minimum that the kernel needs to return the names.
+`cargo xtask bench --runs 2 --write` writes this file; `cargo xtask bench` measures again and fails when a target is
+missed.
 
-The devices are test HCAs (`lab/hca/`) that libibverbs takes for soft-RoCE, the peer is rdma-core 44 of Debian 12. The
-kernel runs in QEMU without hardware acceleration, with two processors: times are many times those of a real
-machine and vary with what else the host does, so that the ratios count. What is compared is measured in turns
-(A B A B …), each call on its own. System calls are counted by strace, allocations and bytes by the allocator.
+The devices are test HCAs (`lab/hca/`) that libibverbs takes for soft-RoCE. The peer is rdma-core 44 of Debian 12. The
+kernel runs in QEMU without hardware acceleration, with two processors. Times are many times those of a real machine and
+vary with the load of the host, so only the ratios count. The two sides of a comparison are measured in turns (A B A B
+…), each call on its own. strace counts system calls; the allocator counts allocations and bytes.
 ";
 
 const NOTES: &str = "\
 ## What the figures justify in the code
 
-- **Sweeps are compared as they are** (`src/sweep.rs`): names and inodes go one behind the other into buffers that are
-  kept, and two looks are equal when the buffers are. The first version made a map of the names at each list, and a
-  list of what was found.
-- **Sweeping without the lock** (`src/registry.rs`): threads that list at once would wait for one another for the whole
-  of a sweep. A sweep that finds a change, after another thread has found one, is made again under the lock.
-- **The index is searched for** (`src/indices.rs`): a dump of 1,000 devices takes 110 ms, `GET_CHARDEV` of one index 14 us. By
-  the order of registration one request finds it where no device has gone; the join, which decides, is the same as
-  after a dump.
-- **Short netlink buffers** (`src/netlink.rs`): the kernel makes, and clears, the messages of a dump as long as the longest
-  buffer that it has seen. Warm opens took 757 us with 32 KiB (`ibv_open_device` beside them 74), and take 400 with 2 KiB
-  (62; 10th percentiles). A list that does not fit is asked for again with 32 KiB.
-- **Places are remembered** (`src/sweep.rs:name_of`): a list in which 1 of 1,000 names had changed took 7.1 ms while it sorted
-  the names to find the other 999, and takes half of that while it looks for each near its last place.
-- **A netlink socket for each open** (`src/netlink.rs:Source`), at some 20 us: one that is kept would keep ib_core from being
-  unloaded, and one that threads share makes them wait for each other's answers.
+- **Sweeps are compared as they are** (`src/sweep.rs`): names and inodes are appended to buffers that are kept, and two
+  looks are equal when the buffers are. The first version made a map of the names at each list, and a list of what was
+  found.
+- **Sweeps are made without the lock** (`src/registry.rs`): otherwise threads that list at once would wait for one
+  another for the whole of a sweep. A sweep that finds a change, after another thread has found one, is made again under
+  the lock.
+- **The index is searched for** (`src/indices.rs`): a dump of 1,000 devices takes 110 ms, `GET_CHARDEV` of one index 14
+  us. By the order of registration one request finds it if no device has been removed. The join, which decides, is the
+  same as after a dump.
+- **Short netlink buffers** (`src/netlink.rs`): the kernel makes, and clears, the messages of a dump as long as the
+  longest buffer that it has seen. Warm opens took 757 us with 32 KiB (`ibv_open_device` beside them 74), and take 400
+  with 2 KiB (62; 10th percentiles). A list that does not fit is requested again with 32 KiB.
+- **Places are remembered** (`src/sweep.rs:name_of`): a list in which 1 of 1,000 names had changed took 7.1 ms while it
+  sorted the names to find the other 999. It takes half of that now that it looks for each near its last place.
+- **A netlink socket for each open** (`src/netlink.rs:Source`), at some 20 us: one that is kept would keep ib_core from
+  being unloaded, and threads that share one wait for each other's answers.
 ";
 
 /// The whole file.
@@ -117,7 +119,7 @@ fn cell(times: Times) -> String {
     format!("{} ({} – {})", micros(times.median), micros(times.low), micros(times.high))
 }
 
-/// Microseconds with three digits that say something.
+/// Microseconds with three significant digits.
 fn micros(time: f64) -> String {
     match time {
         ..100.0 => format!("{time:.1} us"),

@@ -1,8 +1,8 @@
 //! RDMA netlink.
 
 use super::super::super::rdma::{
-    Chardev, Command, DeviceInfo, Messages, NLMSG_DONE, NLMSG_ERROR, Resource, ResourceEntry,
-    Writer, attr, parse_resources,
+    Chardev, Command, DeviceInfo, Messages, NLMSG_DONE, NLMSG_ERROR, Request, Resource,
+    ResourceEntry, attr, parse_resources,
 };
 use super::*;
 
@@ -20,7 +20,7 @@ impl Host {
         index: Option<u32>,
         number: Option<(u16, u32)>,
     ) {
-        let mut request = Writer::request(command, dump, 7);
+        let mut request = Request::new(command, dump, 7);
         if let Some(index) = index {
             request = request.attr(attr::DEV_INDEX, &index.to_ne_bytes());
         }
@@ -31,7 +31,7 @@ impl Host {
             request = request.attr(attr::CHARDEV_TYPE, b"uverbs\0");
         }
         let request = request.finish();
-        assert_eq!(self.kernel.send(socket, &request), Ok(request.len()));
+        assert_eq!(self.kernel.send(socket, request), Ok(request.len()));
     }
 
     pub(super) fn next(&self, socket: &Handle) -> Sys<Vec<u8>> {
