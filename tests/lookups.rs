@@ -125,7 +125,7 @@ fn errors_name_the_candidates() {
     }
     let two = devices.by_guid(Guid(0xb0)).expect_err("two").to_string();
     assert!(
-        two.ends_with("GUID 0000:0000:0000:00b0 is 2 devices: m5 (uverbs5), m6 (uverbs6)"),
+        two.ends_with("2 devices match GUID 0000:0000:0000:00b0: m5 (uverbs5), m6 (uverbs6)"),
         "{two}"
     );
     let five = devices.by_guid(Guid(0xa0)).expect_err("five").to_string();

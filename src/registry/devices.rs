@@ -192,7 +192,7 @@ impl Devices {
             [(device, _)] => Ok(device.clone()),
             _ => {
                 let (count, found) = (found.len(), names(found.iter().copied()));
-                let text = format!("{asked} is {count} devices: {found}");
+                let text = format!("{count} devices match {asked}: {found}");
                 Err(Error::new(ErrorKind::Ambiguous, text))
             }
         }
