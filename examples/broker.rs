@@ -115,7 +115,7 @@ fn host() -> anyhow::Result<Host> {
 }
 
 fn receive(socket: &OwnedFd, device: &Device) -> anyhow::Result<Context> {
-    let mut claim = [0; ContextClaim::LEN];
+    let mut claim = [0; ContextClaim::MAX_LEN];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let flags = RecvFlags::CMSG_CLOEXEC;

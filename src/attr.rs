@@ -3,9 +3,9 @@
 use std::ffi::{CStr, CString};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::ids::{DeviceNumber, Guid, Name};
 use crate::kernel::rdma::{Bad, NAME_MAX};
 use crate::kernel::{DirEntry, Errno, FileType, Handle, Kernel, OFlags, Resolve, Stat, Sys};
-use crate::name::{DeviceNumber, Guid, Name};
 
 /// How often a call is made anew that was interrupted, or that lost a race against a rename or
 /// mount somewhere else (`openat2(2)`, EAGAIN).

@@ -5,9 +5,9 @@ mod device;
 mod events;
 #[cfg(test)]
 mod layouts;
-mod numbered;
 mod pkeys;
 mod port;
+mod rate;
 
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -15,9 +15,9 @@ use std::sync::{Arc, OnceLock};
 
 use crate::attr::retry;
 use crate::device::Device;
-use crate::driver::DriverId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::evidence::Evidence;
+use crate::ids::DriverId;
 use crate::kernel::{Attr, AttrData, Errno, Handle, Kernel, Sys, VerbsCall};
 use crate::open::{self, Proven};
 use crate::provider::{Allocation, Provided};
@@ -28,10 +28,8 @@ pub use device::{DeviceAttributes, ExtendedAttributes};
 #[cfg(feature = "tokio")]
 pub use events::AsyncEventStream;
 pub use events::{AsyncEvent, AsyncEventKind, AsyncEvents};
-pub use port::{
-    Gid, GidEntry, GidType, LinkLayer, LinkSpeed, LinkWidth, Mtu, PhysicalState, PortAttributes,
-    PortState,
-};
+pub use port::{Gid, GidEntry, GidType, LinkLayer, Mtu, PhysicalState, PortAttributes, PortState};
+pub use rate::{LinkSpeed, LinkWidth, PortRate};
 
 /// `UVERBS_OBJECT_DEVICE` and its methods and attributes (`rdma/ib_user_ioctl_cmds.h`).
 pub(crate) mod device_object {
@@ -231,6 +229,20 @@ pub(crate) fn query_device(
 ///
 /// Dropping it closes the descriptor. While it is open it keeps some drivers' devices from being
 /// removed (those without `disassociate_ucontext`: efa, siw, rxe up to 7.2, and others).
+///
+/// ```no_run
+/// # fn main() -> uverbs::Result<()> {
+/// # let device: uverbs::Device = unimplemented!();
+/// let context = device.open()?;
+/// let attributes = context.query_device()?;
+/// for port in 1..=attributes.phys_port_count {
+///     println!("port {port}: {}", context.query_port(port)?.state);
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[doc(alias = "ibv_context")]
+#[doc(alias = "ibv_close_device")]
 pub struct Context {
     cmd: CmdFd,
     evidence: Evidence,
@@ -267,7 +279,21 @@ impl UnprovenContext {
 }
 
 /// The result of an open that allows unproven contexts.
+///
+/// ```no_run
+/// use uverbs::Opened;
+///
+/// # fn main() -> uverbs::Result<()> {
+/// # let device: uverbs::Device = unimplemented!();
+/// match device.open_allow_unproven()? {
+///     Opened::Proven(context) => println!("index {:?}", context.evidence().index()),
+///     Opened::Unproven(context) => println!("perhaps another device: {}", context.reason()),
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
+#[allow(clippy::exhaustive_enums)] // a caller has to handle both, and there is no third
 pub enum Opened {
     /// The context is proved to be on the requested device.
     Proven(Context),
@@ -298,6 +324,7 @@ macro_rules! context {
             ///
             /// # Errors
             /// `Removed` if the device is gone.
+            #[doc(alias = "ibv_query_device")]
             pub fn query_device(&self) -> Result<DeviceAttributes> {
                 self.cmd.query_device()
             }
@@ -306,6 +333,7 @@ macro_rules! context {
             ///
             /// # Errors
             /// `Removed` if the device is gone; `Os` if the driver refuses.
+            #[doc(alias = "ibv_query_device_ex")]
             pub fn query_device_extended(&self) -> Result<ExtendedAttributes> {
                 self.cmd.query_device_extended()
             }
@@ -314,6 +342,7 @@ macro_rules! context {
             ///
             /// # Errors
             /// `Removed` if the device is gone; `Os` (EINVAL) if it has no such port.
+            #[doc(alias = "ibv_query_port")]
             pub fn query_port(&self, port: u8) -> Result<PortAttributes> {
                 self.cmd.query_port(port)
             }
@@ -322,6 +351,9 @@ macro_rules! context {
             ///
             /// # Errors
             /// `Removed` if the device is gone; `Unsupported` before Linux 5.10.
+            #[doc(alias = "ibv_query_gid")]
+            #[doc(alias = "ibv_query_gid_ex")]
+            #[doc(alias = "ibv_query_gid_table")]
             pub fn gids(&self) -> Result<Vec<GidEntry>> {
                 self.cmd.query_gids()
             }
@@ -336,6 +368,7 @@ macro_rules! context {
             /// `Removed` or `Replaced` if the device is gone. `Unstable` if it was renamed meanwhile.
             /// `Unsupported` if its name is `.` or `..`, or has a `/` in it: such a name is no directory in
             /// sysfs.
+            #[doc(alias = "ibv_query_pkey")]
             pub fn pkeys(&self, port: u8) -> Result<Vec<u16>> {
                 self.cmd.query_pkeys(port)
             }
@@ -346,6 +379,7 @@ macro_rules! context {
             ///
             /// # Errors
             /// `Removed` if the device is gone; `Unsupported` before Linux 5.6.
+            #[doc(alias = "ibv_get_async_event")]
             pub fn async_events(&self) -> Result<AsyncEvents<'_>> {
                 self.cmd.async_events()
             }
@@ -363,6 +397,7 @@ macro_rules! context {
 
             /// Number of completion vectors (`num_comp_vectors` of libibverbs' `struct ibv_context`). A completion
             /// queue uses one of them; they are numbered from 0.
+            #[doc(alias = "num_comp_vectors")]
             pub fn completion_vectors(&self) -> u32 {
                 self.cmd.completion_vectors.get().copied().unwrap_or(0)
             }

@@ -9,14 +9,13 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 
 use crate::attr::{self, Attribute};
 use crate::context::{Context, Opened};
-use crate::driver::DriverId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::evidence::Evidence;
 use crate::host::Host;
 use crate::identity::{Instance, Timestamp};
+use crate::ids::{DeviceNumber, DriverId, Guid, Name, NodeType};
 use crate::indices::Indices;
 use crate::kernel::{Handle, Stat};
-use crate::name::{DeviceNumber, Guid, Name};
 use crate::netlink::NextNumber;
 use crate::open;
 use crate::provider::{Provided, ProviderInfo, Providers, Slot};
@@ -25,7 +24,23 @@ use crate::provider::{Provided, ProviderInfo, Providers, Slot};
 /// gone. A clone is the same device.
 ///
 /// It holds no descriptor. Two are equal when they are the same [`Instance`], whatever their names.
+///
+/// ```no_run
+/// use uverbs::{ErrorKind, Host, Registry};
+///
+/// # fn main() -> uverbs::Result<()> {
+/// let device = Registry::new(Host::open()?).devices()?.by_name("mlx5_0")?;
+/// println!("{device}: index {}, node GUID {}", device.index()?, device.query()?.node_guid);
+/// match device.open() {
+///     Ok(context) => println!("{} completion vectors", context.completion_vectors()),
+///     Err(error) if error.kind() == ErrorKind::Replaced => println!("unplugged since: {error}"),
+///     Err(error) => return Err(error),
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
+#[doc(alias = "ibv_device")]
 pub struct Device(pub(crate) Arc<Record>);
 
 pub(crate) struct Record {
@@ -273,6 +288,7 @@ impl Device {
     /// The name at the last listing or open, such as `mlx5_0`. Names change and are reused; they are
     /// for display. It may be another one than in the list that the handle is from:
     /// [`Devices::by_name`](crate::Devices::by_name) goes by the names of its list.
+    #[doc(alias = "ibv_get_device_name")]
     pub fn name(&self) -> Name {
         self.0.state().name.clone()
     }
@@ -308,6 +324,7 @@ impl Device {
     /// # Errors
     /// `Removed` or `Replaced` when the device is gone; `Unproven` when netlink is denied or does not
     /// know the device.
+    #[doc(alias = "ibv_get_device_index")]
     pub fn index(&self) -> Result<u32> {
         self.joined().map(|joined| joined.index)
     }
@@ -325,6 +342,7 @@ impl Device {
     ///
     /// # Errors
     /// As [`index`](Self::index).
+    #[doc(alias = "ibv_get_device_guid")]
     pub fn query(&self) -> Result<DeviceFacts> {
         let joined = self.joined()?;
         let facts = || {
@@ -341,7 +359,7 @@ impl Device {
             driver_id: joined.driver_id.map(DriverId::from_raw),
             node_guid: Guid(info.node_guid),
             sys_image_guid: Guid(info.sys_image_guid),
-            node_type: info.node_type,
+            node_type: NodeType::from_raw(info.node_type),
             firmware_version: Name::new(&info.fw_version),
         })
     }
@@ -389,6 +407,7 @@ impl Device {
     /// `NetlinkUnavailable`: netlink is denied. `Unstable`: it would not stay still. `AbiMismatch`,
     /// `Provider`: its provider cannot handle it, or is being attached (`Busy`). `PermissionDenied`, `Os`:
     /// the first system call that failed.
+    #[doc(alias = "ibv_open_device")]
     pub fn open(&self) -> Result<Context> {
         match open::open(self, false)? {
             Opened::Proven(context) => Ok(context),
@@ -431,6 +450,7 @@ impl Device {
 
 /// What the kernel says of a device over RDMA netlink.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct DeviceFacts {
     /// Index of the device in netlink, never reused until ib_core is loaded anew.
@@ -438,12 +458,13 @@ pub struct DeviceFacts {
     /// The driver; none for those that the kernel does not tell.
     pub driver_id: Option<DriverId>,
     /// GUID of the node.
+    #[doc(alias = "ibv_get_device_guid")]
     pub node_guid: Guid,
     /// GUID of the system the node is part of.
     pub sys_image_guid: Guid,
-    /// Kind of node (`enum rdma_node_type`): 1 for a channel adapter.
-    pub node_type: u8,
-    /// Version of the firmware, as the driver words it; empty where it has none.
+    /// Kind of node.
+    pub node_type: NodeType,
+    /// Version of the firmware, as the driver writes it; empty where it has none.
     pub firmware_version: Name,
 }
 

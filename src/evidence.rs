@@ -3,10 +3,11 @@
 use std::fmt;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::name::{DeviceNumber, Guid, Name};
+use crate::ids::{DeviceNumber, Guid, Name};
 
 /// A step of the open protocol (see the crate's `open` module for what each does).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum Step {
     /// 1: is the record already known to be gone?
@@ -53,6 +54,7 @@ impl fmt::Display for Step {
 
 /// A value that a check compared.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum Value {
     /// A word: what kind of thing, or that something is so.
@@ -60,6 +62,7 @@ pub enum Value {
     /// A number: an inode, an index, a count.
     Number(u64),
     /// A device number.
+    #[cfg_attr(feature = "serde", serde(rename = "device_number"))]
     Device(DeviceNumber),
     /// A GUID.
     Guid(Guid),
@@ -107,7 +110,19 @@ impl Check {
 ///
 /// Of a [`Context`](crate::Context) and of an [`UnprovenContext`](crate::UnprovenContext) every check held.
 /// Of an error ([`Error::evidence`]) the last one may be the one that did not.
+///
+/// ```no_run
+/// # fn main() -> uverbs::Result<()> {
+/// # let device: uverbs::Device = unimplemented!();
+/// let context = device.open()?;
+/// for check in context.evidence().checks() {
+///     println!("{}: {} is {}", check.step, check.what, check.found);
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Evidence {
     checks: Vec<Check>,
     pub(crate) index: Option<u32>,
@@ -186,7 +201,7 @@ impl Evidence {
 }
 
 /// Leaving checks out, to see what they are good for. There in builds with `--cfg uverbs_leave_out` alone,
-/// which is no feature: nobody turns it on by accident.
+/// which is no feature, so that it is not turned on by accident.
 #[cfg(uverbs_leave_out)]
 pub mod leave_out {
     use std::sync::RwLock;

@@ -1,4 +1,4 @@
-//! What the fuzz targets in `fuzz/` call, and the tests that replay their seeds.
+//! What the fuzz targets in `fuzz/` call, and the tests that replay their seeds. It is outside of Semantic Versioning.
 
 use crate::attr;
 use crate::kernel::rdma::{

@@ -2,23 +2,35 @@
 
 use std::hash::{Hash, Hasher};
 
+use crate::ids::DeviceNumber;
 use crate::kernel::Stat;
-use crate::name::DeviceNumber;
 
 /// A timestamp of an inode: seconds and nanoseconds of the real-time clock.
 pub type Timestamp = (i64, u32);
 
-/// One device instance, told from every other one of this boot.
+/// The identity of one device instance among all others of this boot.
 ///
 /// The inode number of the uverbs directory is the identity: on 64-bit kernels since 5.6 sysfs never
-/// uses one twice (`kernfs_id_ino`, `include/linux/kernfs.h`). Name, uverbs number, device
-/// number and GUID are all reused at once. The timestamp is evidence only: it is that of a cached
-/// inode, which the kernel may drop and make anew.
+/// uses one twice (`kernfs_id_ino`, `include/linux/kernfs.h`). The kernel reuses name, uverbs number,
+/// device number and GUID at once. The timestamp is evidence only: it is that of a cached
+/// inode, which the kernel may drop and make again.
 ///
 /// Where inode numbers may be used twice, on a 32-bit kernel or in a `/sys` that is not sysfs, the timestamp
 /// is part of the identity. Two instances are equal only when it is the same, so that an evicted inode
 /// counts as another instance there.
+///
+/// ```no_run
+/// # fn main() -> uverbs::Result<()> {
+/// # let registry: uverbs::Registry = unimplemented!();
+/// let before = registry.devices()?.by_name("mlx5_0")?.instance();
+/// // Unplugged and plugged in again, it has the same name and often the same number.
+/// let after = registry.devices()?.by_name("mlx5_0")?.instance();
+/// println!("{}", if before == after { "the same device" } else { "another device" });
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Instance {
     /// `st_dev` of the sysfs mount through which it was seen.
@@ -30,6 +42,7 @@ pub struct Instance {
     /// `st_ctime` of the attribute `ibdev` when it was last pinned.
     pub timestamp: Timestamp,
     /// No other instance ever has that inode number.
+    #[cfg_attr(feature = "serde", serde(skip))]
     pub(crate) has_unique_inode: bool,
 }
 

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, Weak};
 
 use crate::device::{Device, Joined, Record};
 use crate::error::{Error, ErrorKind, Result};
-use crate::name::{DeviceNumber, Name};
+use crate::ids::{DeviceNumber, Name};
 use crate::netlink::Socket;
 use crate::open::Pin;
 
@@ -76,6 +76,22 @@ impl Indices {
             Error::new(ErrorKind::Unproven, "RDMA netlink lists no device with this device number")
         })?;
         Ok(*record.joined.get_or_init(|| joined))
+    }
+
+    /// Whether that index is the pinned device's. If so, its record notes it.
+    pub(crate) fn join_at(
+        &self,
+        record: &Record,
+        pin: &Pin,
+        socket: &Socket,
+        index: u32,
+    ) -> Result<bool> {
+        if record.joined.get().is_none()
+            && let Some(joined) = self.try_index(record, pin, socket, index)?
+        {
+            let _ = record.joined.set(joined);
+        }
+        Ok(record.joined.get().is_some_and(|joined| joined.index == index))
     }
 
     /// Asks for all devices, then for their device numbers: first of those with the right name.

@@ -1,7 +1,7 @@
 //! List RDMA verbs devices on Linux, and open exactly the one that was listed.
 //!
 //! A verbs device's name, node, device number and often its GUID are free for the next device as soon as
-//! it is unplugged. This crate tells instances apart by what the kernel never uses twice, and proves
+//! it is unplugged. This crate identifies an instance by what the kernel never uses twice, and proves
 //! through the opened descriptor that it is on the instance that was listed.
 //!
 //! ```no_run
@@ -20,38 +20,60 @@
 //!
 //! # The tour
 //! - [`Host`]: `/sys`, `/dev` and RDMA netlink, taken once; [`Host::from_parts`] takes them from the caller,
-//!   who may then sandbox the process. [`Policy`] says what is demanded.
-//! - [`Registry`]: looks at the host and keeps one record an instance. [`Registry::devices`] gives
-//!   [`Devices`], a list that stays as it is.
+//!   who may then sandbox the process. [`Policy`] sets what the host has to provide.
+//! - [`Registry`]: looks at the host and keeps one record an instance. [`Registry::devices`] returns
+//!   [`Devices`], a list that does not change. It finds a device by name, GUID, netlink index or uverbs number.
 //! - [`Device`]: a counted handle on one instance. It holds no descriptor and outlives the hardware.
-//! - [`Device::open`] gives a [`Context`], or an [`Error`] that names the device, the step and the cause.
+//! - [`Device::open`] returns a [`Context`], or an [`Error`] that names the device, the step and the cause.
 //!   [`Device::verify`] proves the same of a descriptor that another library opened.
-//! - [`Context`] answers what the device is, what its ports are, and gives its [`AsyncEvents`].
+//! - [`Context`] queries the device, its ports and GIDs, and has its [`AsyncEvents`].
+//! - [`ContextClaim`] and [`Context::from_fd`]: a context passed on to another process.
 //! - [`Provider`] and [`DeviceProvider`]: what a driver is given when a context is allocated; the known ones
 //!   are built in.
 //! - [`Evidence`]: what was checked on the way, and what each check found.
 //!
 //! # It does not
 //! - fall back to anything weaker: where `openat2(2)` is missing or blocked, or netlink cannot prove, it fails
-//!   and says so; [`Device::open_allow_unproven`] is the way out by name, and gives another type;
+//!   with the reason; [`Device::open_allow_unproven`] is the explicit exception, and returns another type;
 //! - wait: a system call may sleep in the kernel, and the thread that a proof starts is joined; the library itself
 //!   never sleeps;
 //! - read the environment, print, or keep a descriptor for a device;
-//! - move data: queue pairs and memory are the business of other libraries, over the cmd fd.
+//! - move data: queue pairs and memory are left to other libraries, over the cmd fd.
 //!
 //! # Needs
 //! Linux 5.6 to run and 5.10 to prove. On 32-bit kernels, where inode numbers may repeat, a moved timestamp
 //! counts as another device.
 //!
 //! # Features
+//! None is on by default.
 //! - `tokio`: async events as a `Stream`.
+//! - `serde`: `Serialize` for plain data, in the forms below.
 //! - `sim`: a simulated kernel, for tests and demonstrations ([`Host::open`] never uses it).
+//!
+//! Versions follow Semantic Versioning. Outside of that are the module `sim`, `Host::simulated`, and what is hidden
+//! from this documentation, such as the module `fuzzing`: they serve this project's own tests and may change in any
+//! version.
+//!
+//! # Serde
+//! - The kernel's numbers ([`DriverId`], [`PortState`], ...) are numbers. Their names are display text.
+//! - [`Guid`] and [`Gid`] are strings, as they print: `"0002:c903:0005:1234"`.
+//! - [`Name`] is a string: the name where it is UTF-8, else the name as it prints, escaped. Two names may have the
+//!   same string, so there is no `Deserialize`.
+//! - [`ErrorKind`] is the name of its variant, [`Step`] its [`name`](Step::name), [`Value`] a map of one key: `{"number": 3}`,
+//!   `{"guid": "..."}`, `{"device_number": {"major": 231, "minor": 192}}`, `{"time": [seconds, nanoseconds]}`, `{"name": "..."}`,
+//!   `{"word": "..."}`. A [`Check`] has `held` besides its fields.
+//! - Everything else is a map of its fields. Inode numbers take up to 64 bits, more than a number in JavaScript holds.
+//!
+//! `Deserialize` is there for the kernel's numbers, [`Guid`], [`DeviceNumber`] and [`ContextClaim`], where every
+//! value is sound. What the library has checked or read, such as [`Evidence`], is not made of text.
 #![deny(unsafe_code)]
+// A type that may get a field or a variant later is non-exhaustive. The others state their reason.
+#![warn(clippy::exhaustive_enums, clippy::exhaustive_structs, missing_debug_implementations)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod attr;
 mod context;
 mod device;
-mod driver;
 mod errno;
 mod error;
 mod evidence;
@@ -60,13 +82,15 @@ mod evidence;
 pub mod fuzzing;
 mod host;
 mod identity;
+mod ids;
 mod indices;
 mod kernel;
-mod name;
 mod netlink;
 mod open;
 mod provider;
 mod registry;
+#[cfg(feature = "serde")]
+mod serialized;
 mod sweep;
 
 pub use cap_std::fs::Dir;
@@ -75,20 +99,20 @@ pub use context::AsyncEventStream;
 pub use context::{
     AsyncEvent, AsyncEventKind, AsyncEvents, Context, ContextClaim, DeviceAttributes,
     ExtendedAttributes, Gid, GidEntry, GidType, LinkLayer, LinkSpeed, LinkWidth, Mtu, Opened,
-    PhysicalState, PortAttributes, PortState, UnprovenContext,
+    PhysicalState, PortAttributes, PortRate, PortState, UnprovenContext,
 };
 pub use device::{Device, DeviceFacts};
-pub use driver::DriverId;
 pub use error::{Error, ErrorKind, Result};
 #[cfg(uverbs_leave_out)]
 pub use evidence::leave_out;
 pub use evidence::{Check, Evidence, Step, Value};
 pub use host::{ForkSafety, Host, Policy, memlock_limit};
 pub use identity::{Instance, Timestamp};
+pub use ids::{DeviceNumber, DriverId, Guid, Name, NodeType, ParseGuidError};
+// The former modules of what is in `ids`.
 #[cfg(feature = "sim")]
 pub use kernel::sim;
-pub use name::{DeviceNumber, Guid, Name, ParseGuidError};
 pub use provider::{
     Allocation, DeviceProvider, Match, MatchedBy, PinnedView, Provider, ProviderInfo,
 };
-pub use registry::{Devices, Registry};
+pub use registry::{Devices, DevicesIntoIter, Registry};

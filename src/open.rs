@@ -28,14 +28,14 @@ use std::sync::Arc;
 use crate::attr::{self, Attribute, retry};
 use crate::context::{CmdFd, Context, Opened, UnprovenContext, command_error};
 use crate::device::{Device, Joined, Record};
-use crate::driver::DriverId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::evidence::{Evidence, Step, Value};
 use crate::identity::Timestamp;
+use crate::ids::DriverId;
+use crate::ids::{DeviceNumber, Name};
 use crate::kernel::{
     Errno, FileType, Handle, Kernel, OFlags, Resolve, Stat, Uncancelled, VerbsCall,
 };
-use crate::name::{DeviceNumber, Name};
 use crate::provider::{Allocation, Provided};
 
 pub(crate) use proof::Proven;

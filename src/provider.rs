@@ -16,8 +16,8 @@ use std::borrow::Cow;
 use std::fmt;
 use std::ops::RangeInclusive;
 
-use crate::driver::DriverId;
 use crate::error::Result;
+use crate::ids::DriverId;
 
 pub(crate) use attached::{Provided, Slot, is_inside};
 pub(crate) use builtin::data_of;
@@ -40,6 +40,7 @@ pub enum Match {
 
 /// The kind of [`Match`] by which a provider was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum MatchedBy {
     /// The driver id.
@@ -83,6 +84,39 @@ impl Allocation {
 ///
 /// A program registers it with [`Registry::with_providers`](crate::Registry::with_providers), which reads its name,
 /// its matches and its ABI versions once.
+///
+/// ```no_run
+/// use std::ops::RangeInclusive;
+/// use std::sync::Arc;
+///
+/// use uverbs::{Allocation, DeviceProvider, Host, Match, PinnedView, Provider, Registry};
+///
+/// struct Acme;
+///
+/// impl Provider for Acme {
+///     fn name(&self) -> &str {
+///         "acme"
+///     }
+///
+///     fn matches(&self) -> &[Match] {
+///         const { &[Match::Pci(0x1234, 0x5678)] }
+///     }
+///
+///     fn abi_versions(&self) -> RangeInclusive<u32> {
+///         1..=2
+///     }
+///
+///     fn attach(&self, _: &PinnedView<'_>) -> uverbs::Result<Box<dyn DeviceProvider>> {
+///         // This driver reads eight bytes, and writes sixteen.
+///         Ok(Box::new(Allocation::new([0; 8], 16)))
+///     }
+/// }
+///
+/// # fn main() -> uverbs::Result<()> {
+/// let registry = Registry::with_providers(Host::open()?, [Arc::new(Acme) as Arc<dyn Provider>]);
+/// # Ok(())
+/// # }
+/// ```
 ///
 /// # What its code may do
 /// No lock is held while [`attach`](Self::attach), [`DeviceProvider::allocation`] or the `Drop` of a
@@ -149,6 +183,7 @@ impl DeviceProvider for Allocation {
 
 /// The provider of a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct ProviderInfo {
     /// The provider's name, and how it was found. None if no provider is known; such a device is opened without

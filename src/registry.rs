@@ -1,5 +1,7 @@
 //! The registry: the cached list of devices, its rescans, and what they find changed.
 
+mod devices;
+
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -8,11 +10,26 @@ use crate::device::{Device, Gone, Record, Sighting};
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::Host;
 use crate::indices::Indices;
-use crate::name::Name;
+use crate::netlink::Socket;
+use crate::open;
 use crate::provider::{self, Provider, Providers};
 use crate::sweep::{NameLink, Sweeps};
 
+pub use devices::{Devices, DevicesIntoIter};
+
 /// The devices of a host. A clone shares its records.
+///
+/// ```no_run
+/// use uverbs::{Host, Registry};
+///
+/// # fn main() -> uverbs::Result<()> {
+/// let registry = Registry::new(Host::open()?);
+/// for device in registry.devices()? {
+///     println!("{device}, index {}", device.index()?);
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Registry(Arc<Inner>);
 
@@ -22,6 +39,11 @@ struct Inner {
     providers: Arc<Providers>,
     state: Mutex<State>,
 }
+
+/// How often a look by index is made while devices come and go under it.
+const LOOKS: usize = 3;
+/// In place of the inode number of a class link that was not looked at: no inode has it.
+const NO_LINK: u64 = 0;
 
 /// Where more threads than these list at once, the others make room each time.
 const SPARE: usize = 8;
@@ -61,7 +83,7 @@ struct Seen {
 }
 
 impl Registry {
-    /// A registry of the host's devices. It looks for none before it is asked.
+    /// A registry of the host's devices. This does not look at the host yet.
     pub fn new(host: Host) -> Self {
         Self::with_providers(host, [])
     }
@@ -97,12 +119,103 @@ impl Registry {
     /// # Errors
     /// `Unstable` when the uverbs module is being loaded or unloaded; `Os`, `PermissionDenied`. What is
     /// wrong with one device does not stop the listing: see [`Devices::faults`].
+    #[doc(alias = "ibv_get_device_list")]
     pub fn devices(&self) -> Result<Devices> {
         let devices = self.list()?;
         if !self.0.providers.is_empty() && !provider::is_inside() {
             devices.iter().for_each(set_up);
         }
         Ok(devices)
+    }
+
+    /// Finds the device that has this index in RDMA netlink, without a look at the other devices
+    /// (`RDMA_NLDEV_ATTR_DEV_INDEX`).
+    ///
+    /// The kernel reports the uverbs device of the index (`RDMA_NLDEV_CMD_GET_CHARDEV`). Its directory in sysfs is pinned,
+    /// and the kernel has to report the same device number again while the directory is alive: then index and directory
+    /// belong together.
+    /// A device that was listed before keeps its record. The next list has the device, too, if it is still there.
+    ///
+    /// ```no_run
+    /// # fn main() -> uverbs::Result<()> {
+    /// let registry = uverbs::Registry::new(uverbs::Host::open()?);
+    /// let context = registry.by_index(3)?.open()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// `NotFound` when no device has the index, or its device has no uverbs node, or is not in this `/sys`. `Unstable`
+    /// when devices came and went under each of three looks. `NetlinkUnavailable`, `Os`, `PermissionDenied`,
+    /// `Malformed`.
+    #[doc(alias = "ibv_get_device_index")]
+    pub fn by_index(&self, index: u32) -> Result<Device> {
+        let host = &self.0.host;
+        let socket = host.netlink()?;
+        let mut last = None;
+        for _ in 0..LOOKS {
+            let Some(chardev) = socket.chardev(index)? else {
+                let text = format!("RDMA netlink has no uverbs device of index {index}");
+                return Err(Error::new(ErrorKind::NotFound, text));
+            };
+            let name = chardev.name.escape_ascii();
+            let number = attr::parse_uverbs(&chardev.name).ok_or_else(|| {
+                let text = format!("the node of index {index} is called \"{name}\", not uverbsN");
+                Error::new(ErrorKind::Malformed, text)
+            })?;
+            let Some(device) = self.look_at(number)? else {
+                let text = format!("index {index} is that of {name}, which is not in /sys");
+                last = Some(Error::new(ErrorKind::NotFound, text));
+                continue;
+            };
+            match has_index(&device, &socket, index) {
+                Ok(true) => {
+                    if !self.0.providers.is_empty() && !provider::is_inside() {
+                        set_up(&device);
+                    }
+                    return Ok(device);
+                }
+                Ok(false) => {
+                    let text = format!("index {index} and {name} do not stay together");
+                    last = Some(Error::new(ErrorKind::Unstable, text));
+                }
+                Err(error) if is_gone(&error) => last = Some(error.into_kind(ErrorKind::Unstable)),
+                Err(error) => return Err(error),
+            }
+        }
+        Err(last.unwrap_or_else(|| Error::new(ErrorKind::Unstable, format!("index {index}"))))
+    }
+
+    /// The device that is uverbsN now, with the record that it has already; none when there is none.
+    fn look_at(&self, number: u32) -> Result<Option<Device>> {
+        let mut guard = self.lock();
+        // Under the lock, so that no list has looked since.
+        let sighting = match Sighting::take(&self.0.host, number) {
+            Ok(sighting) => sighting,
+            Err(error) if attr::is_absent(&error) => return Ok(None),
+            Err(error) => return Err(error.of(|| format!("uverbs{number}"))),
+        };
+        let state = &mut *guard;
+        let place = state.entries.binary_search_by_key(&number, |entry| entry.number);
+        let known = place.ok().and_then(|at| state.entries[at].seen.take());
+        // Dropped without the lock: its provider may be torn down by that.
+        let before = known.as_ref().map(|seen| seen.device.clone());
+        let device = recognise(&self.0, sighting, known);
+        // Without a link of its name, so that the next list looks again.
+        let seen = Some(Seen { device: device.clone(), name_link: None });
+        match place {
+            Ok(at) => {
+                let entry = &mut state.entries[at];
+                (entry.seen, entry.fault) = (seen, None);
+            }
+            Err(at) => {
+                state.entries.insert(at, Entry { number, link: NO_LINK, seen, fault: None });
+            }
+        }
+        state.changes += 1;
+        drop(guard);
+        drop(before);
+        Ok(Some(device))
     }
 
     fn list(&self) -> Result<Devices> {
@@ -115,7 +228,7 @@ impl Registry {
         sweeps.take(host)?;
         let mut guard = self.lock();
         let state = &mut *guard;
-        // What is no longer listed is let go of without the lock: its provider may be torn down by that.
+        // What is no longer listed is dropped without the lock: its provider may be torn down by that.
         let before = state.devices.clone();
         if sweeps != state.sweeps || !state.is_settled(host) {
             // Where another thread has found a change meanwhile, its sweep may be the newer one: to take
@@ -231,16 +344,34 @@ fn look(registry: &Inner, number: u32, link: u64, known: Option<Entry>) -> Optio
             return Some(Entry { number, link, seen, fault: Some(Arc::new(error)) });
         }
     };
+    entry(recognise(registry, sighting, known))
+}
+
+/// The known record of what was seen where it is the same instance, or a new one.
+fn recognise(registry: &Inner, sighting: Sighting, known: Option<Seen>) -> Device {
     if let Some(Seen { device, .. }) = known {
         if device.0.is_seen_in(&sighting) && !device.is_known_gone() {
             device.0.refresh(&sighting);
-            return entry(device);
+            return device;
         }
         device.0.mark(Gone::Replaced);
     }
-    let (indices, providers) = (registry.indices.clone(), registry.providers.clone());
-    let record = Record::new(host.clone(), indices, providers, sighting);
-    entry(Device(Arc::new(record)))
+    let Inner { host, indices, providers, .. } = registry;
+    let record = Record::new(host.clone(), indices.clone(), providers.clone(), sighting);
+    Device(Arc::new(record))
+}
+
+/// The device is no longer there.
+fn is_gone(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Removed | ErrorKind::Replaced)
+}
+
+/// Whether that index is the device's, as the kernel shows it now.
+fn has_index(device: &Device, socket: &Socket, index: u32) -> Result<bool> {
+    let record = &*device.0;
+    open::pin_for_reading(record)
+        .and_then(|pin| record.indices.join_at(record, &pin, socket, index))
+        .map_err(|error| record.explain(error))
 }
 
 impl Entry {
@@ -249,7 +380,7 @@ impl Entry {
         self.seen.as_ref().filter(|_| self.fault.is_none())
     }
 
-    /// It is the same instance under the same name, as far as its links tell.
+    /// It is the same instance under the same name, as far as its links show.
     fn is_as_it_was(&mut self, registry: &Inner, link: u64, sweeps: &Sweeps) -> bool {
         let Self { link: known_link, seen: Some(seen), fault: None, .. } = self else {
             return false;
@@ -266,109 +397,64 @@ impl Entry {
     }
 }
 
-/// The devices that one look found, by uverbs number, and the names they had then. The list does not
-/// change, and the devices outlive it.
-///
-/// A [`Device`] is a handle on what is there now: its [`name`](Device::name) follows a rename that a later list
-/// or an open has found. [`by_name`](Self::by_name) does not: it finds a device by the name that it had in
-/// this list.
-#[derive(Clone, Default)]
-pub struct Devices {
-    devices: Arc<[Device]>,
-    /// Their names in this list, in the same order.
-    names: Arc<[Name]>,
-    faults: Arc<[Arc<Error>]>,
-}
-
-impl Devices {
-    fn of(entries: &[Entry]) -> Self {
-        let devices: Arc<[_]> =
-            entries.iter().filter_map(Entry::listed).map(|seen| seen.device.clone()).collect();
-        let faults = entries.iter().filter_map(|entry| entry.fault.as_ref());
-        Self {
-            names: devices.iter().map(Device::name).collect(),
-            faults: faults.cloned().collect(),
-            devices,
-        }
-    }
-
-    /// The devices.
-    pub fn iter(&self) -> std::slice::Iter<'_, Device> {
-        self.devices.iter()
-    }
-
-    /// How many there are.
-    pub fn len(&self) -> usize {
-        self.devices.len()
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.devices.is_empty()
-    }
-
-    /// What was wrong with devices that are therefore not listed.
-    pub fn faults(&self) -> impl Iterator<Item = &Error> {
-        self.faults.iter().map(|error| &**error)
-    }
-
-    /// The device that had that name in this list. The bytes are compared, so an escaped name is not
-    /// understood here.
-    ///
-    /// # Errors
-    /// `NotFound`; `Ambiguous` when two have it (Linux 7.3 keeps names unique per namespace only).
-    pub fn by_name(&self, name: impl AsRef<[u8]>) -> Result<Device> {
-        let name = name.as_ref();
-        let named = self.iter().zip(&*self.names).filter(|(_, known)| known.as_bytes() == name);
-        let asked = format_args!("\"{}\"", name.escape_ascii());
-        only_one(named.map(|(device, _)| device), &asked)
-    }
-
-    /// The one device of which something is true; `asked` says what, in errors.
-    ///
-    /// # Errors
-    /// `NotFound`, `Ambiguous`.
-    pub fn by(
-        &self,
-        asked: impl fmt::Display,
-        is_it: impl FnMut(&&Device) -> bool,
-    ) -> Result<Device> {
-        only_one(self.iter().filter(is_it), &asked)
-    }
-}
-
-fn only_one<'a>(
-    mut matches: impl Iterator<Item = &'a Device>,
-    asked: &dyn fmt::Display,
-) -> Result<Device> {
-    match (matches.next(), matches.next()) {
-        (Some(device), None) => Ok(device.clone()),
-        (None, _) => Err(Error::new(ErrorKind::NotFound, format!("{asked} is not listed"))),
-        (Some(one), Some(other)) => {
-            let (one, other) = (one.uverbs_number(), other.uverbs_number());
-            let both = format!("{asked} is both uverbs{one} and uverbs{other}");
-            Err(Error::new(ErrorKind::Ambiguous, both))
-        }
-    }
-}
-
-impl<'a> IntoIterator for &'a Devices {
-    type Item = &'a Device;
-    type IntoIter = std::slice::Iter<'a, Device>;
-
-    fn into_iter(self) -> Self::IntoIter {
-        self.iter()
-    }
-}
-
-impl fmt::Debug for Devices {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.iter()).finish()
-    }
-}
-
 impl fmt::Debug for Registry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Registry").field("host", &self.0.host).finish_non_exhaustive()
+    }
+}
+
+#[cfg(all(test, feature = "sim"))]
+mod tests {
+    use super::*;
+    use crate::host::Policy;
+    use crate::ids::Name;
+    use crate::sim::{DeviceSpec, Machine};
+
+    fn is_same_record(one: &Device, other: &Device) -> bool {
+        Arc::ptr_eq(&one.0, &other.0)
+    }
+
+    #[test]
+    fn a_look_by_index_and_a_list_share_the_record() {
+        let machine = Machine::new();
+        let ids = ["a", "b", "c"].map(|name| machine.add(DeviceSpec::new(name)).expect("added"));
+        let host = Host::simulated(&machine, Policy::new()).expect("a host");
+        let registry = Registry::new(host);
+        let found = registry.by_index(machine.index_of(ids[1])).expect("found");
+        assert_eq!((found.name(), found.uverbs_number()), (Name::new(b"b"), 1));
+        for _ in 0..2 {
+            let devices = registry.devices().expect("a list");
+            assert_eq!(devices.len(), 3);
+            assert!(is_same_record(&found, &devices.by_name("b").expect("listed")));
+        }
+        for id in ids {
+            let found = registry.by_index(machine.index_of(id)).expect("found");
+            let listed = registry.devices().expect("a list");
+            assert!(is_same_record(&found, &listed.as_slice()[found.uverbs_number() as usize]));
+        }
+    }
+
+    #[test]
+    fn a_look_by_index_notes_what_was_replaced_and_renamed() {
+        let machine = Machine::new();
+        let old = machine.add(DeviceSpec::new("a")).expect("added");
+        let host = Host::simulated(&machine, Policy::new()).expect("a host");
+        let registry = Registry::new(host);
+        let listed = registry.devices().expect("a list").by_name("a").expect("listed");
+        machine.remove(old);
+        let new = machine.add(DeviceSpec::new("a")).expect("added");
+        let found = registry.by_index(machine.index_of(new)).expect("found");
+        assert!(listed.is_known_gone() && !found.is_known_gone() && found != listed);
+        machine.rename(new, b"z").expect("renamed");
+        assert_eq!(
+            registry.by_index(machine.index_of(new)).expect("found").name(),
+            Name::new(b"z")
+        );
+        let devices = registry.devices().expect("a list");
+        assert!(is_same_record(&found, &devices.by_name("z").expect("listed")));
+        assert_eq!(
+            registry.by_index(machine.index_of(old)).expect_err("gone").kind(),
+            ErrorKind::NotFound
+        );
     }
 }

@@ -22,3 +22,15 @@ fn unsafe_lives_in_one_module() {
     }
     assert!(!lines_with("unsafe").is_empty());
 }
+
+/// `ids` is the lowest layer: nothing in it can depend on what is above.
+#[test]
+fn ids_import_nothing_of_the_crate() {
+    let lines = lines_with("crate");
+    let is_of_ids = |line: &&String| line.contains("/src/ids/") || line.contains("/src/ids.rs:");
+    let upward: Vec<_> =
+        lines.iter().filter(is_of_ids).filter(|line| !line.contains("pub(crate)")).collect();
+    assert!(upward.is_empty(), "{upward:?}");
+    // The module is still there, and other modules are found to import.
+    assert!(lines.iter().any(|line| line.contains("/src/ids/")) && lines.len() > 100);
+}

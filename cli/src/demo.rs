@@ -70,7 +70,7 @@ impl Scene {
     /// and the simulated kernel knows where that led.
     fn reached(&self, number: u32) -> Result<DeviceId, Failure> {
         let devices = Registry::new(self.registry.host().clone()).devices()?;
-        let device = devices.by(format_args!("uverbs{number}"), |d| d.uverbs_number() == number)?;
+        let device = devices.by_uverbs_number(number)?;
         // Proved or refused is the same here: the node was opened.
         let _ = device.open();
         match self.machine.node_opens().last() {

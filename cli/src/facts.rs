@@ -56,7 +56,7 @@ impl DeviceJson {
             driver_id: driver.map(|driver| driver.to_raw()),
             node_guid: facts.map(|facts| facts.node_guid.to_string()),
             sys_image_guid: facts.map(|facts| facts.sys_image_guid.to_string()),
-            node_type: facts.map(|facts| node_type(facts.node_type)),
+            node_type: facts.map(|facts| facts.node_type.to_string()),
             firmware: facts
                 .map(|facts| facts.firmware_version.to_string())
                 .filter(|version| !version.is_empty()),
@@ -91,31 +91,9 @@ pub(crate) fn timestamp((seconds, nanoseconds): Timestamp) -> String {
     format!("{seconds}.{nanoseconds:09}")
 }
 
-/// `enum rdma_node_type` in words.
-fn node_type(raw: u8) -> String {
-    let known = match raw {
-        1 => "CA",
-        2 => "switch",
-        3 => "router",
-        4 => "RNIC",
-        5 => "usNIC",
-        6 => "usNIC UDP",
-        7 => "unspecified",
-        other => return format!("unknown({other})"),
-    };
-    known.to_owned()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn node_types_are_those_of_the_kernel_header() {
-        assert_eq!(node_type(1), "CA");
-        assert_eq!(node_type(6), "usNIC UDP");
-        assert_eq!(node_type(0), "unknown(0)");
-    }
 
     #[test]
     fn a_timestamp_keeps_its_zeros() {

@@ -210,15 +210,9 @@ fn is_named(device: &Device, asked: &[u8]) -> bool {
     name.as_bytes() == asked || name.to_string().as_bytes() == asked
 }
 
-/// A GUID as it is printed, eight pairs of digits, or 16 digits, also with `0x` before them.
+/// A GUID, in each form that the library parses.
 fn guid(text: &[u8]) -> Result<Guid, String> {
-    let text = String::from_utf8_lossy(text);
-    let pairs: Vec<_> = text.split(':').collect();
-    if pairs.len() == 8 && pairs.iter().all(|pair| pair.len() == 2) {
-        return pairs.concat().parse().map_err(|error: ParseGuidError| error.to_string());
-    }
-    let digits = text.strip_prefix("0x").filter(|digits| digits.len() == 16).unwrap_or(&text);
-    digits.parse().map_err(|error: ParseGuidError| error.to_string())
+    String::from_utf8_lossy(text).parse().map_err(|error: ParseGuidError| error.to_string())
 }
 
 #[cfg(test)]

@@ -5,11 +5,10 @@ use std::os::fd::OwnedFd;
 
 use super::Context;
 use crate::device::Device;
-use crate::driver::DriverId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::evidence::Value;
+use crate::ids::{DeviceNumber, DriverId, Guid};
 use crate::kernel::Handle;
-use crate::name::{DeviceNumber, Guid};
 use crate::open;
 
 /// A sender's description of the context that it passes on ([`Context::claim`]): the instance that it proved the
@@ -17,7 +16,47 @@ use crate::open;
 ///
 /// The sender sends it beside the descriptor, as [bytes](Self::to_bytes). [`Context::from_fd`] describes how far the
 /// receiver trusts it. It holds nothing secret.
+///
+/// ```no_run
+/// use uverbs::{Context, ContextClaim};
+///
+/// # fn main() -> uverbs::Result<()> {
+/// # let (ours, theirs): (Context, uverbs::Device) = unimplemented!();
+/// # let received: std::os::fd::OwnedFd = unimplemented!();
+/// // The broker sends these bytes, with the descriptor as SCM_RIGHTS.
+/// let bytes = ours.claim()?.to_bytes();
+///
+/// // The worker proves the descriptor that it received.
+/// let claim = ContextClaim::from_bytes(&bytes)?;
+/// let context = Context::from_fd(&theirs, received, &claim)?;
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Its bytes
+/// Version 1.0 has 64 bytes. Numbers are little-endian on all machines.
+///
+/// | offset | bytes | field |
+/// |---|---|---|
+/// | 0 | 4 | `UVBC` |
+/// | 4 | 1 | major version, 1 |
+/// | 5 | 1 | minor version, 0 |
+/// | 6 | 2 | length of the whole claim in bytes, 64 |
+/// | 8 | 4 | [`driver`](Self::driver) |
+/// | 12 | 4 | [`device_number`](Self::device_number), major |
+/// | 16 | 4 | [`device_number`](Self::device_number), minor |
+/// | 20 | 4 | [`index`](Self::index) |
+/// | 24 | 4 | [`context_number`](Self::context_number) |
+/// | 28 | 4 | [`completion_vectors`](Self::completion_vectors) |
+/// | 32 | 8 | [`node_guid`](Self::node_guid) |
+/// | 40 | 8 | [`ino`](Self::ino) |
+/// | 48 | 16 | reserved, 0 |
+///
+/// A later minor version may use the reserved bytes and add fields at the end, up to [`MAX_LEN`](Self::MAX_LEN). It
+/// changes no field that is here. A receiver ignores what a newer minor version added, and refuses another major
+/// version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct ContextClaim {
     /// GUID of the node.
@@ -37,53 +76,81 @@ pub struct ContextClaim {
 }
 
 impl ContextClaim {
-    /// The length of [`to_bytes`](Self::to_bytes), in bytes.
-    pub const LEN: usize = 48;
-    /// The first four bytes: the format and its version.
-    const MAGIC: [u8; 4] = *b"UVC1";
+    /// No claim of this major version is longer, in bytes: the size of a buffer to receive one in.
+    pub const MAX_LEN: usize = 256;
+    /// The length of version 1.0, and the least of every minor version.
+    const LEN: usize = 64;
+    const MAGIC: [u8; 4] = *b"UVBC";
+    const MAJOR: u8 = 1;
+    const MINOR: u8 = 0;
+    /// Where the header ends and the fields begin.
+    const HEADER: usize = 8;
+    /// Where the fields of version 1.0 end.
+    const RESERVED: usize = 48;
 
-    /// Encodes the claim, in the same way on all machines.
-    pub fn to_bytes(&self) -> [u8; Self::LEN] {
-        let mut bytes = [0; Self::LEN];
-        bytes[..4].copy_from_slice(&Self::MAGIC);
+    /// The claim as bytes, in the layout above.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(Self::LEN);
+        bytes.extend(Self::MAGIC);
+        bytes.extend([Self::MAJOR, Self::MINOR]);
+        bytes.extend((Self::LEN as u16).to_le_bytes());
         let DeviceNumber { major, minor } = self.device_number;
-        let words = [
+        for word in [
             self.driver.to_raw(),
             major,
             minor,
             self.index,
             self.context_number,
             self.completion_vectors,
-        ];
-        for (place, word) in bytes[4..28].chunks_exact_mut(4).zip(words) {
-            place.copy_from_slice(&word.to_le_bytes());
+        ] {
+            bytes.extend(word.to_le_bytes());
         }
-        bytes[32..40].copy_from_slice(&self.node_guid.0.to_le_bytes());
-        bytes[40..].copy_from_slice(&self.ino.to_le_bytes());
+        bytes.extend(self.node_guid.0.to_le_bytes());
+        bytes.extend(self.ino.to_le_bytes());
+        bytes.resize(Self::LEN, 0);
         bytes
     }
 
-    /// Decodes the bytes of [`to_bytes`](Self::to_bytes).
+    /// The reverse of [`to_bytes`](Self::to_bytes), of this minor version and of newer ones.
     ///
     /// # Errors
-    /// `Malformed` if they have another length, format or version.
+    /// `Malformed` when the bytes are no claim, are of another major version, or are not all of it.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
-        let malformed = |what: &str| Error::new(ErrorKind::Malformed, format!("a claim: {what}"));
-        let bytes: &[u8; Self::LEN] =
-            bytes.try_into().map_err(|_| malformed("of another length than 48 bytes"))?;
-        if bytes[..4] != Self::MAGIC || bytes[28..32] != [0; 4] {
-            return Err(malformed("of another kind or version"));
+        let malformed = |what: String| Error::new(ErrorKind::Malformed, format!("a claim: {what}"));
+        let Some((&[m0, m1, m2, m3, major, minor, l0, l1], _)) =
+            bytes.split_first_chunk::<{ Self::HEADER }>()
+        else {
+            return Err(malformed(format!("{} bytes are too few for its header", bytes.len())));
+        };
+        if [m0, m1, m2, m3] != Self::MAGIC {
+            return Err(malformed("it does not begin with UVBC".to_owned()));
+        }
+        if major != Self::MAJOR {
+            let text = format!("version {major}.{minor} is not understood, only 1.x is");
+            return Err(malformed(text));
+        }
+        let len = usize::from(u16::from_le_bytes([l0, l1]));
+        if len != bytes.len() {
+            return Err(malformed(format!("its length is {len}, but there are {}", bytes.len())));
+        }
+        let lens =
+            if minor == Self::MINOR { Self::LEN..=Self::LEN } else { Self::LEN..=Self::MAX_LEN };
+        if !lens.contains(&len) {
+            return Err(malformed(format!("version {major}.{minor} does not have {len} bytes")));
+        }
+        if minor == Self::MINOR && bytes[Self::RESERVED..].iter().any(|byte| *byte != 0) {
+            return Err(malformed("reserved bytes are not 0".to_owned()));
         }
         let word = |at: usize| {
             u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
         };
         let long = |at: usize| u64::from(word(at)) | u64::from(word(at + 4)) << 32;
         Ok(Self {
-            driver: DriverId::from_raw(word(4)),
-            device_number: (word(8), word(12)).into(),
-            index: word(16),
-            context_number: word(20),
-            completion_vectors: word(24),
+            driver: DriverId::from_raw(word(8)),
+            device_number: (word(12), word(16)).into(),
+            index: word(20),
+            context_number: word(24),
+            completion_vectors: word(28),
             node_guid: Guid(long(32)),
             ino: long(40),
         })
@@ -160,6 +227,16 @@ mod tests {
 
     use super::*;
 
+    const CLAIM: ContextClaim = ContextClaim {
+        node_guid: Guid(0x0002_c903_0005_1234),
+        ino: 0x1122_3344_5566_7788,
+        device_number: DeviceNumber { major: 231, minor: 192 },
+        driver: DriverId::RXE,
+        index: 0x0a0b_0c0d,
+        context_number: 5,
+        completion_vectors: 6,
+    };
+
     proptest! {
         #[test]
         fn claims_come_back(words: [u32; 6], guid: u64, ino: u64) {
@@ -177,23 +254,86 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_an_error_or_a_claim(bytes in prop::collection::vec(any::<u8>(), 0..60)) {
+        fn any_bytes_are_an_error_or_a_claim(
+            version in prop::option::of((any::<bool>(), 48usize..300)),
+            mut bytes in prop::collection::vec(any::<u8>(), 0..300),
+        ) {
+            // Mostly of a right header, so that more than that is tried.
+            if let Some((is_newer, len)) = version {
+                bytes.resize(len, 0);
+                bytes[..6].copy_from_slice(&[b'U', b'V', b'B', b'C', 1, u8::from(is_newer)]);
+                bytes[6..8].copy_from_slice(&(len as u16).to_le_bytes());
+            }
             if let Ok(claim) = ContextClaim::from_bytes(&bytes) {
-                prop_assert_eq!(&claim.to_bytes()[..], &bytes[..]);
+                prop_assert_eq!(&claim.to_bytes()[8..48], &bytes[8..48]);
+                prop_assert!((64..=ContextClaim::MAX_LEN).contains(&bytes.len()));
             }
         }
     }
 
+    /// The table of the documentation, byte by byte: what was sent once is understood for as long as the major version
+    /// is 1.
     #[test]
-    fn another_kind_or_version_is_refused() {
-        let mut bytes = [0; ContextClaim::LEN];
-        bytes[..4].copy_from_slice(&ContextClaim::MAGIC);
-        ContextClaim::from_bytes(&bytes).expect("a claim");
-        for at in [0, 3, 28, 31] {
-            bytes[at] ^= 1;
-            let error = ContextClaim::from_bytes(&bytes).expect_err("not this one");
-            assert_eq!(error.kind(), ErrorKind::Malformed, "byte {at}");
-            bytes[at] ^= 1;
+    fn the_layout_is_that_of_the_documentation() {
+        let bytes = [
+            &b"UVBC"[..],
+            &[1, 0, 64, 0],
+            &[14, 0, 0, 0],
+            &[231, 0, 0, 0],
+            &[192, 0, 0, 0],
+            &[0x0d, 0x0c, 0x0b, 0x0a],
+            &[5, 0, 0, 0],
+            &[6, 0, 0, 0],
+            &[0x34, 0x12, 0x05, 0x00, 0x03, 0xc9, 0x02, 0x00],
+            &[0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11],
+            &[0; 16],
+        ]
+        .concat();
+        assert_eq!(CLAIM.to_bytes(), bytes);
+        assert_eq!(ContextClaim::from_bytes(&bytes).expect("a claim"), CLAIM);
+    }
+
+    #[test]
+    fn what_a_newer_minor_version_added_is_ignored() {
+        for (minor, len) in [(1, 64), (1, 72), (255, ContextClaim::MAX_LEN)] {
+            let mut bytes = CLAIM.to_bytes();
+            bytes[48..].fill(0xff);
+            bytes.resize(len, 0xff);
+            bytes[5] = minor;
+            bytes[6..8].copy_from_slice(&(len as u16).to_le_bytes());
+            assert_eq!(ContextClaim::from_bytes(&bytes).expect("a claim"), CLAIM, "1.{minor}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_whole_claim_of_this_major_version_is_refused() {
+        let refused = |change: &dyn Fn(&mut Vec<u8>), reason: &str| {
+            let mut bytes = CLAIM.to_bytes();
+            change(&mut bytes);
+            let error = ContextClaim::from_bytes(&bytes).expect_err("refused");
+            assert_eq!(error.kind(), ErrorKind::Malformed, "{error}");
+            assert!(error.to_string().contains(reason), "{error}");
+        };
+        refused(&|bytes| bytes.clear(), "0 bytes are too few");
+        refused(&|bytes| bytes.truncate(7), "7 bytes are too few");
+        refused(&|bytes| bytes[0] = b'u', "UVBC");
+        refused(&|bytes| bytes[3] = b'1', "UVBC");
+        refused(&|bytes| bytes[4] = 0, "version 0.0");
+        refused(&|bytes| bytes[4..6].copy_from_slice(&[2, 3]), "version 2.3");
+        // Cut, or with something behind it.
+        refused(&|bytes| bytes.truncate(63), "there are 63");
+        refused(&|bytes| bytes.push(0), "there are 65");
+        refused(&|bytes| bytes[6] = 65, "its length is 65");
+        for (minor, len) in [(0, 63), (0, 65), (1, 63), (1, ContextClaim::MAX_LEN + 1)] {
+            let change = |bytes: &mut Vec<u8>| {
+                bytes.resize(len, 0);
+                bytes[5] = minor;
+                bytes[6..8].copy_from_slice(&(len as u16).to_le_bytes());
+            };
+            refused(&change, &format!("does not have {len} bytes"));
+        }
+        for at in [48, 63] {
+            refused(&|bytes| bytes[at] = 1, "reserved");
         }
     }
 }

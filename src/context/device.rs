@@ -2,8 +2,8 @@
 
 use super::{CmdFd, device_object as object};
 use crate::error::{Error, ErrorKind, Result};
+use crate::ids::Guid;
 use crate::kernel::{Attr, AttrData};
-use crate::name::Guid;
 
 /// Length of `struct ib_uverbs_query_device_resp`.
 pub(crate) const QUERY_DEVICE_LEN: usize = 176;
@@ -48,6 +48,7 @@ macro_rules! attributes {
     ($(#[$outer:meta])* $name:ident: $len:ident; $($(#[$doc:meta])* $field:ident: $type:ident at $place:literal;)*) => {
         $(#[$outer])*
         #[derive(Clone, Debug, PartialEq, Eq)]
+        #[cfg_attr(feature = "serde", derive(serde::Serialize))]
         #[non_exhaustive]
         pub struct $name {
             $($(#[$doc])* pub $field: $type,)*
@@ -70,8 +71,22 @@ macro_rules! attributes {
 attributes! {
     /// The attributes that QUERY_DEVICE returns (`ibv_query_device(3)`, `struct ib_uverbs_query_device_resp`).
     /// A field that is described by a kind of resource alone is the maximum number of them.
+    ///
+    /// ```no_run
+    /// # fn main() -> uverbs::Result<()> {
+    /// # let context: uverbs::Context = unimplemented!();
+    /// let attributes = context.query_device()?;
+    /// println!("at most {} queue pairs", attributes.max_qp);
+    /// for (name, value) in attributes.entries() {
+    ///     println!("{name}: {value}");
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[doc(alias = "ibv_device_attr")]
     DeviceAttributes: QUERY_DEVICE_LEN;
     /// Version of the firmware, as the driver encodes it.
+    #[doc(alias = "fw_ver")]
     firmware_version: u64 at 0;
     /// GUID of the node.
     node_guid: Guid at 8;
@@ -86,6 +101,7 @@ attributes! {
     /// The vendor's number for this kind of device.
     vendor_part_id: u32 at 44;
     /// Version of the hardware.
+    #[doc(alias = "hw_ver")]
     hardware_version: u32 at 48;
     /// Queue pairs.
     max_qp: u32 at 52;
@@ -162,6 +178,7 @@ attributes! {
     /// The attributes that the extended QUERY_DEVICE returns beyond those of the plain one
     /// (`ibv_query_device_ex(3)`, `struct ib_uverbs_ex_query_device_resp`). A field that an older kernel does not
     /// fill is 0.
+    #[doc(alias = "ibv_device_attr_ex")]
     ExtendedAttributes: EX_QUERY_DEVICE_LEN;
     /// On-demand paging in general (`IBV_ODP_SUPPORT`, `IBV_ODP_SUPPORT_IMPLICIT`).
     odp_general_caps: u64 at 184;

@@ -3,10 +3,10 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::time::{Duration, Instant};
 
-use super::numbered::numbered;
 use super::{CmdFd, command};
 use crate::attr::retry;
 use crate::error::{Error, ErrorKind, Result};
+use crate::ids::numbered;
 use crate::kernel::{Attr, AttrData, Errno, Handle};
 
 #[cfg(feature = "tokio")]
@@ -21,48 +21,51 @@ pub(super) const FD_HANDLE: u16 = 0;
 
 numbered! {
     /// What kind of async event (`enum ib_event_type` of the kernel, `ibv_get_async_event(3)`).
+    #[doc(alias = "ibv_event_type")]
+    #[doc(alias = "ibv_event_type_str")]
     AsyncEventKind(u32):
-    CqError = 0 "CQ error",
-    QpFatal = 1 "QP fatal error",
-    QpRequestError = 2 "QP request error",
-    QpAccessError = 3 "QP access error",
-    CommunicationEstablished = 4 "communication established",
-    SqDrained = 5 "send queue drained",
-    PathMigrated = 6 "path migrated",
-    PathMigrationError = 7 "path migration error",
-    DeviceFatal = 8 "device fatal error",
-    PortActive = 9 "port active",
-    PortError = 10 "port error",
-    LidChange = 11 "LID changed",
-    PkeyChange = 12 "partition key table changed",
-    SmChange = 13 "subnet manager changed",
-    SrqError = 14 "SRQ error",
-    SrqLimitReached = 15 "SRQ limit reached",
-    QpLastWqeReached = 16 "last work request of the QP reached",
-    ClientReregister = 17 "client to register anew",
-    GidChange = 18 "GID table changed",
-    WqFatal = 19 "WQ fatal error",
+    CQ_ERROR = 0 "CQ error" "IBV_EVENT_CQ_ERR",
+    QP_FATAL = 1 "QP fatal error" "IBV_EVENT_QP_FATAL",
+    QP_REQUEST_ERROR = 2 "QP request error" "IBV_EVENT_QP_REQ_ERR",
+    QP_ACCESS_ERROR = 3 "QP access error" "IBV_EVENT_QP_ACCESS_ERR",
+    COMMUNICATION_ESTABLISHED = 4 "communication established" "IBV_EVENT_COMM_EST",
+    SQ_DRAINED = 5 "send queue drained" "IBV_EVENT_SQ_DRAINED",
+    PATH_MIGRATED = 6 "path migrated" "IBV_EVENT_PATH_MIG",
+    PATH_MIGRATION_ERROR = 7 "path migration error" "IBV_EVENT_PATH_MIG_ERR",
+    DEVICE_FATAL = 8 "device fatal error" "IBV_EVENT_DEVICE_FATAL",
+    PORT_ACTIVE = 9 "port active" "IBV_EVENT_PORT_ACTIVE",
+    PORT_ERROR = 10 "port error" "IBV_EVENT_PORT_ERR",
+    LID_CHANGE = 11 "LID changed" "IBV_EVENT_LID_CHANGE",
+    PKEY_CHANGE = 12 "partition key table changed" "IBV_EVENT_PKEY_CHANGE",
+    SM_CHANGE = 13 "subnet manager changed" "IBV_EVENT_SM_CHANGE",
+    SRQ_ERROR = 14 "SRQ error" "IBV_EVENT_SRQ_ERR",
+    SRQ_LIMIT_REACHED = 15 "SRQ limit reached" "IBV_EVENT_SRQ_LIMIT_REACHED",
+    QP_LAST_WQE_REACHED = 16 "last work request of the QP reached" "IBV_EVENT_QP_LAST_WQE_REACHED",
+    CLIENT_REREGISTER = 17 "client reregistration requested" "IBV_EVENT_CLIENT_REREGISTER",
+    GID_CHANGE = 18 "GID table changed" "IBV_EVENT_GID_CHANGE",
+    WQ_FATAL = 19 "WQ fatal error" "IBV_EVENT_WQ_FATAL",
 }
 
 impl AsyncEventKind {
     /// Whether its element is a port.
-    fn is_of_port(self) -> bool {
-        use AsyncEventKind::*;
+    const fn is_of_port(self) -> bool {
         matches!(
             self,
-            PortActive
-                | PortError
-                | LidChange
-                | PkeyChange
-                | SmChange
-                | ClientReregister
-                | GidChange
+            Self::PORT_ACTIVE
+                | Self::PORT_ERROR
+                | Self::LID_CHANGE
+                | Self::PKEY_CHANGE
+                | Self::SM_CHANGE
+                | Self::CLIENT_REREGISTER
+                | Self::GID_CHANGE
         )
     }
 }
 
 /// An async event (`struct ib_uverbs_async_event_desc`, `rdma/ib_user_verbs.h`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[doc(alias = "ibv_async_event")]
 #[non_exhaustive]
 pub struct AsyncEvent {
     /// What happened.
@@ -93,8 +96,8 @@ impl AsyncEvent {
 /// A stream of a context's async events, from when the stream was made.
 ///
 /// Its descriptor is its own and non-blocking: it is readable when there is an event, for `poll(2)` and the
-/// like. [`DeviceFatal`](AsyncEventKind::DeviceFatal) is the last event: nothing comes after it, and the
-/// kernel gives no end of file (`uverbs_async_event_destroy_uobj`,
+/// like. [`DEVICE_FATAL`](AsyncEventKind::DEVICE_FATAL) is the last event: nothing comes after it, and the
+/// kernel reports no end of file (`uverbs_async_event_destroy_uobj`,
 /// `drivers/infiniband/core/uverbs_std_types_async_fd.c`), so it ends the stream here.
 ///
 /// That event is a hint, not a proof: the kernel drops it when it has no memory, and drivers raise it for
@@ -102,6 +105,25 @@ impl AsyncEvent {
 /// usnic, vmw_pvrdma, siw, hfi1, qib, rxe up to Linux 7.2) never send it when the device is removed; call
 /// [`Context::is_device_present`](crate::Context::is_device_present) instead. With such a driver the removal
 /// waits until the context *and* this stream are dropped.
+///
+/// ```no_run
+/// use std::time::Duration;
+///
+/// use uverbs::AsyncEventKind;
+///
+/// # fn main() -> uverbs::Result<()> {
+/// # let context: uverbs::Context = unimplemented!();
+/// let mut events = context.async_events()?;
+/// while let Some(event) = events.wait(Some(Duration::from_secs(10)))? {
+///     match event.kind {
+///         AsyncEventKind::PORT_ERROR => println!("port {:?} is down", event.port()),
+///         AsyncEventKind::DEVICE_FATAL => println!("the device failed, or is gone"),
+///         kind => println!("{kind}"),
+///     }
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct AsyncEvents<'a> {
     cmd: &'a CmdFd,
@@ -133,6 +155,8 @@ impl AsyncEvents<'_> {
     ///
     /// # Errors
     /// `Os`, `Malformed`.
+    #[doc(alias = "ibv_get_async_event")]
+    #[doc(alias = "ibv_ack_async_event")]
     pub fn try_next(&mut self) -> Result<Option<AsyncEvent>> {
         if self.ended {
             return Ok(None);
@@ -158,7 +182,7 @@ impl AsyncEvents<'_> {
             }
             Err(errno) => return Err(self.cmd.explain(Error::call("read(async events)", errno))),
         };
-        self.ended = event.kind == AsyncEventKind::DeviceFatal;
+        self.ended = event.kind == AsyncEventKind::DEVICE_FATAL;
         Ok(Some(event))
     }
 
@@ -199,7 +223,7 @@ impl AsyncEvents<'_> {
     }
 }
 
-/// Waits for each event; ends after [`DeviceFatal`](AsyncEventKind::DeviceFatal) and after an error.
+/// Waits for each event; ends after [`DEVICE_FATAL`](AsyncEventKind::DEVICE_FATAL) and after an error.
 impl Iterator for AsyncEvents<'_> {
     type Item = Result<AsyncEvent>;
 

@@ -7,8 +7,8 @@ use crate::attr;
 use crate::device::Record;
 use crate::error::{Error, ErrorKind, Result};
 use crate::evidence::Value;
+use crate::ids::Name;
 use crate::kernel::Handle;
-use crate::name::Name;
 use crate::open::{self, Pin};
 
 impl CmdFd {

@@ -1,129 +1,105 @@
-//! A port and its GIDs, as the kernel tells them through a context.
+//! A port and its GIDs, as the kernel reports them through a context.
 
 use std::fmt;
 use std::net::Ipv6Addr;
 
-use super::numbered::numbered;
+use super::rate::{LinkSpeed, LinkWidth, PortRate};
 use super::{CmdFd, device_object as object};
 use crate::error::{Error, ErrorKind, Result};
+use crate::ids::numbered;
 use crate::kernel::{Attr, AttrData};
 
 numbered! {
     /// The logical state of a port (`enum ib_port_state`); it prints as sysfs does.
+    ///
+    /// ```
+    /// use uverbs::PortState;
+    ///
+    /// assert_eq!(PortState::from_raw(4), PortState::ACTIVE);
+    /// assert!(PortState::DOWN < PortState::ACTIVE);
+    /// assert_eq!(PortState::from_raw(9).to_string(), "unknown(9)");
+    /// ```
+    #[doc(alias = "ibv_port_state")]
+    #[doc(alias = "ibv_port_state_str")]
     PortState(u8):
-    Nop = 0 "NOP",
-    Down = 1 "DOWN",
-    Init = 2 "INIT",
-    Armed = 3 "ARMED",
-    Active = 4 "ACTIVE",
-    ActiveDefer = 5 "ACTIVE_DEFER",
+    NOP = 0 "NOP" "IBV_PORT_NOP",
+    DOWN = 1 "DOWN" "IBV_PORT_DOWN",
+    INIT = 2 "INIT" "IBV_PORT_INIT",
+    ARMED = 3 "ARMED" "IBV_PORT_ARMED",
+    ACTIVE = 4 "ACTIVE" "IBV_PORT_ACTIVE",
+    ACTIVE_DEFER = 5 "ACTIVE_DEFER" "IBV_PORT_ACTIVE_DEFER",
 }
 
 numbered! {
     /// The physical state of a port (`enum ib_port_phys_state`); it prints as sysfs does.
+    #[doc(alias = "phys_state")]
     PhysicalState(u8):
-    Sleep = 1 "Sleep",
-    Polling = 2 "Polling",
-    Disabled = 3 "Disabled",
-    PortConfigurationTraining = 4 "PortConfigurationTraining",
-    LinkUp = 5 "LinkUp",
-    LinkErrorRecovery = 6 "LinkErrorRecovery",
-    PhyTest = 7 "Phy Test",
+    SLEEP = 1 "Sleep" "IB_PORT_PHYS_STATE_SLEEP",
+    POLLING = 2 "Polling" "IB_PORT_PHYS_STATE_POLLING",
+    DISABLED = 3 "Disabled" "IB_PORT_PHYS_STATE_DISABLED",
+    PORT_CONFIGURATION_TRAINING = 4 "PortConfigurationTraining" "IB_PORT_PHYS_STATE_PORT_CONFIGURATION_TRAINING",
+    LINK_UP = 5 "LinkUp" "IB_PORT_PHYS_STATE_LINK_UP",
+    LINK_ERROR_RECOVERY = 6 "LinkErrorRecovery" "IB_PORT_PHYS_STATE_LINK_ERROR_RECOVERY",
+    PHY_TEST = 7 "Phy Test" "IB_PORT_PHYS_STATE_PHY_TEST",
 }
 
 numbered! {
-    /// The link layer of a port (`enum rdma_link_layer`, `IBV_LINK_LAYER_*`).
+    /// The link layer of a port (`enum rdma_link_layer`, `IBV_LINK_LAYER_*`); it prints as sysfs does.
+    #[doc(alias = "link_layer")]
     LinkLayer(u8):
-    Unspecified = 0 "Unspecified",
-    InfiniBand = 1 "InfiniBand",
-    Ethernet = 2 "Ethernet",
+    UNSPECIFIED = 0 "Unspecified" "IBV_LINK_LAYER_UNSPECIFIED",
+    INFINIBAND = 1 "InfiniBand" "IBV_LINK_LAYER_INFINIBAND",
+    ETHERNET = 2 "Ethernet" "IBV_LINK_LAYER_ETHERNET",
 }
 
 numbered! {
     /// The largest payload of a packet (`enum ib_mtu`); it prints in bytes.
+    #[doc(alias = "ibv_mtu")]
     Mtu(u8):
-    Bytes256 = 1 "256",
-    Bytes512 = 2 "512",
-    Bytes1024 = 3 "1024",
-    Bytes2048 = 4 "2048",
-    Bytes4096 = 5 "4096",
-}
-
-numbered! {
-    /// The number of lanes of a link (`enum ib_port_width`).
-    LinkWidth(u8):
-    X1 = 1 "1X",
-    X4 = 2 "4X",
-    X8 = 4 "8X",
-    X12 = 8 "12X",
-    X2 = 16 "2X",
-}
-
-numbered! {
-    /// The speed of one lane (`enum ib_port_speed`).
-    LinkSpeed(u32):
-    Sdr = 1 "SDR",
-    Ddr = 2 "DDR",
-    Qdr = 4 "QDR",
-    Fdr10 = 8 "FDR10",
-    Fdr = 16 "FDR",
-    Edr = 32 "EDR",
-    Hdr = 64 "HDR",
-    Ndr = 128 "NDR",
-    Xdr = 256 "XDR",
+    BYTES_256 = 1 "256" "IBV_MTU_256",
+    BYTES_512 = 2 "512" "IBV_MTU_512",
+    BYTES_1024 = 3 "1024" "IBV_MTU_1024",
+    BYTES_2048 = 4 "2048" "IBV_MTU_2048",
+    BYTES_4096 = 5 "4096" "IBV_MTU_4096",
 }
 
 numbered! {
     /// What a GID is for (`enum ib_uverbs_gid_type`); it prints as sysfs does.
-    GidType(u8):
-    InfiniBand = 0 "IB",
-    RoceV1 = 1 "RoCE v1",
-    RoceV2 = 2 "RoCE v2",
+    #[doc(alias = "ibv_gid_type")]
+    GidType(u32):
+    INFINIBAND = 0 "IB" "IBV_GID_TYPE_IB",
+    ROCE_V1 = 1 "RoCE v1" "IBV_GID_TYPE_ROCE_V1",
+    ROCE_V2 = 2 "RoCE v2" "IBV_GID_TYPE_ROCE_V2",
 }
 
 impl Mtu {
-    /// In bytes; none for an unknown one.
-    pub fn bytes(self) -> Option<u32> {
-        match self {
-            Self::Unknown(_) => None,
-            known => Some(128 << known.to_raw()),
+    /// In bytes; none of a number without a name.
+    pub const fn bytes(self) -> Option<u32> {
+        match self.name() {
+            Some(_) => Some(128 << self.to_raw()),
+            None => None,
         }
     }
 }
 
-impl LinkWidth {
-    /// How many lanes; none for an unknown width.
-    pub fn lanes(self) -> Option<u32> {
-        Some(match self {
-            Self::X1 => 1,
-            Self::X2 => 2,
-            Self::X4 => 4,
-            Self::X8 => 8,
-            Self::X12 => 12,
-            Self::Unknown(_) => return None,
-        })
-    }
-}
-
-impl LinkSpeed {
-    /// Of one lane, in units of 100 Mb/s, as sysfs counts it; none for an unknown speed.
-    pub fn hundreds_of_megabits(self) -> Option<u32> {
-        Some(match self {
-            Self::Sdr => 25,
-            Self::Ddr => 50,
-            Self::Qdr | Self::Fdr10 => 100,
-            Self::Fdr => 140,
-            Self::Edr => 250,
-            Self::Hdr => 500,
-            Self::Ndr => 1000,
-            Self::Xdr => 2000,
-            Self::Unknown(_) => return None,
-        })
-    }
-}
-
-/// What QUERY_PORT says (`ibv_query_port(3)`, `struct ib_uverbs_query_port_resp_ex`).
+/// What QUERY_PORT returns (`ibv_query_port(3)`, `struct ib_uverbs_query_port_resp_ex`).
+///
+/// ```no_run
+/// use uverbs::PortState;
+///
+/// # fn main() -> uverbs::Result<()> {
+/// # let context: uverbs::Context = unimplemented!();
+/// let port = context.query_port(1)?;
+/// if port.state == PortState::ACTIVE {
+///     let rate = port.rate().map_or("an unknown rate".to_owned(), |rate| rate.to_string());
+///     println!("{} at {rate}", port.link_layer);
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[doc(alias = "ibv_port_attr")]
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct PortAttributes {
     /// Logical state.
@@ -138,19 +114,23 @@ pub struct PortAttributes {
     pub active_mtu: Mtu,
     /// Number of lanes in use.
     pub active_width: LinkWidth,
-    /// Speed of one lane. Linux before 6.7 tells NDR for what is faster.
+    /// Speed of one lane. Linux before 6.7 reports NDR for what is faster.
     pub active_speed: LinkSpeed,
     /// Length of the GID table, in entries.
+    #[doc(alias = "gid_tbl_len")]
     pub gid_table_len: u32,
     /// Length of the partition key table, in entries.
+    #[doc(alias = "pkey_tbl_len")]
     pub pkey_table_len: u16,
     /// Capabilities (`enum ib_uverbs_query_port_cap_flags`).
+    #[doc(alias = "port_cap_flags")]
     pub capabilities: u32,
     /// More capabilities (`port_cap_flags2`).
     pub more_capabilities: u16,
     /// Flags of the port (`enum ib_uverbs_query_port_flags`).
     pub flags: u8,
     /// Largest message, in bytes.
+    #[doc(alias = "max_msg_sz")]
     pub max_message_size: u32,
     /// Number of packets with a wrong partition key.
     pub bad_pkey_count: u32,
@@ -159,6 +139,7 @@ pub struct PortAttributes {
     /// Local identifier; 0 on Ethernet.
     pub lid: u16,
     /// Number of low bits of the LID that are free (`lmc`).
+    #[doc(alias = "lmc")]
     pub lid_mask_count: u8,
     /// Local identifier of the subnet manager.
     pub sm_lid: u16,
@@ -176,6 +157,12 @@ pub struct PortAttributes {
 pub(super) const QUERY_PORT_LEN: usize = 48;
 
 impl PortAttributes {
+    /// The rate of the link: the speed of one lane times the number of lanes. None where this version knows no name
+    /// for the width or the speed.
+    pub const fn rate(&self) -> Option<PortRate> {
+        PortRate::new(self.active_width, self.active_speed)
+    }
+
     pub(super) fn parse(bytes: &[u8; QUERY_PORT_LEN]) -> Self {
         let int = |at: usize| {
             u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
@@ -213,7 +200,14 @@ impl PortAttributes {
 }
 
 /// A global identifier of a port: an IPv6 address in form.
+///
+/// ```
+/// let gid = uverbs::Gid([0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 2, 0xc9, 3, 0, 5, 0x12, 0x34]);
+/// assert_eq!(gid.to_string(), "fe80:0000:0000:0000:0002:c903:0005:1234");
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[doc(alias = "ibv_gid")]
+#[allow(clippy::exhaustive_structs)] // a GID is these 16 bytes
 pub struct Gid(pub [u8; 16]);
 
 impl fmt::Display for Gid {
@@ -231,7 +225,21 @@ impl fmt::Debug for Gid {
 }
 
 /// An entry of the GID table that is in use (`ibv_query_gid_table(3)`, `struct ib_uverbs_gid_entry`).
+///
+/// ```no_run
+/// use uverbs::GidType;
+///
+/// # fn main() -> uverbs::Result<()> {
+/// # let context: uverbs::Context = unimplemented!();
+/// for entry in context.gids()?.iter().filter(|entry| entry.kind == GidType::ROCE_V2) {
+///     println!("port {}, index {}: {}", entry.port, entry.index, entry.gid);
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[doc(alias = "ibv_gid_entry")]
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct GidEntry {
     /// The GID.
@@ -258,12 +266,11 @@ impl GidEntry {
         };
         let mut gid = [0; 16];
         gid.copy_from_slice(&bytes[..16]);
-        let kind = u8::try_from(int(24)).unwrap_or(u8::MAX);
         Self {
             gid: Gid(gid),
             index: int(16),
             port: int(20),
-            kind: GidType::from_raw(kind),
+            kind: GidType::from_raw(int(24)),
             netdev_index: Some(int(28)).filter(|index| *index != 0),
         }
     }
@@ -315,13 +322,13 @@ mod tests {
             *byte = at as u8;
         }
         let port = PortAttributes::parse(&bytes);
-        assert_eq!(port.state, PortState::Unknown(26));
+        assert_eq!(port.state, PortState::from_raw(26));
         assert_eq!(port.active_speed.to_raw(), u32::from_ne_bytes([44, 45, 46, 47]));
         assert_eq!(port.link_layer.to_raw(), 37);
         assert_eq!(port.more_capabilities, u16::from_ne_bytes([40, 41]));
         assert_eq!(port.gid_table_len, u32::from_ne_bytes([16, 17, 18, 19]));
         bytes[44..].fill(0);
-        assert_eq!(PortAttributes::parse(&bytes).active_speed, LinkSpeed::Unknown(35));
+        assert_eq!(PortAttributes::parse(&bytes).active_speed, LinkSpeed::from_raw(35));
     }
 
     #[test]
@@ -330,7 +337,6 @@ mod tests {
         assert_eq!(Mtu::from_raw(6).bytes(), None);
         assert_eq!(PortState::from_raw(4).to_string(), "ACTIVE");
         assert_eq!(PortState::from_raw(9).to_string(), "unknown(9)");
-        assert_eq!(LinkWidth::from_raw(2).lanes(), Some(4));
         let gid = Gid([0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 2, 0xc9, 3, 0, 5, 0x12, 0x34]);
         assert_eq!(gid.to_string(), "fe80:0000:0000:0000:0002:c903:0005:1234");
     }

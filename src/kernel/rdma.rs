@@ -47,6 +47,7 @@ pub(crate) mod attr {
     pub(crate) const RES_PDN: u16 = 60;
     pub(crate) const RES_CTXN: u16 = 64;
     pub(crate) const CHARDEV_TYPE: u16 = 69;
+    pub(crate) const CHARDEV_NAME: u16 = 70;
     pub(crate) const CHARDEV: u16 = 72;
     pub(crate) const UVERBS_DRIVER_ID: u16 = 73;
     pub(crate) const RES_CTX: u16 = 86;
@@ -345,25 +346,28 @@ impl DeviceInfo {
 }
 
 /// What `RDMA_NLDEV_CMD_GET_CHARDEV` says of a device's uverbs node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Chardev {
     pub(crate) dev: (u32, u32),
+    /// `uverbsN`; empty where the kernel gives none.
+    pub(crate) name: Box<[u8]>,
     /// Absent for drivers that the kernel does not bind by id (mthca, hns).
     pub(crate) driver_id: Option<u32>,
 }
 
 impl Chardev {
     pub(crate) fn parse(message: &Message<'_>) -> Result<Self, Bad> {
-        let (mut dev, mut driver_id) = (None, None);
+        let (mut dev, mut name, mut driver_id) = (None, Box::default(), None);
         for attribute in message.attrs() {
             let attribute = attribute?;
             match attribute.kind {
+                attr::CHARDEV_NAME => name = attribute.string(NAME_MAX)?.into(),
                 attr::CHARDEV => dev = Some(decode_dev(attribute.u64()?)?),
                 attr::UVERBS_DRIVER_ID => driver_id = Some(attribute.u32()?),
                 _ => {}
             }
         }
-        Ok(Self { dev: dev.ok_or(Bad("a character device without its number"))?, driver_id })
+        Ok(Self { dev: dev.ok_or(Bad("a character device without its number"))?, name, driver_id })
     }
 }
 

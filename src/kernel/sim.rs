@@ -4,6 +4,28 @@
 //!
 //! It is no model of time: a call is one step, and what waits in a real kernel (the removal of a
 //! device that is still open) stays undone here until the last descriptor is closed.
+//!
+//! This module is outside of Semantic Versioning: it changes with what is found of real kernels, in any
+//! version.
+//!
+//! ```
+//! use uverbs::sim::{DeviceSpec, Machine};
+//! use uverbs::{ErrorKind, Host, Policy, Registry};
+//!
+//! # fn main() -> uverbs::Result<()> {
+//! let machine = Machine::new();
+//! let old = machine.add(DeviceSpec::new("rxe0")).expect("there is room");
+//! let registry = Registry::new(Host::simulated(&machine, Policy::new())?);
+//! let device = registry.devices()?.by_name("rxe0")?;
+//! device.open()?;
+//!
+//! // Another device takes its name, its number and its device number.
+//! machine.remove(old);
+//! machine.add(DeviceSpec::new("rxe0")).expect("there is room");
+//! assert_eq!(device.open().expect_err("gone").kind(), ErrorKind::Replaced);
+//! # Ok(())
+//! # }
+//! ```
 
 mod devices;
 mod files;

@@ -21,12 +21,12 @@ use super::{Pin, Prepared, allocate, refused, sysfs_guid};
 use crate::attr::retry;
 use crate::context::{CmdFd, DRIVER_FAILS, command_error, query_device};
 use crate::device::Record;
-use crate::driver::DriverId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::evidence::{Evidence, Step, Value};
+use crate::ids::DriverId;
+use crate::ids::Guid;
 use crate::kernel::rdma::{Resource, ResourceEntry};
 use crate::kernel::{Errno, Undisturbed};
-use crate::name::Guid;
 use crate::netlink::{Fault, Listing, Socket};
 
 /// That a context was proved to be on the device. Made here and nowhere else; a
@@ -361,7 +361,7 @@ fn by_pd(
     evidence: &mut Evidence,
 ) -> Result<Shown> {
     // Freeing a PD there frees PD 0, which is another one (`ocrdma_dealloc_pd`).
-    if cmd.driver() == DriverId::Ocrdma {
+    if cmd.driver() == DriverId::OCRDMA {
         let text = "ocrdma frees the wrong PD, so that none is allocated";
         return Ok(Shown::NeedsNewThread(Error::new(ErrorKind::Unproven, text)));
     }

@@ -8,7 +8,7 @@ use crate::context::{CmdFd, query_device};
 use crate::device::Record;
 use crate::error::{ErrorKind, Result};
 use crate::evidence::{Evidence, Step, Value};
-use crate::name::Guid;
+use crate::ids::Guid;
 
 /// Compares the GUID that the descriptor reports with the one in sysfs, where that can be had. It is found by
 /// the device's name, so that it is weaker than netlink's; but it tells most wrong devices.

@@ -11,8 +11,8 @@ use std::thread::{self, ThreadId};
 use super::matching::Found;
 use super::{Allocation, DeviceProvider, PinnedView, ProviderInfo, data_of};
 use crate::device::Record;
-use crate::driver::DriverId;
 use crate::error::{Error, ErrorKind, Result};
+use crate::ids::DriverId;
 use crate::open::Pin;
 
 /// A device's provider, and the object that a registered provider made for the device.

@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 
 use super::{Match, pci};
-use crate::driver::DriverId;
+use crate::ids::DriverId;
 
 /// A built-in provider: how it is recognised, and its driver and ABI versions.
 pub(super) struct BuiltIn {
@@ -47,28 +47,28 @@ const ANY: u32 = i32::MAX as u32;
 
 /// The built-in providers. The kernel reports no driver id for devices of mthca and hns.
 pub(super) static ALL: [BuiltIn; 18] = [
-    built_in("bnxt_re", DriverId::BnxtRe, 1..=1, pci::BNXT_RE),
-    built_in("cxgb4", DriverId::Cxgb4, 0..=ANY, pci::CXGB4),
-    built_in("efa", DriverId::Efa, 1..=1, pci::EFA),
-    built_in("erdma", DriverId::Erdma, 0..=1, pci::ERDMA),
-    built_in("hfi1verbs", DriverId::Hfi1, 0..=ANY, pci::HFI1),
-    BuiltIn { by_driver: false, ..built_in("hns", DriverId::Hns, 0..=ANY, pci::HNS) },
-    built_in("ionic", DriverId::Ionic, 1..=1, &[]),
-    built_in("ipathverbs", DriverId::Qib, 0..=ANY, pci::QIB),
-    built_in("irdma", DriverId::Irdma, 0..=5, pci::IRDMA),
-    built_in("mana", DriverId::Mana, 1..=1, &[]),
+    built_in("bnxt_re", DriverId::BNXT_RE, 1..=1, pci::BNXT_RE),
+    built_in("cxgb4", DriverId::CXGB4, 0..=ANY, pci::CXGB4),
+    built_in("efa", DriverId::EFA, 1..=1, pci::EFA),
+    built_in("erdma", DriverId::ERDMA, 0..=1, pci::ERDMA),
+    built_in("hfi1verbs", DriverId::HFI1, 0..=ANY, pci::HFI1),
+    BuiltIn { by_driver: false, ..built_in("hns", DriverId::HNS, 0..=ANY, pci::HNS) },
+    built_in("ionic", DriverId::IONIC, 1..=1, &[]),
+    built_in("ipathverbs", DriverId::QIB, 0..=ANY, pci::QIB),
+    built_in("irdma", DriverId::IRDMA, 0..=5, pci::IRDMA),
+    built_in("mana", DriverId::MANA, 1..=1, &[]),
     BuiltIn {
         // A PCI function that Hyper-V passes through has its own bus for a parent.
         modalias: Some("vmbus:3daf2e8ca732094bab99bd1f1c86b501"),
-        ..built_in("mlx4", DriverId::Mlx4, 2..=4, pci::MLX4)
+        ..built_in("mlx4", DriverId::MLX4, 2..=4, pci::MLX4)
     },
-    built_in("mlx5", DriverId::Mlx5, 1..=1, pci::MLX5),
-    BuiltIn { by_driver: false, ..built_in("mthca", DriverId::Mthca, 0..=1, pci::MTHCA) },
-    built_in("ocrdma", DriverId::Ocrdma, 2..=2, pci::OCRDMA),
-    built_in("qedr", DriverId::Qedr, 8..=8, pci::QEDR),
-    BuiltIn { device_name: Some("*rxe*"), ..built_in("rxe", DriverId::Rxe, 1..=2, &[]) },
-    built_in("siw", DriverId::Siw, 1..=1, &[]),
-    built_in("vmw_pvrdma", DriverId::VmwPvrdma, 3..=3, pci::PVRDMA),
+    built_in("mlx5", DriverId::MLX5, 1..=1, pci::MLX5),
+    BuiltIn { by_driver: false, ..built_in("mthca", DriverId::MTHCA, 0..=1, pci::MTHCA) },
+    built_in("ocrdma", DriverId::OCRDMA, 2..=2, pci::OCRDMA),
+    built_in("qedr", DriverId::QEDR, 8..=8, pci::QEDR),
+    BuiltIn { device_name: Some("*rxe*"), ..built_in("rxe", DriverId::RXE, 1..=2, &[]) },
+    built_in("siw", DriverId::SIW, 1..=1, &[]),
+    built_in("vmw_pvrdma", DriverId::VMW_PVRDMA, 3..=3, pci::PVRDMA),
 ];
 
 impl BuiltIn {
@@ -102,18 +102,18 @@ pub(crate) fn data_of(driver: DriverId) -> DriverData {
     const IRDMA: &[u8] = &[0, 0, 0, 0, 5, 0, 0, 0];
     const ZEROS: &[u8] = &[0; 8];
     let (input, output_len) = match driver {
-        DriverId::Mlx5 => (MLX5, 0),
-        DriverId::Mlx4 => (&[][..], 16),
+        DriverId::MLX5 => (MLX5, 0),
+        DriverId::MLX4 => (&[][..], 16),
         // Less than its whole answer switches a feature off for every user of the device.
-        DriverId::Cxgb4 => (&[][..], 16),
-        DriverId::Mthca | DriverId::VmwPvrdma | DriverId::Siw => (&[][..], 8),
-        DriverId::Ocrdma => (&[][..], 80),
+        DriverId::CXGB4 => (&[][..], 16),
+        DriverId::MTHCA | DriverId::VMW_PVRDMA | DriverId::SIW => (&[][..], 8),
+        DriverId::OCRDMA => (&[][..], 80),
         // Sixteen would select a legacy mode.
-        DriverId::Irdma => (IRDMA, 80),
-        DriverId::Efa => (EFA, 24),
-        DriverId::Erdma => (&[][..], 40),
-        DriverId::Hns => (ZEROS, 0),
-        DriverId::Ionic => (ZEROS, 40),
+        DriverId::IRDMA => (IRDMA, 80),
+        DriverId::EFA => (EFA, 24),
+        DriverId::ERDMA => (&[][..], 40),
+        DriverId::HNS => (ZEROS, 0),
+        DriverId::IONIC => (ZEROS, 40),
         _ => (&[][..], 0),
     };
     DriverData { input, output_len }
@@ -135,7 +135,7 @@ mod tests {
         for provider in &ALL {
             assert!(provider.matches().next().is_some(), "{}", provider.name);
             // The kernel reports no driver id for these two.
-            let by_driver = !matches!(provider.driver, DriverId::Mthca | DriverId::Hns);
+            let by_driver = !matches!(provider.driver, DriverId::MTHCA | DriverId::HNS);
             let matches = |wanted| provider.matches().any(|found| found == wanted);
             assert_eq!(matches(Match::Driver(provider.driver)), by_driver, "{}", provider.name);
         }

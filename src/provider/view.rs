@@ -1,17 +1,16 @@
 //! The part of a device that a provider can see.
 
-use std::cell::OnceCell;
 use std::ffi::CString;
 use std::fmt;
+use std::sync::OnceLock;
 
 use super::{Match, MatchedBy, glob};
 use crate::attr;
 use crate::device::Record;
-use crate::driver::DriverId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::identity::Instance;
+use crate::ids::{DeviceNumber, DriverId, Name};
 use crate::kernel::rdma::Bad;
-use crate::name::{DeviceNumber, Name};
 use crate::open::Pin;
 
 /// A device that is pinned while its provider examines it. Reads through it are of that instance, even if another
@@ -21,7 +20,7 @@ pub struct PinnedView<'a> {
     pin: &'a Pin,
     driver: Option<DriverId>,
     abi_version: u32,
-    modalias: OnceCell<Option<Vec<u8>>>,
+    modalias: OnceLock<Option<Vec<u8>>>,
 }
 
 impl<'a> PinnedView<'a> {
@@ -31,7 +30,7 @@ impl<'a> PinnedView<'a> {
             attr::read_once(record.host.kernel(), directory, c"abi_version", |text| {
                 attr::parse_decimal(text).ok_or(Bad("not a version"))
             })?;
-        Ok(Self { record, pin, driver, abi_version, modalias: OnceCell::new() })
+        Ok(Self { record, pin, driver, abi_version, modalias: OnceLock::new() })
     }
 
     /// The device's name.

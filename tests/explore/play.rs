@@ -256,7 +256,7 @@ struct Meddler {
 
 impl Meddler {
     fn on(machine: &Machine) -> Arc<dyn Provider> {
-        Arc::new(Self { machine: machine.clone(), matches: [Match::Driver(DriverId::Rxe)] })
+        Arc::new(Self { machine: machine.clone(), matches: [Match::Driver(DriverId::RXE)] })
     }
 }
 

@@ -70,7 +70,7 @@ impl Provider for ForMlx4 {
     }
 
     fn matches(&self) -> &[Match] {
-        const { &[Match::Driver(DriverId::Mlx4)] }
+        const { &[Match::Driver(DriverId::MLX4)] }
     }
 
     fn abi_versions(&self) -> RangeInclusive<u32> {

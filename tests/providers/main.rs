@@ -116,7 +116,7 @@ fn a_device_that_a_list_misses_is_set_up_once() {
     for fails in [false, true] {
         let machine = Machine::new();
         let ids = ["a", "b"].map(|name| machine.add(DeviceSpec::new(name)).expect("added"));
-        let provider = Arc::new(Counting::new([Match::Driver(DriverId::Rxe)]));
+        let provider = Arc::new(Counting::new([Match::Driver(DriverId::RXE)]));
         let registry = with(&machine, std::slice::from_ref(&provider));
         drop(listed(&registry, "b"));
         if fails {
@@ -174,7 +174,7 @@ fn by_driver_then_by_name_then_by_modalias() {
     assert_eq!(words, ["driver id", "name", "modalias"]);
 
     // Registered ones come before, in their order, but not a modalias before a driver id.
-    let by_driver = Arc::new(Counting::new([Match::Driver(DriverId::Mlx5)]));
+    let by_driver = Arc::new(Counting::new([Match::Driver(DriverId::MLX5)]));
     let by_modalias = Arc::new(Counting::new([
         Match::Pci(0x15b3, 0x1017),
         Match::Modalias("pci:v0000FFFFd*sv".into()),
@@ -237,7 +237,7 @@ fn an_abi_out_of_range_is_listed_and_not_opened() {
 fn a_registered_provider_of_another_abi_is_not_attached() {
     let machine = Machine::new();
     let id = machine.add(DeviceSpec::new("a").driver(77, 10)).expect("added");
-    let provider = Arc::new(Counting::new([Match::Driver(DriverId::Unknown(77))]));
+    let provider = Arc::new(Counting::new([Match::Driver(DriverId::from_raw(77))]));
     let registry = with(&machine, std::slice::from_ref(&provider));
     let device = listed(&registry, "a");
     let info = device.provider().expect("found");
@@ -257,7 +257,7 @@ fn the_driver_of_the_modalias_is_probed_first() {
     let device = listed(&Registry::new(host(&machine)), "a");
     device.index().expect("joined");
     machine.record_calls(true);
-    assert_eq!(device.open().expect("opened").driver_id(), DriverId::Hns);
+    assert_eq!(device.open().expect("opened").driver_id(), DriverId::HNS);
     let log = machine.call_log();
     let probes = log.iter().filter(|call| call.as_str() == "ioctl(0.4095)");
     assert_eq!(probes.count(), 1, "{log:#?}");
@@ -270,7 +270,7 @@ fn an_unknown_driver_is_told_nothing_and_the_error_says_so() {
     machine.add(DeviceSpec::new("needy").driver(78, 1).driver_data(8, 0)).expect("added");
     let registry = Registry::new(host(&machine));
     let context = listed(&registry, "fine").open().expect("opened");
-    assert_eq!(context.driver_id(), DriverId::Unknown(77));
+    assert_eq!(context.driver_id(), DriverId::from_raw(77));
     assert!(machine.driver_data_of(fine).is_empty());
     let error = listed(&registry, "needy").open().expect_err("refused");
     assert!(error.to_string().contains("told nothing"), "{error}");
@@ -312,7 +312,7 @@ fn a_registered_provider_gives_the_allocation() {
     let machine = Machine::new();
     let spec = DeviceSpec::new("a").driver(77, 1).driver_data(9, 300).response([1; 300]);
     let id = machine.add(spec).expect("added");
-    let provider = Arc::new(Counting::new([Match::Driver(DriverId::Unknown(77))]));
+    let provider = Arc::new(Counting::new([Match::Driver(DriverId::from_raw(77))]));
     let registry = with(&machine, std::slice::from_ref(&provider));
     let device = listed(&registry, "a");
     assert_eq!((provider.seen(), provider.allocations.load(Relaxed)), (1, 0));
@@ -346,7 +346,8 @@ fn every_open_returns_the_error_of_attach() {
     // rxe's driver id is before the name.
     assert!(listed(&registry, "a").open().is_ok());
     machine.add(DeviceSpec::new("b").driver(77, 1)).expect("added");
-    let failing = Counting { fails: true, ..Counting::new([Match::Driver(DriverId::Unknown(77))]) };
+    let failing =
+        Counting { fails: true, ..Counting::new([Match::Driver(DriverId::from_raw(77))]) };
     let failing = Arc::new(failing);
     let registry = with(&machine, std::slice::from_ref(&failing));
     let device = listed(&registry, "b");
@@ -363,7 +364,7 @@ fn every_open_returns_the_error_of_attach() {
 fn a_device_that_goes_while_its_provider_looks_is_removed() {
     let machine = Machine::new();
     let id = machine.add(DeviceSpec::new("a").driver(77, 1)).expect("added");
-    let provider = Arc::new(Counting::new([Match::Driver(DriverId::Unknown(77))]));
+    let provider = Arc::new(Counting::new([Match::Driver(DriverId::from_raw(77))]));
     let registry = Registry::new(host(&machine));
     let device = listed(&registry, "a");
     machine.on_call(move |world, call| {
@@ -400,7 +401,7 @@ fn where_netlink_is_denied_the_context_keeps_the_provider() {
     let spec = DeviceSpec::new("a").driver(17, 1).driver_data(9, 300);
     let id = machine.add(spec).expect("added");
     machine.deny_netlink(Some(1));
-    let provider = Arc::new(Counting::new([Match::Driver(DriverId::Efa)]));
+    let provider = Arc::new(Counting::new([Match::Driver(DriverId::EFA)]));
     let registry = with(&machine, std::slice::from_ref(&provider));
     let device = listed(&registry, "a");
     let open = || device.open_allow_unproven().expect("opened");
@@ -426,7 +427,7 @@ proptest! {
         removed: bool,
     ) {
         let machine = Machine::new();
-        let provider = Arc::new(Counting::new([Match::Driver(DriverId::Unknown(77))]));
+        let provider = Arc::new(Counting::new([Match::Driver(DriverId::from_raw(77))]));
         let registry = with(&machine, std::slice::from_ref(&provider));
         let ids: Vec<_> = ["a", "b"]
             .map(|name| machine.add(DeviceSpec::new(name).driver(77, 1)).expect("added"))

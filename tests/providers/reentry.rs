@@ -97,7 +97,7 @@ fn machine(names: &[&str]) -> Machine {
 }
 
 fn registry(machine: &Machine, own: Own) -> (Registry, Arc<Own>) {
-    registry_for(machine, DriverId::Unknown(77), own)
+    registry_for(machine, DriverId::from_raw(77), own)
 }
 
 fn registry_for(machine: &Machine, driver: DriverId, own: Own) -> (Registry, Arc<Own>) {
@@ -136,7 +136,7 @@ fn from_inside_attach_its_own_device_is_busy_and_others_open() {
             assert_eq!(kind(device.provider()), ErrorKind::Busy);
             assert_eq!(kind(device.open_allow_unproven()), ErrorKind::Busy);
             // What needs no provider works.
-            assert_eq!(device.driver_id()?, Some(DriverId::Unknown(77)));
+            assert_eq!(device.driver_id()?, Some(DriverId::from_raw(77)));
             device.query()?;
             own.device("r").open()?;
             // To another registry it is another record.
@@ -388,7 +388,7 @@ fn where_netlink_is_denied_its_own_device_is_busy_too() {
             Ok(())
         });
         let own = Own { attach: Some(attach), ..Own::default() };
-        let (registry, own) = registry_for(&machine, DriverId::Efa, own);
+        let (registry, own) = registry_for(&machine, DriverId::EFA, own);
         let device = listed(&registry, "a");
         let error = device.open_allow_unproven().expect_err("it wants an input");
         assert_eq!(error.raw_os_error(), Some(22), "{error}");

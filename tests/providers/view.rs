@@ -32,7 +32,7 @@ impl Provider for Looking {
     }
 
     fn matches(&self) -> &[Match] {
-        const { &[Match::Driver(DriverId::Unknown(77))] }
+        const { &[Match::Driver(DriverId::from_raw(77))] }
     }
 
     fn abi_versions(&self) -> RangeInclusive<u32> {
@@ -61,7 +61,7 @@ fn a_view_is_of_its_device() {
         assert_eq!(view.uverbs_number(), device.uverbs_number());
         assert_eq!(view.device_number(), device.device_number());
         assert_eq!(view.instance(), device.instance());
-        assert_eq!(view.driver_id(), Some(DriverId::Unknown(77)));
+        assert_eq!(view.driver_id(), Some(DriverId::from_raw(77)));
         assert_eq!(view.abi_version(), if is_a { 5 } else { 6 });
         let modalias = if is_a { Some(MODALIAS.as_bytes()) } else { None };
         assert_eq!(view.modalias().expect("read"), modalias);

@@ -3,7 +3,7 @@
 use rustix::net::{AddressFamily, SocketFlags, SocketType, netdevice, socket_with};
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
-use uverbs::{Context, DeviceAttributes, ExtendedAttributes, GidEntry, PortAttributes};
+use uverbs::{Context, DeviceAttributes, ExtendedAttributes, GidEntry};
 
 use crate::facts::firmware_number;
 use crate::output::Failure;
@@ -149,7 +149,7 @@ impl Port {
             active_mtu: port.active_mtu.bytes(),
             active_width: port.active_width.to_string(),
             active_speed: port.active_speed.to_string(),
-            rate_gbps: rate(&port),
+            rate_gbps: port.rate().map(|rate| f64::from(rate.megabits_per_second()) / 1000.0),
             gid_table_len: port.gid_table_len,
             pkey_table_len: port.pkey_table_len,
             max_message_size: port.max_message_size,
@@ -220,12 +220,6 @@ fn netdev_name(index: u32) -> Option<String> {
     let socket = socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None).ok()?;
     let name = netdevice::index_to_name(&socket, index).ok()?;
     Some(name.as_bytes().escape_ascii().to_string())
-}
-
-/// Of all lanes, in Gb/s.
-fn rate(port: &PortAttributes) -> Option<f64> {
-    let lane = port.active_speed.hundreds_of_megabits()?;
-    Some(f64::from(lane * port.active_width.lanes()?) / 10.0)
 }
 
 /// Partition keys, the ones that are free left out.

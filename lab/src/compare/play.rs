@@ -282,7 +282,7 @@ impl<'a> Player<'a> {
                     facts.driver_id,
                     facts.node_guid,
                     facts.sys_image_guid,
-                    facts.node_type,
+                    facts.node_type.to_raw(),
                     facts.firmware_version
                 ),
                 Err(error) => told(&error),

@@ -16,12 +16,12 @@ use crate::guest;
 
 /// The kinds that a driver raises of a port. (GID_CHANGE the core raises itself, where a GID has changed.)
 const KINDS: [AsyncEventKind; 6] = [
-    AsyncEventKind::PortActive,
-    AsyncEventKind::PortError,
-    AsyncEventKind::LidChange,
-    AsyncEventKind::PkeyChange,
-    AsyncEventKind::SmChange,
-    AsyncEventKind::ClientReregister,
+    AsyncEventKind::PORT_ACTIVE,
+    AsyncEventKind::PORT_ERROR,
+    AsyncEventKind::LID_CHANGE,
+    AsyncEventKind::PKEY_CHANGE,
+    AsyncEventKind::SM_CHANGE,
+    AsyncEventKind::CLIENT_REREGISTER,
 ];
 
 /// The longest that anything is waited for here.
@@ -66,7 +66,7 @@ fn gid_change() -> Result<()> {
     let (mut events, before) = (context.async_events()?, context.gids()?.len());
     guest::run("ip", &["address", "add", "192.0.2.1/24", "dev", NETDEV])?;
     let event = events.wait(Some(LONG))?.context("no event")?;
-    ensure!((event.kind, event.port()) == (AsyncEventKind::GidChange, Some(1)), "{event:?}");
+    ensure!((event.kind, event.port()) == (AsyncEventKind::GID_CHANGE, Some(1)), "{event:?}");
     until("there is one GID more", || Ok(context.gids()?.len() == before + 1))?;
     drop(events);
     drop(context);
@@ -90,7 +90,7 @@ pub(super) fn removal_ends_the_stream() -> Result<()> {
         guest::hca("del-sync name=tst")?;
         waiting.join().map_err(|_| anyhow::anyhow!("it panicked"))?
     })?;
-    ensure!(seen == [AsyncEventKind::PortActive, AsyncEventKind::DeviceFatal], "{seen:?}");
+    ensure!(seen == [AsyncEventKind::PORT_ACTIVE, AsyncEventKind::DEVICE_FATAL], "{seen:?}");
     let kinds: Vec<_> = late.by_ref().map(|event| event.map(|event| event.kind)).collect();
     ensure!(kinds.len() == 2 && late.has_ended() && late.try_next()?.is_none(), "{kinds:?}");
     ensure!(!context.is_device_present()?);
@@ -121,7 +121,7 @@ pub(super) fn a_stream_ends() -> Result<()> {
         act.join().map_err(|_| anyhow::anyhow!("it panicked"))??;
         anyhow::Ok(seen)
     })?;
-    ensure!(seen == [AsyncEventKind::PortError, AsyncEventKind::DeviceFatal], "{seen:?}");
+    ensure!(seen == [AsyncEventKind::PORT_ERROR, AsyncEventKind::DEVICE_FATAL], "{seen:?}");
     Ok(())
 }
 

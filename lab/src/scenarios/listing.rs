@@ -43,6 +43,9 @@ pub(super) fn says_what_the_kernel_says() -> Result<()> {
         let (major, minor) = guest::device_number(uverbs)?;
         ensure!(ours["dev_t"] == format!("{major}:{minor}"), "{ours}");
         ensure!(ours["driver"] == "rxe", "{ours}");
+        let index = ours["index"].as_u64().context("index")?;
+        let found = registry()?.by_index(index.try_into()?)?;
+        ensure!(found.name() == name.as_str() && ours["inode"] == found.instance().ino, "{found}");
     }
     Ok(())
 }

@@ -129,7 +129,7 @@ pub(super) fn unknown() -> Result<()> {
     let info = device.provider()?;
     ensure!(info.provider.is_none() && info.is_abi_known(), "{info:?}");
     let context = opened(device.open(), 0xa0)?;
-    ensure!(context.driver_id() == DriverId::Unknown(99));
+    ensure!(context.driver_id() == DriverId::from_raw(99));
     ensure!(guest::hca_value("u", "last_inlen")? == "0");
     drop(context);
     guest::hca("set name=u fail=GET_CONTEXT:22")?;
@@ -160,7 +160,7 @@ impl Provider for Own {
     }
 
     fn matches(&self) -> &[Match] {
-        const { &[Match::Driver(DriverId::Unknown(99))] }
+        const { &[Match::Driver(DriverId::from_raw(99))] }
     }
 
     fn abi_versions(&self) -> RangeInclusive<u32> {
@@ -242,7 +242,7 @@ impl Provider for Peers {
     }
 
     fn matches(&self) -> &[Match] {
-        const { &[Match::Driver(DriverId::Unknown(99))] }
+        const { &[Match::Driver(DriverId::from_raw(99))] }
     }
 
     fn abi_versions(&self) -> RangeInclusive<u32> {

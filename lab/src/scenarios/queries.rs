@@ -87,7 +87,7 @@ pub(super) fn speeds() -> Result<()> {
         let port = context.query_port(1)?;
         if speed == 256 && version <= (6, 1) {
             // These kernels report a byte, and in it the fastest speed that fits.
-            ensure!(port.active_speed == LinkSpeed::Ndr, "{:?}", port.active_speed);
+            ensure!(port.active_speed == LinkSpeed::NDR, "{:?}", port.active_speed);
             continue;
         }
         ensure!(port.active_speed.to_raw() == speed, "{speed}: {:?}", port.active_speed);
@@ -216,13 +216,9 @@ fn port_fields(port: &PortAttributes) -> Vec<(&'static str, u64)> {
     ]
 }
 
-/// As sysfs says it.
+/// As sysfs prints it.
 fn rate(port: &PortAttributes) -> String {
-    let rate = port.active_speed.hundreds_of_megabits().zip(port.active_width.lanes());
-    let (speed, lanes) = rate.unwrap_or_default();
-    let rate = speed * lanes;
-    let half = if rate % 10 == 0 { "" } else { ".5" };
-    format!("{}{half} Gb/sec ({} {})", rate / 10, port.active_width, port.active_speed)
+    port.rate().map_or_else(|| "unknown".to_owned(), |rate| rate.to_string())
 }
 
 #[rustfmt::skip]

@@ -12,7 +12,23 @@ use super::{AsyncEvent, AsyncEvents};
 use crate::error::{Error, ErrorKind, Result};
 use crate::kernel::{Errno, abi};
 
-/// [`AsyncEvents`] as a [`Stream`] of tokio; it ends after `DeviceFatal` and after an error.
+/// [`AsyncEvents`] as a [`Stream`] of tokio; it ends after [`DEVICE_FATAL`](super::AsyncEventKind::DEVICE_FATAL)
+/// and after an error.
+///
+/// ```no_run
+/// use std::future::poll_fn;
+/// use std::pin::Pin;
+///
+/// use futures_core::Stream as _;
+///
+/// # async fn follow(context: &uverbs::Context) -> uverbs::Result<()> {
+/// let mut events = context.async_events()?.into_stream()?;
+/// while let Some(event) = poll_fn(|cx| Pin::new(&mut events).poll_next(cx)).await {
+///     println!("{}", event?.kind);
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct AsyncEventStream<'a>(AsyncFd<AsyncEvents<'a>>);
 

@@ -67,11 +67,15 @@ fn facts_of_devices_are_understood() {
     let message = || Writer::message(Command::GetChardev.message_type(), 0, 1);
     let dev = encode_dev((231, 192)).to_ne_bytes();
     let known = chardev(
-        message().attr(attr::CHARDEV, &dev).attr(attr::UVERBS_DRIVER_ID, &14u32.to_ne_bytes()),
+        message()
+            .attr(attr::CHARDEV, &dev)
+            .attr(attr::CHARDEV_NAME, b"uverbs0\0")
+            .attr(attr::UVERBS_DRIVER_ID, &14u32.to_ne_bytes()),
     );
-    assert_eq!(known, Ok(Chardev { dev: (231, 192), driver_id: Some(14) }));
+    let (dev_t, name) = ((231, 192), Box::from(*b"uverbs0"));
+    assert_eq!(known, Ok(Chardev { dev: dev_t, name, driver_id: Some(14) }));
     let unknown = chardev(message().attr(attr::CHARDEV, &dev));
-    assert_eq!(unknown, Ok(Chardev { dev: (231, 192), driver_id: None }));
+    assert_eq!(unknown, Ok(Chardev { dev: dev_t, name: Box::default(), driver_id: None }));
     assert!(chardev(message()).is_err());
     let copies = |message: Writer| parse_copy_on_fork(&first(&message.finish()));
     assert_eq!(copies(message()), Ok(false));

@@ -26,7 +26,6 @@ const NLM_F_DUMP: u16 = 0x300;
 /// Attributes that only the simulated kernel writes.
 const PORT_INDEX: u16 = 3;
 const CHARDEV_ABI: u16 = 71;
-const CHARDEV_NAME: u16 = 70;
 const RES_KERN_NAME: u16 = 29;
 const RES_USECNT: u16 = 38;
 const DRIVER_STRING: u16 = 56;
@@ -193,7 +192,7 @@ impl World {
         let mut reply = Writer::message(Command::GetChardev.message_type(), 0, message.seq)
             .attr(attr::CHARDEV, &encode_dev(device_number(number)).to_ne_bytes())
             .attr(CHARDEV_ABI, &u64::from(device.spec.abi_version).to_ne_bytes())
-            .attr(CHARDEV_NAME, format!("uverbs{number}\0").as_bytes());
+            .attr(attr::CHARDEV_NAME, format!("uverbs{number}\0").as_bytes());
         if !UNBOUND.contains(&device.spec.driver_id) {
             let driver_id = device.spec.driver_id.to_ne_bytes();
             reply = reply.attr(attr::UVERBS_DRIVER_ID, &driver_id);

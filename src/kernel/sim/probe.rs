@@ -14,13 +14,13 @@ use super::super::rdma::{
 use super::super::{Errno, FileType, Handle, Kernel, OFlags, Resolve, Stat, VerbsCall};
 use crate::attr::retry;
 use crate::context::query_device;
-use crate::driver::DriverId;
 use crate::host::Host;
+use crate::ids::DriverId;
 
 pub use self::wire::Wire;
 
 /// rxe's, which needs no driver data.
-const DRIVER: DriverId = DriverId::Rxe;
+const DRIVER: DriverId = DriverId::RXE;
 
 /// Makes system calls as a program does that checks nothing. Errors are their errno.
 #[derive(Debug, Clone)]
@@ -28,6 +28,7 @@ pub struct Probe(Host);
 
 /// Where a path begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(clippy::exhaustive_enums)] // outside of Semantic Versioning
 pub enum Root {
     /// `/sys`
     Sys,
@@ -37,6 +38,7 @@ pub enum Root {
 
 /// As what something is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(clippy::exhaustive_enums)] // outside of Semantic Versioning
 pub enum As {
     /// A reference (`O_PATH | O_NOFOLLOW`).
     Reference,

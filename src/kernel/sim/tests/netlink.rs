@@ -94,9 +94,12 @@ fn a_device_by_index() {
         let bytes = host.answer(Command::GetChardev, index)?;
         Ok(Chardev::parse(&Messages(&bytes).next().unwrap().unwrap()).unwrap())
     };
-    assert_eq!(chardev(0), Ok(Chardev { dev: (231, 192), driver_id: Some(1) }));
+    assert_eq!(
+        chardev(0),
+        Ok(Chardev { dev: (231, 192), name: (*b"uverbs0").into(), driver_id: Some(1) })
+    );
     let bound = chardev(host.machine.index_of(hns));
-    assert_eq!(bound, Ok(Chardev { dev: (231, 193), driver_id: None }));
+    assert_eq!(bound, Ok(Chardev { dev: (231, 193), name: (*b"uverbs1").into(), driver_id: None }));
     assert_eq!(chardev(5), Err(Errno::INVAL));
     host.machine.set_netns_visible(id, false);
     assert_eq!(chardev(0), Err(Errno::INVAL));

@@ -1,0 +1,16 @@
+//! The plain values that everything else is built of: names, GUIDs, device numbers and the kernel's numbers.
+//! The lowest layer, which imports nothing of the crate.
+
+mod driver;
+mod guid;
+mod name;
+mod node_type;
+mod number;
+mod numbered;
+
+pub use driver::DriverId;
+pub use guid::{Guid, ParseGuidError};
+pub use name::Name;
+pub use node_type::NodeType;
+pub use number::DeviceNumber;
+pub(crate) use numbered::numbered;

@@ -1,0 +1,278 @@
+//! A list of devices, and how to find one in it.
+
+use std::fmt;
+use std::iter::FusedIterator;
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::{Entry, has_index, is_gone};
+use crate::device::Device;
+use crate::error::{Error, ErrorKind, Result};
+use crate::ids::{Guid, Name};
+
+/// How many devices an error names.
+const NAMED: usize = 5;
+
+/// The devices that one look found, by uverbs number, and the names they had then. The list does not
+/// change, and the devices outlive it.
+///
+/// A [`Device`] is a handle on what is there now: its [`name`](Device::name) follows a rename that a later list
+/// or an open has found. [`by_name`](Self::by_name) does not: it finds a device by the name that it had in
+/// this list.
+///
+/// ```no_run
+/// use uverbs::{Guid, Host, Registry};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let devices = Registry::new(Host::open()?).devices()?;
+/// let by_name = devices.by_name("mlx5_0")?;
+/// let by_guid = devices.by_guid("0002:c903:0005:1234".parse()?)?;
+/// let first = devices.get(0);
+/// for device in devices {
+///     println!("{device}");
+/// }
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Errors of the lookups
+/// `NotFound` names up to five devices of the list, `Ambiguous` up to five that were found.
+#[derive(Clone, Default)]
+pub struct Devices {
+    pub(super) devices: Arc<[Device]>,
+    /// Their names in this list, in the same order.
+    names: Arc<[Name]>,
+    faults: Arc<[Arc<Error>]>,
+}
+
+impl Devices {
+    pub(super) fn of(entries: &[Entry]) -> Self {
+        let devices: Arc<[_]> =
+            entries.iter().filter_map(Entry::listed).map(|seen| seen.device.clone()).collect();
+        let faults = entries.iter().filter_map(|entry| entry.fault.as_ref());
+        Self {
+            names: devices.iter().map(Device::name).collect(),
+            faults: faults.cloned().collect(),
+            devices,
+        }
+    }
+
+    /// The devices.
+    pub fn iter(&self) -> std::slice::Iter<'_, Device> {
+        self.devices.iter()
+    }
+
+    /// The devices as a slice, by uverbs number.
+    pub fn as_slice(&self) -> &[Device] {
+        &self.devices
+    }
+
+    /// The device in that place of the list, counted from 0. That is not its uverbs number, nor its index in netlink.
+    pub fn get(&self, place: usize) -> Option<&Device> {
+        self.devices.get(place)
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.devices.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.devices.is_empty()
+    }
+
+    /// What was wrong with devices that are therefore not listed.
+    pub fn faults(&self) -> impl Iterator<Item = &Error> {
+        self.faults.iter().map(|error| &**error)
+    }
+
+    /// The device that had that name in this list: a `&str`, a [`Name`], or any bytes. The bytes are compared, so
+    /// that an escaped name finds nothing.
+    ///
+    /// # Errors
+    /// `NotFound`; `Ambiguous` when two have it (Linux 7.3 keeps names unique per namespace only).
+    #[doc(alias = "ibv_get_device_name")]
+    pub fn by_name(&self, name: impl AsRef<[u8]>) -> Result<Device> {
+        let name = name.as_ref();
+        let asked = format_args!("\"{}\"", name.escape_ascii());
+        self.only_one(&asked, |_, known| known.as_bytes() == name)
+    }
+
+    /// The device that is uverbsN.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn by_uverbs_number(&self, number: u32) -> Result<Device> {
+        self.by(format_args!("uverbs{number}"), |device| device.uverbs_number() == number)
+    }
+
+    /// The device that has this index in RDMA netlink. Takes two requests to netlink, or none where the device's index is
+    /// known already. [`Registry::by_index`](crate::Registry::by_index) finds it without a list.
+    ///
+    /// # Errors
+    /// `NotFound`, also when the index is that of a device that came after this list. `NetlinkUnavailable`, `Os`,
+    /// `PermissionDenied`, `Malformed`.
+    #[doc(alias = "ibv_get_device_index")]
+    pub fn by_index(&self, index: u32) -> Result<Device> {
+        let known =
+            |device: &&Device| device.0.joined.get().is_some_and(|joined| joined.index == index);
+        if let Some(device) = self.iter().find(known) {
+            return Ok(device.clone());
+        }
+        let asked = format_args!("index {index}");
+        let Some(host) = self.get(0).map(|device| &device.0.host) else {
+            return Err(self.not_found(&asked));
+        };
+        let socket = host.netlink()?;
+        if let Some(chardev) = socket.chardev(index)? {
+            let number = chardev.dev.into();
+            for device in self.iter().filter(|device| device.device_number() == number) {
+                match has_index(device, &socket, index) {
+                    Ok(true) => return Ok(device.clone()),
+                    Err(error) if !is_gone(&error) => return Err(error),
+                    Ok(false) | Err(_) => {}
+                }
+            }
+        }
+        Err(self.not_found(&asked))
+    }
+
+    /// The device of that node GUID. The kernel has no lookup by GUID, so this queries each device of the list over RDMA
+    /// netlink ([`Device::query`]). With many devices that takes milliseconds: keep the device rather than look for it
+    /// again. Devices that are gone by now are left out.
+    ///
+    /// A GUID is no identity: several devices may have the same one, or 0.
+    ///
+    /// # Errors
+    /// `NotFound`; `Ambiguous` when several have it; `NetlinkUnavailable`. When no device has it and the query of one failed, the error of
+    /// that query.
+    #[doc(alias = "ibv_get_device_guid")]
+    pub fn by_guid(&self, guid: Guid) -> Result<Device> {
+        if let Some(device) = self.get(0) {
+            device.0.host.netlink()?;
+        }
+        let mut silent = None;
+        let found = self.by(format_args!("GUID {guid}"), |device| match device.query() {
+            Ok(facts) => facts.node_guid == guid,
+            Err(error) => {
+                if !is_gone(&error) {
+                    silent.get_or_insert(error);
+                }
+                false
+            }
+        });
+        match (found, silent) {
+            (Err(error), Some(silent)) if error.kind() == ErrorKind::NotFound => Err(silent),
+            (found, _) => found,
+        }
+    }
+
+    /// The one device that a condition holds for; `asked` is its text in errors.
+    ///
+    /// # Errors
+    /// `NotFound`, `Ambiguous`.
+    pub fn by(
+        &self,
+        asked: impl fmt::Display,
+        mut is_it: impl FnMut(&&Device) -> bool,
+    ) -> Result<Device> {
+        self.only_one(&asked, |device, _| is_it(&device))
+    }
+
+    fn only_one(
+        &self,
+        asked: &dyn fmt::Display,
+        mut is_it: impl FnMut(&Device, &Name) -> bool,
+    ) -> Result<Device> {
+        let listed = self.iter().zip(&*self.names);
+        let found: Vec<_> = listed.filter(|(device, name)| is_it(device, name)).collect();
+        match found[..] {
+            [] => Err(self.not_found(asked)),
+            [(device, _)] => Ok(device.clone()),
+            _ => {
+                let (count, found) = (found.len(), names(found.iter().copied()));
+                let text = format!("{count} devices match {asked}: {found}");
+                Err(Error::new(ErrorKind::Ambiguous, text))
+            }
+        }
+    }
+
+    fn not_found(&self, asked: &dyn fmt::Display) -> Error {
+        let text = match self.len() {
+            0 => format!("{asked} is not listed; the list is empty"),
+            _ => format!("{asked} is not listed; listed: {}", names(self.iter().zip(&*self.names))),
+        };
+        Error::new(ErrorKind::NotFound, text)
+    }
+}
+
+/// Up to five of these by name, and how many more there are.
+fn names<'a>(of: impl ExactSizeIterator<Item = (&'a Device, &'a Name)>) -> String {
+    let more = of.len().saturating_sub(NAMED);
+    let of =
+        of.take(NAMED).map(|(device, name)| format!("{name} (uverbs{})", device.uverbs_number()));
+    let mut text = of.collect::<Vec<_>>().join(", ");
+    if more > 0 {
+        text.push_str(&format!(" and {more} more"));
+    }
+    text
+}
+
+impl<'a> IntoIterator for &'a Devices {
+    type Item = &'a Device;
+    type IntoIter = std::slice::Iter<'a, Device>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
+
+impl IntoIterator for Devices {
+    type Item = Device;
+    type IntoIter = DevicesIntoIter;
+
+    fn into_iter(self) -> DevicesIntoIter {
+        DevicesIntoIter { left: 0..self.len(), devices: self.devices }
+    }
+}
+
+/// The devices of a list, one by one ([`Devices::into_iter`]).
+#[derive(Clone)]
+pub struct DevicesIntoIter {
+    devices: Arc<[Device]>,
+    left: Range<usize>,
+}
+
+impl Iterator for DevicesIntoIter {
+    type Item = Device;
+
+    fn next(&mut self) -> Option<Device> {
+        self.left.next().map(|at| self.devices[at].clone())
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        self.left.size_hint()
+    }
+}
+
+impl DoubleEndedIterator for DevicesIntoIter {
+    fn next_back(&mut self) -> Option<Device> {
+        self.left.next_back().map(|at| self.devices[at].clone())
+    }
+}
+
+impl ExactSizeIterator for DevicesIntoIter {}
+impl FusedIterator for DevicesIntoIter {}
+
+impl fmt::Debug for DevicesIntoIter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(&self.devices[self.left.clone()]).finish()
+    }
+}
+
+impl fmt::Debug for Devices {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
+    }
+}
