@@ -13,11 +13,11 @@ use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, OnceLock};
 
-use crate::attr::retry;
 use crate::device::Device;
 use crate::error::{Error, ErrorKind, Result};
 use crate::evidence::Evidence;
 use crate::ids::DriverId;
+use crate::kernel::retry;
 use crate::kernel::{Attr, AttrData, Errno, Handle, Kernel, Sys, VerbsCall};
 use crate::open::{self, Proven};
 use crate::provider::{Allocation, Provided};

@@ -7,18 +7,18 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 
-use crate::attr::{self, Attribute};
 use crate::context::{Context, Opened};
 use crate::error::{Error, ErrorKind, Result};
 use crate::evidence::Evidence;
 use crate::host::Host;
 use crate::identity::{Instance, Timestamp};
 use crate::ids::{DeviceNumber, DriverId, Guid, Name, NodeType};
-use crate::indices::Indices;
+use crate::index::Indices;
 use crate::kernel::{Handle, Stat};
 use crate::netlink::NextNumber;
 use crate::open;
 use crate::provider::{Provided, ProviderInfo, Providers, Slot};
+use crate::sysfs::{self, Attribute};
 
 /// A device that was listed: a handle on one instance, which stays what it is when the device is
 /// gone. A clone is the same device.
@@ -111,14 +111,14 @@ impl Sighting {
     /// Looks at uverbsN. The parts belong together: all are read through one descriptor.
     pub(crate) fn take(host: &Host, number: u32) -> Result<Self> {
         let (kernel, sys) = (host.kernel(), host.sys());
-        let path = attr::read_class_link(kernel, sys, number)?;
-        let directory = attr::open(kernel, sys, &path, attr::DIRECTORY)?;
-        let stat = attr::stat(kernel, &directory)?;
+        let path = sysfs::read_class_link(kernel, sys, number)?;
+        let directory = sysfs::open(kernel, sys, &path, sysfs::DIRECTORY)?;
+        let stat = sysfs::stat(kernel, &directory)?;
         let dev = Attribute::open(kernel, &directory, c"dev")?;
-        let device_number = dev.read(kernel, attr::parse_device_number)?;
+        let device_number = dev.read(kernel, sysfs::parse_device_number)?;
         let ibdev = Attribute::open(kernel, &directory, c"ibdev")?;
         let timestamp = ibdev.stat(kernel)?.ctime;
-        let name = ibdev.read(kernel, attr::parse_name)?;
+        let name = ibdev.read(kernel, sysfs::parse_name)?;
         let unique = host.has_unique_inodes();
         let instance = Instance::new(&stat, device_number, timestamp, unique);
         Ok(Self { number, path: path.into(), instance, name })
@@ -225,11 +225,11 @@ impl Record {
         let kernel = self.host.kernel();
         let shared = self.state().directory.upgrade();
         if let Some(directory) = shared {
-            let stat = attr::stat(kernel, &directory)?;
+            let stat = sysfs::stat(kernel, &directory)?;
             return Ok((directory, stat));
         }
-        let opened = Arc::new(attr::open(kernel, self.host.sys(), &self.path, attr::DIRECTORY)?);
-        let stat = attr::stat(kernel, &opened)?;
+        let opened = Arc::new(sysfs::open(kernel, self.host.sys(), &self.path, sysfs::DIRECTORY)?);
+        let stat = sysfs::stat(kernel, &opened)?;
         // Only the directory of this very instance is shared.
         if (stat.dev, stat.ino) == (self.sys_dev, self.ino) {
             self.state().directory = Arc::downgrade(&opened);
@@ -254,13 +254,13 @@ impl Record {
             return Some(gone);
         }
         let (kernel, sys) = (self.host.kernel(), self.host.sys());
-        let found = attr::read_class_link(kernel, sys, self.number)
-            .and_then(|path| attr::open(kernel, sys, &path, attr::DIRECTORY))
-            .and_then(|directory| attr::stat(kernel, &directory));
+        let found = sysfs::read_class_link(kernel, sys, self.number)
+            .and_then(|path| sysfs::open(kernel, sys, &path, sysfs::DIRECTORY))
+            .and_then(|directory| sysfs::stat(kernel, &directory));
         let gone = match found {
             Ok(stat) if (stat.dev, stat.ino) == (self.sys_dev, self.ino) => None,
             Ok(_) => Some(Gone::Replaced),
-            Err(error) if attr::is_absent(&error) => Some(Gone::Removed),
+            Err(error) if sysfs::is_absent(&error) => Some(Gone::Removed),
             Err(_) => None,
         };
         if let Some(gone) = gone {

@@ -4,8 +4,8 @@ use std::{fmt, io};
 
 use crate::errno::Described;
 use crate::evidence::{Evidence, Step, Value};
+use crate::kernel::Bad;
 use crate::kernel::Errno;
-use crate::kernel::rdma::Bad;
 
 /// The result of this crate's functions.
 pub type Result<T> = std::result::Result<T, Error>;

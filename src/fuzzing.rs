@@ -1,25 +1,24 @@
 //! What the fuzz targets in `fuzz/` call, and the tests that replay their seeds. It is outside of Semantic Versioning.
 
-use crate::attr;
-use crate::kernel::rdma::{
-    Chardev, DeviceInfo, Messages, Resource, parse_one_resource, parse_resources,
-};
+use crate::kernel::netlink::Messages;
+use crate::kernel::nldev::{Chardev, DeviceInfo, Resource, parse_one_resource, parse_resources};
+use crate::sysfs;
 
 /// Bytes as the value of every attribute, and as the text of a class link.
 pub fn attributes(bytes: &[u8]) {
-    if let Ok(text) = attr::line(bytes) {
-        if let Ok(name) = attr::parse_name(text) {
+    if let Ok(text) = sysfs::line(bytes) {
+        if let Ok(name) = sysfs::parse_name(text) {
             assert_eq!(name.as_bytes(), text);
             assert!(name.to_string().bytes().all(|byte| (b' '..=b'~').contains(&byte)));
         }
-        if let Ok(number) = attr::parse_device_number(text) {
+        if let Ok(number) = sysfs::parse_device_number(text) {
             assert_eq!(number.to_string().as_bytes(), text);
         }
     }
-    if let Some(number) = attr::parse_uverbs(bytes) {
+    if let Some(number) = sysfs::parse_uverbs(bytes) {
         assert_eq!(format!("uverbs{number}").as_bytes(), bytes);
     }
-    if let Ok(path) = attr::parse_class_link(bytes, 0) {
+    if let Ok(path) = sysfs::parse_class_link(bytes, 0) {
         let mut parts = path.to_bytes().split(|&byte| byte == b'/');
         assert_eq!(parts.next(), Some(&b"devices"[..]));
         assert!(parts.all(|part| !matches!(part, b"" | b"." | b"..")));

@@ -7,10 +7,10 @@ use cap_std::ambient_authority;
 use cap_std::fs::Dir;
 use rustix::process::{Resource, geteuid, getrlimit};
 
-use crate::attr::{self, retry};
 use crate::error::{Error, ErrorKind, Result};
-use crate::kernel::{Errno, Handle, Kernel, Resolve, SYSFS_MAGIC};
+use crate::kernel::{Errno, Handle, Kernel, Resolve, SYSFS_MAGIC, retry};
 use crate::netlink::{Socket, Source};
+use crate::sysfs;
 
 /// What is demanded of a host, and of every list and open on it. The default is the strictest that works on
 /// an ordinary host.
@@ -165,9 +165,9 @@ impl Host {
         netlink: Source,
         policy: Policy,
     ) -> Result<Self> {
-        let probe = retry(|| kernel.openat2(&sys, c".", attr::DIRECTORY, Resolve::Sys));
+        let probe = retry(|| kernel.openat2(&sys, c".", sysfs::DIRECTORY, Resolve::Sys));
         probe.map_err(|errno| {
-            let error = Error::call(attr::open_text("sys", c".", attr::DIRECTORY), errno);
+            let error = Error::call(sysfs::open_text("sys", c".", sysfs::DIRECTORY), errno);
             match errno {
                 Errno::NOSYS => error.into_kind(ErrorKind::Unsupported).hint(
                     "openat2 is missing: it needs Linux 5.6, or a filter answers as if it were older",

@@ -5,7 +5,8 @@
 
 pub(crate) mod abi;
 mod linux;
-pub(crate) mod rdma;
+pub(crate) mod netlink;
+pub(crate) mod nldev;
 #[cfg(feature = "sim")]
 pub mod sim;
 
@@ -19,6 +20,25 @@ pub(crate) use rustix::io::Errno;
 
 /// What one system call gives.
 pub(crate) type Sys<T> = Result<T, Errno>;
+
+/// How often a call is repeated that was interrupted, or that lost a race against a rename or mount somewhere else
+/// (`openat2(2)`, EAGAIN).
+const RETRIES: usize = 8;
+
+/// Repeats a call while it returns EINTR or EAGAIN, within bounds; the last error stands.
+pub(crate) fn retry<T>(mut call: impl FnMut() -> Sys<T>) -> Sys<T> {
+    for _ in 1..RETRIES {
+        match call() {
+            Err(Errno::INTR | Errno::AGAIN) => {}
+            done => return done,
+        }
+    }
+    call()
+}
+
+/// Why bytes of the kernel cannot be understood.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Bad(pub(crate) &'static str);
 
 /// `f_type` of sysfs (`linux/magic.h`).
 pub(crate) const SYSFS_MAGIC: u64 = 0x6265_6572;

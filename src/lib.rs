@@ -71,7 +71,7 @@
 #![warn(clippy::exhaustive_enums, clippy::exhaustive_structs, missing_debug_implementations)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-mod attr;
+mod check;
 mod context;
 mod device;
 mod errno;
@@ -83,17 +83,20 @@ pub mod fuzzing;
 mod host;
 mod identity;
 mod ids;
-mod indices;
+mod index;
 mod kernel;
+mod listing;
 mod netlink;
 mod open;
 mod provider;
 mod registry;
 #[cfg(feature = "serde")]
 mod serialized;
-mod sweep;
+mod sysfs;
 
 pub use cap_std::fs::Dir;
+#[cfg(uverbs_leave_out)]
+pub use check::leave_out;
 #[cfg(feature = "tokio")]
 pub use context::AsyncEventStream;
 pub use context::{
@@ -103,8 +106,6 @@ pub use context::{
 };
 pub use device::{Device, DeviceFacts};
 pub use error::{Error, ErrorKind, Result};
-#[cfg(uverbs_leave_out)]
-pub use evidence::leave_out;
 pub use evidence::{Check, Evidence, Step, Value};
 pub use host::{ForkSafety, Host, Policy, memlock_limit};
 pub use identity::{Instance, Timestamp};

@@ -3,12 +3,14 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use crate::attr::retry;
 use crate::error::{Error, ErrorKind, Result};
-use crate::kernel::rdma::{
-    Bad, Chardev, Command, DeviceInfo, Message, Messages, NLMSG_DONE, NLMSG_ERROR, Request,
-    Resource, ResourceEntry, attr, parse_copy_on_fork, parse_one_resource, parse_resources,
+use crate::kernel::Bad;
+use crate::kernel::netlink::{Message, Messages, NLMSG_DONE, NLMSG_ERROR, Request};
+use crate::kernel::nldev::{
+    Chardev, Command, DeviceInfo, Resource, ResourceEntry, attr, parse_copy_on_fork,
+    parse_one_resource, parse_resources,
 };
+use crate::kernel::retry;
 use crate::kernel::{Errno, Handle, Kernel};
 
 /// Room for the answer to a question about one device, or for a short list. The kernel makes the messages
@@ -283,7 +285,7 @@ impl Socket {
 impl Exchange {
     fn request(&mut self, command: Command, dump: bool) -> Request {
         self.seq = self.seq.wrapping_add(1);
-        Request::new(command, dump, self.seq)
+        Request::new(command.message_type(), dump, self.seq)
     }
 
     fn is_short(&self) -> bool {
@@ -309,7 +311,8 @@ impl Exchange {
         }
         self.dirty = true;
         let mut answer = Answer { first_len: 0, messages: 0 };
-        let is_of_resources = matches!(request.command, Command::ResCtxGet | Command::ResPdGet);
+        let of_resources = [Command::ResCtxGet, Command::ResPdGet].map(Command::message_type);
+        let is_of_resources = of_resources.contains(&request.kind);
         let message = request.finish();
         let sent = retry(|| kernel.send(socket, message));
         if sent.map_err(|errno| Fault::Call("sendto", errno))? != message.len() {
@@ -351,7 +354,7 @@ impl Exchange {
                         self.dirty = false;
                         return errno.map_or(Ok(answer), |errno| Err(Fault::Refused(errno)));
                     }
-                    kind if kind == request.command.message_type() => {
+                    kind if kind == request.kind => {
                         each(&message).map_err(Fault::Bad)?;
                     }
                     // An answer to something else is none to this.

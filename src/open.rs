@@ -25,7 +25,6 @@ mod sysfs_guid;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use crate::attr::{self, Attribute, retry};
 use crate::context::{CmdFd, Context, Opened, UnprovenContext, command_error};
 use crate::device::{Device, Joined, Record};
 use crate::error::{Error, ErrorKind, Result};
@@ -34,9 +33,10 @@ use crate::identity::Timestamp;
 use crate::ids::DriverId;
 use crate::ids::{DeviceNumber, Name};
 use crate::kernel::{
-    Errno, FileType, Handle, Kernel, OFlags, Resolve, Stat, Uncancelled, VerbsCall,
+    Errno, FileType, Handle, Kernel, OFlags, Resolve, Stat, Uncancelled, VerbsCall, retry,
 };
 use crate::provider::{Allocation, Provided};
+use crate::sysfs::{self, Attribute};
 
 pub(crate) use proof::Proven;
 use proof::{Place, Proof, Target};
@@ -156,7 +156,7 @@ pub(crate) struct Pin {
 impl Pin {
     /// Reads `dev` through the pin: an answer means that the device is alive at this moment.
     pub(crate) fn read_device_number(&self) -> Result<DeviceNumber> {
-        self.dev.read(&self.kernel, attr::parse_device_number)
+        self.dev.read(&self.kernel, sysfs::parse_device_number)
     }
 
     /// The uverbs directory.
@@ -171,7 +171,7 @@ impl Pin {
 
     /// Reads `ibdev` through the pin: the name at this moment.
     pub(crate) fn read_name(&self) -> Result<Name> {
-        self.ibdev.read(&self.kernel, attr::parse_name)
+        self.ibdev.read(&self.kernel, sysfs::parse_name)
     }
 
     fn read_timestamp(&self) -> Result<Timestamp> {
@@ -193,7 +193,7 @@ fn pin_instance(record: &Record, evidence: &mut Evidence) -> Result<Pin> {
     let ibdev = Attribute::open(kernel, &directory, c"ibdev")?;
     let timestamp = ibdev.stat(kernel)?.ctime;
     let dev = Attribute::open(kernel, &directory, c"dev")?;
-    let device_number = dev.read(kernel, attr::parse_device_number)?;
+    let device_number = dev.read(kernel, sysfs::parse_device_number)?;
     evidence.require(
         Step::Pin,
         "device number (dev)",
@@ -201,7 +201,7 @@ fn pin_instance(record: &Record, evidence: &mut Evidence) -> Result<Pin> {
         Value::Device(record.device_number),
         || Ok(Value::Device(device_number)),
     )?;
-    let name = ibdev.read(kernel, attr::parse_name)?;
+    let name = ibdev.read(kernel, sysfs::parse_name)?;
     let known = record.state().timestamp;
     if timestamp != known {
         // Where inode numbers are unique this is an eviction. Where they may repeat it is what tells a
@@ -237,16 +237,16 @@ const CMD: OFlags =
 /// Opens the node's name beneath /dev. `/dev/infiniband` comes and goes with its nodes, so every look
 /// starts at /dev.
 fn open_dev(record: &Record, flags: OFlags) -> Result<Handle> {
-    let path = attr::uverbs_path("infiniband/", record.number);
+    let path = sysfs::uverbs_path("infiniband/", record.number);
     let kernel = record.host.kernel();
     retry(|| kernel.openat2(record.host.dev(), &path, flags, Resolve::Dev))
-        .map_err(|errno| Error::call(attr::open_text("dev", &path, flags), errno))
+        .map_err(|errno| Error::call(sysfs::open_text("dev", &path, flags), errno))
 }
 
 /// Step 3: what the node is, without opening it, for the side effects an open may have.
 fn look_at_node(record: &Record, evidence: &mut Evidence) -> Result<Node> {
     let handle = open_dev(record, LOOK)?;
-    let stat = attr::stat(record.host.kernel(), &handle)?;
+    let stat = sysfs::stat(record.host.kernel(), &handle)?;
     require_node(record, &stat, Step::Node, evidence)?;
     Ok(Node { _handle: handle, stat })
 }
@@ -294,7 +294,7 @@ fn open_node(record: &Record, node: &Node, evidence: &mut Evidence) -> Result<Ha
         Some(Errno::NOENT) => error.into_kind(ErrorKind::Unstable),
         _ => error,
     })?;
-    let stat = attr::stat(record.host.kernel(), &fd)?;
+    let stat = sysfs::stat(record.host.kernel(), &fd)?;
     require_node(record, &stat, Step::Open, evidence)?;
     let (expected, found) = (node.stat.ino, stat.ino);
     let (expected, found) = (Value::Number(expected), Value::Number(found));
@@ -310,8 +310,8 @@ fn revalidate(record: &Record, pin: &Pin, evidence: &mut Evidence) -> Result<()>
     let (kernel, sys) = (record.host.kernel(), record.host.sys());
     let expected = Value::Number(record.ino);
     evidence.require(STEP, "uverbs directory (inode)", ErrorKind::Replaced, expected, || {
-        let directory = attr::open(kernel, sys, &record.path, attr::DIRECTORY)?;
-        Ok(Value::Number(attr::stat(kernel, &directory)?.ino))
+        let directory = sysfs::open(kernel, sys, &record.path, sysfs::DIRECTORY)?;
+        Ok(Value::Number(sysfs::stat(kernel, &directory)?.ino))
     })?;
     let expected = Value::Device(pin.device_number);
     evidence.require(STEP, "device number (dev)", ErrorKind::Replaced, expected, || {

@@ -5,15 +5,15 @@ mod devices;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use crate::attr;
 use crate::device::{Device, Gone, Record, Sighting};
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::Host;
-use crate::indices::Indices;
+use crate::index::Indices;
+use crate::listing::{NameLink, Sweeps};
 use crate::netlink::Socket;
 use crate::open;
 use crate::provider::{self, Provider, Providers};
-use crate::sweep::{NameLink, Sweeps};
+use crate::sysfs;
 
 pub use devices::{Devices, DevicesIntoIter};
 
@@ -159,7 +159,7 @@ impl Registry {
                 return Err(Error::new(ErrorKind::NotFound, text));
             };
             let name = chardev.name.escape_ascii();
-            let number = attr::parse_uverbs(&chardev.name).ok_or_else(|| {
+            let number = sysfs::parse_uverbs(&chardev.name).ok_or_else(|| {
                 let text = format!("the node of index {index} is called \"{name}\", not uverbsN");
                 Error::new(ErrorKind::Malformed, text)
             })?;
@@ -192,7 +192,7 @@ impl Registry {
         // Under the lock, so that no list has looked since.
         let sighting = match Sighting::take(&self.0.host, number) {
             Ok(sighting) => sighting,
-            Err(error) if attr::is_absent(&error) => return Ok(None),
+            Err(error) if sysfs::is_absent(&error) => return Ok(None),
             Err(error) => return Err(error.of(|| format!("uverbs{number}"))),
         };
         let state = &mut *guard;
@@ -332,7 +332,7 @@ fn look(registry: &Inner, number: u32, link: u64, known: Option<Entry>) -> Optio
     };
     let sighting = match Sighting::take(host, number) {
         Ok(sighting) => sighting,
-        Err(error) if attr::is_absent(&error) => {
+        Err(error) if sysfs::is_absent(&error) => {
             if let Some(known) = known {
                 known.device.0.mark(Gone::Removed);
             }

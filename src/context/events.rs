@@ -4,9 +4,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::time::{Duration, Instant};
 
 use super::{CmdFd, command};
-use crate::attr::retry;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::numbered;
+use crate::kernel::retry;
 use crate::kernel::{Attr, AttrData, Errno, Handle};
 
 #[cfg(feature = "tokio")]

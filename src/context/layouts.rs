@@ -11,7 +11,8 @@ use super::events::{self, AsyncEvent};
 use super::port::{GidEntry, PortAttributes};
 use crate::ids::DriverId;
 use crate::kernel::abi;
-use crate::kernel::rdma::{Command as Nldev, NLMSG_DONE, NLMSG_ERROR, attr};
+use crate::kernel::netlink::{NLMSG_DONE, NLMSG_ERROR};
+use crate::kernel::nldev::{Command as Nldev, attr};
 use crate::provider::data_of;
 
 const INCLUDES: &str = "

@@ -3,13 +3,13 @@
 use std::ffi::CString;
 
 use super::CmdFd;
-use crate::attr;
 use crate::device::Record;
 use crate::error::{Error, ErrorKind, Result};
 use crate::evidence::Value;
 use crate::ids::Name;
 use crate::kernel::Handle;
 use crate::open::{self, Pin};
+use crate::sysfs;
 
 impl CmdFd {
     pub(super) fn query_pkeys(&self, port: u8) -> Result<Vec<u16>> {
@@ -22,7 +22,7 @@ impl CmdFd {
             let directory = self.open_directory(record, &name)?;
             let key = |index| {
                 let path = path(format!("ports/{port}/pkeys/{index}").into_bytes())?;
-                attr::read_once(self.kernel(), &directory, &path, attr::parse_pkey)
+                sysfs::read_once(self.kernel(), &directory, &path, sysfs::parse_pkey)
             };
             let keys = (0..count).map(key).collect::<Result<_>>()?;
             self.require_same(&pin, &name)?;
@@ -39,9 +39,9 @@ impl CmdFd {
         let uverbs = record.path.to_bytes();
         let parent = uverbs.len() - CLASS.len() - record.number.to_string().len();
         let path = path([&uverbs[..parent], b"infiniband/", name.as_bytes()].concat())?;
-        let directory = attr::open(kernel, sys, &path, attr::DIRECTORY)?;
+        let directory = sysfs::open(kernel, sys, &path, sysfs::DIRECTORY)?;
         let expected = self.query_device()?.node_guid;
-        let found = attr::read_once(kernel, &directory, c"node_guid", attr::parse_guid)?;
+        let found = sysfs::read_once(kernel, &directory, c"node_guid", sysfs::parse_guid)?;
         if expected == found {
             return Ok(directory);
         }

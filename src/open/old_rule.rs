@@ -12,7 +12,7 @@ use crate::context::CmdFd;
 use crate::device::Record;
 use crate::error::{Error, ErrorKind, Result};
 use crate::evidence::{Evidence, Step, Value};
-use crate::kernel::rdma::Resource;
+use crate::kernel::nldev::Resource;
 use crate::leave_out;
 use crate::netlink::Socket;
 

@@ -18,14 +18,14 @@ use std::sync::Arc;
 
 use super::pd::Pd;
 use super::{Pin, Prepared, allocate, refused, sysfs_guid};
-use crate::attr::retry;
 use crate::context::{CmdFd, DRIVER_FAILS, command_error, query_device};
 use crate::device::Record;
 use crate::error::{Error, ErrorKind, Result};
 use crate::evidence::{Evidence, Step, Value};
 use crate::ids::DriverId;
 use crate::ids::Guid;
-use crate::kernel::rdma::{Resource, ResourceEntry};
+use crate::kernel::nldev::{Resource, ResourceEntry};
+use crate::kernel::retry;
 use crate::kernel::{Errno, Undisturbed};
 use crate::netlink::{Fault, Listing, Socket};
 

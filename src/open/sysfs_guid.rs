@@ -3,12 +3,12 @@
 use std::ffi::CString;
 
 use super::{Pin, proof};
-use crate::attr;
 use crate::context::{CmdFd, query_device};
 use crate::device::Record;
 use crate::error::{ErrorKind, Result};
 use crate::evidence::{Evidence, Step, Value};
 use crate::ids::Guid;
+use crate::sysfs;
 
 /// Compares the GUID that the descriptor reports with the one in sysfs, where that can be had. It is found by
 /// the device's name, so that it is weaker than netlink's; but it tells most wrong devices.
@@ -37,8 +37,9 @@ fn read(record: &Record, pin: &Pin) -> Result<Option<Guid>> {
     let path = [parent.to_bytes(), b"/infiniband/", name.as_bytes()].concat();
     let Ok(path) = CString::new(path) else { return Ok(None) };
     let (kernel, sys) = (record.host.kernel(), record.host.sys());
-    let guid = attr::open(kernel, sys, &path, attr::DIRECTORY)
-        .and_then(|directory| attr::read_once(kernel, &directory, c"node_guid", attr::parse_guid));
+    let guid = sysfs::open(kernel, sys, &path, sysfs::DIRECTORY).and_then(|directory| {
+        sysfs::read_once(kernel, &directory, c"node_guid", sysfs::parse_guid)
+    });
     let is_same = pin.read_name()? == name;
     Ok(guid.ok().filter(|_| is_same))
 }

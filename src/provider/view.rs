@@ -5,13 +5,13 @@ use std::fmt;
 use std::sync::OnceLock;
 
 use super::{Match, MatchedBy, glob};
-use crate::attr;
 use crate::device::Record;
 use crate::error::{Error, ErrorKind, Result};
 use crate::identity::Instance;
 use crate::ids::{DeviceNumber, DriverId, Name};
-use crate::kernel::rdma::Bad;
+use crate::kernel::Bad;
 use crate::open::Pin;
+use crate::sysfs;
 
 /// A device that is pinned while its provider examines it. Reads through it are of that instance, even if another
 /// device has its name and its number by then.
@@ -27,8 +27,8 @@ impl<'a> PinnedView<'a> {
     pub(super) fn new(record: &'a Record, pin: &'a Pin, driver: Option<DriverId>) -> Result<Self> {
         let directory = pin.directory();
         let abi_version =
-            attr::read_once(record.host.kernel(), directory, c"abi_version", |text| {
-                attr::parse_decimal(text).ok_or(Bad("not a version"))
+            sysfs::read_once(record.host.kernel(), directory, c"abi_version", |text| {
+                sysfs::parse_decimal(text).ok_or(Bad("not a version"))
             })?;
         Ok(Self { record, pin, driver, abi_version, modalias: OnceLock::new() })
     }
@@ -73,7 +73,7 @@ impl<'a> PinnedView<'a> {
         }
         let modalias = match self.parent_attribute("modalias") {
             Ok(modalias) => Some(modalias),
-            Err(error) if attr::is_absent(&error) => {
+            Err(error) if sysfs::is_absent(&error) => {
                 self.pin.read_device_number()?;
                 None
             }
@@ -90,7 +90,7 @@ impl<'a> PinnedView<'a> {
     /// `Os` (ENOENT if there is no such attribute, ENODEV if the device is gone). `Malformed` if the value is too
     /// long, or if `path` is not of that form; nothing is opened then.
     pub fn attribute(&self, path: &str) -> Result<Vec<u8>> {
-        attr::read_bytes(self.record.host.kernel(), self.pin.directory(), &relative(path)?)
+        sysfs::read_bytes(self.record.host.kernel(), self.pin.directory(), &relative(path)?)
     }
 
     /// Reads an attribute beneath the directory of its parent device, such as `modalias`. Otherwise as
@@ -101,8 +101,8 @@ impl<'a> PinnedView<'a> {
     pub fn parent_attribute(&self, path: &str) -> Result<Vec<u8>> {
         let path = relative(path)?;
         let (kernel, sys) = (self.record.host.kernel(), self.record.host.sys());
-        let parent = attr::open(kernel, sys, &self.record.parent_path()?, attr::DIRECTORY)?;
-        let value = attr::read_bytes(kernel, &parent, &path)?;
+        let parent = sysfs::open(kernel, sys, &self.record.parent_path()?, sysfs::DIRECTORY)?;
+        let value = sysfs::read_bytes(kernel, &parent, &path)?;
         // Once the device is gone, another device may be in the parent's place.
         self.pin.read_device_number()?;
         Ok(value)

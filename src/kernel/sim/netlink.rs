@@ -9,9 +9,8 @@
 
 use std::collections::VecDeque;
 
-use super::super::rdma::{
-    Attrs, Command, Message, Messages, NLMSG_DONE, NLMSG_ERROR, Writer, attr, encode_dev,
-};
+use super::super::netlink::{Attrs, Message, Messages, NLMSG_DONE, NLMSG_ERROR, Writer};
+use super::super::nldev::{Command, attr, encode_dev};
 use super::super::{Datagram, Errno, Sys};
 use super::devices::device_number;
 use super::resources::Pd;

@@ -7,15 +7,13 @@ mod wire;
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use super::super::rdma::{
-    Chardev, Command, DeviceInfo, Message, Messages, NLMSG_DONE, NLMSG_ERROR, Request, Resource,
-    attr, parse_resources,
-};
+use super::super::netlink::{Message, Messages, NLMSG_DONE, NLMSG_ERROR, Request};
+use super::super::nldev::{Chardev, Command, DeviceInfo, Resource, attr, parse_resources};
 use super::super::{Errno, FileType, Handle, Kernel, OFlags, Resolve, Stat, VerbsCall};
-use crate::attr::retry;
 use crate::context::query_device;
 use crate::host::Host;
 use crate::ids::DriverId;
+use crate::kernel::retry;
 
 pub use self::wire::Wire;
 
@@ -161,8 +159,8 @@ impl Probe {
         let kernel = self.0.kernel();
         let socket = kernel.rdma_socket().map_err(Errno::raw_os_error)?;
         let dump = command == Command::ResCtxGet;
-        let mut request =
-            Request::new(command, dump, 1).attr(attr::DEV_INDEX, &index.to_ne_bytes());
+        let mut request = Request::new(command.message_type(), dump, 1)
+            .attr(attr::DEV_INDEX, &index.to_ne_bytes());
         if command == Command::GetChardev {
             request = request.attr(attr::CHARDEV_TYPE, b"uverbs\0");
         }

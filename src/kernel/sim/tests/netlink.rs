@@ -1,8 +1,8 @@
 //! RDMA netlink.
 
-use super::super::super::rdma::{
-    Chardev, Command, DeviceInfo, Messages, NLMSG_DONE, NLMSG_ERROR, Request, Resource,
-    ResourceEntry, attr, parse_resources,
+use super::super::super::netlink::{Messages, NLMSG_DONE, NLMSG_ERROR, Request};
+use super::super::super::nldev::{
+    Chardev, Command, DeviceInfo, Resource, ResourceEntry, attr, parse_resources,
 };
 use super::*;
 
@@ -20,7 +20,7 @@ impl Host {
         index: Option<u32>,
         number: Option<(u16, u32)>,
     ) {
-        let mut request = Request::new(command, dump, 7);
+        let mut request = Request::new(command.message_type(), dump, 7);
         if let Some(index) = index {
             request = request.attr(attr::DEV_INDEX, &index.to_ne_bytes());
         }

@@ -1,6 +1,7 @@
 //! Protection domains: on descriptors, and in the lists of netlink.
 
-use super::super::super::rdma::{Attrs, Command, Messages, NLMSG_DONE, attr};
+use super::super::super::netlink::{Attrs, Messages, NLMSG_DONE};
+use super::super::super::nldev::{Command, attr};
 use super::*;
 
 const ALLOC_PD: u64 = 3;

@@ -3,10 +3,10 @@
 
 use std::ffi::CStr;
 
-use crate::attr;
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::Host;
 use crate::kernel::DirEntry;
+use crate::sysfs;
 
 /// What one sweep of a directory showed, in the order in which the kernel gave it. Of a directory
 /// that has not changed that order is the same each time (`kernfs_fop_readdir` goes by the hashes of the
@@ -63,10 +63,10 @@ impl Sweeps {
         self.sweep_until_it_stays(host)?;
         const CLASS: &CStr = c"class/infiniband";
         self.names.clear();
-        self.has_names = attr::open(host.kernel(), host.sys(), CLASS, attr::SWEEP)
+        self.has_names = sysfs::open(host.kernel(), host.sys(), CLASS, sysfs::SWEEP)
             .and_then(|directory| {
                 let each = &mut |entry: DirEntry<'_>| self.names.push(entry);
-                attr::sweep(host.kernel(), &directory, "class/infiniband", each)
+                sysfs::sweep(host.kernel(), &directory, "class/infiniband", each)
             })
             .is_ok();
         Ok(())
@@ -123,11 +123,11 @@ impl Sweeps {
         const CLASS: &CStr = c"class/infiniband_verbs";
         let (kernel, sys) = (host.kernel(), host.sys());
         // Opened for each sweep: one that is held dies with the module, and its offset is shared.
-        match attr::open(kernel, sys, CLASS, attr::SWEEP) {
-            Err(error) if attr::is_absent(&error) => Ok(()),
+        match sysfs::open(kernel, sys, CLASS, sysfs::SWEEP) {
+            Err(error) if sysfs::is_absent(&error) => Ok(()),
             directory => {
                 let each = &mut |entry: DirEntry<'_>| each(&mut self.uverbs, entry);
-                attr::sweep(kernel, &directory?, "class/infiniband_verbs", each)
+                sysfs::sweep(kernel, &directory?, "class/infiniband_verbs", each)
             }
         }
     }
@@ -136,7 +136,7 @@ impl Sweeps {
     pub(crate) fn uverbs(&self) -> Vec<(u32, u64)> {
         let mut found = Vec::with_capacity(self.uverbs.entries.len());
         found.extend(self.uverbs.iter().filter_map(|(name, ino)| {
-            let number = attr::parse_uverbs(name)?;
+            let number = sysfs::parse_uverbs(name)?;
             Some((number, ino))
         }));
         found.sort_unstable();

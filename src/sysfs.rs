@@ -4,23 +4,9 @@ use std::ffi::{CStr, CString};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{DeviceNumber, Guid, Name};
-use crate::kernel::rdma::{Bad, NAME_MAX};
-use crate::kernel::{DirEntry, Errno, FileType, Handle, Kernel, OFlags, Resolve, Stat, Sys};
-
-/// How often a call is made anew that was interrupted, or that lost a race against a rename or
-/// mount somewhere else (`openat2(2)`, EAGAIN).
-const RETRIES: usize = 8;
-
-/// Makes a call anew while it says EINTR or EAGAIN, within bounds; the last error stands.
-pub(crate) fn retry<T>(mut call: impl FnMut() -> Sys<T>) -> Sys<T> {
-    for _ in 1..RETRIES {
-        match call() {
-            Err(Errno::INTR | Errno::AGAIN) => {}
-            done => return done,
-        }
-    }
-    call()
-}
+use crate::kernel::Bad;
+use crate::kernel::nldev::NAME_MAX;
+use crate::kernel::{DirEntry, Errno, FileType, Handle, Kernel, OFlags, Resolve, Stat, retry};
 
 /// Opens a directory beneath /sys, as a reference only.
 pub(crate) const DIRECTORY: OFlags = OFlags::PATH.union(OFlags::DIRECTORY);

@@ -2,6 +2,8 @@
 
 use proptest::prelude::*;
 
+use super::super::Errno;
+use super::super::netlink::{Attribute, HEADER, Messages, NLMSG_DONE, NLMSG_ERROR, Writer};
 use super::*;
 
 /// An answer to RDMA_NLDEV_CMD_GET, its attributes in the order in which the kernel gives them.

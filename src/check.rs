@@ -1,0 +1,87 @@
+//! Where checks are made: looking, comparing, and noting what was found.
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::evidence::{Check, Evidence, Step, Value};
+
+impl Evidence {
+    /// Compares something that proves if it is as expected, and proves nothing if it is not. Only what held is
+    /// noted.
+    pub(crate) fn confirm(
+        &mut self,
+        step: Step,
+        what: &'static str,
+        expected: Value,
+        look: impl FnOnce() -> Result<Value>,
+    ) -> Result<bool> {
+        #[cfg(uverbs_leave_out)]
+        if leave_out::is_left_out(step, what) {
+            return Ok(true);
+        }
+        let found = look().map_err(|error| error.at(step))?;
+        let check = Check { step, what, expected, found };
+        let held = check.held();
+        if held {
+            self.note(check);
+        }
+        Ok(held)
+    }
+
+    /// The one place where something is compared: looks, writes down what was found, and is an error
+    /// of the given kind when it differs. Looking is part of the check: it may find the device gone.
+    pub(crate) fn require(
+        &mut self,
+        step: Step,
+        what: &'static str,
+        otherwise: ErrorKind,
+        expected: Value,
+        look: impl FnOnce() -> Result<Value>,
+    ) -> Result<()> {
+        #[cfg(uverbs_leave_out)]
+        if leave_out::is_left_out(step, what) {
+            return Ok(());
+        }
+        let found = look().map_err(|error| error.at(step))?;
+        let check = Check { step, what, expected, found };
+        let held = check.held();
+        self.note(check.clone());
+        if held {
+            Ok(())
+        } else {
+            Err(Error::differs(otherwise, what, check.expected, check.found).at(step))
+        }
+    }
+}
+
+/// Leaving checks out, to see what they are good for. There in builds with `--cfg uverbs_leave_out` alone,
+/// which is no feature, so that it is not turned on by accident.
+#[cfg(uverbs_leave_out)]
+pub mod leave_out {
+    use std::sync::RwLock;
+    use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+    use crate::evidence::Step;
+
+    static OLD_RULE: AtomicBool = AtomicBool::new(false);
+
+    /// Proves by the rule that was broken once (`audits/open-protocol.md`), from now on or no longer.
+    pub fn old_rule(on: bool) {
+        OLD_RULE.store(on, Relaxed);
+    }
+
+    pub(crate) fn is_old_rule() -> bool {
+        OLD_RULE.load(Relaxed)
+    }
+
+    static LEFT_OUT: RwLock<Vec<(Step, &'static str)>> = RwLock::new(Vec::new());
+
+    /// Leaves these checks, and no others, out of whatever this process does from now on.
+    pub fn leave_out(checks: &[(Step, &'static str)]) {
+        let mut left_out = LEFT_OUT.write().unwrap_or_else(|poison| poison.into_inner());
+        *left_out = checks.to_vec();
+    }
+
+    pub(super) fn is_left_out(step: Step, what: &str) -> bool {
+        let left_out = LEFT_OUT.read().unwrap_or_else(|poison| poison.into_inner());
+        left_out.iter().any(|(left, check)| (*left, *check) == (step, what))
+    }
+}
