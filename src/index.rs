@@ -8,13 +8,13 @@
 //! to go on and by how much at least. All this is hints: what decides is the join ([`ask`]).
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::Mutex;
 
-use crate::device::{Device, Joined, Record};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{DeviceNumber, Name};
 use crate::netlink::Socket;
-use crate::open::Pin;
+use crate::pin::Pin;
+use crate::record::{Joined, Record};
 
 /// Up to so many devices a dump takes no longer than a search may.
 const FEW: usize = 16;
@@ -40,34 +40,43 @@ struct Hints {
     /// removal waits for instance, takes the kernel a thousand times as long as another one, because it has a
     /// module loaded that might make the node. So they are asked for last.
     nobodies: BTreeSet<u32>,
-    /// The devices of the last list, as long as the registry has them.
-    listed: Option<Weak<[Device]>>,
+}
+
+/// Another device that is listed, as far as it helps to find an index.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Neighbour {
+    pub(crate) ino: u64,
+    pub(crate) device_number: DeviceNumber,
+    /// Its index, if it is known.
+    pub(crate) index: Option<u32>,
 }
 
 impl Indices {
-    /// Takes note of what is listed now.
-    pub(crate) fn set_listed(&self, devices: &Arc<[Device]>) {
-        self.lock().listed = Some(Arc::downgrade(devices));
-    }
-
-    /// Finds the index of a pinned device and notes it in its record.
-    pub(crate) fn join(&self, record: &Record, pin: &Pin, socket: &Socket) -> Result<Joined> {
+    /// Finds the index of a pinned device and notes it in its record. `listed` returns the devices that are listed.
+    pub(crate) fn join(
+        &self,
+        record: &Record,
+        pin: &Pin,
+        socket: &Socket,
+        listed: impl FnOnce() -> Vec<Neighbour>,
+    ) -> Result<Joined> {
         if let Some(joined) = record.joined.get() {
             return Ok(*joined);
         }
         let name = record.state().name.clone();
-        let (hint, listed) = {
+        let hint = {
             let hints = self.lock();
-            let hint =
-                hints.named.iter().find(|(_, known)| *known == name).map(|(index, _)| *index);
-            (hint, hints.listed.as_ref().and_then(Weak::upgrade))
+            hints.named.iter().find(|(_, known)| *known == name).map(|(index, _)| *index)
         };
         let mut found = None;
         if let Some(index) = hint {
             found = self.try_index(record, pin, socket, index)?;
         }
-        if let Some(listed) = listed.filter(|listed| found.is_none() && listed.len() > FEW) {
-            found = self.search(record, pin, socket, &listed)?;
+        if found.is_none() {
+            let listed = listed();
+            if listed.len() > FEW {
+                found = self.search(record, pin, socket, &listed)?;
+            }
         }
         if found.is_none() {
             found = self.dump(record, pin, socket, &name)?;
@@ -143,12 +152,12 @@ impl Indices {
         record: &Record,
         pin: &Pin,
         socket: &Socket,
-        listed: &[Device],
+        listed: &[Neighbour],
     ) -> Result<Option<Joined>> {
         // How many were registered from the one of inode `from` on until the one of `to`, as far as they
         // are still there; so far apart are their indices at least.
         let between = |from: u64, to: u64| {
-            let listed = listed.iter().filter(|device| (from..to).contains(&device.0.ino));
+            let listed = listed.iter().filter(|device| (from..to).contains(&device.ino));
             listed.count() as u32
         };
         // Bounds that another device of that inode and index sets: the first index that it may be, and the
@@ -157,8 +166,7 @@ impl Indices {
         let end_before =
             |ino, index: u32| index.saturating_add(1).saturating_sub(between(record.ino, ino));
         // The nearest ones whose indices are known already.
-        let joined =
-            listed.iter().filter_map(|device| Some((device.0.ino, device.0.joined.get()?.index)));
+        let joined = listed.iter().filter_map(|device| Some((device.ino, device.index?)));
         let before = joined.clone().filter(|(ino, _)| *ino < record.ino).max();
         let after = joined.filter(|(ino, _)| *ino > record.ino).min();
         let (ino, index) = before.unwrap_or_default();
@@ -179,12 +187,12 @@ impl Indices {
                 match self.ask(record, pin, socket, index)? {
                     Answer::Joined(joined) => return Ok(Some(joined)),
                     Answer::Other(number) => {
-                        listed.iter().find(|other| other.0.device_number == number)
+                        listed.iter().find(|other| other.device_number == number)
                     }
                     Answer::Nobody => None,
                 }
             };
-            match other.map(|other| other.0.ino) {
+            match other.map(|other| other.ino) {
                 Some(ino) => {
                     at_end = ino > record.ino;
                     (step, turned) = (0, false);

@@ -8,10 +8,10 @@ mod linux;
 pub(crate) mod netlink;
 pub(crate) mod nldev;
 #[cfg(feature = "sim")]
-pub mod sim;
+pub(crate) mod sim;
 
 use std::ffi::CStr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 pub(crate) use abi::{Uncancelled, Undisturbed};
@@ -71,6 +71,12 @@ impl AsFd for Handle {
             #[cfg(feature = "sim")]
             Self::Sim(handle) => handle.as_fd(),
         }
+    }
+}
+
+impl AsRawFd for Handle {
+    fn as_raw_fd(&self) -> RawFd {
+        self.as_fd().as_raw_fd()
     }
 }
 

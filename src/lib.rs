@@ -88,11 +88,16 @@ mod kernel;
 mod listing;
 mod netlink;
 mod open;
+mod pin;
+#[cfg(feature = "sim")]
+mod probe;
 mod provider;
+mod record;
 mod registry;
 #[cfg(feature = "serde")]
 mod serialized;
 mod sysfs;
+mod verbs;
 
 pub use cap_std::fs::Dir;
 #[cfg(uverbs_leave_out)]
@@ -102,7 +107,7 @@ pub use context::AsyncEventStream;
 pub use context::{
     AsyncEvent, AsyncEventKind, AsyncEvents, Context, ContextClaim, DeviceAttributes,
     ExtendedAttributes, Gid, GidEntry, GidType, LinkLayer, LinkSpeed, LinkWidth, Mtu, Opened,
-    PhysicalState, PortAttributes, PortRate, PortState, UnprovenContext,
+    PhysicalState, PortAttributes, PortRate, PortState, Unproven, UnprovenContext,
 };
 pub use device::{Device, DeviceFacts};
 pub use error::{Error, ErrorKind, Result};
@@ -110,9 +115,13 @@ pub use evidence::{Check, Evidence, Step, Value};
 pub use host::{ForkSafety, Host, Policy, memlock_limit};
 pub use identity::{Instance, Timestamp};
 pub use ids::{DeviceNumber, DriverId, Guid, Name, NodeType, ParseGuidError};
-// The former modules of what is in `ids`.
+/// A simulated kernel, for tests, demonstrations and proofs. Outside of Semantic Versioning.
 #[cfg(feature = "sim")]
-pub use kernel::sim;
+pub mod sim {
+    pub use crate::kernel::sim::*;
+    pub use crate::probe::{As, Facts, Probe, Probed, Root, Wire};
+}
+pub use open::Proven;
 pub use provider::{
     Allocation, DeviceProvider, Match, MatchedBy, PinnedView, Provider, ProviderInfo,
 };

@@ -1,6 +1,5 @@
 //! Asking the kernel over RDMA netlink: one request, its answer, retries within bounds.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -412,31 +411,6 @@ impl Fault {
                 Error::new(ErrorKind::Unproven, format!("{command}: more than {PAGES} pages"))
             }
         }
-    }
-}
-
-/// The number that the next protection domain of a device will have, if nobody else allocates one before: the
-/// kernel counts on from the last (`xa_alloc_cyclic`). A guess only, which saves a list.
-#[derive(Debug)]
-pub(crate) struct NextNumber(AtomicU64);
-
-/// No number that the kernel gives.
-const UNKNOWN: u64 = u64::MAX;
-
-impl Default for NextNumber {
-    fn default() -> Self {
-        Self(AtomicU64::new(UNKNOWN))
-    }
-}
-
-impl NextNumber {
-    pub(crate) fn get(&self) -> Option<u32> {
-        u32::try_from(self.0.load(Relaxed)).ok()
-    }
-
-    /// `last` was given out.
-    pub(crate) fn set_after(&self, last: u32) {
-        self.0.store(last.wrapping_add(1).into(), Relaxed);
     }
 }
 

@@ -25,30 +25,40 @@ mod sysfs_guid;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use crate::context::{CmdFd, Context, Opened, UnprovenContext, command_error};
-use crate::device::{Device, Joined, Record};
+use crate::device::Device;
 use crate::error::{Error, ErrorKind, Result};
 use crate::evidence::{Evidence, Step, Value};
-use crate::identity::Timestamp;
 use crate::ids::DriverId;
-use crate::ids::{DeviceNumber, Name};
 use crate::kernel::{
     Errno, FileType, Handle, Kernel, OFlags, Resolve, Stat, Uncancelled, VerbsCall, retry,
 };
+use crate::pin::{Pin, TIMESTAMP, known, pin_instance, time};
 use crate::provider::{Allocation, Provided};
-use crate::sysfs::{self, Attribute};
+use crate::record::{Joined, Record};
+use crate::sysfs;
+use crate::verbs::{self, CmdFd, DRIVER_FAILS};
 
-pub(crate) use proof::Proven;
+pub use proof::Proven;
 use proof::{Place, Proof, Target};
 
 /// How often an open starts over because a timestamp or a name moved under it.
 const ATTEMPTS: usize = 3;
 
-/// Opens a device. With `allow_unproven` what cannot be proved comes back as such; what is
-/// contradicted is an error either way.
-pub(crate) fn open(device: &Device, allow_unproven: bool) -> Result<Opened> {
+/// What an open that nothing contradicted came to.
+pub(crate) struct Outcome {
+    pub(crate) cmd: CmdFd,
+    /// A provider that was found for this descriptor alone, and has to live as long.
+    pub(crate) provided: Option<Arc<Provided>>,
+    pub(crate) evidence: Evidence,
+    /// The proof, or the reason why there is none.
+    pub(crate) proof: Result<Proven>,
+}
+
+/// Opens a device. With `allow_unproven` an open that cannot be proved is no error; one that is contradicted is an
+/// error either way.
+pub(crate) fn open(device: &Device, allow_unproven: bool) -> Result<Outcome> {
     let _uncancelled = Uncancelled::begin();
-    let record = &device.0;
+    let record = device.record();
     let mut place = Place::Here;
     let mut attempts = 1;
     loop {
@@ -62,7 +72,7 @@ pub(crate) fn open(device: &Device, allow_unproven: bool) -> Result<Opened> {
                 continue;
             }
             Ok(Attempt::NeedsNewThread(reason)) => return Err(record.explain(reason)),
-            Ok(Attempt::Opened(opened)) => return Ok(opened),
+            Ok(Attempt::Opened(outcome)) => return Ok(outcome),
             Err(error) => return Err(record.explain(error)),
         }
         attempts += 1;
@@ -71,22 +81,23 @@ pub(crate) fn open(device: &Device, allow_unproven: bool) -> Result<Opened> {
 
 fn attempt(device: &Device, allow_unproven: bool, place: Place) -> Result<Attempt> {
     let mut evidence = Evidence::default();
-    match steps(device, allow_unproven, place, &mut evidence) {
-        Ok((cmd, Proof::Proven(witness))) => {
-            Ok(Attempt::Opened(Opened::Proven(Context::new(cmd, evidence, witness))))
+    let (cmd, provided, proof) = match steps(device, allow_unproven, place, &mut evidence) {
+        Ok(opened) => opened,
+        Err(error) => return Err(error.with_evidence(&evidence)),
+    };
+    let proof = match proof {
+        Proof::Proven(witness) => Ok(witness),
+        Proof::Unproven(reason) => {
+            Err(reason.at(Step::Prove).of(|| device.record().label()).with_evidence(&evidence))
         }
-        Ok((cmd, Proof::Unproven(reason))) => {
-            let reason = reason.at(Step::Prove).of(|| device.0.label()).with_evidence(&evidence);
-            Ok(Attempt::Opened(Opened::Unproven(UnprovenContext::new(cmd, evidence, reason))))
-        }
-        Ok((_, Proof::NeedsNewThread(reason))) => Ok(Attempt::NeedsNewThread(reason)),
-        Err(error) => Err(error.with_evidence(&evidence)),
-    }
+        Proof::NeedsNewThread(reason) => return Ok(Attempt::NeedsNewThread(reason)),
+    };
+    Ok(Attempt::Opened(Outcome { cmd, provided, evidence, proof }))
 }
 
 /// What came of an attempt that nothing contradicted.
 enum Attempt {
-    Opened(Opened),
+    Opened(Outcome),
     /// The driver gives no protection domain: the context has to be allocated on a new thread.
     NeedsNewThread(Error),
 }
@@ -96,18 +107,18 @@ fn steps(
     allow_unproven: bool,
     place: Place,
     evidence: &mut Evidence,
-) -> Result<(CmdFd, Proof)> {
-    let record = &device.0;
+) -> Result<(CmdFd, Option<Arc<Provided>>, Proof)> {
+    let record = device.record();
     known(record)?;
     let pin = pin_instance(record, evidence).map_err(|e| e.at(Step::Pin))?;
     // Before anything is opened: where nothing can be proved there is no use in opening.
-    let target = match Target::find(record, &pin) {
+    let target = match Target::find(device, &pin) {
         Err(error) if !allow_unproven || !is_unproven(&error) => return Err(error.at(Step::Prove)),
         target => target,
     };
     // A device that its provider cannot handle is not opened either.
     let reported = record.joined.get().map(|joined| joined.driver_id.map(DriverId::from_raw));
-    let provided = reported.map(|driver| record.provided.find(record, &pin, driver)).transpose();
+    let provided = reported.map(|driver| device.find_provider(&pin, driver)).transpose();
     let provided = provided.map_err(|error| error.at(Step::Pin))?;
     if let Some(provided) = &provided {
         provided.require_usable().map_err(|error| error.at(Step::Pin))?;
@@ -120,107 +131,16 @@ fn steps(
     let driver = driver_of(record, fd.as_fd(), guess).map_err(|e| e.at(Step::Allocate))?;
     // The last of the program's own code, a registered provider's, before the proof begins.
     let (prepared, own) =
-        prepare(record, &pin, provided, driver).map_err(|e| e.at(Step::Allocate))?;
-    let cmd = CmdFd::new(fd, driver, device.clone()).with_provider(own);
+        prepare(device, &pin, provided, driver).map_err(|e| e.at(Step::Allocate))?;
+    let cmd = CmdFd::new(fd, driver, record.host.kernel().clone());
     let proof = proof::allocate_and_prove(record, &pin, &cmd, &prepared, target, place, evidence)
         .map_err(|e| e.at(Step::Prove))?;
-    Ok((cmd, proof))
+    Ok((cmd, own, proof))
 }
 
 /// Nothing contradicts that it is the right device.
 fn is_unproven(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::Unproven | ErrorKind::NetlinkUnavailable)
-}
-
-/// Step 1: a device that is known to be gone is not looked for.
-fn known(record: &Record) -> Result<()> {
-    match record.known_gone() {
-        Some(gone) => Err(Error::new(gone.kind(), "the last look found that out").at(Step::Known)),
-        None => Ok(()),
-    }
-}
-
-/// An instance that is held in place: while this exists, its inode numbers cannot be evicted, and
-/// its two attributes can be asked again.
-#[derive(Debug)]
-pub(crate) struct Pin {
-    directory: Arc<Handle>,
-    dev: Attribute,
-    ibdev: Attribute,
-    kernel: Kernel,
-    device_number: DeviceNumber,
-    name: Name,
-    timestamp: Timestamp,
-}
-
-impl Pin {
-    /// Reads `dev` through the pin: an answer means that the device is alive at this moment.
-    pub(crate) fn read_device_number(&self) -> Result<DeviceNumber> {
-        self.dev.read(&self.kernel, sysfs::parse_device_number)
-    }
-
-    /// The uverbs directory.
-    pub(crate) fn directory(&self) -> &Handle {
-        &self.directory
-    }
-
-    /// The name when it was pinned.
-    pub(crate) fn name(&self) -> &Name {
-        &self.name
-    }
-
-    /// Reads `ibdev` through the pin: the name at this moment.
-    pub(crate) fn read_name(&self) -> Result<Name> {
-        self.ibdev.read(&self.kernel, sysfs::parse_name)
-    }
-
-    fn read_timestamp(&self) -> Result<Timestamp> {
-        Ok(self.ibdev.stat(&self.kernel)?.ctime)
-    }
-}
-
-/// Step 2: the directory in /sys, compared with the record and held; `dev` and `ibdev` read through it.
-fn pin_instance(record: &Record, evidence: &mut Evidence) -> Result<Pin> {
-    let kernel = record.host.kernel();
-    let (directory, stat) = record.directory()?;
-    let same = |what, expected, found| (what, Value::Number(expected), Value::Number(found));
-    for (what, expected, found) in [
-        same("sysfs mount (st_dev)", record.sys_dev, stat.dev),
-        same("uverbs directory (inode)", record.ino, stat.ino),
-    ] {
-        evidence.require(Step::Pin, what, ErrorKind::Replaced, expected, || Ok(found))?;
-    }
-    let ibdev = Attribute::open(kernel, &directory, c"ibdev")?;
-    let timestamp = ibdev.stat(kernel)?.ctime;
-    let dev = Attribute::open(kernel, &directory, c"dev")?;
-    let device_number = dev.read(kernel, sysfs::parse_device_number)?;
-    evidence.require(
-        Step::Pin,
-        "device number (dev)",
-        ErrorKind::Replaced,
-        Value::Device(record.device_number),
-        || Ok(Value::Device(device_number)),
-    )?;
-    let name = ibdev.read(kernel, sysfs::parse_name)?;
-    let known = record.state().timestamp;
-    if timestamp != known {
-        // Where inode numbers are unique this is an eviction. Where they may repeat it is what tells a
-        // replacement.
-        if record.host.heeds_timestamps() {
-            let (expected, found) = (time(known), time(timestamp));
-            evidence.require(Step::Pin, TIMESTAMP, ErrorKind::Replaced, expected, || Ok(found))?;
-        }
-        tracing::debug!(device = record.label(), "timestamp refreshed: the inode was evicted");
-    }
-    record.refresh_pinned(timestamp, &name);
-    let kernel = kernel.clone();
-    Ok(Pin { directory, dev, ibdev, kernel, device_number, name, timestamp })
-}
-
-const TIMESTAMP: &str = "timestamp (ibdev)";
-
-fn time((seconds, nanoseconds): Timestamp) -> Value {
-    Value::Time(seconds, nanoseconds)
 }
 
 /// A node that was looked at and not opened; holding it keeps its inode number from being reused.
@@ -317,7 +237,7 @@ fn revalidate(record: &Record, pin: &Pin, evidence: &mut Evidence) -> Result<()>
     evidence.require(STEP, "device number (dev)", ErrorKind::Replaced, expected, || {
         pin.read_device_number().map(Value::Device)
     })?;
-    let expected = Value::Name(pin.name.clone());
+    let expected = Value::Name(pin.name().clone());
     evidence.require(STEP, "name (ibdev)", ErrorKind::Unstable, expected, || {
         pin.read_name().map(Value::Name)
     })?;
@@ -358,7 +278,7 @@ const NO_METHOD: u16 = 0xfff;
 /// What the provider has GET_CONTEXT given. Where netlink did not report the driver, the provider is found only
 /// now, by the driver that the descriptor answers to, and for this open alone: then it comes back, too.
 fn prepare(
-    record: &Record,
+    device: &Device,
     pin: &Pin,
     provided: Option<Arc<Provided>>,
     driver: DriverId,
@@ -366,12 +286,12 @@ fn prepare(
     let (provided, own) = match provided {
         Some(provided) => (provided, None),
         None => {
-            let found = record.provided.find_for_one_open(record, pin, driver)?;
+            let found = device.find_provider_for_one_open(pin, driver)?;
             (found.clone(), Some(found))
         }
     };
     provided.require_usable()?;
-    let allocation = provided.allocation(record, pin, driver)?;
+    let allocation = device.allocation(&provided, pin, driver)?;
     Ok((Prepared { allocation, is_known: provided.info().provider.is_some() }, own))
 }
 
@@ -381,27 +301,11 @@ pub(crate) struct Prepared {
     is_known: bool,
 }
 
-/// Pins a device for reading: its index is learnt, its netlink answers are read, between two signs of
-/// life.
-pub(crate) fn pin_for_reading(record: &Record) -> Result<Pin> {
-    known(record)?;
-    pin_instance(record, &mut Evidence::default()).map_err(|error| error.at(Step::Pin))
-}
-
-/// Whether a device is still the one in its place.
-pub(crate) fn is_present(device: &Device) -> Result<bool> {
-    match pin_for_reading(&device.0).map_err(|error| device.0.explain(error)) {
-        Ok(_) => Ok(true),
-        Err(error) if matches!(error.kind(), ErrorKind::Removed | ErrorKind::Replaced) => Ok(false),
-        Err(error) => Err(error),
-    }
-}
-
 /// Proves that a descriptor which somebody else has opened, and allocated a context on, is bound to the
 /// device: steps 1, 2, 4 and 7.
 pub(crate) fn verify(device: &Device, fd: BorrowedFd<'_>) -> Result<Evidence> {
     let _uncancelled = Uncancelled::begin();
-    let record = &device.0;
+    let record = device.record();
     // A duplicate, so that nobody closes or reuses the number meanwhile.
     let duplicate = retry(|| record.host.kernel().duplicate(fd))
         .map_err(|errno| Error::call("fcntl(F_DUPFD_CLOEXEC)", errno).at(Step::Open));
@@ -414,7 +318,7 @@ pub(crate) fn verify(device: &Device, fd: BorrowedFd<'_>) -> Result<Evidence> {
 pub(crate) fn adopt(device: &Device, fd: Handle) -> Result<(CmdFd, Evidence, Proven)> {
     let _uncancelled = Uncancelled::begin();
     let (evidence, (cmd, witness)) =
-        verify_owned(device, fd).map_err(|error| device.0.explain(error))?;
+        verify_owned(device, fd).map_err(|error| device.record().explain(error))?;
     Ok((cmd, evidence, witness))
 }
 
@@ -427,15 +331,15 @@ fn verify_owned(device: &Device, fd: Handle) -> Result<(Evidence, (CmdFd, Proven
 }
 
 fn verify_steps(device: &Device, fd: Handle, evidence: &mut Evidence) -> Result<(CmdFd, Proven)> {
-    let record = &device.0;
+    let record = device.record();
     known(record)?;
     let pin = pin_instance(record, evidence).map_err(|e| e.at(Step::Pin))?;
     let stat = retry(|| record.host.kernel().fstat_cmd(fd.as_fd()))
         .map_err(|errno| Error::call("fstat", errno).at(Step::Open))?;
     require_node(record, &stat, Step::Open, evidence)?;
-    let target = Target::find(record, &pin).map_err(|e| e.at(Step::Prove))?;
+    let target = Target::find(device, &pin).map_err(|e| e.at(Step::Prove))?;
     let driver = driver_of(record, fd.as_fd(), None).map_err(|e| e.at(Step::Prove))?;
-    let cmd = CmdFd::new(fd, driver, device.clone());
+    let cmd = CmdFd::new(fd, driver, record.host.kernel().clone());
     match proof::prove(record, &pin, &cmd, &target, evidence) {
         Ok(Proof::Proven(witness)) => Ok((cmd, witness)),
         Ok(Proof::Unproven(error) | Proof::NeedsNewThread(error)) | Err(error) => {
@@ -446,19 +350,56 @@ fn verify_steps(device: &Device, fd: Handle, evidence: &mut Evidence) -> Result<
 
 /// Step 6: the kernel context. Before the proof a wrong device may be given one, for a moment.
 fn allocate(cmd: &CmdFd, prepared: &Prepared) -> Result<()> {
-    let mut room = CmdFd::room(&prepared.allocation);
-    cmd.allocate(&prepared.allocation, &mut room).map_err(|errno| refused(errno, cmd, prepared))
+    let Allocation { input, output_len } = &prepared.allocation;
+    let mut room = verbs::output_room(*output_len);
+    cmd.get_context(input, *output_len, &mut room).map_err(|errno| refused(errno, cmd, prepared))
 }
 
 /// The error of a GET_CONTEXT that failed.
 fn refused(errno: Errno, cmd: &CmdFd, prepared: &Prepared) -> Error {
-    let error = command_error("GET_CONTEXT", errno);
+    let error = verbs::error_of("GET_CONTEXT", errno);
     let error = match errno {
-        Errno::IO => proof::on_dead_device(error, cmd),
+        Errno::IO => on_dead_device(error, cmd),
         _ if !prepared.is_known => error.hint(
             "no provider knows this device, so its driver was told nothing: it may need a provider",
         ),
         _ => error,
     };
     error.at(Step::Allocate)
+}
+
+/// The pinned device is there: a descriptor of a device that was removed is on another one.
+fn on_dead_device(error: Error, cmd: &CmdFd) -> Error {
+    match error.errno() {
+        Some(Errno::IO) if cmd.is_cut_off() => error
+            .into_kind(ErrorKind::NodeMismatch)
+            .hint("the node is still bound to a device that is gone"),
+        Some(Errno::IO) => error.hint(DRIVER_FAILS),
+        _ => error,
+    }
+}
+
+impl Device {
+    /// Proves that a cmd fd is bound to this device: one that another library opened, or another process, whenever
+    /// that was. It has to have a context. Nothing has to be done before the open, and the thread that opened it
+    /// does not matter.
+    ///
+    /// A protection domain is allocated through the descriptor, looked for under this device's netlink index, and
+    /// freed. Some drivers send their device a command for that; on bnxt_re it takes a doorbell page of the
+    /// context, and must not happen while the descriptor's owner may be allocating its first domain. The handle
+    /// of the domain may be one that the descriptor's owner has freed: an owner that goes on using it hits this
+    /// one for that moment, and an owner that frees it again may lose a domain that it has just allocated.
+    /// `verify` works on a duplicate, so that closing or reusing the descriptor's number meanwhile leads nowhere
+    /// else.
+    ///
+    /// A thread is started for the proof and waited for; the calling thread runs no signal handlers meanwhile, and
+    /// is not cancelled (`pthread_cancel(3)`) until this returns.
+    ///
+    /// # Errors
+    /// `NodeMismatch` when the descriptor is on another device; `Removed`, `Replaced` when this one is gone;
+    /// `Unproven` when the kernel cannot show it: the descriptor has no context, the driver gives no protection
+    /// domain (ocrdma never), Linux is older than 5.10; `NetlinkUnavailable`.
+    pub fn verify(&self, fd: impl AsFd) -> Result<Evidence> {
+        verify(self, fd.as_fd())
+    }
 }

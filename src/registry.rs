@@ -5,14 +5,12 @@ mod devices;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use crate::device::{Device, Gone, Record, Sighting};
+use crate::device::{Device, Services};
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::Host;
-use crate::index::Indices;
 use crate::listing::{NameLink, Sweeps};
-use crate::netlink::Socket;
-use crate::open;
 use crate::provider::{self, Provider, Providers};
+use crate::record::{Gone, Record, Sighting};
 use crate::sysfs;
 
 pub use devices::{Devices, DevicesIntoIter};
@@ -35,8 +33,7 @@ pub struct Registry(Arc<Inner>);
 
 struct Inner {
     host: Host,
-    indices: Arc<Indices>,
-    providers: Arc<Providers>,
+    services: Arc<Services>,
     state: Mutex<State>,
 }
 
@@ -95,9 +92,9 @@ impl Registry {
         host: Host,
         providers: impl IntoIterator<Item = Arc<dyn Provider>>,
     ) -> Self {
-        let providers = Arc::new(Providers::new(providers));
+        let services = Arc::new(Services::new(Providers::new(providers)));
         let state = Mutex::new(State::default());
-        Self(Arc::new(Inner { host, indices: Arc::default(), providers, state }))
+        Self(Arc::new(Inner { host, services, state }))
     }
 
     /// The host.
@@ -122,7 +119,7 @@ impl Registry {
     #[doc(alias = "ibv_get_device_list")]
     pub fn devices(&self) -> Result<Devices> {
         let devices = self.list()?;
-        if !self.0.providers.is_empty() && !provider::is_inside() {
+        if !self.0.services.providers.is_empty() && !provider::is_inside() {
             devices.iter().for_each(set_up);
         }
         Ok(devices)
@@ -168,9 +165,9 @@ impl Registry {
                 last = Some(Error::new(ErrorKind::NotFound, text));
                 continue;
             };
-            match has_index(&device, &socket, index) {
+            match device.has_index(&socket, index) {
                 Ok(true) => {
-                    if !self.0.providers.is_empty() && !provider::is_inside() {
+                    if !self.0.services.providers.is_empty() && !provider::is_inside() {
                         set_up(&device);
                     }
                     return Ok(device);
@@ -228,8 +225,8 @@ impl Registry {
         sweeps.take(host)?;
         let mut guard = self.lock();
         let state = &mut *guard;
-        // What is no longer listed is dropped without the lock: its provider may be torn down by that.
-        let before = state.devices.clone();
+        // What is no longer kept is dropped without the lock: its provider may be torn down by that.
+        let before = (state.devices.clone(), state.unlisted());
         if sweeps != state.sweeps || !state.is_settled(host) {
             // Where another thread has found a change meanwhile, its sweep may be the newer one: to take
             // ours after it might mark a device as gone that has just come.
@@ -261,6 +258,12 @@ fn set_up(device: &Device) {
 }
 
 impl State {
+    /// The devices that are kept and not listed.
+    fn unlisted(&self) -> Vec<Device> {
+        let unlisted = self.entries.iter().filter(|entry| entry.fault.is_some());
+        unlisted.filter_map(|entry| Some(entry.seen.as_ref()?.device.clone())).collect()
+    }
+
     /// Nothing has to be looked at again while the sweeps stay as they are.
     fn is_settled(&self, host: &Host) -> bool {
         self.is_whole
@@ -303,7 +306,7 @@ impl State {
         self.entries = entries;
         self.devices = Devices::of(&self.entries);
         self.changes += 1;
-        registry.indices.set_listed(&self.devices.devices);
+        registry.services.set_listed(&self.devices.devices);
     }
 }
 
@@ -356,22 +359,12 @@ fn recognise(registry: &Inner, sighting: Sighting, known: Option<Seen>) -> Devic
         }
         device.0.mark(Gone::Replaced);
     }
-    let Inner { host, indices, providers, .. } = registry;
-    let record = Record::new(host.clone(), indices.clone(), providers.clone(), sighting);
-    Device(Arc::new(record))
+    Device::new(Record::new(registry.host.clone(), sighting), registry.services.clone())
 }
 
 /// The device is no longer there.
 fn is_gone(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::Removed | ErrorKind::Replaced)
-}
-
-/// Whether that index is the device's, as the kernel shows it now.
-fn has_index(device: &Device, socket: &Socket, index: u32) -> Result<bool> {
-    let record = &*device.0;
-    open::pin_for_reading(record)
-        .and_then(|pin| record.indices.join_at(record, &pin, socket, index))
-        .map_err(|error| record.explain(error))
 }
 
 impl Entry {
@@ -404,57 +397,4 @@ impl fmt::Debug for Registry {
 }
 
 #[cfg(all(test, feature = "sim"))]
-mod tests {
-    use super::*;
-    use crate::host::Policy;
-    use crate::ids::Name;
-    use crate::sim::{DeviceSpec, Machine};
-
-    fn is_same_record(one: &Device, other: &Device) -> bool {
-        Arc::ptr_eq(&one.0, &other.0)
-    }
-
-    #[test]
-    fn a_look_by_index_and_a_list_share_the_record() {
-        let machine = Machine::new();
-        let ids = ["a", "b", "c"].map(|name| machine.add(DeviceSpec::new(name)).expect("added"));
-        let host = Host::simulated(&machine, Policy::new()).expect("a host");
-        let registry = Registry::new(host);
-        let found = registry.by_index(machine.index_of(ids[1])).expect("found");
-        assert_eq!((found.name(), found.uverbs_number()), (Name::new(b"b"), 1));
-        for _ in 0..2 {
-            let devices = registry.devices().expect("a list");
-            assert_eq!(devices.len(), 3);
-            assert!(is_same_record(&found, &devices.by_name("b").expect("listed")));
-        }
-        for id in ids {
-            let found = registry.by_index(machine.index_of(id)).expect("found");
-            let listed = registry.devices().expect("a list");
-            assert!(is_same_record(&found, &listed.as_slice()[found.uverbs_number() as usize]));
-        }
-    }
-
-    #[test]
-    fn a_look_by_index_notes_what_was_replaced_and_renamed() {
-        let machine = Machine::new();
-        let old = machine.add(DeviceSpec::new("a")).expect("added");
-        let host = Host::simulated(&machine, Policy::new()).expect("a host");
-        let registry = Registry::new(host);
-        let listed = registry.devices().expect("a list").by_name("a").expect("listed");
-        machine.remove(old);
-        let new = machine.add(DeviceSpec::new("a")).expect("added");
-        let found = registry.by_index(machine.index_of(new)).expect("found");
-        assert!(listed.is_known_gone() && !found.is_known_gone() && found != listed);
-        machine.rename(new, b"z").expect("renamed");
-        assert_eq!(
-            registry.by_index(machine.index_of(new)).expect("found").name(),
-            Name::new(b"z")
-        );
-        let devices = registry.devices().expect("a list");
-        assert!(is_same_record(&found, &devices.by_name("z").expect("listed")));
-        assert_eq!(
-            registry.by_index(machine.index_of(old)).expect_err("gone").kind(),
-            ErrorKind::NotFound
-        );
-    }
-}
+mod tests;

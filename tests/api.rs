@@ -26,9 +26,9 @@ all!(is_static:
     ForkSafety, Gid, GidEntry, Guid, Host, Instance, Match, MatchedBy, Name, Opened, Policy,
     PortAttributes, PortRate, ProviderInfo, Registry, Step, Timestamp, UnprovenContext, Value,
 );
-all!(is_send_and_sync: AsyncEvents<'_>, PinnedView<'_>, Box<dyn DeviceProvider>, Box<dyn Provider>);
+all!(is_send_and_sync: AsyncEvents, PinnedView<'_>, Box<dyn DeviceProvider>, Box<dyn Provider>);
 #[cfg(feature = "tokio")]
-all!(is_send_and_sync: AsyncEventStream<'_>);
+all!(is_send_and_sync: AsyncEventStream);
 #[cfg(feature = "sim")]
 all!(is_static: sim::DeviceId, sim::DeviceSpec, sim::Machine);
 all!(is_error: Error, ParseGuidError);
@@ -37,7 +37,7 @@ all!(is_number:
     PhysicalState, PortState,
 );
 all!(is_debug:
-    AsyncEvents<'_>, Context, Device, Devices, DevicesIntoIter, Host, Opened, PinnedView<'_>,
+    AsyncEvents, Context, Device, Devices, DevicesIntoIter, Host, Opened, PinnedView<'_>,
     Registry, UnprovenContext,
 );
 

@@ -55,7 +55,7 @@ pub(crate) fn hold(opened: &Opened, time: Duration) -> Result<(), Failure> {
 }
 
 /// The next event within a time, which passes where there are no events to be had.
-fn next(events: &mut Option<AsyncEvents<'_>>, time: Duration) -> Option<AsyncEvent> {
+fn next(events: &mut Option<AsyncEvents>, time: Duration) -> Option<AsyncEvent> {
     let Some(stream) = events.as_mut().filter(|events| !events.has_ended()) else {
         thread::sleep(time);
         return None;
@@ -80,7 +80,7 @@ fn device(opened: &Opened) -> &Device {
     }
 }
 
-fn events(opened: &Opened) -> uverbs::Result<AsyncEvents<'_>> {
+fn events(opened: &Opened) -> uverbs::Result<AsyncEvents> {
     match opened {
         Opened::Proven(context) => context.async_events(),
         Opened::Unproven(context) => context.async_events(),

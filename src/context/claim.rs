@@ -206,7 +206,7 @@ impl Context {
         let what = "uverbs directory (inode), in the claim";
         compare(what, ErrorKind::Replaced, device.0.ino, claim.ino)?;
         let (cmd, evidence, witness) = open::adopt(device, Handle::Real(fd))?;
-        let guid = cmd.query_device()?.node_guid;
+        let guid = cmd.node_guid().map_err(|error| error.of(|| device.to_string()))?;
         compare("node GUID, in the claim", ErrorKind::NodeMismatch, guid.0, claim.node_guid.0)?;
         for (what, found, claimed) in [
             ("netlink index, in the claim", evidence.index(), claim.index),
@@ -216,8 +216,8 @@ impl Context {
                 compare(what, ErrorKind::NodeMismatch, found.into(), claimed.into())?;
             }
         }
-        let _ = cmd.completion_vectors.set(claim.completion_vectors);
-        Ok(Self::new(cmd, evidence, witness))
+        cmd.set_completion_vectors(claim.completion_vectors);
+        Ok(Self::new((cmd, None, evidence), device, witness))
     }
 }
 

@@ -1,12 +1,10 @@
 //! The attributes that a device reports through a context.
 
-use super::{CmdFd, device_object as object};
+use super::Body;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::Guid;
 use crate::kernel::{Attr, AttrData};
-
-/// Length of `struct ib_uverbs_query_device_resp`.
-pub(crate) const QUERY_DEVICE_LEN: usize = 176;
+use crate::verbs::{QUERY_DEVICE_LEN, object};
 
 /// A number at its place in an answer of the kernel.
 trait Field: Sized {
@@ -224,7 +222,7 @@ attributes! {
     max_device_memory: u64 at 288;
 }
 
-impl CmdFd {
+impl Body {
     pub(super) fn query_device_extended(&self) -> Result<ExtendedAttributes> {
         const NAME: &str = "EX_QUERY_DEVICE";
         let mut response = [0; EX_QUERY_DEVICE_LEN];
@@ -235,7 +233,7 @@ impl CmdFd {
             Attr { id: object::CORE_OUT, data: AttrData::Out { buffer: &mut response, len } },
             Attr { id: object::WRITE_CMD, data: AttrData::Const(object::EX_QUERY_DEVICE) },
         ];
-        self.ask(object::INVOKE_WRITE, NAME, attrs)?;
+        self.command(object::INVOKE_WRITE, NAME, attrs)?;
         let filled = u32::at(&response, RESPONSE_LENGTH) as usize;
         if !(RESPONSE_LENGTH + 4..=EX_QUERY_DEVICE_LEN).contains(&filled) {
             let text = format!("{NAME}: filled {filled} of {EX_QUERY_DEVICE_LEN} bytes");

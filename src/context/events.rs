@@ -3,11 +3,12 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::time::{Duration, Instant};
 
-use super::{CmdFd, command};
+use super::Body;
+use crate::device::Device;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::numbered;
 use crate::kernel::retry;
-use crate::kernel::{Attr, AttrData, Errno, Handle};
+use crate::kernel::{Attr, AttrData, Errno, Handle, Kernel};
 
 #[cfg(feature = "tokio")]
 mod stream;
@@ -125,19 +126,24 @@ impl AsyncEvent {
 /// # }
 /// ```
 #[derive(Debug)]
-pub struct AsyncEvents<'a> {
-    cmd: &'a CmdFd,
+pub struct AsyncEvents {
+    reader: Reader,
     fd: Handle,
+}
+
+/// Reads events from a descriptor that is kept beside it.
+#[derive(Debug)]
+struct Reader {
+    device: Device,
     ended: bool,
 }
 
-impl CmdFd {
-    pub(super) fn async_events(&self) -> Result<AsyncEvents<'_>> {
+impl Body {
+    pub(super) fn async_events(&self) -> Result<AsyncEvents> {
         const NAME: &str = "ASYNC_EVENT_ALLOC";
         let mut made = None;
         let attrs = &mut [Attr { id: FD_HANDLE, data: AttrData::Descriptor(&mut made) }];
-        command(self.kernel(), self.as_ref(), self.driver, ALLOC, NAME, attrs)
-            .map_err(|error| self.explain(error))?;
+        self.cmd.command(ALLOC, NAME, attrs).map_err(|error| self.explain(error))?;
         let fd = made.ok_or_else(|| {
             let error = Error::new(ErrorKind::Malformed, format!("{NAME}: no descriptor"));
             self.explain(error)
@@ -145,25 +151,26 @@ impl CmdFd {
         // The kernel makes it blocking.
         retry(|| self.kernel().set_nonblocking(&fd))
             .map_err(|errno| self.explain(Error::call("fcntl(F_SETFL, O_NONBLOCK)", errno)))?;
-        Ok(AsyncEvents { cmd: self, fd, ended: false })
+        Ok(AsyncEvents { reader: Reader { device: self.device.clone(), ended: false }, fd })
     }
 }
 
-impl AsyncEvents<'_> {
-    /// Returns the next event, without waiting. None if there is no event yet, or if the stream has
-    /// [ended](Self::has_ended).
-    ///
-    /// # Errors
-    /// `Os`, `Malformed`.
-    #[doc(alias = "ibv_get_async_event")]
-    #[doc(alias = "ibv_ack_async_event")]
-    pub fn try_next(&mut self) -> Result<Option<AsyncEvent>> {
+impl Reader {
+    fn kernel(&self) -> &Kernel {
+        self.device.record().host.kernel()
+    }
+
+    fn error(&self, error: Error) -> Error {
+        error.of(|| self.device.to_string())
+    }
+
+    fn try_next(&mut self, fd: &Handle) -> Result<Option<AsyncEvent>> {
         if self.ended {
             return Ok(None);
         }
         let mut bytes = [0; EVENT_LEN];
         let read = loop {
-            match self.cmd.kernel().read(&self.fd, &mut bytes) {
+            match self.kernel().read(fd, &mut bytes) {
                 Err(Errno::INTR) => {}
                 read => break read,
             }
@@ -178,12 +185,25 @@ impl AsyncEvents<'_> {
             }
             Ok(len) => {
                 let text = format!("an async event of {len} bytes, not {EVENT_LEN}");
-                return Err(self.cmd.explain(Error::new(ErrorKind::Malformed, text)));
+                return Err(self.error(Error::new(ErrorKind::Malformed, text)));
             }
-            Err(errno) => return Err(self.cmd.explain(Error::call("read(async events)", errno))),
+            Err(errno) => return Err(self.error(Error::call("read(async events)", errno))),
         };
         self.ended = event.kind == AsyncEventKind::DEVICE_FATAL;
         Ok(Some(event))
+    }
+}
+
+impl AsyncEvents {
+    /// Returns the next event, without waiting. None if there is no event yet, or if the stream has
+    /// [ended](Self::has_ended).
+    ///
+    /// # Errors
+    /// `Os`, `Malformed`.
+    #[doc(alias = "ibv_get_async_event")]
+    #[doc(alias = "ibv_ack_async_event")]
+    pub fn try_next(&mut self) -> Result<Option<AsyncEvent>> {
+        self.reader.try_next(&self.fd)
     }
 
     /// Waits for the next event, for at most `timeout`, or without limit if that is None. Returns None if the time is
@@ -198,7 +218,7 @@ impl AsyncEvents<'_> {
         let mut is_polled = false;
         loop {
             let event = self.try_next()?;
-            if event.is_some() || self.ended {
+            if event.is_some() || self.reader.ended {
                 return Ok(event);
             }
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
@@ -207,11 +227,11 @@ impl AsyncEvents<'_> {
                 return Ok(None);
             }
             is_polled = true;
-            match self.cmd.kernel().poll(&self.fd, left) {
+            match self.reader.kernel().poll(&self.fd, left) {
                 Ok(true) | Err(Errno::INTR) => {}
                 Ok(false) => return self.try_next(),
                 Err(errno) => {
-                    return Err(self.cmd.explain(Error::call("poll(async events)", errno)));
+                    return Err(self.reader.error(Error::call("poll(async events)", errno)));
                 }
             }
         }
@@ -219,30 +239,30 @@ impl AsyncEvents<'_> {
 
     /// Whether the stream has ended: the device is fatally broken or gone, and no more events come.
     pub fn has_ended(&self) -> bool {
-        self.ended
+        self.reader.ended
     }
 }
 
 /// Waits for each event; ends after [`DEVICE_FATAL`](AsyncEventKind::DEVICE_FATAL) and after an error.
-impl Iterator for AsyncEvents<'_> {
+impl Iterator for AsyncEvents {
     type Item = Result<AsyncEvent>;
 
     fn next(&mut self) -> Option<Self::Item> {
         let event = self.wait(None);
-        self.ended |= event.is_err();
+        self.reader.ended |= event.is_err();
         event.transpose()
     }
 }
 
-impl std::iter::FusedIterator for AsyncEvents<'_> {}
+impl std::iter::FusedIterator for AsyncEvents {}
 
-impl AsFd for AsyncEvents<'_> {
+impl AsFd for AsyncEvents {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
 }
 
-impl AsRawFd for AsyncEvents<'_> {
+impl AsRawFd for AsyncEvents {
     fn as_raw_fd(&self) -> RawFd {
         self.as_fd().as_raw_fd()
     }

@@ -6,7 +6,6 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use super::device::{DeviceAttributes, ExtendedAttributes};
-use super::device_object as object;
 use super::events::{self, AsyncEvent};
 use super::port::{GidEntry, PortAttributes};
 use crate::ids::DriverId;
@@ -14,6 +13,7 @@ use crate::kernel::abi;
 use crate::kernel::netlink::{NLMSG_DONE, NLMSG_ERROR};
 use crate::kernel::nldev::{Command as Nldev, attr};
 use crate::provider::data_of;
+use crate::verbs::object;
 
 const INCLUDES: &str = "
 #include <stdio.h>

@@ -2,21 +2,21 @@
 
 use std::ffi::CString;
 
-use super::CmdFd;
-use crate::device::Record;
+use super::Body;
 use crate::error::{Error, ErrorKind, Result};
 use crate::evidence::Value;
 use crate::ids::Name;
 use crate::kernel::Handle;
-use crate::open::{self, Pin};
+use crate::pin::{self, Pin};
+use crate::record::Record;
 use crate::sysfs;
 
-impl CmdFd {
+impl Body {
     pub(super) fn query_pkeys(&self, port: u8) -> Result<Vec<u16>> {
         let count = self.query_port(port)?.pkey_table_len;
-        let record = &self.device.0;
+        let record = self.device.record();
         let read = || {
-            let pin = open::pin_for_reading(record)?;
+            let pin = pin::pin_for_reading(record)?;
             let name = pin.read_name()?;
             require_component(&name)?;
             let directory = self.open_directory(record, &name)?;

@@ -3,11 +3,12 @@
 use std::fmt;
 use std::net::Ipv6Addr;
 
+use super::Body;
 use super::rate::{LinkSpeed, LinkWidth, PortRate};
-use super::{CmdFd, device_object as object};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::numbered;
 use crate::kernel::{Attr, AttrData};
+use crate::verbs::{QUERY_PORT_LEN, object};
 
 numbered! {
     /// The logical state of a port (`enum ib_port_state`); it prints as sysfs does.
@@ -153,9 +154,6 @@ pub struct PortAttributes {
     pub init_type_reply: u8,
 }
 
-/// Length of `struct ib_uverbs_query_port_resp_ex`.
-pub(super) const QUERY_PORT_LEN: usize = 48;
-
 impl PortAttributes {
     /// The rate of the link: the speed of one lane times the number of lanes. None where this version knows no name
     /// for the width or the speed.
@@ -276,7 +274,7 @@ impl GidEntry {
     }
 }
 
-impl CmdFd {
+impl Body {
     pub(super) fn query_port(&self, port: u8) -> Result<PortAttributes> {
         let mut response = [0; QUERY_PORT_LEN];
         let attrs = &mut [
@@ -286,7 +284,7 @@ impl CmdFd {
                 data: AttrData::Out { buffer: &mut response, len: QUERY_PORT_LEN as u16 },
             },
         ];
-        self.ask(object::QUERY_PORT, "QUERY_PORT", attrs)?;
+        self.command(object::QUERY_PORT, "QUERY_PORT", attrs)?;
         Ok(PortAttributes::parse(&response))
     }
 
@@ -300,7 +298,7 @@ impl CmdFd {
             Attr { id: object::GID_ENTRIES, data: AttrData::Out { buffer: &mut entries, len } },
             Attr { id: object::GID_COUNT, data: AttrData::Out { buffer: &mut count, len: 8 } },
         ];
-        self.ask(object::QUERY_GID_TABLE, "QUERY_GID_TABLE", attrs)?;
+        self.command(object::QUERY_GID_TABLE, "QUERY_GID_TABLE", attrs)?;
         let count = usize::try_from(u64::from_ne_bytes(count)).unwrap_or(usize::MAX);
         let (told, _) = entries.as_chunks();
         let told = told.get(..count).ok_or_else(|| {

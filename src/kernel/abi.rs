@@ -12,9 +12,6 @@ use rustix::ioctl::{Opcode, Updater, opcode};
 #[cfg(feature = "tokio")]
 use tokio::io::{Interest, unix::AsyncFd};
 
-#[cfg(feature = "tokio")]
-use crate::context::AsyncEvents;
-
 use super::{AttrData, Errno, Handle, OFlags, Resolve, Sys, VerbsCall};
 
 pub(super) use thread::on_new_thread;
@@ -130,12 +127,12 @@ pub(super) fn verbs_ioctl(fd: BorrowedFd<'_>, call: &mut VerbsCall<'_>) -> Sys<(
     Ok(())
 }
 
-/// Has the tokio runtime of this thread watch the descriptor of async events.
+/// Has the tokio runtime of this thread watch a descriptor.
 #[cfg(feature = "tokio")]
-pub(crate) fn register(events: AsyncEvents<'_>) -> Sys<AsyncFd<AsyncEvents<'_>>> {
-    // SAFETY: `events` owns its descriptor and gives out no other; nobody takes it out of the `AsyncFd`
-    // or puts another one in.
-    let registered = unsafe { AsyncFd::register_with_interest(events, Interest::READABLE) };
+pub(crate) fn register(handle: Handle) -> Sys<AsyncFd<Handle>> {
+    // SAFETY: the handle owns its descriptor, which is always the same; nobody takes it out of the `AsyncFd` or puts
+    // another one in.
+    let registered = unsafe { AsyncFd::register_with_interest(handle, Interest::READABLE) };
     registered.map_err(|error| Errno::from_io_error(&error.into()).unwrap_or(Errno::IO))
 }
 

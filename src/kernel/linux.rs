@@ -114,6 +114,7 @@ pub(super) fn poll(fd: BorrowedFd<'_>, timeout: Option<Duration>) -> Sys<bool> {
     Ok(event::poll(&mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)], timeout.as_ref())? > 0)
 }
 
+#[cfg(any(uverbs_leave_out, feature = "sim"))]
 pub(super) fn gettid() -> u32 {
     rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned()
 }

@@ -7,14 +7,15 @@
 //! `--cfg uverbs_leave_out` alone.
 
 use super::proof::{Proof, Proven, Target, alive, compare_guid};
-use super::{Pin, Prepared, allocate};
-use crate::context::CmdFd;
-use crate::device::Record;
+use super::{Prepared, allocate};
 use crate::error::{Error, ErrorKind, Result};
 use crate::evidence::{Evidence, Step, Value};
 use crate::kernel::nldev::Resource;
 use crate::leave_out;
 use crate::netlink::Socket;
+use crate::pin::Pin;
+use crate::record::Record;
+use crate::verbs::CmdFd;
 
 /// What a list shows of one thread's contexts.
 pub(super) struct List {

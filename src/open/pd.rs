@@ -1,8 +1,8 @@
 //! A protection domain that lives for a moment: something that can be allocated through any descriptor
 //! that has a context, and that the kernel lists with the thread that allocated it.
 
-use crate::context::{CmdFd, device_object as object, invoke};
 use crate::kernel::{Attr, AttrData, Sys};
+use crate::verbs::{self, CmdFd, object};
 
 /// What stands for a handle before the kernel has written one. Handles count from 0
 /// (`rdma_alloc_begin_uobject`, `drivers/infiniband/core/rdma_core.c`).
@@ -20,7 +20,7 @@ impl<'a> Pd<'a> {
     /// proves nothing: drivers report limits of theirs by EINVAL, EOVERFLOW and others.
     pub(super) fn allocate(cmd: &'a CmdFd) -> Sys<Self> {
         let mut response = NO_HANDLE.to_ne_bytes();
-        let mut room = [0; crate::context::OUTPUT_ROOM];
+        let mut room = [0; verbs::OUTPUT_ROOM];
         let len = room.len() as u16;
         let attrs = &mut [
             // The word `response` of the write ABI, which the kernel ignores here.
@@ -63,6 +63,5 @@ impl Drop for Pd<'_> {
 }
 
 fn invoke_write<'a>(cmd: &CmdFd, attrs: &'a mut [Attr<'a>]) -> Sys<()> {
-    let method = (object::OBJECT, object::INVOKE_WRITE);
-    invoke(cmd.kernel(), cmd.as_ref(), cmd.driver(), method, attrs)
+    cmd.invoke((object::OBJECT, object::INVOKE_WRITE), attrs)
 }

@@ -17,9 +17,8 @@
 use std::sync::Arc;
 
 use super::pd::Pd;
-use super::{Pin, Prepared, allocate, refused, sysfs_guid};
-use crate::context::{CmdFd, DRIVER_FAILS, command_error, query_device};
-use crate::device::Record;
+use super::{Prepared, allocate, on_dead_device, refused, sysfs_guid};
+use crate::device::Device;
 use crate::error::{Error, ErrorKind, Result};
 use crate::evidence::{Evidence, Step, Value};
 use crate::ids::DriverId;
@@ -28,11 +27,15 @@ use crate::kernel::nldev::{Resource, ResourceEntry};
 use crate::kernel::retry;
 use crate::kernel::{Errno, Undisturbed};
 use crate::netlink::{Fault, Listing, Socket};
+use crate::pin::Pin;
+use crate::provider::Allocation;
+use crate::record::Record;
+use crate::verbs::{self, CmdFd};
 
-/// That a context was proved to be on the device. Made here and nowhere else; a
-/// [`Context`](crate::Context) is made of nothing less.
+/// That a context was proved to be on the device. The proof makes it and nothing else does, and no
+/// [`Context`](crate::Context) is made without it.
 #[derive(Debug)]
-pub(crate) struct Proven(());
+pub struct Proven(());
 
 #[cfg(uverbs_leave_out)]
 impl Proven {
@@ -93,8 +96,8 @@ impl Target {
     ///
     /// # Errors
     /// `Unproven` where the kernel does not give it, `NetlinkUnavailable` where it cannot be asked.
-    pub(super) fn find(record: &Record, pin: &Pin) -> Result<Self> {
-        Self::ask(record, pin).map_err(|error| match (error.kind(), error.errno()) {
+    pub(super) fn find(device: &Device, pin: &Pin) -> Result<Self> {
+        Self::ask(device, pin).map_err(|error| match (error.kind(), error.errno()) {
             // This process or the kernel lacks room, which another try may find.
             (_, Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)) => error,
             (ErrorKind::Os | ErrorKind::PermissionDenied, _) => {
@@ -104,13 +107,14 @@ impl Target {
         })
     }
 
-    fn ask(record: &Record, pin: &Pin) -> Result<Self> {
+    fn ask(device: &Device, pin: &Pin) -> Result<Self> {
+        let record = device.record();
         if !record.host.is_sysfs() {
             let text = "/sys is not sysfs, so that nothing in it proves anything";
             return Err(Error::new(ErrorKind::Unproven, text));
         }
         let socket = record.host.netlink()?;
-        let index = record.indices.join(record, pin, &socket)?.index;
+        let index = device.join(pin, &socket)?.index;
         let node_guid = match record.node_guid.get() {
             Some(known) => *known,
             None => node_guid(&socket, index)?,
@@ -172,7 +176,7 @@ impl Target {
             ))
             .hint("the descriptor is probably on another device"),
             Unclear::NotFreed(errno) => {
-                command_error("DEALLOC_PD", errno).into_kind(ErrorKind::Unproven)
+                verbs::error_of("DEALLOC_PD", errno).into_kind(ErrorKind::Unproven)
             }
         })
     }
@@ -270,9 +274,10 @@ fn by_context(
 ) -> Result<Shown> {
     let kernel = record.host.kernel();
     target.socket.make_room();
-    let mut room = CmdFd::room(&prepared.allocation);
+    let mut room = verbs::output_room(prepared.allocation.output_len);
     let mut allocate_and_look = |thread| {
-        cmd.allocate(&prepared.allocation, &mut room)?;
+        let Allocation { input, output_len } = &prepared.allocation;
+        cmd.get_context(input, *output_len, &mut room)?;
         Ok(target.in_lists(Resource::Context, thread))
     };
     let seen = match retry(|| kernel.on_new_thread(&mut allocate_and_look, undisturbed)) {
@@ -306,8 +311,7 @@ fn by_context(
 
 /// The node GUID that the descriptor reports has to be the one that netlink has for the index.
 pub(super) fn compare_guid(cmd: &CmdFd, target: &Target, evidence: &mut Evidence) -> Result<()> {
-    let attributes = query_device(cmd.kernel(), cmd.as_ref(), cmd.driver());
-    let found = attributes.map_err(|error| on_dead_device(error, cmd))?.node_guid;
+    let found = cmd.node_guid().map_err(|error| on_dead_device(error, cmd))?;
     let mut expected = target.node_guid;
     if found != expected {
         // Some drivers can be given another one.
@@ -392,7 +396,7 @@ fn by_pd(
             ("not listed", Some(Shown::Unproven(target.reason(Resource::Pd, unclear)?)))
         }
         Ok(Found::NoPd(errno)) => {
-            let error = command_error("ALLOC_PD", errno).into_kind(ErrorKind::Unproven);
+            let error = verbs::error_of("ALLOC_PD", errno).into_kind(ErrorKind::Unproven);
             ("not listed", Some(Shown::NeedsNewThread(error)))
         }
         Err(errno) => ("not listed", Some(Shown::Unproven(no_thread(errno)))),
@@ -469,17 +473,6 @@ fn no_thread(errno: Errno) -> Error {
     Error::call("clone (a thread to prove on)", errno)
         .into_kind(ErrorKind::Unproven)
         .hint("the proof starts a thread: a limit or a filter forbids it")
-}
-
-/// The pinned device is there: a descriptor of a device that was removed is on another one.
-pub(super) fn on_dead_device(error: Error, cmd: &CmdFd) -> Error {
-    match error.errno() {
-        Some(Errno::IO) if cmd.is_cut_off() => error
-            .into_kind(ErrorKind::NodeMismatch)
-            .hint("the node is still bound to a device that is gone"),
-        Some(Errno::IO) => error.hint(DRIVER_FAILS),
-        _ => error,
-    }
 }
 
 /// The last look: the pinned device was alive all the while, so its index and its device number

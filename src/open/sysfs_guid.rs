@@ -2,13 +2,15 @@
 
 use std::ffi::CString;
 
-use super::{Pin, proof};
-use crate::context::{CmdFd, query_device};
-use crate::device::Record;
+use super::on_dead_device;
+
 use crate::error::{ErrorKind, Result};
 use crate::evidence::{Evidence, Step, Value};
 use crate::ids::Guid;
+use crate::pin::Pin;
+use crate::record::Record;
 use crate::sysfs;
+use crate::verbs::CmdFd;
 
 /// Compares the GUID that the descriptor reports with the one in sysfs, where that can be had. It is found by
 /// the device's name, so that it is weaker than netlink's; but it tells most wrong devices.
@@ -21,8 +23,7 @@ pub(super) fn compare(
     let Some(expected) = read(record, pin)? else { return Ok(()) };
     let what = "node GUID, through the descriptor (sysfs)";
     evidence.require(Step::Prove, what, ErrorKind::NodeMismatch, Value::Guid(expected), || {
-        let attributes = query_device(cmd.kernel(), cmd.as_ref(), cmd.driver());
-        Ok(Value::Guid(attributes.map_err(|error| proof::on_dead_device(error, cmd))?.node_guid))
+        cmd.node_guid().map(Value::Guid).map_err(|error| on_dead_device(error, cmd))
     })
 }
 

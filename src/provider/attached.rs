@@ -8,12 +8,12 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, ThreadId};
 
-use super::matching::Found;
+use super::matching::{Found, Providers};
 use super::{Allocation, DeviceProvider, PinnedView, ProviderInfo, data_of};
-use crate::device::Record;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::DriverId;
-use crate::open::Pin;
+use crate::pin::Pin;
+use crate::record::Record;
 
 /// A device's provider, and the object that a registered provider made for the device.
 pub(crate) struct Provided {
@@ -24,8 +24,8 @@ pub(crate) struct Provided {
 }
 
 impl Provided {
-    fn find(record: &Record, view: &PinnedView<'_>) -> Result<Self> {
-        let found = record.providers.find(view)?;
+    fn find(providers: &Providers, view: &PinnedView<'_>) -> Result<Self> {
+        let found = providers.find(view)?;
         let info = ProviderInfo {
             provider: found.as_ref().map(|(found, by)| (found.name().to_owned(), *by)),
             abi_version: view.abi_version(),
@@ -98,6 +98,7 @@ impl Provided {
     /// The driver's part of GET_CONTEXT. The program's code runs in here and not after: the result is a value.
     pub(crate) fn allocation(
         &self,
+        slot: &Slot,
         record: &Record,
         pin: &Pin,
         driver: DriverId,
@@ -107,7 +108,7 @@ impl Provided {
             return Ok(Allocation::new(data.input, data.output_len));
         };
         let view = PinnedView::new(record, pin, Some(driver))?;
-        let _allocating = record.provided.enter_allocation()?;
+        let _allocating = slot.enter_allocation()?;
         let _inside = Inside::enter();
         object.allocation(&view).map_err(|error| {
             // The provider's error may come from another device, so its kind must not describe this one.
@@ -178,11 +179,12 @@ impl Slot {
     /// reports.
     pub(crate) fn find(
         &self,
+        providers: &Providers,
         record: &Record,
         pin: &Pin,
         driver: Option<DriverId>,
     ) -> Result<Arc<Provided>> {
-        self.find_and(record, pin, driver, |state, provided| {
+        self.find_and(providers, record, pin, driver, |state, provided| {
             state.provided.insert(provided).clone()
         })
     }
@@ -191,15 +193,17 @@ impl Slot {
     /// device's, so the record does not keep the provider.
     pub(crate) fn find_for_one_open(
         &self,
+        providers: &Providers,
         record: &Record,
         pin: &Pin,
         driver: DriverId,
     ) -> Result<Arc<Provided>> {
-        self.find_and(record, pin, Some(driver), |_, provided| provided)
+        self.find_and(providers, record, pin, Some(driver), |_, provided| provided)
     }
 
     fn find_and(
         &self,
+        providers: &Providers,
         record: &Record,
         pin: &Pin,
         driver: Option<DriverId>,
@@ -210,7 +214,7 @@ impl Slot {
             return Ok(known);
         }
         let view = PinnedView::new(record, pin, driver)?;
-        let mut provided = Provided::find(record, &view)?;
+        let mut provided = Provided::find(providers, &view)?;
         // The device is alive after everything was read, so it was this device's.
         pin.read_device_number()?;
         let mut state = self.lock();

@@ -126,7 +126,7 @@ mod tests {
     #[test]
     fn no_output_is_longer_than_the_room_behind_it() {
         for driver in DriverId::all() {
-            assert!(usize::from(data_of(driver).output_len) <= crate::context::OUTPUT_ROOM);
+            assert!(usize::from(data_of(driver).output_len) <= crate::verbs::OUTPUT_ROOM);
         }
     }
 

@@ -5,12 +5,12 @@ use std::fmt;
 use std::sync::OnceLock;
 
 use super::{Match, MatchedBy, glob};
-use crate::device::Record;
 use crate::error::{Error, ErrorKind, Result};
 use crate::identity::Instance;
 use crate::ids::{DeviceNumber, DriverId, Name};
 use crate::kernel::Bad;
-use crate::open::Pin;
+use crate::pin::Pin;
+use crate::record::Record;
 use crate::sysfs;
 
 /// A device that is pinned while its provider examines it. Reads through it are of that instance, even if another

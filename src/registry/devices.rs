@@ -5,7 +5,7 @@ use std::iter::FusedIterator;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::{Entry, has_index, is_gone};
+use super::{Entry, is_gone};
 use crate::device::Device;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{Guid, Name};
@@ -128,7 +128,7 @@ impl Devices {
         if let Some(chardev) = socket.chardev(index)? {
             let number = chardev.dev.into();
             for device in self.iter().filter(|device| device.device_number() == number) {
-                match has_index(device, &socket, index) {
+                match device.has_index(&socket, index) {
                     Ok(true) => return Ok(device.clone()),
                     Err(error) if !is_gone(&error) => return Err(error),
                     Ok(false) | Err(_) => {}

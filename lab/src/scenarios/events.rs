@@ -213,7 +213,7 @@ fn sum(key: &str) -> Result<u64> {
     Ok(values.map(str::parse::<u64>).sum::<std::result::Result<u64, _>>()?)
 }
 
-fn is_readable(events: &uverbs::AsyncEvents<'_>) -> Result<bool> {
+fn is_readable(events: &uverbs::AsyncEvents) -> Result<bool> {
     let events = PollFd::new(events, PollFlags::IN);
     Ok(poll(&mut [events], Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))? > 0)
 }

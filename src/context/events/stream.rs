@@ -8,9 +8,9 @@ use futures_core::stream::FusedStream;
 use tokio::io::unix::AsyncFd;
 use tokio::runtime;
 
-use super::{AsyncEvent, AsyncEvents};
+use super::{AsyncEvent, AsyncEvents, Reader};
 use crate::error::{Error, ErrorKind, Result};
-use crate::kernel::{Errno, abi};
+use crate::kernel::{Errno, Handle, abi};
 
 /// [`AsyncEvents`] as a [`Stream`] of tokio; it ends after [`DEVICE_FATAL`](super::AsyncEventKind::DEVICE_FATAL)
 /// and after an error.
@@ -30,9 +30,12 @@ use crate::kernel::{Errno, abi};
 /// # }
 /// ```
 #[derive(Debug)]
-pub struct AsyncEventStream<'a>(AsyncFd<AsyncEvents<'a>>);
+pub struct AsyncEventStream {
+    reader: Reader,
+    fd: AsyncFd<Handle>,
+}
 
-impl<'a> AsyncEvents<'a> {
+impl AsyncEvents {
     /// Registers the descriptor with the tokio runtime of this thread.
     ///
     /// # Errors
@@ -40,49 +43,49 @@ impl<'a> AsyncEvents<'a> {
     ///
     /// # Panics
     /// If the runtime was built without I/O (`tokio::runtime::Builder::enable_io`).
-    pub fn into_stream(self) -> Result<AsyncEventStream<'a>> {
-        let cmd = self.cmd;
+    pub fn into_stream(self) -> Result<AsyncEventStream> {
+        let Self { reader, fd } = self;
         if runtime::Handle::try_current().is_err() {
             let error = Error::new(ErrorKind::Unsupported, "there is no tokio runtime here");
-            return Err(cmd.explain(error));
+            return Err(reader.error(error));
         }
-        abi::register(self)
-            .map(AsyncEventStream)
-            .map_err(|errno| cmd.explain(Error::call("epoll_ctl(async events)", errno)))
+        match abi::register(fd) {
+            Ok(fd) => Ok(AsyncEventStream { reader, fd }),
+            Err(errno) => Err(reader.error(Error::call("epoll_ctl(async events)", errno))),
+        }
     }
 }
 
-impl Stream for AsyncEventStream<'_> {
+impl Stream for AsyncEventStream {
     type Item = Result<AsyncEvent>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let Self { reader, fd } = &mut *self;
         loop {
-            let event = self.0.get_mut().try_next();
-            self.0.get_mut().ended |= event.is_err();
+            let event = reader.try_next(fd.get_ref());
+            reader.ended |= event.is_err();
             if let Some(event) = event.transpose() {
                 return Poll::Ready(Some(event));
             }
-            if self.0.get_ref().ended {
+            if reader.ended {
                 return Poll::Ready(None);
             }
-            let cmd = self.0.get_ref().cmd;
-            match ready!(self.0.poll_read_ready_mut(context)) {
+            match ready!(fd.poll_read_ready_mut(context)) {
                 // An event that comes from here on makes it ready again.
                 Ok(mut guard) => guard.clear_ready(),
                 Err(error) => {
-                    self.0.get_mut().ended = true;
+                    reader.ended = true;
                     let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
-                    return Poll::Ready(Some(Err(
-                        cmd.explain(Error::call("epoll_wait(async events)", errno))
-                    )));
+                    let error = Error::call("epoll_wait(async events)", errno);
+                    return Poll::Ready(Some(Err(reader.error(error))));
                 }
             }
         }
     }
 }
 
-impl FusedStream for AsyncEventStream<'_> {
+impl FusedStream for AsyncEventStream {
     fn is_terminated(&self) -> bool {
-        self.0.get_ref().ended
+        self.reader.ended
     }
 }

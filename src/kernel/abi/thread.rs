@@ -8,7 +8,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use super::{Errno, Sys};
-use crate::kernel::linux::gettid;
 
 /// While this exists the calling thread runs no signal handler
 /// ([`Kernel::undisturbed`](crate::kernel::Kernel::undisturbed)).
@@ -50,6 +49,10 @@ fn set_mask(how: libc::c_int, mask: &Mask) -> Sys<Mask> {
 
 fn last_errno() -> Errno {
     Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
+}
+
+fn gettid() -> u32 {
+    rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned()
 }
 
 /// `PTHREAD_CANCEL_DISABLE` (`pthread.h` of glibc and musl).
@@ -307,7 +310,6 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
     use super::*;
-    use crate::kernel::linux::gettid;
 
     static HANDLED: AtomicUsize = AtomicUsize::new(0);
 

@@ -1,8 +1,8 @@
 //! A netlink socket of a host, call by call. What is asked, and what an answer means, is up to the
 //! caller: a judge should not read answers by the code that it judges.
 
-use super::super::super::{Errno, Handle, Kernel};
 use super::Probe;
+use crate::kernel::{Errno, Handle, Kernel};
 
 /// An RDMA netlink socket on the kernel of a [`Probe`].
 #[derive(Debug)]

@@ -7,13 +7,13 @@ mod wire;
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use super::super::netlink::{Message, Messages, NLMSG_DONE, NLMSG_ERROR, Request};
-use super::super::nldev::{Chardev, Command, DeviceInfo, Resource, attr, parse_resources};
-use super::super::{Errno, FileType, Handle, Kernel, OFlags, Resolve, Stat, VerbsCall};
-use crate::context::query_device;
 use crate::host::Host;
 use crate::ids::DriverId;
+use crate::kernel::netlink::{Message, Messages, NLMSG_DONE, NLMSG_ERROR, Request};
+use crate::kernel::nldev::{Chardev, Command, DeviceInfo, Resource, attr, parse_resources};
 use crate::kernel::retry;
+use crate::kernel::{Errno, FileType, Handle, Kernel, OFlags, Resolve, Stat, VerbsCall};
+use crate::verbs;
 
 pub use self::wire::Wire;
 
@@ -272,10 +272,8 @@ impl Probed {
     /// # Errors
     /// Its errno.
     pub fn query_device(&self) -> Result<u64, i32> {
-        match query_device(&self.kernel, self.as_fd(), DRIVER) {
-            Ok(attributes) => Ok(attributes.node_guid.0),
-            Err(error) => Err(error.raw_os_error().unwrap_or_default()),
-        }
+        let answer = verbs::query_device(&self.kernel, self.as_fd(), DRIVER);
+        answer.map(|answer| verbs::node_guid(&answer).0).map_err(Errno::raw_os_error)
     }
 }
 

@@ -2,8 +2,8 @@
 
 use std::os::fd::AsFd as _;
 
-use super::super::super::{Attr, AttrData, Errno, VerbsCall};
 use super::{DRIVER, Probed};
+use crate::kernel::{Attr, AttrData, Errno, VerbsCall};
 
 /// `IB_USER_VERBS_CMD_*`.
 const ALLOC_PD: u64 = 3;

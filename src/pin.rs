@@ -1,0 +1,119 @@
+//! Holding an instance in place while it is read, opened or proved: steps 1 and 2 of the open protocol.
+
+use std::sync::Arc;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::evidence::{Evidence, Step, Value};
+use crate::identity::Timestamp;
+use crate::ids::{DeviceNumber, Name};
+use crate::kernel::{Handle, Kernel};
+use crate::record::Record;
+use crate::sysfs::{self, Attribute};
+
+/// Step 1: a device that is known to be gone is not looked for.
+pub(crate) fn known(record: &Record) -> Result<()> {
+    match record.known_gone() {
+        Some(gone) => Err(Error::new(gone.kind(), "the last look found that out").at(Step::Known)),
+        None => Ok(()),
+    }
+}
+
+/// An instance that is held in place: while this exists, its inode numbers cannot be evicted, and
+/// its two attributes can be asked again.
+#[derive(Debug)]
+pub(crate) struct Pin {
+    directory: Arc<Handle>,
+    dev: Attribute,
+    ibdev: Attribute,
+    kernel: Kernel,
+    pub(crate) device_number: DeviceNumber,
+    name: Name,
+    pub(crate) timestamp: Timestamp,
+}
+
+impl Pin {
+    /// Reads `dev` through the pin: an answer means that the device is alive at this moment.
+    pub(crate) fn read_device_number(&self) -> Result<DeviceNumber> {
+        self.dev.read(&self.kernel, sysfs::parse_device_number)
+    }
+
+    /// The uverbs directory.
+    pub(crate) fn directory(&self) -> &Handle {
+        &self.directory
+    }
+
+    /// The name when it was pinned.
+    pub(crate) fn name(&self) -> &Name {
+        &self.name
+    }
+
+    /// Reads `ibdev` through the pin: the name at this moment.
+    pub(crate) fn read_name(&self) -> Result<Name> {
+        self.ibdev.read(&self.kernel, sysfs::parse_name)
+    }
+
+    /// The timestamp at this moment.
+    pub(crate) fn read_timestamp(&self) -> Result<Timestamp> {
+        Ok(self.ibdev.stat(&self.kernel)?.ctime)
+    }
+}
+
+/// Step 2: the directory in /sys, compared with the record and held; `dev` and `ibdev` read through it.
+pub(crate) fn pin_instance(record: &Record, evidence: &mut Evidence) -> Result<Pin> {
+    let kernel = record.host.kernel();
+    let (directory, stat) = record.directory()?;
+    let same = |what, expected, found| (what, Value::Number(expected), Value::Number(found));
+    for (what, expected, found) in [
+        same("sysfs mount (st_dev)", record.sys_dev, stat.dev),
+        same("uverbs directory (inode)", record.ino, stat.ino),
+    ] {
+        evidence.require(Step::Pin, what, ErrorKind::Replaced, expected, || Ok(found))?;
+    }
+    let ibdev = Attribute::open(kernel, &directory, c"ibdev")?;
+    let timestamp = ibdev.stat(kernel)?.ctime;
+    let dev = Attribute::open(kernel, &directory, c"dev")?;
+    let device_number = dev.read(kernel, sysfs::parse_device_number)?;
+    evidence.require(
+        Step::Pin,
+        "device number (dev)",
+        ErrorKind::Replaced,
+        Value::Device(record.device_number),
+        || Ok(Value::Device(device_number)),
+    )?;
+    let name = ibdev.read(kernel, sysfs::parse_name)?;
+    let known = record.state().timestamp;
+    if timestamp != known {
+        // Where inode numbers are unique this is an eviction. Where they may repeat it is what tells a
+        // replacement.
+        if record.host.heeds_timestamps() {
+            let (expected, found) = (time(known), time(timestamp));
+            evidence.require(Step::Pin, TIMESTAMP, ErrorKind::Replaced, expected, || Ok(found))?;
+        }
+        tracing::debug!(device = record.label(), "timestamp refreshed: the inode was evicted");
+    }
+    record.refresh_pinned(timestamp, &name);
+    let kernel = kernel.clone();
+    Ok(Pin { directory, dev, ibdev, kernel, device_number, name, timestamp })
+}
+
+pub(crate) const TIMESTAMP: &str = "timestamp (ibdev)";
+
+pub(crate) fn time((seconds, nanoseconds): Timestamp) -> Value {
+    Value::Time(seconds, nanoseconds)
+}
+
+/// Pins a device for reading: its index is learnt, its netlink answers are read, between two signs of
+/// life.
+pub(crate) fn pin_for_reading(record: &Record) -> Result<Pin> {
+    known(record)?;
+    pin_instance(record, &mut Evidence::default()).map_err(|error| error.at(Step::Pin))
+}
+
+/// Whether a device is still the one in its place.
+pub(crate) fn is_present(record: &Record) -> Result<bool> {
+    match pin_for_reading(record).map_err(|error| record.explain(error)) {
+        Ok(_) => Ok(true),
+        Err(error) if matches!(error.kind(), ErrorKind::Removed | ErrorKind::Replaced) => Ok(false),
+        Err(error) => Err(error),
+    }
+}

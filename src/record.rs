@@ -1,0 +1,268 @@
+//! The record of one instance: what identifies it, what was learnt about it, and what became of it.
+
+use std::ffi::{CStr, CString};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::host::Host;
+use crate::identity::{Instance, Timestamp};
+use crate::ids::{DeviceNumber, Guid, Name};
+use crate::kernel::{Handle, Stat};
+use crate::sysfs::{self, Attribute};
+
+/// One device instance. It holds no descriptor but while it is used.
+pub(crate) struct Record {
+    pub(crate) host: Host,
+    /// The N of uverbsN.
+    pub(crate) number: u32,
+    /// Where its directory is, from /sys.
+    pub(crate) path: Box<CStr>,
+    pub(crate) sys_dev: u64,
+    pub(crate) ino: u64,
+    pub(crate) device_number: DeviceNumber,
+    /// Joined once, it holds for the life of the inode.
+    pub(crate) joined: OnceLock<Joined>,
+    /// Netlink's, since the first proof.
+    pub(crate) node_guid: OnceLock<Guid>,
+    pub(crate) next_pd: NextNumber,
+    /// What became of the device. It does not come back.
+    gone: OnceLock<Gone>,
+    /// It was found under another name between two lists. It may have got its old one back: the next
+    /// list has to look, though it may find the class directories as they were.
+    renamed: AtomicBool,
+    state: Mutex<State>,
+}
+
+/// What changes of a record.
+pub(crate) struct State {
+    pub(crate) name: Name,
+    pub(crate) timestamp: Timestamp,
+    /// Its directory, while somebody uses it.
+    directory: Weak<Handle>,
+}
+
+/// What netlink knows of the instance for as long as it lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Joined {
+    pub(crate) index: u32,
+    pub(crate) driver_id: Option<u32>,
+}
+
+/// Why a device is no longer there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Gone {
+    Removed,
+    Replaced,
+}
+
+impl Gone {
+    pub(crate) fn kind(self) -> ErrorKind {
+        match self {
+            Self::Removed => ErrorKind::Removed,
+            Self::Replaced => ErrorKind::Replaced,
+        }
+    }
+}
+
+/// What is seen of a device at one moment, before there is a record of it.
+pub(crate) struct Sighting {
+    pub(crate) number: u32,
+    pub(crate) path: Box<CStr>,
+    pub(crate) instance: Instance,
+    pub(crate) name: Name,
+}
+
+impl Sighting {
+    /// Looks at uverbsN. The parts belong together: all are read through one descriptor.
+    pub(crate) fn take(host: &Host, number: u32) -> Result<Self> {
+        let (kernel, sys) = (host.kernel(), host.sys());
+        let path = sysfs::read_class_link(kernel, sys, number)?;
+        let directory = sysfs::open(kernel, sys, &path, sysfs::DIRECTORY)?;
+        let stat = sysfs::stat(kernel, &directory)?;
+        let dev = Attribute::open(kernel, &directory, c"dev")?;
+        let device_number = dev.read(kernel, sysfs::parse_device_number)?;
+        let ibdev = Attribute::open(kernel, &directory, c"ibdev")?;
+        let timestamp = ibdev.stat(kernel)?.ctime;
+        let name = ibdev.read(kernel, sysfs::parse_name)?;
+        let unique = host.has_unique_inodes();
+        let instance = Instance::new(&stat, device_number, timestamp, unique);
+        Ok(Self { number, path: path.into(), instance, name })
+    }
+}
+
+impl Record {
+    pub(crate) fn new(host: Host, sighting: Sighting) -> Self {
+        let Sighting { number, path, instance, name } = sighting;
+        Self {
+            host,
+            number,
+            path,
+            sys_dev: instance.sys_dev,
+            ino: instance.ino,
+            device_number: instance.device_number,
+            joined: OnceLock::new(),
+            node_guid: OnceLock::new(),
+            next_pd: NextNumber::default(),
+            gone: OnceLock::new(),
+            renamed: AtomicBool::new(false),
+            state: Mutex::new(State {
+                name,
+                timestamp: instance.timestamp,
+                directory: Weak::new(),
+            }),
+        }
+    }
+
+    /// The directory of the device that it is part of, from /sys.
+    pub(crate) fn parent_path(&self) -> Result<CString> {
+        let uverbs = self.path.to_bytes();
+        let class = uverbs.rsplitn(3, |byte| *byte == b'/').nth(2).unwrap_or_default();
+        CString::new(class).map_err(|_| Error::new(ErrorKind::Malformed, "a path with a NUL in it"))
+    }
+
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|poison| poison.into_inner())
+    }
+
+    pub(crate) fn instance(&self) -> Instance {
+        Instance {
+            sys_dev: self.sys_dev,
+            ino: self.ino,
+            device_number: self.device_number,
+            timestamp: self.state().timestamp,
+            has_unique_inode: self.host.has_unique_inodes(),
+        }
+    }
+
+    /// Whether a sighting is of this very instance.
+    pub(crate) fn is_seen_in(&self, sighting: &Sighting) -> bool {
+        let (seen, known) = (&sighting.instance, self.instance());
+        let strict = self.host.policy().strict_timestamps;
+        *seen == known && (!strict || seen.timestamp == known.timestamp)
+    }
+
+    /// Takes over what a list has found changed of the instance.
+    pub(crate) fn refresh(&self, sighting: &Sighting) {
+        self.renamed.store(false, Relaxed);
+        self.note(sighting.instance.timestamp, &sighting.name);
+    }
+
+    /// Takes over what an open has found changed of the instance.
+    pub(crate) fn refresh_pinned(&self, timestamp: Timestamp, name: &Name) {
+        if self.note(timestamp, name) {
+            self.renamed.store(true, Relaxed);
+        }
+    }
+
+    /// Whether the name is another one.
+    fn note(&self, timestamp: Timestamp, name: &Name) -> bool {
+        let mut state = self.state();
+        state.timestamp = timestamp;
+        let renamed = state.name != *name;
+        if renamed {
+            state.name = name.clone();
+        }
+        renamed
+    }
+
+    /// Nothing was found of it since the last list that the next one has to look into.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.gone.get().is_none() && !self.renamed.load(Relaxed)
+    }
+
+    /// Name and uverbs name, for messages.
+    pub(crate) fn label(&self) -> String {
+        format!("{} (uverbs{})", self.state().name, self.number)
+    }
+
+    /// Its directory in /sys, shared by all who use the record at this moment, and what `fstat` says
+    /// of it. It may be the directory of another instance by now, or of a dead one: the caller
+    /// compares and reads.
+    pub(crate) fn directory(&self) -> Result<(Arc<Handle>, Stat)> {
+        let kernel = self.host.kernel();
+        let shared = self.state().directory.upgrade();
+        if let Some(directory) = shared {
+            let stat = sysfs::stat(kernel, &directory)?;
+            return Ok((directory, stat));
+        }
+        let opened = Arc::new(sysfs::open(kernel, self.host.sys(), &self.path, sysfs::DIRECTORY)?);
+        let stat = sysfs::stat(kernel, &opened)?;
+        // Only the directory of this very instance is shared.
+        if (stat.dev, stat.ino) == (self.sys_dev, self.ino) {
+            self.state().directory = Arc::downgrade(&opened);
+        }
+        Ok((opened, stat))
+    }
+
+    /// Whether it is already known that the device is gone.
+    pub(crate) fn known_gone(&self) -> Option<Gone> {
+        self.gone.get().copied()
+    }
+
+    /// Notes for good that the device is gone; what was noted first stands.
+    pub(crate) fn mark(&self, gone: Gone) {
+        let _ = self.gone.set(gone);
+    }
+
+    /// Whether the device is gone, as the class link says now; notes it. Errors that leave it open
+    /// count as "not known to be gone".
+    pub(crate) fn fate(&self) -> Option<Gone> {
+        if let Some(gone) = self.known_gone() {
+            return Some(gone);
+        }
+        let (kernel, sys) = (self.host.kernel(), self.host.sys());
+        let found = sysfs::read_class_link(kernel, sys, self.number)
+            .and_then(|path| sysfs::open(kernel, sys, &path, sysfs::DIRECTORY))
+            .and_then(|directory| sysfs::stat(kernel, &directory));
+        let gone = match found {
+            Ok(stat) if (stat.dev, stat.ino) == (self.sys_dev, self.ino) => None,
+            Ok(_) => Some(Gone::Replaced),
+            Err(error) if sysfs::is_absent(&error) => Some(Gone::Removed),
+            Err(_) => None,
+        };
+        if let Some(gone) = gone {
+            self.mark(gone);
+        }
+        gone
+    }
+
+    /// Says of an error which device it was, and, where the device turns out to be gone, that.
+    pub(crate) fn explain(&self, error: Error) -> Error {
+        // These are what they are whether the device is there or not.
+        let telling = !matches!(
+            error.kind(),
+            ErrorKind::Unsupported | ErrorKind::Malformed | ErrorKind::PermissionDenied
+        );
+        let error = match telling.then(|| self.fate()).flatten() {
+            Some(gone) => error.into_kind(gone.kind()),
+            None => error,
+        };
+        error.of(|| self.label())
+    }
+}
+
+/// The number that the next protection domain of a device will have, if nobody else allocates one before: the
+/// kernel counts on from the last (`xa_alloc_cyclic`). A guess only, which saves a list.
+#[derive(Debug)]
+pub(crate) struct NextNumber(AtomicU64);
+
+/// No number that the kernel gives.
+const UNKNOWN: u64 = u64::MAX;
+
+impl Default for NextNumber {
+    fn default() -> Self {
+        Self(AtomicU64::new(UNKNOWN))
+    }
+}
+
+impl NextNumber {
+    pub(crate) fn get(&self) -> Option<u32> {
+        u32::try_from(self.0.load(Relaxed)).ok()
+    }
+
+    /// `last` was given out.
+    pub(crate) fn set_after(&self, last: u32) {
+        self.0.store(last.wrapping_add(1).into(), Relaxed);
+    }
+}

@@ -1,0 +1,98 @@
+use super::*;
+use crate::host::Policy;
+use crate::ids::Name;
+use crate::sim::{DeviceSpec, Machine, Verdict};
+
+fn is_same_record(one: &Device, other: &Device) -> bool {
+    Arc::ptr_eq(&one.0, &other.0)
+}
+
+#[test]
+fn a_look_by_index_and_a_list_share_the_record() {
+    let machine = Machine::new();
+    let ids = ["a", "b", "c"].map(|name| machine.add(DeviceSpec::new(name)).expect("added"));
+    let host = Host::simulated(&machine, Policy::new()).expect("a host");
+    let registry = Registry::new(host);
+    let found = registry.by_index(machine.index_of(ids[1])).expect("found");
+    assert_eq!((found.name(), found.uverbs_number()), (Name::new(b"b"), 1));
+    for _ in 0..2 {
+        let devices = registry.devices().expect("a list");
+        assert_eq!(devices.len(), 3);
+        assert!(is_same_record(&found, &devices.by_name("b").expect("listed")));
+    }
+    for id in ids {
+        let found = registry.by_index(machine.index_of(id)).expect("found");
+        let listed = registry.devices().expect("a list");
+        assert!(is_same_record(&found, &listed.as_slice()[found.uverbs_number() as usize]));
+    }
+}
+
+#[test]
+fn a_look_by_index_notes_what_was_replaced_and_renamed() {
+    let machine = Machine::new();
+    let old = machine.add(DeviceSpec::new("a")).expect("added");
+    let host = Host::simulated(&machine, Policy::new()).expect("a host");
+    let registry = Registry::new(host);
+    let listed = registry.devices().expect("a list").by_name("a").expect("listed");
+    machine.remove(old);
+    let new = machine.add(DeviceSpec::new("a")).expect("added");
+    let found = registry.by_index(machine.index_of(new)).expect("found");
+    assert!(listed.is_known_gone() && !found.is_known_gone() && found != listed);
+    machine.rename(new, b"z").expect("renamed");
+    assert_eq!(registry.by_index(machine.index_of(new)).expect("found").name(), Name::new(b"z"));
+    let devices = registry.devices().expect("a list");
+    assert!(is_same_record(&found, &devices.by_name("z").expect("listed")));
+    assert_eq!(
+        registry.by_index(machine.index_of(old)).expect_err("gone").kind(),
+        ErrorKind::NotFound
+    );
+}
+
+struct Bench {
+    machine: Machine,
+    id: crate::sim::DeviceId,
+    device: Device,
+}
+
+fn listed() -> Bench {
+    let machine = Machine::new();
+    let id = machine.add(DeviceSpec::new("a")).expect("added");
+    let host = Host::simulated(&machine, crate::host::Policy::new()).expect("a host");
+    let device = Registry::new(host).devices().expect("a list").by_name("a").expect("listed");
+    Bench { machine, id, device }
+}
+
+#[test]
+fn the_fate_of_a_device_that_is_there_is_open() {
+    let Bench { machine, device, .. } = listed();
+    assert_eq!(device.0.fate(), None);
+    // An error that does not say that it is absent leaves it open, whichever call it is of.
+    for errno in [1, 5, 13, 40] {
+        for at in 0..4 {
+            let first = machine.calls() + 1;
+            machine.on_call(move |_, call| match call.ordinal() == first + at {
+                true => Verdict::Fail(errno),
+                false => Verdict::Continue,
+            });
+            assert_eq!(device.0.fate(), None, "errno {errno} of call {at}");
+        }
+    }
+    assert!(!device.is_known_gone());
+}
+
+#[test]
+fn the_fate_of_a_device_that_went_is_noted_for_good() {
+    for is_replaced in [false, true] {
+        let Bench { machine, id, device } = listed();
+        machine.remove(id);
+        if is_replaced {
+            machine.add(DeviceSpec::new("a")).expect("added");
+        }
+        let gone = if is_replaced { Gone::Replaced } else { Gone::Removed };
+        assert!(!device.is_known_gone());
+        assert_eq!(device.0.fate(), Some(gone));
+        assert_eq!(device.0.known_gone(), Some(gone));
+        machine.add(DeviceSpec::new("b")).expect("added");
+        assert_eq!(device.0.fate(), Some(gone));
+    }
+}
