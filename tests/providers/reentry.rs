@@ -272,6 +272,32 @@ fn a_drop_may_list_and_open() {
     });
 }
 
+/// A device that cannot be read for a while is kept without being listed.
+#[test]
+fn the_drop_of_a_device_that_was_not_listed_may_list() {
+    in_time(|| {
+        for is_replaced in [false, true] {
+            let machine = machine(&[]);
+            let drop = |own: &Own| drop(own.registry().devices().expect("a list"));
+            let own = Own { drop: Some(Box::new(drop)), ..Own::default() };
+            let (registry, own) = registry(&machine, own);
+            let gone = machine.add(DeviceSpec::new("d").driver(77, 1)).expect("added");
+            assert_eq!(registry.devices().expect("a list").len(), 2);
+            machine.set_attribute(gone, "ibdev", b"no line feed").expect("set");
+            // The timestamps of the directory have not moved: it is looked at again as it was renamed.
+            machine.rename(gone, b"e").expect("renamed");
+            assert_eq!(registry.devices().expect("a list").len(), 1);
+            assert_eq!(own.counts(), (1, 0), "it is kept");
+            machine.remove(gone);
+            if is_replaced {
+                machine.add(DeviceSpec::new("d").driver(77, 1)).expect("added");
+            }
+            registry.devices().expect("a list");
+            assert_eq!(own.counts(), (1 + usize::from(is_replaced), 1));
+        }
+    });
+}
+
 #[test]
 fn a_list_from_inside_attaches_nothing() {
     in_time(|| {
