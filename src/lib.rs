@@ -31,6 +31,7 @@
 //! - [`Provider`] and [`DeviceProvider`]: what a driver is given when a context is allocated; the known ones
 //!   are built in.
 //! - [`Evidence`]: what was checked on the way, and what each check found.
+//! - The [`manual`]: why an open can be believed.
 //!
 //! # It does not
 //! - fall back to anything weaker: where `openat2(2)` is missing or blocked, or netlink cannot prove, it fails
@@ -86,6 +87,7 @@ mod ids;
 mod index;
 mod kernel;
 mod listing;
+pub mod manual;
 mod netlink;
 mod open;
 mod pin;

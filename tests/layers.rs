@@ -54,7 +54,7 @@ const LIBRARY: Tree = Tree {
         &["open"],
         &["context"],
         &["registry"],
-        &["probe", "serialized", "fuzzing"],
+        &["probe", "serialized", "fuzzing", "manual"],
     ],
     // The vocabulary of the seam is in its own file, and the simulator behind the seam needs that.
     parts_import_whole: true,
