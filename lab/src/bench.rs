@@ -207,7 +207,7 @@ fn changed(registry: &Registry, note: Note<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The same from one thread and from eight.
+/// The same from one thread and from eight, opens from two as well.
 fn threads(list: &List<'_>, registry: &Registry, note: Note<'_>) -> Result<()> {
     let devices: Vec<_> = registry.devices()?.iter().take(THREADS).cloned().collect();
     let peers = devices
@@ -230,13 +230,21 @@ fn threads(list: &List<'_>, registry: &Registry, note: Note<'_>) -> Result<()> {
             &mut |_| on_threads(1, 8, rescan),
             &mut |_| on_threads(THREADS, 8, rescan),
             &mut |_| on_threads(1, 20, peer),
+            &mut |_| on_threads(2, 20, peer),
             &mut |_| on_threads(THREADS, 20, peer),
             &mut |_| on_threads(1, 20, opened),
+            &mut |_| on_threads(2, 20, opened),
             &mut |_| on_threads(THREADS, 20, opened),
         ],
     )?;
-    let names = ["sweep", "rescan", "open_ibverbs", "open"];
-    let names = names.iter().flat_map(|name| [1, THREADS].map(|n| format!("{name}_{n}_threads")));
+    let names = [
+        ("sweep", &[1, THREADS][..]),
+        ("rescan", &[1, THREADS]),
+        ("open_ibverbs", &[1, 2, THREADS]),
+        ("open", &[1, 2, THREADS]),
+    ];
+    let names =
+        names.iter().flat_map(|(name, all)| all.iter().map(move |n| format!("{name}_{n}_threads")));
     for (name, times) in names.zip(&times) {
         note(&name, times);
     }

@@ -3,7 +3,7 @@
 use super::figures::{Run, Times};
 
 /// The times that are compared, and their labels.
-const TIMES: [(&str, &str); 18] = [
+const TIMES: [(&str, &str); 21] = [
     ("sweep", "names of both class directories, read and thrown away"),
     ("list_ibverbs", "`ibv_get_device_list`"),
     ("rescan", "`Registry::devices`, nothing changed"),
@@ -19,8 +19,11 @@ const TIMES: [(&str, &str); 18] = [
     ("sweep_8_threads", "names, 8 threads at once"),
     ("rescan_1_threads", "`Registry::devices`, 1 thread"),
     ("rescan_8_threads", "`Registry::devices`, 8 threads at once"),
+    ("open_ibverbs_1_threads", "`ibv_open_device`, close, 1 thread"),
+    ("open_ibverbs_2_threads", "`ibv_open_device`, close, 2 threads at once"),
     ("open_ibverbs_8_threads", "`ibv_open_device`, close, 8 threads at once"),
     ("open_1_threads", "`Device::open`, close, 1 thread"),
+    ("open_2_threads", "`Device::open`, close, 2 threads at once"),
     ("open_8_threads", "`Device::open`, close, 8 threads at once"),
 ];
 
@@ -50,19 +53,19 @@ vary with the load of the host, so only the ratios count. The two sides of a com
 const NOTES: &str = "\
 ## What the figures justify in the code
 
-- **Sweeps are compared as they are** (`src/sweep.rs`): names and inodes are appended to buffers that are kept, and two
+- **Sweeps are compared as they are** (`src/listing.rs`): names and inodes are appended to buffers that are kept, and two
   looks are equal when the buffers are. The first version made a map of the names at each list, and a list of what was
   found.
 - **Sweeps are made without the lock** (`src/registry.rs`): otherwise threads that list at once would wait for one
   another for the whole of a sweep. A sweep that finds a change, after another thread has found one, is made again under
   the lock.
-- **The index is searched for** (`src/indices.rs`): a dump of 1,000 devices takes 110 ms, `GET_CHARDEV` of one index 14
+- **The index is searched for** (`src/index.rs`): a dump of 1,000 devices takes 110 ms, `GET_CHARDEV` of one index 14
   us. By the order of registration one request finds it if no device has been removed. The join, which decides, is the
   same as after a dump.
 - **Short netlink buffers** (`src/netlink.rs`): the kernel makes, and clears, the messages of a dump as long as the
   longest buffer that it has seen. Warm opens took 757 us with 32 KiB (`ibv_open_device` beside them 74), and take 400
   with 2 KiB (62; 10th percentiles). A list that does not fit is requested again with 32 KiB.
-- **Places are remembered** (`src/sweep.rs:name_of`): a list in which 1 of 1,000 names had changed took 7.1 ms while it
+- **Places are remembered** (`src/listing.rs:name_of`): a list in which 1 of 1,000 names had changed took 7.1 ms while it
   sorted the names to find the other 999. It takes half of that now that it looks for each near its last place.
 - **A netlink socket for each open** (`src/netlink.rs:Source`), at some 20 us: one that is kept would keep ib_core from
   being unloaded, and threads that share one wait for each other's answers.
@@ -102,6 +105,7 @@ pub(crate) fn results(runs: &[Run]) -> String {
         let cells: String = sizes.iter().map(cell).collect();
         text.push_str(&format!("| {label} |{cells}\n"));
     }
+    text.push_str(&opens_per_second(last));
     text.push_str(&format!("\n## Counts\n\n| |{heads}\n{rule}\n"));
     for (name, label) in COUNTS {
         let cell = |&devices: &usize| {
@@ -112,6 +116,22 @@ pub(crate) fn results(runs: &[Run]) -> String {
     }
     text.push('\n');
     text.push_str(NOTES);
+    text
+}
+
+/// How many opens all threads together make in a second, by their number.
+fn opens_per_second(run: &Run) -> String {
+    const THREADS: [u32; 3] = [1, 2, 8];
+    let mut text = "\n## Opens per second, of 1,000 listed\n\n| threads | `ibv_open_device`, close | `Device::open`, close |\n|---|---|---|\n".to_owned();
+    for threads in THREADS {
+        let rate = |name: &str| {
+            let time = run.time(&format!("{name}_{threads}_threads"), 1000)?;
+            Some(format!("{:.0}", f64::from(threads) * 1e6 / time.median))
+        };
+        if let (Some(theirs), Some(ours)) = (rate("open_ibverbs"), rate("open")) {
+            text.push_str(&format!("| {threads} | {theirs} | {ours} |\n"));
+        }
+    }
     text
 }
 
