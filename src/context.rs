@@ -3,9 +3,10 @@
 mod claim;
 mod device;
 mod events;
+mod in_sysfs;
 #[cfg(test)]
 mod layouts;
-mod pkeys;
+
 mod port;
 mod rate;
 
@@ -231,21 +232,6 @@ impl<P> Context<P> {
     #[doc(alias = "ibv_query_gid_table")]
     pub fn gids(&self) -> Result<Vec<GidEntry>> {
         self.body.query_gids()
-    }
-
-    /// Reads the partition keys of a port, in the order of its table (`ibv_query_pkey(3)`). The top bit
-    /// marks a full member. The kernel has no command for them, so they are read in sysfs, beside the
-    /// pinned directory of this device. They are returned only if the device was there, under one name
-    /// and with one GUID, before and after. (Two devices with one parent and equal GUIDs cannot be
-    /// distinguished if their names are swapped and swapped back meanwhile.)
-    ///
-    /// # Errors
-    /// `Removed` or `Replaced` if the device is gone. `Unstable` if it was renamed meanwhile.
-    /// `Unsupported` if its name is `.` or `..`, or has a `/` in it: such a name is no directory in
-    /// sysfs.
-    #[doc(alias = "ibv_query_pkey")]
-    pub fn pkeys(&self, port: u8) -> Result<Vec<u16>> {
-        self.body.query_pkeys(port)
     }
 
     /// Opens the async events of this context, from now on (`ibv_get_async_event(3)`). Each call opens a

@@ -303,3 +303,22 @@ fn fork_safety_is_what_the_kernel_says() {
     machine.deny_netlink(Some(1));
     assert_eq!(kind(host.fork_safety()), ErrorKind::NetlinkUnavailable);
 }
+
+#[test]
+fn a_board_has_an_id_or_none() {
+    let machine = Machine::new();
+    let with =
+        machine.add(DeviceSpec::new("a").guid(0xa0).board_id("MT_0000000010")).expect("added");
+    machine.add(DeviceSpec::new("b").guid(0xb0)).expect("added");
+    let [a, b] = ["a", "b"].map(|name| listed(&machine, name).open().expect("opened"));
+    assert_eq!(a.board_id().expect("read").expect("an id"), "MT_0000000010");
+    assert_eq!(b.board_id().expect("read"), None);
+    // Not of another device that has the name by then.
+    machine.on_call(move |world, call| {
+        if call.kind() == CallKind::Pread && call.detail(world).contains("board_id") {
+            world.rename(with, b"c").expect("renamed");
+        }
+        Verdict::Continue
+    });
+    assert_eq!(kind(a.board_id()), ErrorKind::Unstable);
+}

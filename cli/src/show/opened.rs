@@ -14,6 +14,8 @@ use crate::table::Table;
 #[derive(Serialize)]
 pub(super) struct Opened {
     completion_vectors: u32,
+    /// Null where the driver has none, or it cannot be read.
+    board_id: Option<String>,
     #[serde(serialize_with = "entries")]
     attributes: DeviceAttributes,
     #[serde(serialize_with = "extended_entries")]
@@ -86,6 +88,7 @@ impl Opened {
         let ports = 1..=attributes.phys_port_count;
         Ok(Self {
             completion_vectors: context.completion_vectors(),
+            board_id: noted(context.board_id())?.flatten().map(|id| id.to_string()),
             extended_attributes: noted(context.query_device_extended())?,
             ports: ports.map(|port| Port::ask(context, port, &gids)).collect::<Result<_, _>>()?,
             attributes,
@@ -106,6 +109,9 @@ impl Opened {
             ("hardware version", format!("{:#x}", attributes.hardware_version)),
         ] {
             table.row([what.into(), value.into()]);
+        }
+        if let Some(id) = &self.board_id {
+            table.row(["board id".into(), id.clone().into()]);
         }
     }
 

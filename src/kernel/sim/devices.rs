@@ -140,6 +140,9 @@ impl World {
         let text = format!("{}: {node_type}\n", spec.node_type);
         tree.add_attr(dir, b"node_type", text.as_bytes());
         tree.add_attr(dir, b"fw_ver", format!("{}\n", spec.fw_version).as_bytes());
+        if let Some(id) = &spec.board_id {
+            tree.add_attr(dir, b"board_id", format!("{id}\n").as_bytes());
+        }
         let ports = tree.add_dir(dir, b"ports");
         let port = tree.add_dir(ports, b"1");
         let pkeys = tree.add_dir(port, b"pkeys");

@@ -18,6 +18,7 @@ pub struct DeviceSpec {
     pub(super) parent: Option<String>,
     pub(super) modalias: Option<String>,
     pub(super) fw_version: String,
+    pub(super) board_id: Option<String>,
     pub(super) node_type: u8,
     pub(super) driver_data_in: usize,
     pub(super) driver_data_out: usize,
@@ -35,6 +36,7 @@ impl Default for DeviceSpec {
             parent: None,
             modalias: None,
             fw_version: "1.2.3".into(),
+            board_id: None,
             node_type: 1,
             driver_data_in: 0,
             driver_data_out: 0,
@@ -80,6 +82,12 @@ impl DeviceSpec {
     /// The firmware version; may be empty.
     pub fn fw_version(mut self, version: impl Into<String>) -> Self {
         self.fw_version = version.into();
+        self
+    }
+
+    /// The contents of the attribute `board_id`, which is missing otherwise.
+    pub fn board_id(mut self, id: impl Into<String>) -> Self {
+        self.board_id = Some(id.into());
         self
     }
 
