@@ -51,17 +51,21 @@ fn left_domain(world: &World, program: Program) -> Result<Option<u32>> {
     if world.keeps_domains {
         return Ok(None);
     }
+    // The program's own are on the right device, or on its replacement, if that came before the program opened it.
+    let mut own = program.keeps_right_domains();
     for (ino, instance) in &world.instances {
         let mut expected = instance.domains;
         if *ino == world.first {
-            expected += world.domains_besides() + program.keeps_right_domains();
+            expected += world.domains_besides();
         }
         if Some(instance.index) == world.old {
             expected += program.keeps_wrong();
         }
-        if link::domains(instance.index)? > expected {
+        let more = link::domains(instance.index)?.saturating_sub(expected);
+        if more > own {
             return Ok(Some(instance.index));
         }
+        own -= more;
     }
     Ok(None)
 }
