@@ -273,7 +273,7 @@ fn an_unknown_driver_is_told_nothing_and_the_error_says_so() {
     assert_eq!(context.driver_id(), DriverId::from_raw(77));
     assert!(machine.driver_data_of(fine).is_empty());
     let error = listed(&registry, "needy").open().expect_err("refused");
-    assert!(error.to_string().contains("told nothing"), "{error}");
+    assert!(error.to_string().contains("given no data"), "{error}");
     assert_eq!(error.raw_os_error(), Some(22));
 }
 

@@ -56,7 +56,7 @@ const NOTES: &str = "\
 - **Sweeps are made without the lock** (`src/registry.rs`): otherwise threads that list at once would wait for one
   another for the whole of a sweep. A sweep that finds a change, after another thread has found one, is made again under
   the lock.
-- **The index is searched for** (`src/indices.rs`): a dump of 1,000 devices takes 110 ms, `GET_CHARDEV` of one index 14
+- **The index is searched for** (`src/index.rs`): a dump of 1,000 devices takes 110 ms, `GET_CHARDEV` of one index 14
   us. By the order of registration one request finds it if no device has been removed. The join, which decides, is the
   same as after a dump.
 - **Short netlink buffers** (`src/netlink.rs`): the kernel makes, and clears, the messages of a dump as long as the
