@@ -1,5 +1,5 @@
-//! The protocol on the simulated kernel: what must be refused, and what must not. (`explore/` tries
-//! everything at every call.)
+//! The protocol on the simulated kernel: what must be refused, and what must not. (`explore/` tries everything at
+//! every call.)
 
 use std::os::fd::AsFd as _;
 
@@ -22,7 +22,7 @@ fn kind<T: std::fmt::Debug>(result: uverbs::Result<T>) -> ErrorKind {
     result.expect_err("it has to be refused").kind()
 }
 
-/// Which check refused it.
+/// The check that refused it.
 fn refused_by<T: std::fmt::Debug>(result: uverbs::Result<T>) -> (Step, &'static str) {
     let error = result.expect_err("it has to be refused");
     let check = error.evidence().and_then(|evidence| evidence.checks().last()).expect("evidence");
@@ -36,11 +36,11 @@ fn a_device_is_opened_and_proved() {
     let id = machine.add(device("rxe0", 0xa0)).expect("added");
     let context = listed(&machine, "rxe0").open().expect("opened");
     assert_eq!(machine.device_of(context.as_fd()), Some(id));
-    assert_eq!(context.query_device().expect("asked").node_guid.0, 0xa0);
+    assert_eq!(context.query_device().expect("queried").node_guid.0, 0xa0);
     assert_eq!(context.evidence().context_number(), machine.ctxn_of(context.as_fd()));
     assert!(context.evidence().checks().iter().all(uverbs::Check::held));
     drop(context);
-    assert_eq!(machine.open_handles(), 0, "everything was let go");
+    assert_eq!(machine.open_handles(), 0, "everything was closed");
 }
 
 #[test]
@@ -57,7 +57,7 @@ fn a_replacement_is_refused_and_not_touched() {
 }
 
 #[test]
-fn a_removed_device_is_not_looked_for_again() {
+fn a_removed_device_is_not_looked_up_again() {
     let machine = Machine::new();
     let id = machine.add(device("rxe0", 0xa0)).expect("added");
     let asked = listed(&machine, "rxe0");
@@ -74,7 +74,7 @@ fn a_static_node_bound_to_the_old_device_is_refused() {
         let machine = Machine::new();
         let old = machine.add(device("old", 0xa0).disassociates(false)).expect("added");
         machine.set_node(0, NodeKind::Static);
-        let context = listed(&machine, "old").open().expect("as good as any node");
+        let context = listed(&machine, "old").open().expect("it works like any other node");
         machine.remove(old);
         let new = machine.add(device("new", guid).disassociates(false)).expect("added");
         let asked = listed(&machine, "new");
@@ -123,10 +123,10 @@ fn a_policy_holds_for_lists_and_opens_alike() {
     assert_eq!(kind(asked.open()), ErrorKind::Replaced);
     assert_eq!(kind(asked.open_allow_unproven()), ErrorKind::Replaced);
     lax.open().expect("opened");
-    // Whoever lists anew has the timestamp of now, as another device.
-    let anew = strict.devices().expect("a list").by_name("rxe0").expect("listed");
-    anew.open().expect("opened");
-    assert_ne!(anew.instance().timestamp, asked.instance().timestamp);
+    // A new list has the current timestamp, as another device.
+    let relisted = strict.devices().expect("a list").by_name("rxe0").expect("listed");
+    relisted.open().expect("opened");
+    assert_ne!(relisted.instance().timestamp, asked.instance().timestamp);
 }
 
 #[test]
@@ -170,7 +170,7 @@ fn the_node_is_looked_at_before_it_is_opened() {
     assert_eq!(machine.open_handles(), 0);
 }
 
-/// Has what is in `/dev/infiniband/uverbs0` change once it was looked at, before it is opened.
+/// Changes `/dev/infiniband/uverbs0` after it was looked at and before it is opened.
 fn change_before_open(machine: &Machine, to: NodeKind) {
     machine.on_call(move |world, call| {
         let detail = call.detail(world);
@@ -185,14 +185,14 @@ fn change_before_open(machine: &Machine, to: NodeKind) {
 }
 
 #[test]
-fn what_is_opened_is_what_was_looked_at() {
-    // The number is right, the node is another one.
+fn the_opened_node_is_the_one_looked_at() {
+    // The number is right, but it is another node.
     let machine = Machine::new();
     machine.add(device("rxe0", 0xa0)).expect("added");
     change_before_open(&machine, NodeKind::Static);
     let refused = refused_by(listed(&machine, "rxe0").open());
     assert_eq!(refused, (Step::Open, "inode of the node"));
-    // What cannot be opened as a device any more.
+    // Nodes that can no longer be opened as devices.
     for (node, errno, expected) in [
         (NodeKind::Symlink("uverbs1".into()), 40, ErrorKind::NodeMismatch),
         (NodeKind::Directory, 21, ErrorKind::NodeMismatch),
@@ -212,7 +212,7 @@ fn what_is_opened_is_what_was_looked_at() {
                 && detail.contains("/uverbs0")
             {
                 opens += 1;
-                // Every other one looks.
+                // Every other open is a look.
                 world.set_node(0, if opens % 2 == 1 { NodeKind::Kernel } else { to.clone() });
             }
             Verdict::Continue
@@ -223,7 +223,7 @@ fn what_is_opened_is_what_was_looked_at() {
     }
 }
 
-/// An open starts over when the name moves under it, but not for ever.
+/// An open starts over when the name changes meanwhile, but not endlessly.
 #[test]
 fn an_open_starts_over_twice() {
     for (renames, succeeds) in [(1, true), (2, true), (3, false), (9, false)] {
@@ -252,9 +252,9 @@ fn an_open_starts_over_twice() {
     }
 }
 
-/// The device goes before the last call of what is done: that call is there to see it.
+/// The device goes before the last call of an operation. That call has to notice.
 #[test]
-fn the_last_call_sees_whether_the_device_is_there() {
+fn the_last_call_notices_whether_the_device_is_there() {
     type Act = fn(&Machine, &Device) -> uverbs::Result<()>;
     let acts: [(&str, Act); 5] = [
         ("open", |_, device| device.open().map(drop)),
@@ -290,7 +290,7 @@ fn the_last_call_sees_whether_the_device_is_there() {
                 assert_eq!(kind(act(&machine, &asked)), ErrorKind::Removed, "{what}");
                 assert!(asked.is_known_gone(), "{what}");
             } else {
-                act(&machine, &asked).expect("all is well");
+                act(&machine, &asked).expect("nothing went wrong");
                 last = Some(machine.calls());
             }
         }
@@ -298,7 +298,7 @@ fn the_last_call_sees_whether_the_device_is_there() {
 }
 
 #[test]
-fn what_is_known_to_be_gone_is_not_asked_for() {
+fn a_known_gone_device_takes_no_call() {
     let machine = Machine::new();
     let id = machine.add(device("rxe0", 0xa0)).expect("added");
     let asked = listed(&machine, "rxe0");
@@ -310,7 +310,7 @@ fn what_is_known_to_be_gone_is_not_asked_for() {
     assert_eq!(machine.calls(), calls);
     let error = asked.verify(&context).expect_err("it is gone");
     assert_eq!((error.kind(), error.step()), (ErrorKind::Removed, Some(Step::Known)));
-    assert_eq!(machine.calls(), calls + 1, "but for the duplicate");
+    assert_eq!(machine.calls(), calls + 1, "only the duplicate");
 }
 
 #[test]
@@ -321,14 +321,14 @@ fn nothing_is_done_with_the_descriptor_of_another_node() {
     let other = machine.open_unguarded(1).expect("opened");
     let asked = listed(&machine, "rxe0");
     machine.on_call(|_, call| match call.kind() {
-        CallKind::VerbsIoctl => panic!("a command of the wrong device"),
+        CallKind::VerbsIoctl => panic!("a command to the wrong device"),
         _ => Verdict::Continue,
     });
     let refused = refused_by(asked.verify(&other));
     assert_eq!(refused, (Step::Open, "device number of the node"));
 }
 
-/// The pinned device has its number and is mapped: a node that leads to nothing is not its own.
+/// The pinned device has its number and is mapped, so a node that leads to nothing is not the device's.
 #[test]
 fn a_node_that_leads_nowhere_is_a_mismatch() {
     let machine = Machine::new();
@@ -368,7 +368,7 @@ fn a_node_that_leads_nowhere_is_a_mismatch() {
 }
 
 #[test]
-fn a_context_that_fails_says_whether_a_provider_is_missing() {
+fn a_failed_context_reports_whether_a_provider_is_missing() {
     for (driver, is_missing) in [(14, false), (999, true)] {
         let machine = Machine::new();
         machine.add(device("a", 0xa0).driver(driver, 2)).expect("added");
@@ -389,7 +389,7 @@ fn a_context_reports_whether_its_device_is_there() {
     let id = machine.add(device("rxe0", 0xa0).disassociates(false)).expect("added");
     let context = listed(&machine, "rxe0").open().expect("opened");
     assert!(context.is_device_present().expect("there"));
-    // What leaves it open is neither.
+    // A result that leaves it open is neither.
     machine.on_call(|_, call| match call.kind() {
         CallKind::Pread => Verdict::Fail(5),
         _ => Verdict::Continue,
@@ -400,9 +400,9 @@ fn a_context_reports_whether_its_device_is_there() {
     assert!(!context.is_device_present().expect("gone"));
 }
 
-/// An answer about another device, or another PD, is none.
+/// An answer about another device, or another PD, is refused.
 #[test]
-fn an_answer_about_something_else_is_refused() {
+fn an_answer_about_another_object_is_refused() {
     // The index is the first attribute; the number comes after the name and a count.
     let answers = [("GET ", 20), ("RES_PD_GET ", 20), ("RES_PD_GET dump", 20), ("RES_PD_GET ", 52)];
     for (request, at) in answers {
@@ -431,7 +431,7 @@ fn an_answer_about_something_else_is_refused() {
     }
 }
 
-/// The signals that this thread holds back, as `/proc` shows them.
+/// The signals that this thread blocks, as `/proc` shows them.
 #[allow(clippy::disallowed_methods)] // a test looks at itself
 fn blocked_signals() -> u64 {
     let status = std::fs::read_to_string("/proc/thread-self/status").expect("read");
@@ -439,7 +439,7 @@ fn blocked_signals() -> u64 {
     u64::from_str_radix(mask.trim(), 16).expect("a number")
 }
 
-/// From the context on to the end, no signal handler runs on a thread that proves.
+/// From the context to the end, no signal handler runs on a thread that proves.
 #[test]
 fn no_signal_handler_runs_during_the_proof() {
     // SIGUSR1, SIGALRM, SIGCHLD.
@@ -460,7 +460,7 @@ fn no_signal_handler_runs_during_the_proof() {
     let mut expected = 0;
     for _ in 0..2 {
         let context = asked.open().expect("opened");
-        // GET_CONTEXT, QUERY_DEVICE, and a PD that comes and goes.
+        // GET_CONTEXT, QUERY_DEVICE, and a PD that is allocated and freed.
         expected += 4;
         assert_eq!(commands.load(std::sync::atomic::Ordering::Relaxed), expected);
         asked.verify(&context).expect("verified");

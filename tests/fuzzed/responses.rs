@@ -1,6 +1,6 @@
-//! A kernel that answers nonsense: what files, links, netlink and ioctls say is replaced or altered at
-//! some calls of a program. The library may believe a kernel that lies consistently; it may not
-//! panic, go on for ever, leave something open or print what it was told.
+//! A kernel that answers nonsense: at some calls of a program, the contents of files, links, netlink answers and
+//! ioctl outputs are replaced or altered. The library may believe a kernel that lies consistently. It must not
+//! panic, loop endlessly, leave anything open, or print the input unescaped.
 
 use std::os::fd::AsFd as _;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use uverbs::sim::{DeviceSpec, Machine, Verdict};
 use uverbs::{Context, ContextClaim, Device, Host, Policy, Registry};
 
 use crate::input::Input;
-use crate::told::{TOO_MANY, require_sane, sane};
+use crate::sanity::{TOO_MANY, require_sane, sane};
 
 /// What happens to one call.
 fn verdict(input: &mut Input<'_>) -> Verdict {
@@ -22,7 +22,7 @@ fn verdict(input: &mut Input<'_>) -> Verdict {
     }
 }
 
-/// Mostly in the part of an answer where something is.
+/// Mostly in the part of an answer that has content.
 fn place(input: &mut Input<'_>) -> (usize, u8) {
     (usize::from(input.byte()), input.byte())
 }
@@ -39,7 +39,7 @@ pub(crate) fn run(bytes: &[u8]) {
         machine.foreign_context(first);
         machine.foreign_context(first);
     }
-    // mthca is not told by netlink, so the descriptor is asked.
+    // For mthca, netlink does not report the driver, so the descriptor is probed.
     if settings & 4 != 0 {
         let _ = machine.add(DeviceSpec::new("mthca0").driver(5, 1).driver_data(0, 8));
     }
@@ -99,7 +99,7 @@ pub(crate) fn run(bytes: &[u8]) {
     assert_eq!(machine.open_handles(), 0, "left open");
 }
 
-/// Everything that a context can be asked.
+/// Every query of a context.
 fn ask(context: &Context, machine: &Machine, device: &Device) {
     let mut events = sane(context.async_events());
     sane(context.query_device());
