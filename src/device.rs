@@ -191,7 +191,7 @@ impl Device {
         self.joined().map(|joined| joined.driver_id.map(DriverId::from_raw))
     }
 
-    /// What the kernel reports about the device over netlink.
+    /// Queries the kernel's facts about the device over netlink.
     ///
     /// # Errors
     /// As [`index`](Self::index).
@@ -250,7 +250,7 @@ impl Device {
     }
 }
 
-/// What the kernel reports about a device over RDMA netlink.
+/// The facts that the kernel reports about a device over RDMA netlink.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]

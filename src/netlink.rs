@@ -432,7 +432,7 @@ impl Source {
     /// The socket.
     ///
     /// # Errors
-    /// `NetlinkUnavailable`, with the errno of `socket(2)`, where there is none.
+    /// `NetlinkUnavailable`, with the errno of `socket(2)`, if there is none.
     pub(crate) fn socket(&self, kernel: &Kernel) -> Result<Arc<Socket>> {
         match self {
             Self::Given(socket) => Ok(socket.clone()),

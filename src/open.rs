@@ -111,7 +111,7 @@ fn steps(
     let record = device.record();
     known(record)?;
     let pin = pin_instance(record, evidence).map_err(|e| e.at(Step::Pin))?;
-    // Before anything is opened: where nothing can be proved, there is no use in opening.
+    // Before anything is opened: if nothing can be proved, opening is of no use.
     let target = match Target::find(device, &pin) {
         Err(error) if !allow_unproven || !is_unproven(&error) => return Err(error.at(Step::Prove)),
         target => target,
@@ -269,7 +269,7 @@ fn probe_driver(kernel: &Kernel, fd: BorrowedFd<'_>, guess: Option<DriverId>) ->
             Ok(()) => break,
         }
     }
-    Err(Error::new(ErrorKind::Unsupported, "the driver is none of those that this version knows"))
+    Err(Error::new(ErrorKind::Unsupported, "this version does not know the driver"))
 }
 
 /// A method that no object of the ioctl ABI has.

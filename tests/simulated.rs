@@ -48,10 +48,10 @@ fn a_replacement_is_refused_and_not_touched() {
     for guid in [0xa0, 0xb0] {
         let machine = Machine::new();
         let old = machine.add(device("rxe0", 0xa0)).expect("added");
-        let asked = listed(&machine, "rxe0");
+        let target = listed(&machine, "rxe0");
         machine.remove(old);
         machine.add(device("rxe0", guid)).expect("added");
-        assert_eq!(kind(asked.open()), ErrorKind::Replaced);
+        assert_eq!(kind(target.open()), ErrorKind::Replaced);
         assert_eq!(machine.node_opens(), []);
     }
 }
@@ -60,11 +60,11 @@ fn a_replacement_is_refused_and_not_touched() {
 fn a_removed_device_is_not_looked_up_again() {
     let machine = Machine::new();
     let id = machine.add(device("rxe0", 0xa0)).expect("added");
-    let asked = listed(&machine, "rxe0");
+    let target = listed(&machine, "rxe0");
     machine.remove(id);
-    assert_eq!(kind(asked.open()), ErrorKind::Removed);
+    assert_eq!(kind(target.open()), ErrorKind::Removed);
     let calls = machine.calls();
-    assert_eq!(kind(asked.open()), ErrorKind::Removed);
+    assert_eq!(kind(target.open()), ErrorKind::Removed);
     assert_eq!(machine.calls(), calls);
 }
 
@@ -77,10 +77,10 @@ fn a_static_node_bound_to_the_old_device_is_refused() {
         let context = listed(&machine, "old").open().expect("it works like any other node");
         machine.remove(old);
         let new = machine.add(device("new", guid).disassociates(false)).expect("added");
-        let asked = listed(&machine, "new");
-        assert_eq!(kind(asked.open()), ErrorKind::NodeMismatch);
+        let target = listed(&machine, "new");
+        assert_eq!(kind(target.open()), ErrorKind::NodeMismatch);
         drop(context);
-        let context = asked.open().expect("the node leads to the new one now");
+        let context = target.open().expect("the node leads to the new one now");
         assert_eq!(machine.device_of(context.as_fd()), Some(new));
     }
 }
@@ -98,9 +98,9 @@ fn a_wrong_node_is_not_opened() {
         let machine = Machine::new();
         machine.add(device("rxe0", 0xa0)).expect("added");
         machine.add(device("rxe1", 0xb0)).expect("added");
-        let asked = listed(&machine, "rxe0");
+        let target = listed(&machine, "rxe0");
         machine.set_node(0, node.clone());
-        let error = asked.open().expect_err("it has to be refused");
+        let error = target.open().expect_err("it has to be refused");
         assert_eq!(error.kind(), expected, "{node:?}");
         assert!(error.to_string().contains(found), "{error}");
         assert_eq!(machine.node_opens(), [], "{node:?}");
@@ -117,16 +117,16 @@ fn a_policy_holds_for_lists_and_opens_alike() {
     machine.add(device("rxe0", 0xa0)).expect("added");
     let policy = Policy::new().strict_timestamps(true);
     let strict = Registry::new(Host::simulated(&machine, policy).expect("a host"));
-    let asked = strict.devices().expect("a list").by_name("rxe0").expect("listed");
+    let target = strict.devices().expect("a list").by_name("rxe0").expect("listed");
     let lax = listed(&machine, "rxe0");
     machine.evict();
-    assert_eq!(kind(asked.open()), ErrorKind::Replaced);
-    assert_eq!(kind(asked.open_allow_unproven()), ErrorKind::Replaced);
+    assert_eq!(kind(target.open()), ErrorKind::Replaced);
+    assert_eq!(kind(target.open_allow_unproven()), ErrorKind::Replaced);
     lax.open().expect("opened");
     // A new list has the current timestamp, as another device.
     let relisted = strict.devices().expect("a list").by_name("rxe0").expect("listed");
     relisted.open().expect("opened");
-    assert_ne!(relisted.instance().timestamp, asked.instance().timestamp);
+    assert_ne!(relisted.instance().timestamp, target.instance().timestamp);
 }
 
 #[test]
@@ -155,7 +155,7 @@ fn records_stay_with_their_instance() {
 fn the_node_is_looked_at_before_it_is_opened() {
     let machine = Machine::new();
     machine.add(device("rxe0", 0xa0)).expect("added");
-    let asked = listed(&machine, "rxe0");
+    let target = listed(&machine, "rxe0");
     // Swapped between the look and the open: opened once, refused, closed.
     machine.on_call(|world, call| {
         let opens = call.kind() == CallKind::Openat2 && call.detail(world).ends_with("/uverbs0");
@@ -164,9 +164,9 @@ fn the_node_is_looked_at_before_it_is_opened() {
         }
         Verdict::Continue
     });
-    assert_eq!(refused_by(asked.open()), (Step::Open, "device number of the node"));
+    assert_eq!(refused_by(target.open()), (Step::Open, "device number of the node"));
     assert_eq!(machine.node_opens(), [NodeOpened::Device(1, 3)]);
-    drop(asked);
+    drop(target);
     assert_eq!(machine.open_handles(), 0);
 }
 
@@ -202,7 +202,7 @@ fn the_opened_node_is_the_one_looked_at() {
         let machine = Machine::new();
         machine.add(device("rxe0", 0xa0)).expect("added");
         machine.add(device("rxe1", 0xb0)).expect("added");
-        let asked = listed(&machine, "rxe0");
+        let target = listed(&machine, "rxe0");
         let mut opens = 0;
         let to = node.clone();
         machine.on_call(move |world, call| {
@@ -217,7 +217,7 @@ fn the_opened_node_is_the_one_looked_at() {
             }
             Verdict::Continue
         });
-        let error = asked.open().expect_err("it has to be refused");
+        let error = target.open().expect_err("it has to be refused");
         assert_eq!((error.kind(), error.raw_os_error()), (expected, Some(errno)), "{node:?}");
         assert_eq!(machine.node_opens(), [], "{node:?}");
     }
@@ -229,7 +229,7 @@ fn an_open_starts_over_twice() {
     for (renames, succeeds) in [(1, true), (2, true), (3, false), (9, false)] {
         let machine = Machine::new();
         let id = machine.add(device("rxe0", 0xa0)).expect("added");
-        let asked = listed(&machine, "rxe0");
+        let target = listed(&machine, "rxe0");
         let mut left = renames;
         machine.on_call(move |world, call| {
             // Once the cmd fd is open.
@@ -242,7 +242,7 @@ fn an_open_starts_over_twice() {
             }
             Verdict::Continue
         });
-        let opened = asked.open();
+        let opened = target.open();
         assert_eq!(opened.is_ok(), succeeds, "{renames} renames");
         let attempts = if succeeds { renames + 1 } else { 3 };
         assert_eq!(machine.node_opens().len(), attempts, "{renames} renames");
@@ -279,7 +279,7 @@ fn the_last_call_notices_whether_the_device_is_there() {
         for _ in 0..2 {
             let machine = Machine::new();
             let id = machine.add(device("rxe0", 0xa0).disassociates(false)).expect("added");
-            let asked = listed(&machine, "rxe0");
+            let target = listed(&machine, "rxe0");
             if let Some(last) = last {
                 machine.on_call(move |world, call| {
                     if call.ordinal() == last {
@@ -287,10 +287,10 @@ fn the_last_call_notices_whether_the_device_is_there() {
                     }
                     Verdict::Continue
                 });
-                assert_eq!(kind(act(&machine, &asked)), ErrorKind::Removed, "{what}");
-                assert!(asked.is_known_gone(), "{what}");
+                assert_eq!(kind(act(&machine, &target)), ErrorKind::Removed, "{what}");
+                assert!(target.is_known_gone(), "{what}");
             } else {
-                act(&machine, &asked).expect("nothing went wrong");
+                act(&machine, &target).expect("nothing went wrong");
                 last = Some(machine.calls());
             }
         }
@@ -301,14 +301,14 @@ fn the_last_call_notices_whether_the_device_is_there() {
 fn a_known_gone_device_takes_no_call() {
     let machine = Machine::new();
     let id = machine.add(device("rxe0", 0xa0)).expect("added");
-    let asked = listed(&machine, "rxe0");
-    let context = asked.open().expect("opened");
+    let target = listed(&machine, "rxe0");
+    let context = target.open().expect("opened");
     machine.remove(id);
-    assert_eq!(kind(asked.open()), ErrorKind::Removed);
+    assert_eq!(kind(target.open()), ErrorKind::Removed);
     let calls = machine.calls();
-    assert_eq!(kind(asked.query()), ErrorKind::Removed);
+    assert_eq!(kind(target.query()), ErrorKind::Removed);
     assert_eq!(machine.calls(), calls);
-    let error = asked.verify(&context).expect_err("it is gone");
+    let error = target.verify(&context).expect_err("it is gone");
     assert_eq!((error.kind(), error.step()), (ErrorKind::Removed, Some(Step::Known)));
     assert_eq!(machine.calls(), calls + 1, "only the duplicate");
 }
@@ -319,12 +319,12 @@ fn nothing_is_done_with_the_descriptor_of_another_node() {
     machine.add(device("rxe0", 0xa0)).expect("added");
     machine.add(device("rxe1", 0xa0)).expect("added");
     let other = machine.open_unguarded(1).expect("opened");
-    let asked = listed(&machine, "rxe0");
+    let target = listed(&machine, "rxe0");
     machine.on_call(|_, call| match call.kind() {
         CallKind::VerbsIoctl => panic!("a command to the wrong device"),
         _ => Verdict::Continue,
     });
-    let refused = refused_by(asked.verify(&other));
+    let refused = refused_by(target.verify(&other));
     assert_eq!(refused, (Step::Open, "device number of the node"));
 }
 
@@ -344,7 +344,7 @@ fn a_node_that_leads_nowhere_is_a_mismatch() {
     {
         let machine = Machine::new();
         machine.add(device("rxe0", 0xa0)).expect("added");
-        let asked = listed(&machine, "rxe0");
+        let target = listed(&machine, "rxe0");
         machine.on_call(move |world, call| {
             let detail = call.detail(world);
             let is_open = call.kind() == CallKind::Openat2 && detail.starts_with("/dev:");
@@ -353,17 +353,17 @@ fn a_node_that_leads_nowhere_is_a_mismatch() {
                 false => Verdict::Continue,
             }
         });
-        assert_eq!(kind(asked.open()), expected, "errno {errno}");
+        assert_eq!(kind(target.open()), expected, "errno {errno}");
     }
     // The first command through it finds the device dead.
     let machine = Machine::new();
     machine.add(device("rxe0", 0xa0)).expect("added");
-    let asked = listed(&machine, "rxe0");
+    let target = listed(&machine, "rxe0");
     machine.on_call(|_, call| match call.kind() {
         CallKind::VerbsIoctl => Verdict::Fail(5),
         _ => Verdict::Continue,
     });
-    let error = asked.open().expect_err("it is dead");
+    let error = target.open().expect_err("it is dead");
     assert_eq!((error.kind(), error.step()), (ErrorKind::NodeMismatch, Some(Step::Allocate)));
 }
 
@@ -372,12 +372,12 @@ fn a_failed_context_reports_whether_a_provider_is_missing() {
     for (driver, is_missing) in [(14, false), (999, true)] {
         let machine = Machine::new();
         machine.add(device("a", 0xa0).driver(driver, 2)).expect("added");
-        let asked = listed(&machine, "a");
+        let target = listed(&machine, "a");
         machine.on_call(|world, call| match call.kind() {
             CallKind::VerbsIoctl if call.detail(world) == "0.3" => Verdict::Fail(12),
             _ => Verdict::Continue,
         });
-        let error = asked.open().expect_err("no memory");
+        let error = target.open().expect_err("no memory");
         assert_eq!((error.kind(), error.step()), (ErrorKind::Os, Some(Step::Allocate)));
         assert_eq!(error.to_string().contains("no provider"), is_missing, "{error}");
     }
@@ -409,11 +409,11 @@ fn an_answer_about_another_object_is_refused() {
         let machine = Machine::new();
         machine.set_next_index(7);
         machine.add(device("rxe0", 0xa0)).expect("added");
-        let asked = listed(&machine, "rxe0");
+        let target = listed(&machine, "rxe0");
         let foreign = machine.open_unguarded(0).expect("opened");
-        asked.index().expect("joined");
+        target.index().expect("joined");
         if request.starts_with("RES_PD") {
-            asked.verify(&foreign).expect("verified");
+            target.verify(&foreign).expect("verified");
         }
         if request.ends_with("dump") {
             machine.set_next_pdn(machine.instance_of(0).expect("listed"), 100);
@@ -427,7 +427,7 @@ fn an_answer_about_another_object_is_refused() {
             CallKind::Recv if std::mem::take(&mut is_answered) => Verdict::Alter(vec![(at, 1)]),
             _ => Verdict::Continue,
         });
-        assert_eq!(kind(asked.verify(&foreign)), ErrorKind::Malformed, "{request}: {at}");
+        assert_eq!(kind(target.verify(&foreign)), ErrorKind::Malformed, "{request}: {at}");
     }
 }
 
@@ -446,7 +446,7 @@ fn no_signal_handler_runs_during_the_proof() {
     const HANDLED: u64 = 1 << 9 | 1 << 13 | 1 << 16;
     let machine = Machine::new();
     machine.add(device("rxe0", 0xa0)).expect("added");
-    let asked = listed(&machine, "rxe0");
+    let target = listed(&machine, "rxe0");
     let before = blocked_signals();
     let commands = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
     let seen = commands.clone();
@@ -459,11 +459,11 @@ fn no_signal_handler_runs_during_the_proof() {
     });
     let mut expected = 0;
     for _ in 0..2 {
-        let context = asked.open().expect("opened");
+        let context = target.open().expect("opened");
         // GET_CONTEXT, QUERY_DEVICE, and a PD that is allocated and freed.
         expected += 4;
         assert_eq!(commands.load(std::sync::atomic::Ordering::Relaxed), expected);
-        asked.verify(&context).expect("verified");
+        target.verify(&context).expect("verified");
         expected += 3;
         assert_eq!(blocked_signals(), before);
     }

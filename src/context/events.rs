@@ -69,7 +69,7 @@ impl AsyncEventKind {
 #[doc(alias = "ibv_async_event")]
 #[non_exhaustive]
 pub struct AsyncEvent {
-    /// What happened.
+    /// The kind of event.
     pub kind: AsyncEventKind,
     /// The object of the event: a port's number; the user handle with which a completion queue, queue pair, work
     /// queue or shared receive queue was created; 0 for the device.

@@ -65,7 +65,7 @@ numbered! {
 }
 
 numbered! {
-    /// What a GID is for (`enum ib_uverbs_gid_type`); it prints as sysfs does.
+    /// The protocol that a GID is for (`enum ib_uverbs_gid_type`); it prints as sysfs does.
     #[doc(alias = "ibv_gid_type")]
     GidType(u32):
     INFINIBAND = 0 "IB" "IBV_GID_TYPE_IB",
@@ -83,7 +83,7 @@ impl Mtu {
     }
 }
 
-/// What QUERY_PORT returns (`ibv_query_port(3)`, `struct ib_uverbs_query_port_resp_ex`).
+/// The attributes that QUERY_PORT returns (`ibv_query_port(3)`, `struct ib_uverbs_query_port_resp_ex`).
 ///
 /// ```no_run
 /// use uverbs::PortState;

@@ -143,7 +143,7 @@ impl Devices {
     /// over RDMA netlink ([`Device::query`]). With many devices that takes milliseconds: keep the device instead of
     /// looking it up again. Devices that are gone are skipped.
     ///
-    /// A GUID is no identity: several devices may have the same one, or 0.
+    /// A GUID is not an identity: several devices may have the same one, or 0.
     ///
     /// # Errors
     /// `NotFound`; `Ambiguous` if several devices have it; `NetlinkUnavailable`. If no device has it and the query

@@ -23,7 +23,7 @@ impl Release {
     /// Its sources, on the mirrors in the host's package sources.
     fn sources(&self, targets: &str) -> Result<String> {
         let mirror = mirror_in(targets, "Debian")
-            .ok_or_else(|| anyhow!("none of the host's package sources is Debian's"))?;
+            .ok_or_else(|| anyhow!("the host has no package source of Debian's"))?;
         let mut text = stanza(mirror, self.suites);
         // Without it the kernel is older, but still of the series.
         if let (Some(suite), Some(mirror)) = (self.security, mirror_in(targets, "Debian-Security"))

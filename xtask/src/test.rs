@@ -19,7 +19,6 @@ const HOST_LIMIT: Duration = Duration::from_secs(3600);
 
 /// The kernels if none is named, and what runs in each. The samples do not run on the oldest kernel: they would
 /// take longer than everything else, and the tests that they are samples of run on the others.
-/// else, and what they are samples of runs on the others.
 const DEFAULT: [(&str, &[&str]); 3] =
     [("6.12", &[]), ("6.1", &[]), ("5.10", &["--without-samples"])];
 

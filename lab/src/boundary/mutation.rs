@@ -255,7 +255,7 @@ fn replace(world: &mut World, old: &str, guid: u8) -> Result<&'static str> {
     Ok(names[free])
 }
 
-/// Changes timestamps in /sys, up to Linux 7.2. A process of its own does it, because of the lab's own inode.
+/// Changes timestamps in /sys, up to Linux 7.2. A separate process does it, because of the lab's own inode.
 fn listxattr() -> Result<()> {
     let path = format!("{SYS}/uverbs0/ibdev");
     let mut process =

@@ -250,7 +250,7 @@ fn wait_a_moment() {
 }
 
 fn ptrace(request: c_uint, tid: pid_t, addr: usize, data: usize) -> std::io::Result<c_long> {
-    // SAFETY: `data` is what the request takes: nothing, a number, or a buffer of `addr` bytes.
+    // SAFETY: `data` is the argument that the request takes: nothing, a number, or a buffer of `addr` bytes.
     let result = unsafe { libc::ptrace(request, tid, addr as *mut c_void, data as *mut c_void) };
     if result == -1 { Err(std::io::Error::last_os_error()) } else { Ok(result) }
 }

@@ -1,4 +1,4 @@
-//! The host that a program is run on: a device `tst`, which is uverbs0, and what is done to it.
+//! The host that a program is run on: a device `tst`, which is uverbs0, and the actions on it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -18,7 +18,7 @@ const DIRECTORY: &str = "/dev/infiniband";
 pub(super) const NODE: &str = "/dev/infiniband/uverbs0";
 pub(super) const SYS: &str = "/sys/class/infiniband_verbs";
 
-/// What drives the devices.
+/// The driver of the devices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Kind {
     /// The test HCA, whose removal cuts contexts off or waits for them.

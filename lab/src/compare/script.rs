@@ -5,9 +5,9 @@
 pub(super) enum Nodes {
     /// The kernel.
     Kernel,
-    /// Made by hand in place of the kernel's nodes, and so in devtmpfs.
+    /// Hand-made, in place of the kernel's nodes, and so in devtmpfs.
     ByHand,
-    /// Made by hand in a tmpfs that hides the kernel's nodes.
+    /// Hand-made, in a tmpfs that hides the kernel's nodes.
     Tmpfs,
 }
 

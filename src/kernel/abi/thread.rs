@@ -136,8 +136,8 @@ pub(in crate::kernel) fn on_new_thread<T: Send>(
         let mut run = || run(id.load(Relaxed));
         let mut job = Job::new(&mut run);
         let start = job.start();
-        // SAFETY: `start` is that of this job, which nothing touches before the thread has exited; no signal
-        // handler runs on this thread, as `_undisturbed` shows.
+        // SAFETY: `start` belongs to this job, which nothing touches before the thread has exited. No signal
+        // handler runs on this thread, as `_undisturbed` guarantees.
         if unsafe { bare::run(start, (&raw mut job).cast(), &id) }.is_ok() {
             return job.finish();
         }
@@ -205,8 +205,8 @@ mod bare {
         let top = (&raw mut *stack).wrapping_add(1);
         let result: isize;
         // SAFETY: the kernel returns twice. Here the result is not 0, and all registers but those of the call are
-        // as before. The new thread has its own registers and stack, of which the top is aligned to 16 bytes as the
-        // C ABI demands; it never leaves this block.
+        // as before. The new thread has its own registers and stack. The top of the stack is aligned to 16 bytes, as
+        // the C ABI requires. It never leaves this block.
         #[cfg(target_arch = "x86_64")]
         unsafe {
             asm!(
@@ -267,7 +267,7 @@ mod bare {
     }
 }
 
-/// Room for what runs there and for the program's thread-local variables.
+/// Room for the code that runs there and for the program's thread-local variables.
 const STACK: usize = 256 << 10;
 
 /// As [`on_new_thread`], but on a thread of the C library, where `run` may allocate. It does not use std's threads:
