@@ -1,4 +1,4 @@
-//! What the library itself needs, on the simulated kernel: `cargo bench --features sim`.
+//! The library's own cost, on the simulated kernel: `cargo bench --features sim`.
 
 use divan::Bencher;
 use uverbs::sim::{DeviceSpec, Machine};
@@ -10,7 +10,7 @@ fn main() {
     divan::main();
 }
 
-/// A host with so many devices, listed once.
+/// A host with that many devices, listed once.
 fn listed(devices: usize) -> (Machine, Registry) {
     let machine = Machine::new();
     machine.set_entries_a_page(1024);
@@ -57,7 +57,7 @@ fn open_and_close(bencher: Bencher<'_, '_>, devices: usize) {
     bencher.bench(|| device.open().map(drop));
 }
 
-/// Its index is not known.
+/// The first open, when the index is not known.
 #[divan::bench(args = DEVICES)]
 fn first_open(bencher: Bencher<'_, '_>, devices: usize) {
     let (machine, _) = listed(devices);

@@ -1,13 +1,13 @@
-//! A broker that opens a device, and a worker that may open no path, proves the descriptor and uses it.
+//! A broker that opens a device, and a worker that cannot open any path, proves the descriptor and uses it.
 //!
-//! The worker is a real child process. Behind its filter every call that connects or starts something is refused,
-//! and every open but `openat2`; it works with the descriptor that the broker sends, the claim beside it, and the two
+//! The worker is a real child process. Its filter refuses every call that connects or starts something, and every
+//! open except `openat2`. It works with the descriptor and the claim that the broker sends, and with the two
 //! directories and the netlink socket that it opened before. It proves the descriptor with `Context::from_fd`.
 //!
 //!     cargo run --example broker -- rxe0
 //!
-//! `broker --try-forbidden DEVICE` has the worker try what is forbidden first, to see that it is refused.
-#![allow(unsafe_code)] // fork: after it the child goes on with what it has
+//! `broker --try-forbidden DEVICE` makes the worker try the forbidden calls first, to show that they are refused.
+#![allow(unsafe_code)] // fork: the child continues with what it has
 
 mod sandbox;
 
@@ -25,10 +25,10 @@ use rustix::process::{Pid, WaitOptions, waitpid};
 use sandbox::{Allowed, any};
 use uverbs::{Context, ContextClaim, Device, Dir, Host, Registry};
 
-/// What the worker needs besides the descriptor.
+/// What the worker needs in addition to the descriptor.
 const RECEIVE: &[Allowed] = &[
     any(libc::SYS_recvmsg), // the descriptor and the claim
-    any(libc::SYS_openat2), // pins the device, beneath the directories that it has
+    any(libc::SYS_openat2), // pins the device, beneath its two directories
     any(libc::SYS_pread64), // reads the device's attributes
 ];
 
@@ -43,7 +43,7 @@ fn main() -> anyhow::Result<()> {
     let pair = SocketFlags::CLOEXEC;
     let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, pair, None)?;
 
-    // SAFETY: this process has one thread, so the child may do whatever it could.
+    // SAFETY: this process has one thread, so the child may do everything that the parent could.
     let child = match unsafe { libc::fork() } {
         -1 => return Err(std::io::Error::last_os_error()).context("fork"),
         0 => {
@@ -58,7 +58,7 @@ fn main() -> anyhow::Result<()> {
     };
     drop(theirs);
 
-    // The worker says when it is ready: it takes nothing before its filter is in place.
+    // The worker reports when it is ready: it receives nothing before its filter is in place.
     rustix::io::read(&ours, &mut [0])?;
     let context = Registry::new(Host::open()?).devices()?.by_name(name)?.open()?;
     let claim = context.claim()?;
@@ -85,7 +85,7 @@ fn send(socket: &OwnedFd, context: &Context, claim: &ContextClaim) -> anyhow::Re
     Ok(())
 }
 
-/// The other process: what it takes the device to be it finds out itself, then it locks itself in.
+/// The other process. It determines for itself which device it expects, and then locks itself in.
 fn worker(name: &str, socket: &OwnedFd, tries: bool) -> anyhow::Result<()> {
     let host = host()?;
     let device = Registry::new(host).devices()?.by_name(name)?;
@@ -105,7 +105,7 @@ fn worker(name: &str, socket: &OwnedFd, tries: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The two directories, and a netlink socket that stays when none can be made any more.
+/// The two directories, and a netlink socket that remains when none can be opened any more.
 fn host() -> anyhow::Result<Host> {
     #[allow(clippy::disallowed_methods)] // the two roots are the only paths of the program
     let root = |path| Dir::open_ambient_dir(path, cap_std::ambient_authority());

@@ -1,11 +1,11 @@
-//! A process that is handed two directories and a socket, locks itself in, and opens a device.
+//! A process that is given two directories and a socket, locks itself in, and opens a device.
 //!
-//! Behind its filter it makes no socket, starts nothing, and opens nothing but by `openat2`, which the library uses
-//! beneath the two directories alone. `sandbox` documents the limits of a filter.
+//! Its filter allows it to make no socket and to start nothing, and to open files only by `openat2`, which the
+//! library uses only beneath the two directories. `sandbox` documents the limits of a filter.
 //!
 //!     cargo run --example from_parts -- rxe0
 //!
-//! `from_parts --try-forbidden DEVICE` tries what is forbidden first, to see that it is refused.
+//! `from_parts --try-forbidden DEVICE` tries the forbidden calls first, to show that they are refused.
 
 mod sandbox;
 
@@ -15,7 +15,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, netlink, socket_with};
 use sandbox::{Allowed, any};
 use uverbs::{Dir, Host, Registry};
 
-/// What listing takes, and holding an instance in place.
+/// What listing needs, and holding an instance in place.
 const LIST: &[Allowed] = &[
     any(libc::SYS_openat2), // every open of the library, beneath one of the two directories
     any(libc::SYS_readlinkat), // class links
@@ -34,7 +34,7 @@ fn main() -> anyhow::Result<()> {
         _ => bail!("usage: from_parts [--try-forbidden] DEVICE"),
     };
 
-    // What a broker would do, and hand over.
+    // A broker would open these and pass them on.
     #[allow(clippy::disallowed_methods)] // the two roots are the only paths of the program
     let root = |path| Dir::open_ambient_dir(path, ambient_authority());
     let (sys, dev) = (root("/sys")?, root("/dev")?);

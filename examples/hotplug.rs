@@ -1,6 +1,6 @@
-//! Lists the devices, waits for Enter, and opens the one that was listed, by name.
+//! Lists the devices, waits for Enter, and opens the listed device that was named.
 //!
-//! Swap it meanwhile for another of the same name: it is refused.
+//! If another device of the same name has replaced it meanwhile, the open is refused.
 //!
 //!     cargo run --example hotplug -- rxe0
 
@@ -30,7 +30,7 @@ fn run() -> anyhow::Result<()> {
         return Ok(());
     };
     let device = devices.by_name(&name)?;
-    // The list may go: the handle stays what it is.
+    // The list may be dropped: the handle stays valid.
     drop(devices);
     println!("press Enter to open {device}");
     io::stdin().lock().read_line(&mut String::new())?;

@@ -1,4 +1,4 @@
-//! A device: the counted record of one instance, with the services that it needs.
+//! A device: the reference-counted record of one instance, with the services that it needs.
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
@@ -14,10 +14,10 @@ use crate::pin::{self, Pin};
 use crate::provider::{Allocation, Provided, ProviderInfo, Providers, Slot};
 use crate::record::{Joined, Record};
 
-/// A device that was listed: a handle on one instance, which stays what it is when the device is
-/// gone. A clone is the same device.
+/// A listed device: a handle on one instance, which stays valid after the device is gone. A clone is the same
+/// device.
 ///
-/// It holds no descriptor. Two are equal when they are the same [`Instance`], whatever their names.
+/// It holds no descriptor. Two handles are equal if they refer to the same [`Instance`], whatever their names.
 ///
 /// ```no_run
 /// use uverbs::{ErrorKind, Host, Registry};
@@ -48,7 +48,7 @@ pub(crate) struct Inner {
 pub(crate) struct Services {
     pub(crate) indices: Indices,
     pub(crate) providers: Providers,
-    /// The devices of the last list, as long as the registry has them.
+    /// The devices of the last list, as long as the registry keeps them.
     listed: Mutex<Option<Weak<[Device]>>>,
 }
 
@@ -65,7 +65,7 @@ impl Services {
         Self { providers, ..Self::default() }
     }
 
-    /// Takes note of what is listed now.
+    /// Notes the devices that are listed now.
     pub(crate) fn set_listed(&self, devices: &Arc<[Device]>) {
         *self.listed() = Some(Arc::downgrade(devices));
     }
@@ -85,7 +85,7 @@ impl Services {
     }
 }
 
-/// What the layers above need of a device.
+/// What the layers above need from a device.
 impl Device {
     pub(crate) fn new(record: Record, services: Arc<Services>) -> Self {
         Self(Arc::new(Inner { record, provided: Slot::default(), services }))
@@ -95,13 +95,13 @@ impl Device {
         &self.0.record
     }
 
-    /// Finds its netlink index, while it is pinned.
+    /// Finds its netlink index. The device is pinned meanwhile.
     pub(crate) fn join(&self, pin: &Pin, socket: &Socket) -> Result<Joined> {
         let Inner { record, services, .. } = &*self.0;
         services.indices.join(record, pin, socket, || services.neighbours())
     }
 
-    /// Whether its netlink index is this one.
+    /// Whether `index` is its netlink index.
     pub(crate) fn has_index(&self, socket: &Socket, index: u32) -> Result<bool> {
         let Inner { record, services, .. } = &*self.0;
         pin::pin_for_reading(record)
@@ -109,7 +109,8 @@ impl Device {
             .map_err(|error| record.explain(error))
     }
 
-    /// Its provider, found and attached first, unless it is known. `driver` is the one that netlink reports.
+    /// Returns its provider, and finds and attaches it first if necessary. `driver` is the one that netlink
+    /// reports.
     pub(crate) fn find_provider(
         &self,
         pin: &Pin,
@@ -139,15 +140,15 @@ impl Device {
 }
 
 impl Device {
-    /// The name at the last listing or open, such as `mlx5_0`. Names change and are reused; they are
-    /// for display. It may be another one than in the list that the handle is from:
-    /// [`Devices::by_name`](crate::Devices::by_name) goes by the names of its list.
+    /// The name at the last listing or open, such as `mlx5_0`. Names change and are reused, so they are for
+    /// display. The name may differ from the one in the list that the handle is from;
+    /// [`Devices::by_name`](crate::Devices::by_name) uses the names of its list.
     #[doc(alias = "ibv_get_device_name")]
     pub fn name(&self) -> Name {
         self.0.state().name.clone()
     }
 
-    /// The N of `uverbsN`. Reused at once when the device is gone.
+    /// The N of `uverbsN`. The kernel reuses it as soon as the device is gone.
     pub fn uverbs_number(&self) -> u32 {
         self.0.number
     }
@@ -157,34 +158,32 @@ impl Device {
         self.0.device_number
     }
 
-    /// What tells this device from every other one.
+    /// The device's identity, which no other device shares.
     pub fn instance(&self) -> Instance {
         self.0.instance()
     }
 
-    /// Whether it is already known that the device is gone. Asks nobody.
+    /// Whether the device is already known to be gone. Makes no system call.
     pub fn is_known_gone(&self) -> bool {
         self.0.known_gone().is_some()
     }
 
-    /// The device's index in RDMA netlink. It is learnt when it is first asked for and holds as long
-    /// as the device lives.
+    /// The device's index in RDMA netlink. It is looked up on the first use, and stays the same as long as the
+    /// device lives.
     ///
-    /// To learn it takes one or a few requests for the device numbers of single indices. A request is slow
-    /// (54 ms on an emulated machine, where others take 61 us) if it meets a device whose removal waits until
-    /// another process closes it: the kernel then tries to load a module. Such an index is asked for last once
-    /// it is known.
+    /// The lookup takes one or a few requests for the device numbers of single indices. A request is slow (54 ms on
+    /// an emulated machine, where others take 61 us) if it meets a device whose removal waits until another process
+    /// closes it: the kernel then tries to load a module. Once such an index is known, it is queried last.
     ///
     /// # Errors
-    /// `Removed` or `Replaced` when the device is gone; `Unproven` when netlink is denied or does not
-    /// know the device.
+    /// `Removed` or `Replaced` if the device is gone; `Unproven` if netlink is denied or does not know the device.
     #[doc(alias = "ibv_get_device_index")]
     pub fn index(&self) -> Result<u32> {
         self.joined().map(|joined| joined.index)
     }
 
-    /// The driver (`enum rdma_driver_id`, `rdma/ib_user_ioctl_verbs.h`); none for those that the
-    /// kernel does not tell (mthca, hns).
+    /// The driver (`enum rdma_driver_id`, `rdma/ib_user_ioctl_verbs.h`); `None` for the drivers that the kernel does
+    /// not report (mthca, hns).
     ///
     /// # Errors
     /// As [`index`](Self::index).
@@ -192,7 +191,7 @@ impl Device {
         self.joined().map(|joined| joined.driver_id.map(DriverId::from_raw))
     }
 
-    /// What the kernel says of the device over netlink.
+    /// Queries the kernel's facts about the device over netlink.
     ///
     /// # Errors
     /// As [`index`](Self::index).
@@ -202,8 +201,8 @@ impl Device {
         let facts = || {
             let pinned = pin::pin_for_reading(self.record())?;
             let info = self.0.host.netlink()?.device(joined.index)?;
-            // The index is this device's for as long as the directory lives: still alive after
-            // the answer, it was this device's answer.
+            // The index is this device's as long as the directory lives. If it is still alive after the answer, the
+            // answer was about this device.
             pinned.read_device_number()?;
             info.ok_or_else(|| Error::new(ErrorKind::Unproven, "netlink does not know the index"))
         };
@@ -218,8 +217,8 @@ impl Device {
         })
     }
 
-    /// The device's provider, and the version of its driver's ABI. One that the program registered is attached
-    /// by this, unless it is already.
+    /// The device's provider, and the version of its driver's ABI. If it is a registered provider that is not
+    /// attached yet, this attaches it.
     ///
     /// # Errors
     /// As [`index`](Self::index), and `Busy` while the provider is being attached.
@@ -227,7 +226,7 @@ impl Device {
         self.set_up().map(|provided| provided.info().clone())
     }
 
-    /// The device's provider, found and attached when it is needed first.
+    /// The device's provider, found and attached on the first use.
     pub(crate) fn set_up(&self) -> Result<Arc<Provided>> {
         if let Some(provided) = self.0.provided.known() {
             return Ok(provided);
@@ -251,23 +250,23 @@ impl Device {
     }
 }
 
-/// What the kernel says of a device over RDMA netlink.
+/// The facts that the kernel reports about a device over RDMA netlink.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct DeviceFacts {
-    /// Index of the device in netlink, never reused until ib_core is loaded anew.
+    /// Index of the device in netlink. The kernel does not reuse it until ib_core is reloaded.
     pub index: u32,
-    /// The driver; none for those that the kernel does not tell.
+    /// The driver; `None` for the drivers that the kernel does not report.
     pub driver_id: Option<DriverId>,
     /// GUID of the node.
     #[doc(alias = "ibv_get_device_guid")]
     pub node_guid: Guid,
-    /// GUID of the system the node is part of.
+    /// GUID of the system that the node is part of.
     pub sys_image_guid: Guid,
     /// Kind of node.
     pub node_type: NodeType,
-    /// Version of the firmware, as the driver writes it; empty where it has none.
+    /// Version of the firmware, in the driver's format; empty if the driver reports none.
     pub firmware_version: Name,
 }
 

@@ -1,7 +1,7 @@
 //! Names and meanings of errnos.
 //!
-//! `strerror(3)`, through which the standard library and rustix print an errno, opens locale files once the
-//! program has called `setlocale(3)`. A library that is used behind a sandbox must not.
+//! `strerror(3)`, with which the standard library and rustix print an errno, opens locale files once the program
+//! has called `setlocale(3)`. A library that is used inside a sandbox must not do that.
 
 use std::fmt;
 
@@ -26,7 +26,8 @@ impl fmt::Debug for Described {
     }
 }
 
-/// Every errno that Linux returns to programs, and `ENOTSUPP`, which it should keep to itself and does not.
+/// Every errno that Linux returns to programs, and `ENOTSUPP`, which is meant to stay inside the kernel but does
+/// not.
 macro_rules! errnos {
     ($($errno:ident $name:ident $meaning:literal)*) => {
         const TABLE: &[(Errno, &str, &str)] = &[
@@ -34,7 +35,7 @@ macro_rules! errnos {
             (Errno::from_raw_os_error(524), "ENOTSUPP", "operation not supported by the driver"),
         ];
 
-        /// What the C library takes each name for.
+        /// The C library's number for each name.
         #[cfg(test)]
         const NUMBERS: &[i32] = &[$(libc::$name),*];
     };
@@ -212,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn none_is_missing() {
+    fn no_errno_is_missing() {
         for raw in 1..4096 {
             let known = !std::io::Error::from_raw_os_error(raw).to_string().starts_with("Unknown");
             assert!(!known || text(raw).starts_with('E'), "{raw}");

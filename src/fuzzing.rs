@@ -1,10 +1,11 @@
-//! What the fuzz targets in `fuzz/` call, and the tests that replay their seeds. It is outside of Semantic Versioning.
+//! The code that the fuzz targets in `fuzz/` and the tests that replay their seeds call. It is outside of Semantic
+//! Versioning.
 
 use crate::kernel::netlink::Messages;
 use crate::kernel::nldev::{Chardev, DeviceInfo, Resource, parse_one_resource, parse_resources};
 use crate::sysfs;
 
-/// Bytes as the value of every attribute, and as the text of a class link.
+/// Parses the bytes as the value of every attribute, and as the text of a class link.
 pub fn attributes(bytes: &[u8]) {
     if let Ok(text) = sysfs::line(bytes) {
         if let Ok(name) = sysfs::parse_name(text) {
@@ -25,7 +26,7 @@ pub fn attributes(bytes: &[u8]) {
     }
 }
 
-/// Bytes as a datagram of RDMA netlink.
+/// Parses the bytes as a datagram of RDMA netlink.
 pub fn netlink(bytes: &[u8]) {
     for message in Messages(bytes).flatten() {
         let _ = message.errno();

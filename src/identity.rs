@@ -1,4 +1,4 @@
-//! What makes two sightings the same device.
+//! The identity of a device: whether two sightings are of the same instance.
 
 use std::hash::{Hash, Hasher};
 
@@ -10,14 +10,14 @@ pub type Timestamp = (i64, u32);
 
 /// The identity of one device instance among all others of this boot.
 ///
-/// The inode number of the uverbs directory is the identity: on 64-bit kernels since 5.6 sysfs never
-/// uses one twice (`kernfs_id_ino`, `include/linux/kernfs.h`). The kernel reuses name, uverbs number,
-/// device number and GUID at once. The timestamp is evidence only: it is that of a cached
-/// inode, which the kernel may drop and make again.
+/// The inode number of the uverbs directory is the identity: since 5.6, sysfs on 64-bit kernels never uses an inode
+/// number twice (`kernfs_id_ino`, `include/linux/kernfs.h`). The kernel reuses the name, the uverbs number, the
+/// device number and the GUID at once. The timestamp is only evidence: it belongs to a cached inode, which the
+/// kernel may drop and create again.
 ///
-/// Where inode numbers may be used twice, on a 32-bit kernel or in a `/sys` that is not sysfs, the timestamp
-/// is part of the identity. Two instances are equal only when it is the same, so that an evicted inode
-/// counts as another instance there.
+/// Where inode numbers may repeat (on a 32-bit kernel, or in a `/sys` that is not sysfs) the timestamp is part of
+/// the identity. Two instances are equal only if their timestamps are equal, so an evicted inode counts as another
+/// instance there.
 ///
 /// ```no_run
 /// # fn main() -> uverbs::Result<()> {
@@ -41,7 +41,7 @@ pub struct Instance {
     pub device_number: DeviceNumber,
     /// `st_ctime` of the attribute `ibdev` when it was last pinned.
     pub timestamp: Timestamp,
-    /// No other instance ever has that inode number.
+    /// Whether no other instance ever has that inode number.
     #[cfg_attr(feature = "serde", serde(skip))]
     pub(crate) has_unique_inode: bool,
 }
@@ -57,7 +57,7 @@ impl Instance {
         Self { sys_dev, ino, device_number, timestamp, has_unique_inode }
     }
 
-    /// What makes it the same instance as another one.
+    /// The fields that decide equality.
     fn key(&self) -> (u64, u64, DeviceNumber, Option<Timestamp>) {
         let timestamp = (!self.has_unique_inode).then_some(self.timestamp);
         (self.sys_dev, self.ino, self.device_number, timestamp)
@@ -65,7 +65,7 @@ impl Instance {
 }
 
 impl PartialEq for Instance {
-    /// Equal when mount, inode and device number are, and the timestamp where inodes may repeat.
+    /// Equal if mount, inode and device number are equal, and, where inode numbers may repeat, the timestamp.
     fn eq(&self, other: &Self) -> bool {
         self.key() == other.key()
     }
@@ -93,7 +93,7 @@ mod tests {
         state.finish()
     }
 
-    /// Of few values, so that many are equal.
+    /// Drawn from few values, so that many instances are equal.
     fn instance() -> impl Strategy<Value = Instance> {
         (0u64..2, 0u64..2, 0u32..2, 0u32..2, any::<bool>()).prop_map(
             |(sys_dev, ino, minor, nanoseconds, has_unique_inode)| Instance {
@@ -110,7 +110,7 @@ mod tests {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..Default::default() })]
 
         #[test]
-        fn equality_is_one(a in instance(), b in instance(), c in instance()) {
+        fn equality_is_an_equivalence_relation(a in instance(), b in instance(), c in instance()) {
             let same = (a.sys_dev, a.ino, a.device_number, a.has_unique_inode)
                 == (b.sys_dev, b.ino, b.device_number, b.has_unique_inode);
             let timed = a.has_unique_inode || a.timestamp == b.timestamp;

@@ -1,5 +1,5 @@
-//! The plain values that everything else is built of: names, GUIDs, device numbers and the kernel's numbers.
-//! The lowest layer, which imports nothing of the crate.
+//! The plain values that everything else builds on: names, GUIDs, device numbers and the kernel's numbers. This is
+//! the lowest layer. It imports nothing from the crate.
 
 mod driver;
 mod guid;

@@ -1,11 +1,11 @@
-//! Which RDMA netlink index a device has: learnt when somebody asks, and joined through the device
-//! number, never through the name.
+//! The RDMA netlink index of a device. It is looked up when it is needed, and joined through the device number,
+//! never through the name.
 //!
-//! There is no way to ask for it. A dump of all devices tells, and takes a time that grows with their
-//! square (the kernel counts from the first one for each message): 110 ms with 1,000. So where there are many
-//! the index is searched for first, by asking for the device numbers of single ones. Indices and
-//! inode numbers are both given out in the order of registration, so that each answer says on which side
-//! to go on and by how much at least. All this is hints: what decides is the join ([`ask`]).
+//! No request returns it directly. A dump of all devices contains it, but takes a time that grows with the square
+//! of their number (the kernel counts from the first device for each message): 110 ms with 1,000 devices. So where
+//! there are many devices, single indices are tried first, by a request for the device number of each. The kernel
+//! assigns indices and inode numbers in order of registration, so each answer shows in which direction to continue
+//! and by how much at least. All this only provides hints. The join decides ([`query`](Indices::query)).
 
 use std::collections::BTreeSet;
 use std::sync::Mutex;
@@ -16,33 +16,33 @@ use crate::netlink::Socket;
 use crate::pin::Pin;
 use crate::record::{Joined, Record};
 
-/// Up to so many devices a dump takes no longer than a search may.
+/// Up to this many devices, a dump takes no longer than a search may.
 const FEW: usize = 16;
-/// How many indices a search asks for, 14 us each, before it gives up; one where no device has gone, 16
-/// where every second one has.
+/// How many indices a search tries, 14 us each, before it gives up. It needs one where no device has gone, and 16
+/// where every second device has gone.
 const PROBES: usize = 128;
 /// Indices are less than this (`xa_limit_31b`).
 const LIMIT: u32 = 1 << 31;
 /// How many dumps are made until two in a row agree.
 const DUMPS: usize = 4;
-/// More indices than these are not remembered as nobody's.
+/// At most this many indices without a uverbs node are remembered.
 const NOBODIES: usize = 1024;
 
-/// What is known of the indices. Hints only: the join decides.
+/// What is known of the indices. Only hints: the join decides.
 #[derive(Debug, Default)]
 pub(crate) struct Indices(Mutex<Hints>);
 
 #[derive(Debug, Default)]
 struct Hints {
-    /// What the last dump named.
+    /// The names in the last dump.
     named: Vec<(u32, Name)>,
-    /// Indices that had no uverbs node when they were asked for. One that is in use, by a device whose
-    /// removal waits for instance, takes the kernel a thousand times as long as another one, because it has a
-    /// module loaded that might make the node. So they are asked for last.
+    /// Indices that had no uverbs node when they were queried. If such an index is in use, for example by a device
+    /// whose removal waits, the kernel takes a thousand times as long as for others, because it tries to load a
+    /// module that might make the node. So these are queried last.
     nobodies: BTreeSet<u32>,
 }
 
-/// Another device that is listed, as far as it helps to find an index.
+/// Another listed device, as a hint for finding an index.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Neighbour {
     pub(crate) ino: u64,
@@ -52,7 +52,7 @@ pub(crate) struct Neighbour {
 }
 
 impl Indices {
-    /// Finds the index of a pinned device and notes it in its record. `listed` returns the devices that are listed.
+    /// Finds the index of a pinned device and notes it in its record. `listed` returns the listed devices.
     pub(crate) fn join(
         &self,
         record: &Record,
@@ -103,10 +103,10 @@ impl Indices {
         Ok(record.joined.get().is_some_and(|joined| joined.index == index))
     }
 
-    /// Asks for all devices, then for their device numbers: first of those with the right name.
+    /// Requests all devices, then their device numbers, starting with those of the right name.
     ///
-    /// A dump goes by position, so that it lacks a device when one before it is removed meanwhile. That one
-    /// is then in this dump and not in the next: two that are equal lack nothing.
+    /// A dump goes by position, so it lacks a device if an earlier one is removed meanwhile. The removed device is
+    /// then in this dump and not in the next. So two equal dumps lack nothing.
     fn dump(
         &self,
         record: &Record,
@@ -144,9 +144,9 @@ impl Indices {
         self.0.lock().unwrap_or_else(|poison| poison.into_inner())
     }
 
-    /// Searches for the index among the listed devices, of which each answer finds one. None when it is not
-    /// found so: too few of the indices in between are in use, or the order does not hold, as it does not for
-    /// a device that moved to another network namespace.
+    /// Searches for the index near those of the listed devices, to which each answer adds one. Returns `None` if
+    /// that fails: too few of the indices in between are in use, or the order does not hold, as for a device that
+    /// moved to another network namespace.
     fn search(
         &self,
         record: &Record,
@@ -154,27 +154,27 @@ impl Indices {
         socket: &Socket,
         listed: &[Neighbour],
     ) -> Result<Option<Joined>> {
-        // How many were registered from the one of inode `from` on until the one of `to`, as far as they
-        // are still there; so far apart are their indices at least.
+        // How many devices, from the one of inode `from` up to the one of `to`, are still there. Their indices are
+        // at least that far apart.
         let between = |from: u64, to: u64| {
             let listed = listed.iter().filter(|device| (from..to).contains(&device.ino));
             listed.count() as u32
         };
-        // Bounds that another device of that inode and index sets: the first index that it may be, and the
-        // first that it may not.
+        // Bounds that another device's inode and index set: the lowest index that is possible, and the lowest that
+        // is too high.
         let first_after = |ino, index: u32| index.saturating_add(between(ino, record.ino));
         let end_before =
             |ino, index: u32| index.saturating_add(1).saturating_sub(between(record.ino, ino));
-        // The nearest ones whose indices are known already.
+        // The nearest devices whose indices are known already.
         let joined = listed.iter().filter_map(|device| Some((device.ino, device.index?)));
         let before = joined.clone().filter(|(ino, _)| *ino < record.ino).max();
         let after = joined.filter(|(ino, _)| *ino > record.ino).min();
         let (ino, index) = before.unwrap_or_default();
         let mut from = first_after(ino, index);
         let mut to = after.map_or(LIMIT, |(ino, index)| end_before(ino, index).min(LIMIT));
-        // From that end of what is left that was moved last: without gaps it is right there. Where indices are
-        // not in use, on from there, and from the other end by turns; by steps that grow, but slowly, as gaps
-        // may be regular.
+        // Starts at the bound that was moved last: without gaps, the index is right there. Across indices that are
+        // not in use it moves away from both bounds by turns. The steps grow, but slowly, because gaps may be
+        // regular.
         let (mut at_end, mut step) = (before.is_none() && after.is_some(), 0u32);
         let mut turned = false;
         for _ in 0..PROBES.min(listed.len()) {
@@ -184,7 +184,7 @@ impl Indices {
             let other = if !(from..to).contains(&index) || is_nobody() {
                 None
             } else {
-                match self.ask(record, pin, socket, index)? {
+                match self.query(record, pin, socket, index)? {
                     Answer::Joined(joined) => return Ok(Some(joined)),
                     Answer::Other(number) => {
                         listed.iter().find(|other| other.device_number == number)
@@ -212,10 +212,10 @@ impl Indices {
         Ok(None)
     }
 
-    /// Asks for the device number of an index while the pinned device is alive. It was alive before (the
-    /// pin read its `dev`) and is alive after: in between nobody else had its device number, so an
-    /// index with that number is this device's (`audits/kernel-facts.md`).
-    fn ask(&self, record: &Record, pin: &Pin, socket: &Socket, index: u32) -> Result<Answer> {
+    /// Queries the device number of an index while the pinned device is alive. It was alive before (the pin read
+    /// its `dev`) and is alive after. In between no other device had its device number, so an index with that
+    /// number is this device's (`audits/kernel-facts.md`).
+    fn query(&self, record: &Record, pin: &Pin, socket: &Socket, index: u32) -> Result<Answer> {
         let chardev = socket.chardev(index)?;
         let mut hints = self.lock();
         let Some(chardev) = chardev else {
@@ -234,7 +234,7 @@ impl Indices {
         Ok(Answer::Joined(Joined { index, driver_id: chardev.driver_id }))
     }
 
-    /// The join: the index if it is the device's.
+    /// The join: returns the index if it is the device's.
     fn try_index(
         &self,
         record: &Record,
@@ -242,19 +242,19 @@ impl Indices {
         socket: &Socket,
         index: u32,
     ) -> Result<Option<Joined>> {
-        match self.ask(record, pin, socket, index)? {
+        match self.query(record, pin, socket, index)? {
             Answer::Joined(joined) => Ok(Some(joined)),
             Answer::Other(_) | Answer::Nobody => Ok(None),
         }
     }
 }
 
-/// What netlink says of an index.
+/// What netlink reports for an index.
 enum Answer {
     /// It is the device's.
     Joined(Joined),
-    /// It is that of another device, or another one's by now.
+    /// It belongs to another device, or does so by now.
     Other(DeviceNumber),
-    /// No device has it, or none with a uverbs node.
+    /// No device has it, or its device has no uverbs node.
     Nobody,
 }

@@ -1,7 +1,7 @@
-//! The seam: every contact with the kernel is one call here.
+//! The seam: every interaction with the kernel is one call here.
 //!
-//! One method is one system call, without retries: those live above, where the simulated kernel
-//! can put them to the test. The protocol code runs unchanged on both kernels.
+//! Each method is one system call, without retries. Retries are in the layers above, so that tests on the simulated
+//! kernel exercise them. The protocol code runs unchanged on both kernels.
 
 pub(crate) mod abi;
 mod linux;
@@ -18,14 +18,14 @@ pub(crate) use abi::{Uncancelled, Undisturbed};
 pub(crate) use rustix::fs::{FileType, OFlags};
 pub(crate) use rustix::io::Errno;
 
-/// What one system call gives.
+/// The result of one system call.
 pub(crate) type Sys<T> = Result<T, Errno>;
 
-/// How often a call is repeated that was interrupted, or that lost a race against a rename or mount somewhere else
+/// How many times a call is repeated if it was interrupted, or lost a race against a rename or mount elsewhere
 /// (`openat2(2)`, EAGAIN).
 const RETRIES: usize = 8;
 
-/// Repeats a call while it returns EINTR or EAGAIN, within bounds; the last error stands.
+/// Repeats a call while it returns EINTR or EAGAIN, up to a limit. Then it returns the last error.
 pub(crate) fn retry<T>(mut call: impl FnMut() -> Sys<T>) -> Sys<T> {
     for _ in 1..RETRIES {
         match call() {
@@ -36,35 +36,35 @@ pub(crate) fn retry<T>(mut call: impl FnMut() -> Sys<T>) -> Sys<T> {
     call()
 }
 
-/// Why bytes of the kernel cannot be understood.
+/// Why bytes from the kernel are malformed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Bad(pub(crate) &'static str);
 
 /// `f_type` of sysfs (`linux/magic.h`).
 pub(crate) const SYSFS_MAGIC: u64 = 0x6265_6572;
 
-/// The kernel that a host talks to.
+/// The kernel that a host uses.
 #[derive(Debug, Clone)]
 pub(crate) enum Kernel {
-    /// The one this process runs on.
+    /// The kernel that this process runs on.
     Linux,
     /// A simulated one.
     #[cfg(feature = "sim")]
     Sim(sim::Machine),
 }
 
-/// An owned descriptor, real or simulated; closed by Drop.
+/// An owned descriptor, real or simulated. Dropping it closes it.
 #[derive(Debug)]
 pub(crate) enum Handle {
     /// A descriptor of this process.
     Real(OwnedFd),
-    /// One that exists in the simulated kernel alone.
+    /// A descriptor that exists only in the simulated kernel.
     #[cfg(feature = "sim")]
     Sim(sim::SimHandle),
 }
 
 impl AsFd for Handle {
-    /// The real descriptor; of a simulated one the inert stand-in that a cmd fd carries.
+    /// The real descriptor. For a simulated cmd fd, the inert stand-in that it carries.
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
             Self::Real(fd) => fd.as_fd(),
@@ -90,16 +90,17 @@ impl From<Handle> for OwnedFd {
     }
 }
 
-/// How far a path may lead (`openat2(2)`). BENEATH and NO_MAGICLINKS always hold.
+/// How a path is resolved (`openat2(2)`). BENEATH and NO_MAGICLINKS always apply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Resolve {
-    /// Under /sys: no symbolic link on the way, no other mount.
+    /// Under /sys: no symbolic link and no other mount on the way.
     Sys,
-    /// Under /dev: no symbolic link on the way; nodes in rootless containers are bind mounts.
+    /// Under /dev: no symbolic link on the way. Mounts are allowed, because nodes in rootless containers are bind
+    /// mounts.
     Dev,
 }
 
-/// What `fstat(2)` says, as far as it matters here.
+/// The fields of `fstat(2)` that are used here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Stat {
     pub(crate) dev: u64,
@@ -108,23 +109,23 @@ pub(crate) struct Stat {
     pub(crate) nlink: u64,
     /// Device number of a node, as major and minor.
     pub(crate) rdev: (u32, u32),
-    /// `st_ctime`: seconds and nanoseconds. No user can set it, unlike `st_mtime`.
+    /// `st_ctime`: seconds and nanoseconds. Users cannot set it, unlike `st_mtime`.
     pub(crate) ctime: (i64, u32),
 }
 
-/// One directory entry; the name lives as long as the call that shows it.
+/// One directory entry. The name lives as long as the call that passes it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct DirEntry<'a> {
     pub(crate) ino: u64,
     pub(crate) name: &'a [u8],
 }
 
-/// What one `recvfrom(2)` gave.
+/// The result of one `recvfrom(2)`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Datagram {
-    /// Full length of the message; more than the buffer holds when it was cut.
+    /// Full length of the message. It exceeds the buffer's length if the message was cut.
     pub(crate) len: usize,
-    /// The sender's netlink port is 0: the kernel.
+    /// Whether the sender's netlink port is 0, which is the kernel.
     pub(crate) from_kernel: bool,
 }
 
@@ -137,14 +138,14 @@ pub(crate) struct Attr<'a> {
 
 #[derive(Debug)]
 pub(crate) enum AttrData<'a> {
-    /// Input bytes, inline when there are at most eight.
+    /// Input bytes, stored inline if there are at most eight.
     In(&'a [u8]),
-    /// A constant, eight bytes inline.
+    /// A constant of eight bytes, stored inline.
     Const(u64),
-    /// Room for output: the kernel is told `len` and has all of `buffer` behind it, because
-    /// drivers up to 7.0 write their whole answer whatever `len` says.
+    /// Room for output. The kernel is given the length `len`, and all of `buffer` is behind it, because drivers up
+    /// to 7.0 write their whole response whatever the length.
     Out { buffer: &'a mut [u8], len: u16 },
-    /// Room for a descriptor that the command makes; the kernel makes it `O_CLOEXEC`.
+    /// Room for a descriptor that the command creates. The kernel sets `O_CLOEXEC` on it.
     Descriptor(&'a mut Option<Handle>),
 }
 
@@ -157,7 +158,7 @@ pub(crate) struct VerbsCall<'a> {
     pub(crate) attrs: &'a mut [Attr<'a>],
 }
 
-/// Forwards a call to whichever kernel this is.
+/// Forwards a call to the real or the simulated kernel.
 macro_rules! forward {
     ($kernel:expr, $call:ident ( $handle:expr $(, $arg:expr)* )) => {
         match ($kernel, $handle) {
@@ -192,17 +193,17 @@ impl Kernel {
         forward!(self, fstatfs_type(fd))
     }
 
-    /// `readlinkat(fd, "")` on a link that was opened with `O_PATH | O_NOFOLLOW`: the length read.
+    /// `readlinkat(fd, "")` on a link that was opened with `O_PATH | O_NOFOLLOW`. Returns the length.
     pub(crate) fn readlink(&self, fd: &Handle, buffer: &mut [u8]) -> Sys<usize> {
         forward!(self, readlink(fd, buffer))
     }
 
-    /// `pread(fd, buffer, 0)`: of a sysfs attribute, the value as it is now.
+    /// `pread(fd, buffer, 0)`: for a sysfs attribute, the current value.
     pub(crate) fn pread(&self, fd: &Handle, buffer: &mut [u8]) -> Sys<usize> {
         forward!(self, pread(fd, buffer))
     }
 
-    /// One page of `getdents64(fd)`, each entry shown to `each`; false at the end.
+    /// Reads one page of `getdents64(fd)` and passes each entry to `each`. Returns false at the end.
     pub(crate) fn getdents(&self, fd: &Handle, each: &mut dyn FnMut(DirEntry<'_>)) -> Sys<bool> {
         forward!(self, getdents(fd, each))
     }
@@ -216,12 +217,12 @@ impl Kernel {
         }
     }
 
-    /// `getsockname(socket).nl_groups`: the multicast groups that a netlink socket is subscribed to, the first 32
-    /// of them. (RDMA has four.)
+    /// `getsockname(socket).nl_groups`: the multicast groups that a netlink socket is subscribed to. It has the
+    /// first 32 groups. (RDMA has four.)
     pub(crate) fn netlink_groups(&self, socket: &Handle) -> Sys<u32> {
         match (self, socket) {
             (Self::Linux, Handle::Real(fd)) => linux::netlink_groups(fd.as_fd()),
-            // Sockets of a simulated kernel are subscribed to nothing.
+            // Sockets of a simulated kernel have no subscriptions.
             #[cfg(feature = "sim")]
             _ => Ok(0),
         }
@@ -232,13 +233,13 @@ impl Kernel {
         forward!(self, send(socket, message))
     }
 
-    /// `recvfrom(socket, buffer, MSG_DONTWAIT | MSG_TRUNC)`: the kernel answers before the
-    /// request returns, so there is nothing to wait for.
+    /// `recvfrom(socket, buffer, MSG_DONTWAIT | MSG_TRUNC)`. The kernel answers before the request returns, so
+    /// there is no need to wait.
     pub(crate) fn recv(&self, socket: &Handle, buffer: &mut [u8]) -> Sys<Datagram> {
         forward!(self, recv(socket, buffer))
     }
 
-    /// `fstat` of a descriptor that came from outside.
+    /// `fstat` of a descriptor that the library did not open.
     pub(crate) fn fstat_cmd(&self, fd: BorrowedFd<'_>) -> Sys<Stat> {
         match self {
             Self::Linux => linux::fstat(fd),
@@ -256,8 +257,8 @@ impl Kernel {
         }
     }
 
-    /// `fcntl(fd, F_DUPFD_CLOEXEC)` of a descriptor that came from outside. The duplicate stays what it is,
-    /// whatever becomes of the number.
+    /// `fcntl(fd, F_DUPFD_CLOEXEC)` of a descriptor that the library did not open. The duplicate refers to the same
+    /// open file, whatever happens to the original number.
     pub(crate) fn duplicate(&self, fd: BorrowedFd<'_>) -> Sys<Handle> {
         match self {
             Self::Linux => linux::duplicate(fd),
@@ -266,14 +267,15 @@ impl Kernel {
         }
     }
 
-    /// `rt_sigprocmask` of all signals, of this process whatever kernel the host is on: until the guard is dropped the
-    /// calling thread runs no signal handler, nor does one that it starts meanwhile.
+    /// `rt_sigprocmask` of all signals. It affects this process even if the host's kernel is simulated. Until the
+    /// guard is dropped, the calling thread runs no signal handler, and neither does a thread that it starts
+    /// meanwhile.
     pub(crate) fn undisturbed(&self) -> Sys<Undisturbed> {
         Undisturbed::begin()
     }
 
-    /// `clone` of a thread on which `run` is called with the thread's id, as `RES_PID` names it; returns when the
-    /// thread has exited. Nothing else runs on that thread, so that what it has allocated in the kernel is known.
+    /// `clone` of a thread that calls `run` with its thread id, as `RES_PID` reports it. Returns when the thread
+    /// has exited. Nothing else runs on that thread, so everything that it has allocated in the kernel is known.
     ///
     /// `run` must not allocate memory, panic or log: the thread shares the thread-local storage of its caller.
     ///
@@ -302,8 +304,8 @@ impl Kernel {
         forward!(self, read(fd, buffer))
     }
 
-    /// `ppoll(fd, POLLIN, timeout)`: whether there is something to read or to be told of; without a
-    /// timeout it waits for that. (The simulated kernel, which has no time, never waits.)
+    /// `ppoll(fd, POLLIN, timeout)`: whether there is data or a condition to read. Without a timeout it waits for
+    /// that. (The simulated kernel has no time and never waits.)
     pub(crate) fn poll(&self, fd: &Handle, timeout: Option<Duration>) -> Sys<bool> {
         forward!(self, poll(fd, timeout))
     }

@@ -1,5 +1,5 @@
-//! Sweeps of the class directories: the names in them and the inodes these are of, and whether
-//! anything is other than at the last look.
+//! Sweeps of the class directories: the names in them, the inodes that they refer to, and whether anything has
+//! changed since the last sweep.
 
 use std::ffi::CStr;
 
@@ -8,14 +8,14 @@ use crate::host::Host;
 use crate::kernel::DirEntry;
 use crate::sysfs;
 
-/// What one sweep of a directory showed, in the order in which the kernel gave it. Of a directory
-/// that has not changed that order is the same each time (`kernfs_fop_readdir` goes by the hashes of the
-/// names), so that two sweeps compare as they are; and nothing here is made anew for an entry.
+/// The entries of one sweep of a directory, in the kernel's order. That order is the same each time, as long as the
+/// directory does not change (`kernfs_fop_readdir` goes by the hashes of the names), so two sweeps can be compared
+/// directly. No entry takes an allocation of its own.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Sweep {
-    /// The names, one behind the other.
+    /// The names, one after the other.
     names: Vec<u8>,
-    /// Where in `names` each one ends, and the inode that it is of.
+    /// Where each name ends in `names`, and the inode that it refers to.
     entries: Vec<(usize, u64)>,
 }
 
@@ -30,7 +30,7 @@ impl Sweep {
         self.entries.push((self.names.len(), entry.ino));
     }
 
-    /// The entry in that place.
+    /// The entry at that position.
     fn get(&self, at: usize) -> Option<(&[u8], u64)> {
         let (to, ino) = *self.entries.get(at)?;
         let from = at.checked_sub(1).map_or(0, |before| self.entries[before].0);
@@ -42,7 +42,7 @@ impl Sweep {
     }
 }
 
-/// How many pairs of sweeps are made until the two of one agree.
+/// How many pairs of sweeps are made until the two of one pair agree.
 const PAIRS: usize = 4;
 
 /// Sweeps of both class directories. Two that are equal show the same devices under the same names.
@@ -50,15 +50,15 @@ const PAIRS: usize = 4;
 pub(crate) struct Sweeps {
     uverbs: Sweep,
     names: Sweep,
-    /// `class/infiniband` could be swept: it cannot under a name with a slash in it.
+    /// Whether `class/infiniband` could be swept. It cannot be if a name contains a slash.
     has_names: bool,
 }
 
 impl Sweeps {
-    /// Looks, in place of what was there.
+    /// Sweeps both directories, and replaces what was here.
     ///
     /// # Errors
-    /// `Unstable` when ib_uverbs is being loaded or unloaded; what the calls say.
+    /// `Unstable` if ib_uverbs is being loaded or unloaded; the errors of the calls.
     pub(crate) fn take(&mut self, host: &Host) -> Result<()> {
         self.sweep_until_it_stays(host)?;
         const CLASS: &CStr = c"class/infiniband";
@@ -74,10 +74,9 @@ impl Sweeps {
 
     /// Sweeps `class/infiniband_verbs` until two sweeps in a row show the same.
     ///
-    /// One sweep may lack a device that is there all the while: up to Linux 6.12 at least,
-    /// `kernfs_fop_readdir` (`fs/kernfs/dir.c`) steps over the entry behind one that is removed just then.
-    /// That one was shown, and the next sweep does not show it. So two sweeps that are equal have
-    /// stepped over nothing that was there during both.
+    /// One sweep may lack a device that is there throughout: up to Linux 6.12 at least, `kernfs_fop_readdir`
+    /// (`fs/kernfs/dir.c`) skips the entry after one that is removed at that moment. The removed entry was shown,
+    /// and the next sweep does not show it. So two equal sweeps have skipped nothing that was there during both.
     fn sweep_until_it_stays(&mut self, host: &Host) -> Result<()> {
         let (mut is_class, mut stays) = (false, false);
         for _ in 0..PAIRS {
@@ -102,9 +101,9 @@ impl Sweeps {
             }
         }
         if !stays {
-            tracing::debug!("class/infiniband_verbs changes under every sweep");
+            tracing::debug!("class/infiniband_verbs changed during every sweep");
         }
-        // A directory that was opened just before ib_uverbs went is dead and shows nothing.
+        // A directory that was opened just before ib_uverbs was unloaded is dead and shows nothing.
         match is_class {
             true => Ok(()),
             false => Err(Error::new(
@@ -114,7 +113,7 @@ impl Sweeps {
         }
     }
 
-    /// Shows each entry of `class/infiniband_verbs` to `each`; none where there is no such directory.
+    /// Passes each entry of `class/infiniband_verbs` to `each`, or no entry if there is no such directory.
     fn sweep_uverbs(
         &mut self,
         host: &Host,
@@ -122,7 +121,7 @@ impl Sweeps {
     ) -> Result<()> {
         const CLASS: &CStr = c"class/infiniband_verbs";
         let (kernel, sys) = (host.kernel(), host.sys());
-        // Opened for each sweep: one that is held dies with the module, and its offset is shared.
+        // Opened for each sweep: a descriptor that is kept dies with the module, and its offset is shared.
         match sysfs::open(kernel, sys, CLASS, sysfs::SWEEP) {
             Err(error) if sysfs::is_absent(&error) => Ok(()),
             directory => {
@@ -132,7 +131,7 @@ impl Sweeps {
         }
     }
 
-    /// Number and class link of every uverbs device, by number.
+    /// Number and class link of every uverbs device, ordered by number.
     pub(crate) fn uverbs(&self) -> Vec<(u32, u64)> {
         let mut found = Vec::with_capacity(self.uverbs.entries.len());
         found.extend(self.uverbs.iter().filter_map(|(name, ino)| {
@@ -144,23 +143,23 @@ impl Sweeps {
         found
     }
 
-    /// Every name in `class/infiniband` and its link; none where they are not known.
+    /// Every name in `class/infiniband` with its link. Empty if they are not known.
     pub(crate) fn names(&self) -> impl Iterator<Item = (&[u8], NameLink)> {
         let names = self.names.iter().enumerate().filter(|_| self.has_names);
-        // A device may be called `..`, but what is shown under that name is none.
+        // A device may be called `..`, but the entry of that name is not a device.
         let names = names.filter(|(_, (name, _))| !matches!(*name, b"." | b".."));
         names.map(|(at, (name, ino))| (name, NameLink { ino, at }))
     }
 
-    /// Whether the names are known at all.
+    /// Whether the names are known.
     pub(crate) fn has_names(&self) -> bool {
         self.has_names
     }
 
-    /// The name that a link has in this sweep, and its place.
+    /// The name of a link in this sweep, and its position.
     pub(crate) fn name_of(&self, link: NameLink) -> Option<(&[u8], NameLink)> {
         let entries = self.names.entries.as_slice();
-        // Not far from its last place, as the names keep their order.
+        // Not far from its last position, because the names keep their order.
         let places =
             (0..entries.len()).flat_map(|far| [link.at.checked_sub(far), Some(link.at + far)]);
         let is_there = |at: &usize| entries.get(*at).is_some_and(|(_, ino)| *ino == link.ino);
@@ -170,10 +169,10 @@ impl Sweeps {
     }
 }
 
-/// A link in `class/infiniband`, which is that of a device whatever its name is.
+/// A link in `class/infiniband`. It belongs to its device under any name.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct NameLink {
     ino: u64,
-    /// Which entry of the sweep it is.
+    /// Its position in the sweep.
     at: usize,
 }

@@ -1,4 +1,4 @@
-//! Asking the kernel over RDMA netlink: one request, its answer, retries within bounds.
+//! Requests to the kernel over RDMA netlink: one request, its answer, and a bounded number of retries.
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -12,21 +12,21 @@ use crate::kernel::nldev::{
 use crate::kernel::retry;
 use crate::kernel::{Errno, Handle, Kernel};
 
-/// Room for the answer to a question about one device, or for a short list. The kernel makes the messages
-/// of a dump as long as the longest buffer that it has seen on the socket, and clears them before, so
-/// that an open with short ones takes half of the time (`benches/RESULTS.md`).
+/// Room for an answer about one device, or for a short list. The kernel makes the messages of a dump as long as the
+/// longest buffer that it has seen on the socket, and clears them first, so an open with a short buffer takes half
+/// of the time (`benches/RESULTS.md`).
 const BUFFER: usize = 2 * 1024;
-/// The most that the kernel puts into one message of a dump (`netlink_recvmsg`).
+/// The longest message of a dump that the kernel sends (`netlink_recvmsg`).
 const LONG_BUFFER: usize = 32 * 1024;
-/// How many pages of contexts or protection domains are read: of some 43,000. The kernel counts from the first
-/// one for each page, so that the time grows with their square, and anybody may allocate them.
+/// How many pages of contexts or protection domains are read: enough for some 43,000. For each page the kernel
+/// counts from the first entry, so the time grows with the square of their number, and any user may allocate them.
 const PAGES: usize = 64;
-/// How many datagrams that answer nothing are passed over before it counts as lost.
+/// How many unrelated datagrams are skipped before the answer counts as lost.
 const STRAYS: usize = 4096;
-/// How often a request is made anew whose answer was lost.
+/// How many times a request is sent if its answer is lost.
 const ATTEMPTS: usize = 3;
 
-/// A netlink socket, one exchange at a time.
+/// A netlink socket. It runs one exchange at a time.
 #[derive(Debug)]
 pub(crate) struct Socket {
     kernel: Kernel,
@@ -38,70 +38,70 @@ pub(crate) struct Socket {
 struct Exchange {
     seq: u32,
     buffer: Box<[u8]>,
-    /// An answer may still be under way, of an exchange that failed.
+    /// An answer to an exchange that failed may still be queued.
     dirty: bool,
 }
 
-/// How an answer came.
+/// The form in which an answer came.
 #[derive(Debug, Clone, Copy)]
 struct Answer {
-    /// Length of the first datagram of it.
+    /// Length of its first datagram.
     first_len: usize,
-    /// How many messages there were, without the one that ends a dump.
+    /// How many messages there were, not counting the one that ends a dump.
     messages: usize,
 }
 
-/// Why a request got no answer. It holds no memory, so that a bare thread may return it.
+/// Why a request got no answer. It holds no heap memory, so a bare thread may return it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Fault {
-    /// The kernel refused it.
+    /// The kernel refused the request.
     Refused(Errno),
     /// Sending or receiving failed.
     Call(&'static str, Errno),
     /// The answer, or a part of it, did not arrive.
     Lost(&'static str),
-    /// It did, and cannot be understood.
+    /// The answer arrived but is malformed.
     Bad(Bad),
-    /// It takes more pages than are read.
+    /// The answer has more pages than are read.
     TooLong,
 }
 
-/// A first datagram of a dump that is no longer than this ended because there was nothing more to list: the
-/// smallest page that the kernel fills is about 3.7 KB long (`netlink_dump`, `net/netlink/af_netlink.c`).
+/// If the first datagram of a dump is no longer than this, it ended because nothing was left to list: the smallest
+/// page that the kernel fills is about 3.7 KB long (`netlink_dump`, `net/netlink/af_netlink.c`).
 const WHOLE: usize = 2 * 1024;
 
-/// What a list of contexts or protection domains shows.
+/// The content of a list of contexts or protection domains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Listing {
     /// The first entry that was wanted.
     pub(crate) found: Option<ResourceEntry>,
-    /// The list leaves out no entry that was there from before the request until after the answer. Nothing
-    /// else means that there is none: where a list takes several pages, each page skips as many entries as
-    /// were shown, by position, so that an entry is left out whenever one before it goes away meanwhile.
-    /// That holds for a list of one page and an empty end, too.
+    /// The list has every entry that existed from before the request until after the answer. Only then does a
+    /// missing entry mean that it does not exist. In a list of several pages, each page skips as many entries as
+    /// were shown before, by position, so an entry is left out whenever an earlier one goes away meanwhile. That
+    /// includes a list of one full page and an empty end.
     pub(crate) is_whole: bool,
-    /// It came in one message, which was once taken for whole.
+    /// The list came in one message. The old rule took that for complete.
     #[cfg(uverbs_leave_out)]
     pub(crate) in_one_message: bool,
 }
 
 impl Socket {
-    /// A socket of our own making, for which nothing is under way.
+    /// A socket that the library opened. Nothing is queued on it.
     fn made(kernel: Kernel, handle: Handle) -> Self {
         Self::new(kernel, handle, false)
     }
 
-    /// A socket that was handed in: answers to earlier requests may still be in it.
+    /// A socket that the program passed in. Answers to earlier requests may still be queued on it.
     ///
     /// # Errors
-    /// Unsupported where it is subscribed to a group, whose messages no request has asked for.
+    /// Unsupported if it is subscribed to a group: that delivers messages which no request caused.
     pub(crate) fn given(kernel: Kernel, handle: Handle) -> Result<Self> {
         let groups = retry(|| kernel.netlink_groups(&handle))
             .map_err(|errno| Error::call("getsockname(netlink socket)", errno))?;
         if groups != 0 {
             let text = format!("the netlink socket is subscribed to groups ({groups:#x})");
             let error = Error::new(ErrorKind::Unsupported, text);
-            return Err(error.hint("hand in a socket that is not"));
+            return Err(error.hint("pass in a socket that is not"));
         }
         Ok(Self::new(kernel, handle, true))
     }
@@ -111,14 +111,14 @@ impl Socket {
         Self { kernel, handle, exchange: Mutex::new(exchange) }
     }
 
-    /// The device of that index; none when the kernel knows none that this process may see.
+    /// The device with that index; `None` if the kernel has none that this process may see.
     pub(crate) fn device(&self, index: u32) -> Result<Option<DeviceInfo>> {
         let mut found = None;
-        let asked = self.ask(Command::Get, index, &mut |message| {
+        let result = self.query(Command::Get, index, &mut |message| {
             found = Some(DeviceInfo::parse(message)?);
             Ok(())
         });
-        match asked {
+        match result {
             Ok(_) => match found {
                 Some(info) if info.index == index => Ok(Some(info)),
                 _ => Err(Error::malformed(Command::Get.name(), Bad("another device"))),
@@ -128,39 +128,39 @@ impl Socket {
         }
     }
 
-    /// The uverbs node of the device of that index; none when there is no such device, or it has
-    /// no uverbs node at the moment.
+    /// The uverbs node of the device with that index; `None` if there is no such device, or it has no uverbs node
+    /// at the moment.
     pub(crate) fn chardev(&self, index: u32) -> Result<Option<Chardev>> {
         let mut found = None;
-        let asked = self.ask(Command::GetChardev, index, &mut |message| {
+        let result = self.query(Command::GetChardev, index, &mut |message| {
             found = Some(Chardev::parse(message)?);
             Ok(())
         });
-        match asked {
+        match result {
             Ok(_) => Ok(found),
             Err(Fault::Refused(Errno::INVAL | Errno::OPNOTSUPP)) => Ok(None),
             Err(fault) => Err(fault.error(Command::GetChardev)),
         }
     }
 
-    /// Whether the kernel copies pinned pages on fork; not when it knows no such question.
+    /// Whether the kernel copies pinned pages on fork; `false` if it does not know the request.
     pub(crate) fn copies_on_fork(&self) -> Result<bool> {
         let mut copies = false;
-        let asked = self.retrying(|exchange| {
+        let result = self.retrying(|exchange| {
             let request = exchange.request(Command::SysGet, false);
             exchange.run(&self.kernel, &self.handle, request, &mut |message| {
                 copies = parse_copy_on_fork(message)?;
                 Ok(())
             })
         });
-        match asked {
+        match result {
             Ok(_) => Ok(copies),
             Err(Fault::Refused(Errno::INVAL | Errno::OPNOTSUPP)) => Ok(false),
             Err(fault) => Err(fault.error(Command::SysGet)),
         }
     }
 
-    /// All devices: a hint only, since the kernel goes by position and devices come and go.
+    /// All devices. Only a hint, since the kernel goes by position and devices come and go.
     pub(crate) fn devices(&self) -> Result<Vec<DeviceInfo>> {
         let mut found = Vec::new();
         self.retrying(|exchange| {
@@ -175,8 +175,8 @@ impl Socket {
         Ok(found)
     }
 
-    /// The context or protection domain of that number on the device of that index; `None` when the kernel has none.
-    /// Does not allocate.
+    /// The context or protection domain with that number on the device with that index; `None` if the kernel has
+    /// none. Does not allocate.
     pub(crate) fn resource(
         &self,
         kind: Resource,
@@ -184,7 +184,7 @@ impl Socket {
         number: u32,
     ) -> std::result::Result<Option<ResourceEntry>, Fault> {
         let mut found = None;
-        let asked = self.retrying(|exchange| {
+        let result = self.retrying(|exchange| {
             let request = exchange
                 .request(kind.command(), false)
                 .attr(attr::DEV_INDEX, &index.to_ne_bytes())
@@ -194,7 +194,7 @@ impl Socket {
                 Ok(())
             })
         });
-        match asked {
+        match result {
             Ok(_) if found.is_some_and(|entry| entry.number == number) => Ok(found),
             Ok(_) => Err(Fault::Bad(Bad("another number"))),
             Err(Fault::Refused(Errno::NOENT | Errno::INVAL | Errno::OPNOTSUPP)) => Ok(None),
@@ -202,15 +202,15 @@ impl Socket {
         }
     }
 
-    /// Makes room for [lists](Self::list). A page that is cut short would have to be taken to its end before the
-    /// next request.
+    /// Enlarges the buffer for [lists](Self::list). Otherwise a page could be cut short, and the rest of the dump
+    /// would have to be read before the next request.
     pub(crate) fn make_room(&self) {
         self.lock().lengthen();
     }
 
-    /// Lists the contexts or protection domains of the device of that index, once. `None` when there is no such
-    /// device, or the kernel does not know the question (contexts before Linux 5.13). `is_wanted` is shown
-    /// every entry, and those of a list that was lost before. Does not allocate after
+    /// Lists the contexts or protection domains of the device with that index, once. Returns `None` if there is no
+    /// such device, or the kernel does not know the request (contexts before Linux 5.13). `is_wanted` is called
+    /// with every entry, including those of a list that was lost before. Does not allocate after
     /// [`make_room`](Self::make_room).
     pub(crate) fn list(
         &self,
@@ -219,7 +219,7 @@ impl Socket {
         mut is_wanted: impl FnMut(&ResourceEntry) -> bool,
     ) -> std::result::Result<Option<Listing>, Fault> {
         let mut found = None;
-        let asked = self.retrying(|exchange| {
+        let result = self.retrying(|exchange| {
             found = None;
             exchange.lengthen();
             let request =
@@ -232,7 +232,7 @@ impl Socket {
                 })
             })
         });
-        match asked {
+        match result {
             Ok(answer) => Ok(Some(Listing {
                 found,
                 is_whole: answer.first_len <= WHOLE,
@@ -244,8 +244,8 @@ impl Socket {
         }
     }
 
-    /// One request about one device, with one answer.
-    fn ask(
+    /// Sends one request about one device, which has one answer.
+    fn query(
         &self,
         command: Command,
         index: u32,
@@ -272,7 +272,7 @@ impl Socket {
         let mut guard = self.lock();
         for _ in 1..ATTEMPTS {
             match exchange(&mut guard) {
-                // No log event: nothing of the program's runs here, not even what subscribes to these.
+                // No log event: no code of the program runs here, not even a subscriber of log events.
                 Err(Fault::Lost(_)) => {}
                 done => return done,
             }
@@ -297,7 +297,7 @@ impl Exchange {
         }
     }
 
-    /// Sends a request and shows every message of its answer to `each`.
+    /// Sends a request and passes every message of its answer to `each`.
     fn run(
         &mut self,
         kernel: &Kernel,
@@ -315,12 +315,12 @@ impl Exchange {
         let message = request.finish();
         let sent = retry(|| kernel.send(socket, message));
         if sent.map_err(|errno| Fault::Call("sendto", errno))? != message.len() {
-            return Err(Fault::Lost("a request that was cut short"));
+            return Err(Fault::Lost("the request was cut short"));
         }
         for _ in 0..STRAYS {
             let datagram = match kernel.recv(socket, &mut self.buffer) {
                 Err(Errno::INTR) => continue,
-                // The kernel answers within the request: an answer that is not there is lost.
+                // The kernel answers during the request, so an answer that is not there is lost.
                 Err(Errno::AGAIN) => return Err(Fault::Lost("no answer")),
                 Err(Errno::NOBUFS) => return Err(Fault::Lost("no room for the answer")),
                 received => received.map_err(|errno| Fault::Call("recvfrom", errno))?,
@@ -329,11 +329,11 @@ impl Exchange {
                 continue;
             }
             let Some(bytes) = self.buffer.get(..datagram.len) else {
-                // These are requested on bare threads, too, which may not allocate, and fit.
+                // These requests also run on bare threads, which may not allocate. Their answers fit.
                 if !is_of_resources {
                     self.lengthen();
                 }
-                return Err(Fault::Lost("an answer that was cut short"));
+                return Err(Fault::Lost("the answer was cut short"));
             };
             for message in Messages(bytes) {
                 let message = message.map_err(Fault::Bad)?;
@@ -347,7 +347,7 @@ impl Exchange {
                     NLMSG_DONE | NLMSG_ERROR => {
                         let errno = message.errno().map_err(Fault::Bad)?;
                         if request.is_dump && errno == Some(Errno::BUSY) {
-                            // The rest of it is taken before the next request.
+                            // The rest of it is read before the next request.
                             return Err(Fault::Lost("another dump is under way"));
                         }
                         self.dirty = false;
@@ -356,7 +356,7 @@ impl Exchange {
                     kind if kind == request.kind => {
                         each(&message).map_err(Fault::Bad)?;
                     }
-                    // An answer to something else is none to this.
+                    // A message of another exchange is not part of this answer.
                     _ => continue,
                 }
                 answer.messages += 1;
@@ -375,7 +375,7 @@ impl Exchange {
         Err(Fault::Lost("no end of the answer"))
     }
 
-    /// Takes what is left of an exchange that failed: the kernel starts no other dump before.
+    /// Reads what is left of an exchange that failed: the kernel starts no other dump before.
     fn drain(&mut self, kernel: &Kernel, socket: &Handle) -> std::result::Result<(), Fault> {
         for _ in 0..2 * PAGES {
             match kernel.recv(socket, &mut self.buffer) {
@@ -384,7 +384,7 @@ impl Exchange {
                 Err(errno) => return Err(Fault::Call("recvfrom", errno)),
             }
         }
-        Err(Fault::Lost("an answer without end"))
+        Err(Fault::Lost("the answer does not end"))
     }
 }
 
@@ -396,7 +396,7 @@ impl Fault {
             Self::Call(call, errno) => {
                 let error = Error::call(format!("{call}(NETLINK_RDMA, {command})"), errno);
                 match errno {
-                    // By a filter: the kernel itself forbids these calls to nobody.
+                    // A filter did that: the kernel itself forbids these calls to nobody.
                     Errno::PERM | Errno::ACCESS => {
                         error.into_kind(ErrorKind::NetlinkUnavailable).hint(WITHOUT)
                     }
@@ -414,15 +414,15 @@ impl Fault {
     }
 }
 
-/// Where the netlink socket of a host comes from.
+/// The source of a host's netlink socket.
 #[derive(Debug)]
 pub(crate) enum Source {
-    /// It was handed in when the host was made.
+    /// The program passed it in when it made the host.
     Given(Arc<Socket>),
-    /// It is opened by whoever asks, each its own, so that none waits for another: one that stays open
-    /// would keep ib_core from being unloaded.
+    /// Each user opens its own, so that they do not wait for each other. A socket that stays open would keep
+    /// ib_core from being unloaded.
     Ambient,
-    /// There is none: nothing can be proved.
+    /// There is no socket: nothing can be proved.
     Denied,
 }
 
@@ -432,7 +432,7 @@ impl Source {
     /// The socket.
     ///
     /// # Errors
-    /// `NetlinkUnavailable`, with the errno of `socket(2)`, where there is none.
+    /// `NetlinkUnavailable`, with the errno of `socket(2)`, if there is none.
     pub(crate) fn socket(&self, kernel: &Kernel) -> Result<Arc<Socket>> {
         match self {
             Self::Given(socket) => Ok(socket.clone()),
@@ -440,7 +440,7 @@ impl Source {
                 let handle = retry(|| kernel.rdma_socket()).map_err(|errno| {
                     let error = Error::call("socket(AF_NETLINK, SOCK_RAW, NETLINK_RDMA)", errno);
                     match errno {
-                        // The process has no room for a descriptor, which says nothing of netlink.
+                        // The process has no room for another descriptor, which says nothing about netlink.
                         Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM => error,
                         _ => error.into_kind(ErrorKind::NetlinkUnavailable).hint(WITHOUT),
                     }
@@ -448,7 +448,7 @@ impl Source {
                 Ok(Arc::new(Socket::made(kernel.clone(), handle)))
             }
             Self::Denied => {
-                let text = "no RDMA netlink socket was handed in";
+                let text = "no RDMA netlink socket was passed in";
                 Err(Error::new(ErrorKind::NetlinkUnavailable, text).hint(WITHOUT))
             }
         }
@@ -461,7 +461,7 @@ mod tests {
 
     use super::*;
 
-    /// Of any netlink family: the groups are those of the socket.
+    /// Works with any netlink family: the groups belong to the socket.
     #[test]
     fn a_socket_that_is_subscribed_is_refused() {
         let made = || {

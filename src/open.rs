@@ -1,20 +1,20 @@
-//! The open protocol, one function a step, in order.
+//! The open protocol: one function for each step, in order.
 //!
-//! | step | function | what it makes sure of |
+//! | step | function | what it establishes |
 //! |---|---|---|
 //! | 1 | [`known`] | the record is not already known to be gone |
 //! | 2 | [`pin_instance`] | the directory in /sys is the recorded instance, alive, and stays pinned |
 //! | 3 | [`look_at_node`] | the node in /dev is a character device with the pinned number |
-//! | 4 | [`open_node`] | the descriptor is of the node that was looked at |
+//! | 4 | [`open_node`] | the descriptor is on the node that step 3 looked at |
 //! | 5 | [`revalidate`] | with the node open, the instance is still alive and in its place |
-//! | 6 | [`allocate`] | the kernel context, by the ioctl ABI |
+//! | 6 | [`allocate`] | the context is allocated, by the ioctl ABI |
 //! | 7 | [`proof`] | the kernel shows that the descriptor is on the pinned instance |
 //! | 8 | | the pin is dropped; the [`Context`] keeps the evidence |
 //!
-//! The pin holds the attributes `dev` and `ibdev` open. Reading one of them again shows whether the device is
-//! alive at that moment: once removed, it never answers again. The directory goes before the character
-//! device, and that before the device number is free for another device: as long as `dev` answers, no other
-//! device has the number.
+//! The pin holds the attributes `dev` and `ibdev` open. Reading one of them again shows whether the device is alive
+//! at that moment: once the device is removed, reads fail. The kernel removes the directory first, then the
+//! character device, and then frees the device number. So as long as `dev` can be read, no other device has the
+//! number.
 
 #[cfg(uverbs_leave_out)]
 mod old_rule;
@@ -41,21 +41,21 @@ use crate::verbs::{self, CmdFd, DRIVER_FAILS};
 pub use proof::Proven;
 use proof::{Place, Proof, Target};
 
-/// How often an open starts over because a timestamp or a name moved under it.
+/// How many times an open is attempted if a timestamp or a name changes meanwhile.
 const ATTEMPTS: usize = 3;
 
-/// What an open that nothing contradicted came to.
+/// The result of an open that no check contradicted.
 pub(crate) struct Outcome {
     pub(crate) cmd: CmdFd,
-    /// A provider that was found for this descriptor alone, and has to live as long.
+    /// A provider that was found for this descriptor only, and must live as long as the context.
     pub(crate) provided: Option<Arc<Provided>>,
     pub(crate) evidence: Evidence,
-    /// The proof, or the reason why there is none.
+    /// The proof, or the reason why there is no proof.
     pub(crate) proof: Result<Proven>,
 }
 
-/// Opens a device. With `allow_unproven` an open that cannot be proved is no error; one that is contradicted is an
-/// error either way.
+/// Opens a device. With `allow_unproven`, an open that cannot be proved is not an error. An open that a check
+/// contradicts is an error either way.
 pub(crate) fn open(device: &Device, allow_unproven: bool) -> Result<Outcome> {
     let _uncancelled = Uncancelled::begin();
     let record = device.record();
@@ -64,10 +64,10 @@ pub(crate) fn open(device: &Device, allow_unproven: bool) -> Result<Outcome> {
     loop {
         match attempt(device, allow_unproven, place) {
             Err(error) if error.kind() == ErrorKind::Unstable && attempts < ATTEMPTS => {
-                tracing::debug!(device = record.label(), %error, "opening starts over");
+                tracing::debug!(device = record.label(), %error, "the open starts over");
             }
             Ok(Attempt::NeedsNewThread(reason)) if place == Place::Here => {
-                tracing::debug!(device = record.label(), %reason, "opening starts over");
+                tracing::debug!(device = record.label(), %reason, "the open starts over");
                 place = Place::NewThread;
                 continue;
             }
@@ -95,10 +95,10 @@ fn attempt(device: &Device, allow_unproven: bool, place: Place) -> Result<Attemp
     Ok(Attempt::Opened(Outcome { cmd, provided, evidence, proof }))
 }
 
-/// What came of an attempt that nothing contradicted.
+/// The result of an attempt that no check contradicted.
 enum Attempt {
     Opened(Outcome),
-    /// The driver gives no protection domain: the context has to be allocated on a new thread.
+    /// The driver allocates no protection domain: the context has to be allocated on a new thread.
     NeedsNewThread(Error),
 }
 
@@ -111,12 +111,12 @@ fn steps(
     let record = device.record();
     known(record)?;
     let pin = pin_instance(record, evidence).map_err(|e| e.at(Step::Pin))?;
-    // Before anything is opened: where nothing can be proved there is no use in opening.
+    // Before anything is opened: if nothing can be proved, opening is of no use.
     let target = match Target::find(device, &pin) {
         Err(error) if !allow_unproven || !is_unproven(&error) => return Err(error.at(Step::Prove)),
         target => target,
     };
-    // A device that its provider cannot handle is not opened either.
+    // Nor is a device opened that its provider cannot handle.
     let reported = record.joined.get().map(|joined| joined.driver_id.map(DriverId::from_raw));
     let provided = reported.map(|driver| device.find_provider(&pin, driver)).transpose();
     let provided = provided.map_err(|error| error.at(Step::Pin))?;
@@ -129,7 +129,7 @@ fn steps(
     revalidate(record, &pin, evidence).map_err(|e| e.at(Step::Revalidate))?;
     let guess = provided.as_ref().and_then(|provided| provided.driver());
     let driver = driver_of(record, fd.as_fd(), guess).map_err(|e| e.at(Step::Allocate))?;
-    // The last of the program's own code, a registered provider's, before the proof begins.
+    // The last code of the program (a registered provider) that runs before the proof begins.
     let (prepared, own) =
         prepare(device, &pin, provided, driver).map_err(|e| e.at(Step::Allocate))?;
     let cmd = CmdFd::new(fd, driver, record.host.kernel().clone());
@@ -138,12 +138,12 @@ fn steps(
     Ok((cmd, own, proof))
 }
 
-/// Nothing contradicts that it is the right device.
+/// Whether the error leaves open that the descriptor is on the right device.
 fn is_unproven(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::Unproven | ErrorKind::NetlinkUnavailable)
 }
 
-/// A node that was looked at and not opened; holding it keeps its inode number from being reused.
+/// A node that was looked at but not opened. Holding it keeps its inode number from being reused.
 #[derive(Debug)]
 struct Node {
     _handle: Handle,
@@ -154,8 +154,8 @@ const LOOK: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW);
 const CMD: OFlags =
     OFlags::RDWR.union(OFlags::NOFOLLOW).union(OFlags::NONBLOCK).union(OFlags::NOCTTY);
 
-/// Opens the node's name beneath /dev. `/dev/infiniband` comes and goes with its nodes, so every look
-/// starts at /dev.
+/// Opens the node by name beneath /dev. `/dev/infiniband` comes and goes with its nodes, so every open starts at
+/// /dev.
 fn open_dev(record: &Record, flags: OFlags) -> Result<Handle> {
     let path = sysfs::uverbs_path("infiniband/", record.number);
     let kernel = record.host.kernel();
@@ -163,7 +163,7 @@ fn open_dev(record: &Record, flags: OFlags) -> Result<Handle> {
         .map_err(|errno| Error::call(sysfs::open_text("dev", &path, flags), errno))
 }
 
-/// Step 3: what the node is, without opening it, for the side effects an open may have.
+/// Step 3: examines the node without opening it, because an open can have side effects.
 fn look_at_node(record: &Record, evidence: &mut Evidence) -> Result<Node> {
     let handle = open_dev(record, LOOK)?;
     let stat = sysfs::stat(record.host.kernel(), &handle)?;
@@ -171,7 +171,7 @@ fn look_at_node(record: &Record, evidence: &mut Evidence) -> Result<Node> {
     Ok(Node { _handle: handle, stat })
 }
 
-/// A node has to be a character device with the record's number.
+/// Requires the node to be a character device with the record's number.
 fn require_node(record: &Record, stat: &Stat, step: Step, evidence: &mut Evidence) -> Result<()> {
     let (expected, found) = (Value::Word(kind(FileType::CharacterDevice)), kind(stat.kind));
     evidence.require(step, "kind of node", ErrorKind::NodeMismatch, expected, || {
@@ -200,17 +200,17 @@ fn kind(kind: FileType) -> &'static str {
     }
 }
 
-/// Step 4: open it by name and make sure that it is what was looked at.
+/// Step 4: opens the node by name and checks that it is the one that step 3 looked at.
 fn open_node(record: &Record, node: &Node, evidence: &mut Evidence) -> Result<Handle> {
     let fd = open_dev(record, CMD).map_err(|error| match error.errno() {
-        // The pinned device owns its number and is mapped: a node that leads to nothing, or to a
-        // device that is gone, is a stale one. (If the pinned device itself went, `explain` says so.)
+        // The pinned device owns its number and is mapped. So a node that leads to nothing, or to a device that is
+        // gone, is stale. (If the pinned device itself is gone, `explain` reports that.)
         Some(Errno::NXIO | Errno::NODEV | Errno::IO) => error
             .into_kind(ErrorKind::NodeMismatch)
             .hint("the node may be a static one that is still bound to a removed device"),
-        // It was a character device when it was looked at.
+        // It was a character device in step 3.
         Some(Errno::LOOP | Errno::ISDIR) => error.into_kind(ErrorKind::NodeMismatch),
-        // It was there. Of a removal the node is the first to go: the next attempt sees more.
+        // It was there in step 3. A removal deletes the node first, so the next attempt sees more of it.
         Some(Errno::NOENT) => error.into_kind(ErrorKind::Unstable),
         _ => error,
     })?;
@@ -223,8 +223,8 @@ fn open_node(record: &Record, node: &Node, evidence: &mut Evidence) -> Result<Ha
     Ok(fd)
 }
 
-/// Step 5: with the cmd fd open, the same directory is in its place, and both attributes and the timestamp are
-/// as they were when it was pinned.
+/// Step 5: with the cmd fd open, the same directory is still in its place, and both attributes and the timestamp
+/// are as they were when the directory was pinned.
 fn revalidate(record: &Record, pin: &Pin, evidence: &mut Evidence) -> Result<()> {
     const STEP: Step = Step::Revalidate;
     let (kernel, sys) = (record.host.kernel(), record.host.sys());
@@ -246,8 +246,8 @@ fn revalidate(record: &Record, pin: &Pin, evidence: &mut Evidence) -> Result<()>
         .require(STEP, TIMESTAMP, ErrorKind::Unstable, expected, || pin.read_timestamp().map(time))
 }
 
-/// The driver that the header of every command has to name: from netlink, or, where that does not
-/// tell, by asking the descriptor, first for the one that the modalias speaks for.
+/// The driver, which the header of every command has to name. Netlink reports it for most drivers. For the others
+/// the descriptor is probed, with the driver that the modalias suggests first.
 fn driver_of(record: &Record, fd: BorrowedFd<'_>, guess: Option<DriverId>) -> Result<DriverId> {
     if let Some(Joined { driver_id: Some(raw), .. }) = record.joined.get() {
         return Ok(DriverId::from_raw(*raw));
@@ -255,9 +255,9 @@ fn driver_of(record: &Record, fd: BorrowedFd<'_>, guess: Option<DriverId>) -> Re
     probe_driver(record.host.kernel(), fd, guess)
 }
 
-/// Asks a cmd fd for its driver, where netlink does not report it: a command that does not exist is EINVAL
-/// for the wrong driver and EPROTONOSUPPORT for the right one (`ib_uverbs_cmd_verbs`,
-/// `drivers/infiniband/core/uverbs_ioctl.c`), and does nothing.
+/// Finds the driver of a cmd fd where netlink does not report it. A command that does not exist fails with EINVAL
+/// for a wrong driver and with EPROTONOSUPPORT for the right one (`ib_uverbs_cmd_verbs`,
+/// `drivers/infiniband/core/uverbs_ioctl.c`), and has no effect.
 fn probe_driver(kernel: &Kernel, fd: BorrowedFd<'_>, guess: Option<DriverId>) -> Result<DriverId> {
     for driver in guess.into_iter().chain(DriverId::all()) {
         let mut call =
@@ -269,14 +269,14 @@ fn probe_driver(kernel: &Kernel, fd: BorrowedFd<'_>, guess: Option<DriverId>) ->
             Ok(()) => break,
         }
     }
-    Err(Error::new(ErrorKind::Unsupported, "no driver that this version knows answers"))
+    Err(Error::new(ErrorKind::Unsupported, "this version does not know the driver"))
 }
 
 /// A method that no object of the ioctl ABI has.
 const NO_METHOD: u16 = 0xfff;
 
-/// What the provider has GET_CONTEXT given. Where netlink did not report the driver, the provider is found only
-/// now, by the driver that the descriptor answers to, and for this open alone: then it comes back, too.
+/// Prepares the driver's part of GET_CONTEXT. Where netlink did not report the driver, the provider is found only
+/// now, by the driver that the probe found, and for this open only. It is then returned as well.
 fn prepare(
     device: &Device,
     pin: &Pin,
@@ -295,18 +295,18 @@ fn prepare(
     Ok((Prepared { allocation, is_known: provided.info().provider.is_some() }, own))
 }
 
-/// What GET_CONTEXT is given, and whether there is a provider that wanted it so.
+/// The driver's part of GET_CONTEXT, and whether a provider supplied it.
 pub(crate) struct Prepared {
     allocation: Allocation,
     is_known: bool,
 }
 
-/// Proves that a descriptor which somebody else has opened, and allocated a context on, is bound to the
-/// device: steps 1, 2, 4 and 7.
+/// Proves that a descriptor is bound to the device: steps 1, 2, 4 and 7. Somebody else has opened it and allocated
+/// its context.
 pub(crate) fn verify(device: &Device, fd: BorrowedFd<'_>) -> Result<Evidence> {
     let _uncancelled = Uncancelled::begin();
     let record = device.record();
-    // A duplicate, so that nobody closes or reuses the number meanwhile.
+    // A duplicate, so that nobody can close or reuse the number meanwhile.
     let duplicate = retry(|| record.host.kernel().duplicate(fd))
         .map_err(|errno| Error::call("fcntl(F_DUPFD_CLOEXEC)", errno).at(Step::Open));
     let (evidence, _) =
@@ -314,7 +314,7 @@ pub(crate) fn verify(device: &Device, fd: BorrowedFd<'_>) -> Result<Evidence> {
     Ok(evidence)
 }
 
-/// The same of a descriptor that is ours: it comes back with the evidence and the witness.
+/// As [`verify`], for a descriptor that this library owns. Returns it with the evidence and the witness.
 pub(crate) fn adopt(device: &Device, fd: Handle) -> Result<(CmdFd, Evidence, Proven)> {
     let _uncancelled = Uncancelled::begin();
     let (evidence, (cmd, witness)) =
@@ -348,27 +348,27 @@ fn verify_steps(device: &Device, fd: Handle, evidence: &mut Evidence) -> Result<
     }
 }
 
-/// Step 6: the kernel context. Before the proof a wrong device may be given one, for a moment.
+/// Step 6: allocates the kernel context. Before the proof, a wrong device may be given one for a moment.
 fn allocate(cmd: &CmdFd, prepared: &Prepared) -> Result<()> {
     let Allocation { input, output_len } = &prepared.allocation;
     let mut room = verbs::output_room(*output_len);
     cmd.get_context(input, *output_len, &mut room).map_err(|errno| refused(errno, cmd, prepared))
 }
 
-/// The error of a GET_CONTEXT that failed.
+/// Converts the errno of a failed GET_CONTEXT.
 fn refused(errno: Errno, cmd: &CmdFd, prepared: &Prepared) -> Error {
     let error = verbs::error_of("GET_CONTEXT", errno);
     let error = match errno {
         Errno::IO => on_dead_device(error, cmd),
         _ if !prepared.is_known => error.hint(
-            "no provider knows this device, so its driver was told nothing: it may need a provider",
+            "no provider knows this device, so its driver was given no data: it may need a provider",
         ),
         _ => error,
     };
     error.at(Step::Allocate)
 }
 
-/// The pinned device is there: a descriptor of a device that was removed is on another one.
+/// The pinned device is alive. So a descriptor of a removed device is on another device.
 fn on_dead_device(error: Error, cmd: &CmdFd) -> Error {
     match error.errno() {
         Some(Errno::IO) if cmd.is_cut_off() => error
@@ -380,25 +380,23 @@ fn on_dead_device(error: Error, cmd: &CmdFd) -> Error {
 }
 
 impl Device {
-    /// Proves that a cmd fd is bound to this device: one that another library opened, or another process, whenever
-    /// that was. It has to have a context. Nothing has to be done before the open, and the thread that opened it
-    /// does not matter.
+    /// Proves that a cmd fd is bound to this device. Another library or another process may have opened it, at any
+    /// time and on any thread. It must have a context. Nothing has to be done before the open.
     ///
-    /// A protection domain is allocated through the descriptor, looked for under this device's netlink index, and
-    /// freed. Some drivers send their device a command for that; on bnxt_re it takes a doorbell page of the
-    /// context, and must not happen while the descriptor's owner may be allocating its first domain. The handle
-    /// of the domain may be one that the descriptor's owner has freed: an owner that goes on using it hits this
-    /// one for that moment, and an owner that frees it again may lose a domain that it has just allocated.
-    /// `verify` works on a duplicate, so that closing or reusing the descriptor's number meanwhile leads nowhere
-    /// else.
+    /// A protection domain is allocated through the descriptor, looked up under this device's netlink index, and
+    /// freed. Some drivers send their device a command for that. On bnxt_re it takes a doorbell page of the
+    /// context, and must not happen while the descriptor's owner may be allocating its first domain. The domain's
+    /// handle may be one that the descriptor's owner has freed: an owner that still uses that handle then uses this
+    /// domain for a moment, and an owner that frees it again may lose a domain that it has just allocated. `verify`
+    /// works on a duplicate, so closing or reusing the descriptor's number meanwhile has no effect on it.
     ///
-    /// A thread is started for the proof and waited for; the calling thread runs no signal handlers meanwhile, and
-    /// is not cancelled (`pthread_cancel(3)`) until this returns.
+    /// The proof starts a thread and waits for it. The calling thread runs no signal handlers meanwhile, and is not
+    /// cancelled (`pthread_cancel(3)`) until this returns.
     ///
     /// # Errors
-    /// `NodeMismatch` when the descriptor is on another device; `Removed`, `Replaced` when this one is gone;
-    /// `Unproven` when the kernel cannot show it: the descriptor has no context, the driver gives no protection
-    /// domain (ocrdma never), Linux is older than 5.10; `NetlinkUnavailable`.
+    /// `NodeMismatch` if the descriptor is on another device; `Removed` or `Replaced` if this device is gone;
+    /// `Unproven` if the kernel cannot show it: the descriptor has no context, the driver allocates no protection
+    /// domain (ocrdma never does), or Linux is older than 5.10; `NetlinkUnavailable`.
     pub fn verify(&self, fd: impl AsFd) -> Result<Evidence> {
         verify(self, fd.as_fd())
     }

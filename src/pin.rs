@@ -1,4 +1,4 @@
-//! Holding an instance in place while it is read, opened or proved: steps 1 and 2 of the open protocol.
+//! Holds an instance in place while it is read, opened or proved: steps 1 and 2 of the open protocol.
 
 use std::sync::Arc;
 
@@ -10,16 +10,18 @@ use crate::kernel::{Handle, Kernel};
 use crate::record::Record;
 use crate::sysfs::{self, Attribute};
 
-/// Step 1: a device that is known to be gone is not looked for.
+/// Step 1: a device that is known to be gone is not looked up.
 pub(crate) fn known(record: &Record) -> Result<()> {
     match record.known_gone() {
-        Some(gone) => Err(Error::new(gone.kind(), "the last look found that out").at(Step::Known)),
+        Some(gone) => {
+            Err(Error::new(gone.kind(), "an earlier call found that out").at(Step::Known))
+        }
         None => Ok(()),
     }
 }
 
-/// An instance that is held in place: while this exists, its inode numbers cannot be evicted, and
-/// its two attributes can be asked again.
+/// An instance that is held in place. While this exists, its inode numbers cannot be evicted, and its two
+/// attributes can be read again.
 #[derive(Debug)]
 pub(crate) struct Pin {
     directory: Arc<Handle>,
@@ -32,7 +34,7 @@ pub(crate) struct Pin {
 }
 
 impl Pin {
-    /// Reads `dev` through the pin: an answer means that the device is alive at this moment.
+    /// Reads `dev` through the pin. Success means that the device is alive at this moment.
     pub(crate) fn read_device_number(&self) -> Result<DeviceNumber> {
         self.dev.read(&self.kernel, sysfs::parse_device_number)
     }
@@ -42,23 +44,24 @@ impl Pin {
         &self.directory
     }
 
-    /// The name when it was pinned.
+    /// The name at the time of the pin.
     pub(crate) fn name(&self) -> &Name {
         &self.name
     }
 
-    /// Reads `ibdev` through the pin: the name at this moment.
+    /// Reads `ibdev` through the pin: the current name.
     pub(crate) fn read_name(&self) -> Result<Name> {
         self.ibdev.read(&self.kernel, sysfs::parse_name)
     }
 
-    /// The timestamp at this moment.
+    /// The current timestamp.
     pub(crate) fn read_timestamp(&self) -> Result<Timestamp> {
         Ok(self.ibdev.stat(&self.kernel)?.ctime)
     }
 }
 
-/// Step 2: the directory in /sys, compared with the record and held; `dev` and `ibdev` read through it.
+/// Step 2: opens the directory in /sys, compares it with the record, holds it, and reads `dev` and `ibdev` through
+/// it.
 pub(crate) fn pin_instance(record: &Record, evidence: &mut Evidence) -> Result<Pin> {
     let kernel = record.host.kernel();
     let (directory, stat) = record.directory()?;
@@ -83,7 +86,7 @@ pub(crate) fn pin_instance(record: &Record, evidence: &mut Evidence) -> Result<P
     let name = ibdev.read(kernel, sysfs::parse_name)?;
     let known = record.state().timestamp;
     if timestamp != known {
-        // Where inode numbers are unique this is an eviction. Where they may repeat it is what tells a
+        // Where inode numbers are unique, this is an eviction. Where they may repeat, the timestamp distinguishes a
         // replacement.
         if record.host.heeds_timestamps() {
             let (expected, found) = (time(known), time(timestamp));
@@ -102,8 +105,7 @@ pub(crate) fn time((seconds, nanoseconds): Timestamp) -> Value {
     Value::Time(seconds, nanoseconds)
 }
 
-/// Pins a device for reading: its index is learnt, its netlink answers are read, between two signs of
-/// life.
+/// Pins a device for reading. Its index and its netlink answers are read between two signs of life.
 pub(crate) fn pin_for_reading(record: &Record) -> Result<Pin> {
     known(record)?;
     pin_instance(record, &mut Evidence::default()).map_err(|error| error.at(Step::Pin))

@@ -1,5 +1,5 @@
-//! System calls one at a time on whichever kernel a host has, for holding the simulated one against
-//! the real one. The calls are the seam's, so that what differs is the kernel.
+//! Single system calls on the kernel of a host, to compare the simulated kernel with a real one. The calls are
+//! those of the seam, so any difference is the kernel's.
 
 mod pds;
 mod wire;
@@ -17,14 +17,14 @@ use crate::verbs;
 
 pub use self::wire::Wire;
 
-/// rxe's, which needs no driver data.
+/// rxe needs no driver data.
 const DRIVER: DriverId = DriverId::RXE;
 
 /// Makes system calls as a program does that checks nothing. Errors are their errno.
 #[derive(Debug, Clone)]
 pub struct Probe(Host);
 
-/// Where a path begins.
+/// The directory where a path begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(clippy::exhaustive_enums)] // outside of Semantic Versioning
 pub enum Root {
@@ -34,7 +34,7 @@ pub enum Root {
     Dev,
 }
 
-/// As what something is opened.
+/// The kind of descriptor to open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(clippy::exhaustive_enums)] // outside of Semantic Versioning
 pub enum As {
@@ -64,15 +64,15 @@ pub struct Probed {
     handle: Handle,
 }
 
-/// What `fstat` says.
+/// The fields of `fstat`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Facts {
     /// Inode number.
     pub ino: u64,
-    /// What kind of file it is, in a word.
+    /// The kind of file, in a word.
     pub kind: String,
-    /// Count of links.
+    /// Number of links.
     pub nlink: u64,
     /// Device number of a node.
     pub rdev: (u32, u32),
@@ -81,12 +81,12 @@ pub struct Facts {
 }
 
 impl Probe {
-    /// On the kernel of this host.
+    /// A probe on the kernel of this host.
     pub fn new(host: &Host) -> Self {
         Self(host.clone())
     }
 
-    /// This thread, as the kernel's lists name it.
+    /// The id of this thread, as the kernel's lists have it.
     pub fn thread(&self) -> u32 {
         self.0.kernel().gettid()
     }
@@ -94,7 +94,7 @@ impl Probe {
     /// `openat2` beneath a root, without following links.
     ///
     /// # Errors
-    /// Its errno.
+    /// The errno of the call.
     pub fn open(&self, root: Root, path: &str, how: As) -> Result<Probed, i32> {
         let (dir, resolve) = match root {
             Root::Sys => (self.0.sys(), Resolve::Sys),
@@ -103,13 +103,13 @@ impl Probe {
         open(self.0.kernel(), dir, path, how, resolve)
     }
 
-    /// Name and node GUID that netlink gives for an index.
+    /// The name and node GUID that netlink reports for an index.
     ///
     /// # Errors
-    /// The errno it is refused with.
+    /// The errno of the refusal.
     pub fn device(&self, index: u32) -> Result<(Vec<u8>, u64), i32> {
         let mut found = Err(Errno::NODATA.raw_os_error());
-        self.ask(Command::Get, index, |message| {
+        self.query(Command::Get, index, |message| {
             found = DeviceInfo::parse(message)
                 .map(|info| (info.name.to_vec(), info.node_guid))
                 .map_err(|_| Errno::BADMSG.raw_os_error());
@@ -120,10 +120,10 @@ impl Probe {
     /// The device number of the node that belongs to an index.
     ///
     /// # Errors
-    /// The errno it is refused with.
+    /// The errno of the refusal.
     pub fn chardev(&self, index: u32) -> Result<(u32, u32), i32> {
         let mut found = Err(Errno::NODATA.raw_os_error());
-        self.ask(Command::GetChardev, index, |message| {
+        self.query(Command::GetChardev, index, |message| {
             found = Chardev::parse(message)
                 .map(|chardev| chardev.dev)
                 .map_err(|_| Errno::BADMSG.raw_os_error());
@@ -131,26 +131,26 @@ impl Probe {
         found
     }
 
-    /// How many contexts an index has, of all threads, and how many of them are this thread's.
+    /// How many contexts an index has, of all threads, and how many of them belong to this thread.
     ///
     /// # Errors
-    /// The errno it is refused with.
+    /// The errno of the refusal.
     pub fn contexts(&self, index: u32) -> Result<(usize, usize), i32> {
         let thread = Some(self.0.kernel().gettid());
         let (mut all, mut own) = (0, 0);
-        self.ask(Command::ResCtxGet, index, |message| {
+        self.query(Command::ResCtxGet, index, |message| {
             let counted = parse_resources(message, Resource::Context, index, &mut |entry| {
                 all += 1;
                 own += usize::from(entry.thread == thread);
             });
-            // Never of a list that could be read.
+            // A malformed list must not look like a plausible count.
             all += usize::from(counted.is_err()) * 1_000_000;
         })?;
         Ok((all, own))
     }
 
-    /// One request about an index on a socket of its own; `each` sees the answer.
-    fn ask(
+    /// Sends one request about an index on a new socket, and passes the answer to `each`.
+    fn query(
         &self,
         command: Command,
         index: u32,
@@ -201,7 +201,7 @@ impl Probed {
     /// `openat2` beneath this directory in /sys.
     ///
     /// # Errors
-    /// Its errno.
+    /// The errno of the call.
     pub fn open(&self, path: &str, how: As) -> Result<Self, i32> {
         open(&self.kernel, &self.handle, path, how, Resolve::Sys)
     }
@@ -209,11 +209,11 @@ impl Probed {
     /// `fstat`.
     ///
     /// # Errors
-    /// Its errno.
+    /// The errno of the call.
     pub fn facts(&self) -> Result<Facts, i32> {
         let stat = self.kernel.fstat(&self.handle).map_err(Errno::raw_os_error)?;
         let Stat { ino, kind, nlink, rdev, ctime, .. } = stat;
-        // Of anything but a node it means nothing.
+        // Only meaningful for a node.
         let rdev = if kind == FileType::CharacterDevice { rdev } else { (0, 0) };
         Ok(Facts { ino, kind: format!("{kind:?}"), nlink, rdev, ctime })
     }
@@ -221,7 +221,7 @@ impl Probed {
     /// `pread` from the beginning.
     ///
     /// # Errors
-    /// Its errno.
+    /// The errno of the call.
     pub fn read(&self) -> Result<Vec<u8>, i32> {
         let mut buffer = [0; 4096];
         let len = self.kernel.pread(&self.handle, &mut buffer).map_err(Errno::raw_os_error)?;
@@ -231,14 +231,14 @@ impl Probed {
     /// The text of a link that was opened as [`As::Reference`].
     ///
     /// # Errors
-    /// Its errno.
+    /// The errno of the call.
     pub fn link(&self) -> Result<Vec<u8>, i32> {
         let mut buffer = [0; 4096];
         let len = self.kernel.readlink(&self.handle, &mut buffer).map_err(Errno::raw_os_error)?;
         Ok(buffer[..len].to_vec())
     }
 
-    /// The names in a directory that was opened as [`As::File`], sorted; not `.` and `..`.
+    /// The names in a directory that was opened as [`As::File`], sorted, without `.` and `..`.
     ///
     /// # Errors
     /// The errno of `getdents64`.
@@ -257,20 +257,20 @@ impl Probed {
         }
     }
 
-    /// GET_CONTEXT, as for rxe.
+    /// GET_CONTEXT without driver data, which is right for rxe.
     ///
     /// # Errors
-    /// Its errno.
+    /// The errno of the call.
     pub fn get_context(&self) -> Result<(), i32> {
         let mut call =
             VerbsCall { object: 0, method: 3, driver_id: DRIVER.to_raw(), attrs: &mut [] };
         self.kernel.verbs_ioctl(self.as_fd(), &mut call).map_err(Errno::raw_os_error)
     }
 
-    /// The node GUID that QUERY_DEVICE gives.
+    /// The node GUID that QUERY_DEVICE returns.
     ///
     /// # Errors
-    /// Its errno.
+    /// The errno of the call.
     pub fn query_device(&self) -> Result<u64, i32> {
         let answer = verbs::query_device(&self.kernel, self.as_fd(), DRIVER);
         answer.map(|answer| verbs::node_guid(&answer).0).map_err(Errno::raw_os_error)

@@ -74,7 +74,7 @@ pub struct Allocation {
 }
 
 impl Allocation {
-    /// Makes an allocation of an input and a length of output.
+    /// Creates an allocation from an input and a length of output.
     pub fn new(input: impl Into<Vec<u8>>, output_len: u16) -> Self {
         Self { input: input.into(), output_len }
     }
@@ -186,7 +186,7 @@ impl DeviceProvider for Allocation {
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct ProviderInfo {
-    /// The provider's name, and how it was found. None if no provider is known; such a device is opened without
+    /// The provider's name, and how it was found. `None` if no provider is known. Such a device is opened without
     /// data for its driver.
     pub provider: Option<(String, MatchedBy)>,
     /// Version of the driver's ABI.

@@ -1,4 +1,4 @@
-//! The record of one instance: what identifies it, what was learnt about it, and what became of it.
+//! The record of one instance: its identity, what is known about it, and whether it is gone.
 
 use std::ffi::{CStr, CString};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -11,30 +11,30 @@ use crate::ids::{DeviceNumber, Guid, Name};
 use crate::kernel::{Handle, Stat};
 use crate::sysfs::{self, Attribute};
 
-/// One device instance. It holds no descriptor but while it is used.
+/// One device instance. It holds a descriptor only while it is in use.
 pub(crate) struct Record {
     pub(crate) host: Host,
-    /// The N of uverbsN.
+    /// The N of `uverbsN`.
     pub(crate) number: u32,
-    /// Where its directory is, from /sys.
+    /// The path of its directory, relative to /sys.
     pub(crate) path: Box<CStr>,
     pub(crate) sys_dev: u64,
     pub(crate) ino: u64,
     pub(crate) device_number: DeviceNumber,
-    /// Joined once, it holds for the life of the inode.
+    /// Found once; valid for the life of the inode.
     pub(crate) joined: OnceLock<Joined>,
-    /// Netlink's, since the first proof.
+    /// Netlink's node GUID, set by the first proof.
     pub(crate) node_guid: OnceLock<Guid>,
     pub(crate) next_pd: NextNumber,
-    /// What became of the device. It does not come back.
+    /// Why the device is gone. It does not come back.
     gone: OnceLock<Gone>,
-    /// It was found under another name between two lists. It may have got its old one back: the next
-    /// list has to look, though it may find the class directories as they were.
+    /// The device was found under another name between two lists. It may have got its old name back, so the next
+    /// list has to look at it, even if it finds the class directories unchanged.
     renamed: AtomicBool,
     state: Mutex<State>,
 }
 
-/// What changes of a record.
+/// The part of a record that changes.
 pub(crate) struct State {
     pub(crate) name: Name,
     pub(crate) timestamp: Timestamp,
@@ -42,7 +42,7 @@ pub(crate) struct State {
     directory: Weak<Handle>,
 }
 
-/// What netlink knows of the instance for as long as it lives.
+/// What netlink reports for the instance as long as it lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Joined {
     pub(crate) index: u32,
@@ -65,7 +65,7 @@ impl Gone {
     }
 }
 
-/// What is seen of a device at one moment, before there is a record of it.
+/// What was seen of a device at one moment, before there is a record of it.
 pub(crate) struct Sighting {
     pub(crate) number: u32,
     pub(crate) path: Box<CStr>,
@@ -114,7 +114,7 @@ impl Record {
         }
     }
 
-    /// The directory of the device that it is part of, from /sys.
+    /// The path of the parent device's directory, relative to /sys.
     pub(crate) fn parent_path(&self) -> Result<CString> {
         let uverbs = self.path.to_bytes();
         let class = uverbs.rsplitn(3, |byte| *byte == b'/').nth(2).unwrap_or_default();
@@ -135,27 +135,27 @@ impl Record {
         }
     }
 
-    /// Whether a sighting is of this very instance.
+    /// Whether a sighting is of this instance.
     pub(crate) fn is_seen_in(&self, sighting: &Sighting) -> bool {
         let (seen, known) = (&sighting.instance, self.instance());
         let strict = self.host.policy().strict_timestamps;
         *seen == known && (!strict || seen.timestamp == known.timestamp)
     }
 
-    /// Takes over what a list has found changed of the instance.
+    /// Takes over what a list found changed.
     pub(crate) fn refresh(&self, sighting: &Sighting) {
         self.renamed.store(false, Relaxed);
         self.note(sighting.instance.timestamp, &sighting.name);
     }
 
-    /// Takes over what an open has found changed of the instance.
+    /// Takes over what an open found changed.
     pub(crate) fn refresh_pinned(&self, timestamp: Timestamp, name: &Name) {
         if self.note(timestamp, name) {
             self.renamed.store(true, Relaxed);
         }
     }
 
-    /// Whether the name is another one.
+    /// Returns whether the name has changed.
     fn note(&self, timestamp: Timestamp, name: &Name) -> bool {
         let mut state = self.state();
         state.timestamp = timestamp;
@@ -166,7 +166,7 @@ impl Record {
         renamed
     }
 
-    /// Nothing was found of it since the last list that the next one has to look into.
+    /// Whether the next list does not have to look at this device again.
     pub(crate) fn is_settled(&self) -> bool {
         self.gone.get().is_none() && !self.renamed.load(Relaxed)
     }
@@ -176,9 +176,8 @@ impl Record {
         format!("{} (uverbs{})", self.state().name, self.number)
     }
 
-    /// Its directory in /sys, shared by all who use the record at this moment, and what `fstat` says
-    /// of it. It may be the directory of another instance by now, or of a dead one: the caller
-    /// compares and reads.
+    /// Its directory in /sys, shared by all users of the record at this moment, and its `fstat`. It may by now be
+    /// the directory of another instance, or of a dead one: the caller compares and reads.
     pub(crate) fn directory(&self) -> Result<(Arc<Handle>, Stat)> {
         let kernel = self.host.kernel();
         let shared = self.state().directory.upgrade();
@@ -188,25 +187,25 @@ impl Record {
         }
         let opened = Arc::new(sysfs::open(kernel, self.host.sys(), &self.path, sysfs::DIRECTORY)?);
         let stat = sysfs::stat(kernel, &opened)?;
-        // Only the directory of this very instance is shared.
+        // Only the directory of this instance is shared.
         if (stat.dev, stat.ino) == (self.sys_dev, self.ino) {
             self.state().directory = Arc::downgrade(&opened);
         }
         Ok((opened, stat))
     }
 
-    /// Whether it is already known that the device is gone.
+    /// Whether the device is already known to be gone.
     pub(crate) fn known_gone(&self) -> Option<Gone> {
         self.gone.get().copied()
     }
 
-    /// Notes for good that the device is gone; what was noted first stands.
+    /// Marks the device as gone, permanently. The first mark stands.
     pub(crate) fn mark(&self, gone: Gone) {
         let _ = self.gone.set(gone);
     }
 
-    /// Whether the device is gone, as the class link says now; notes it. Errors that leave it open
-    /// count as "not known to be gone".
+    /// Whether the device is gone, according to the class link at this moment. Marks the record if so. After an
+    /// error that leaves it open, the device counts as not known to be gone.
     pub(crate) fn fate(&self) -> Option<Gone> {
         if let Some(gone) = self.known_gone() {
             return Some(gone);
@@ -227,9 +226,9 @@ impl Record {
         gone
     }
 
-    /// Says of an error which device it was, and, where the device turns out to be gone, that.
+    /// Adds to an error which device it concerns. If the device turns out to be gone, the error becomes that.
     pub(crate) fn explain(&self, error: Error) -> Error {
-        // These are what they are whether the device is there or not.
+        // These mean the same whether the device is there or not.
         let telling = !matches!(
             error.kind(),
             ErrorKind::Unsupported | ErrorKind::Malformed | ErrorKind::PermissionDenied
@@ -242,12 +241,12 @@ impl Record {
     }
 }
 
-/// The number that the next protection domain of a device will have, if nobody else allocates one before: the
-/// kernel counts on from the last (`xa_alloc_cyclic`). A guess only, which saves a list.
+/// The number that the next protection domain of a device gets if nobody else allocates one before: the kernel
+/// counts on from the last one (`xa_alloc_cyclic`). It is only a guess, which saves a list.
 #[derive(Debug)]
 pub(crate) struct NextNumber(AtomicU64);
 
-/// No number that the kernel gives.
+/// A number that the kernel never assigns.
 const UNKNOWN: u64 = u64::MAX;
 
 impl Default for NextNumber {
@@ -261,7 +260,7 @@ impl NextNumber {
         u32::try_from(self.0.load(Relaxed)).ok()
     }
 
-    /// `last` was given out.
+    /// Notes that the kernel has assigned `last`.
     pub(crate) fn set_after(&self, last: u32) {
         self.0.store(last.wrapping_add(1).into(), Relaxed);
     }

@@ -1,4 +1,4 @@
-//! The registry: the cached list of devices, its rescans, and what they find changed.
+//! The registry: the cached list of devices, its rescans, and the changes that they find.
 
 mod devices;
 
@@ -37,57 +37,57 @@ struct Inner {
     state: Mutex<State>,
 }
 
-/// How often a look by index is made while devices come and go under it.
+/// How many times a lookup by index is attempted while devices come and go.
 const LOOKS: usize = 3;
-/// In place of the inode number of a class link that was not looked at: no inode has it.
+/// Stands for the inode number of a class link that was not looked at. No inode has this number.
 const NO_LINK: u64 = 0;
 
-/// Where more threads than these list at once, the others make room each time.
+/// If more threads than this list at once, the others allocate their buffers each time.
 const SPARE: usize = 8;
 
 #[derive(Default)]
 struct State {
-    /// What was found at the last look that found something changed, by number.
+    /// The devices at the last sweep that found a change, ordered by number.
     entries: Vec<Entry>,
     devices: Devices,
-    /// What that look saw in the class directories.
+    /// What that sweep saw in the class directories.
     sweeps: Sweeps,
-    /// The entries are those of the devices that the sweeps show: none went while it was looked at, and
-    /// none is there that was not shown.
+    /// The entries match the sweeps: no device went while it was looked at, and none is there that the sweeps did
+    /// not show.
     is_whole: bool,
-    /// How often something had changed.
+    /// How many times something had changed.
     changes: u64,
-    /// Room for the next sweeps, of as many threads as have listed at once.
+    /// Buffers for the next sweeps, as many as threads have listed at once.
     spare: Vec<Sweeps>,
 }
 
-/// One uverbs device that was found.
+/// A uverbs device that was found.
 struct Entry {
     number: u32,
-    /// Inode number of its class link, which is made and removed with the device.
+    /// Inode number of its class link, which the kernel makes and removes with the device.
     link: u64,
-    /// Its record. Where it cannot be read for a while it keeps that, and is not listed.
+    /// Its record. A device that cannot be read for a while keeps its record, but is not listed.
     seen: Option<Seen>,
-    /// Why it is not listed.
+    /// Why the device is not listed.
     fault: Option<Arc<Error>>,
 }
 
 struct Seen {
     device: Device,
-    /// The link of its name in `class/infiniband`. It stays when the device is renamed, so another name
-    /// of that link means a rename.
+    /// The link of its name in `class/infiniband`. The link survives a rename, so another name of that link means
+    /// that the device was renamed.
     name_link: Option<NameLink>,
 }
 
 impl Registry {
-    /// A registry of the host's devices. This does not look at the host yet.
+    /// Creates a registry of the host's devices. This does not look at the host yet.
     pub fn new(host: Host) -> Self {
         Self::with_providers(host, [])
     }
 
-    /// The same with [providers](Provider) of the program's own, which come before the built-in ones. With
-    /// these, [`devices`](Self::devices) finds out through RDMA netlink and sysfs which provider each new device
-    /// has, and attaches it.
+    /// As [`new`](Self::new), with the program's own [providers](Provider), which take precedence over the built-in
+    /// ones. With them, [`devices`](Self::devices) determines the provider of each new device through RDMA netlink
+    /// and sysfs, and attaches it.
     pub fn with_providers(
         host: Host,
         providers: impl IntoIterator<Item = Arc<dyn Provider>>,
@@ -102,20 +102,19 @@ impl Registry {
         &self.0.host
     }
 
-    /// Looks at the host and lists its devices, as `ibv_get_device_list(3)` does each time. A device
-    /// that is still the same instance keeps its record; one that is gone is marked, and its
-    /// handles report that from then on.
+    /// Looks at the host and lists its devices, as `ibv_get_device_list(3)` does each time. A device that is still
+    /// the same instance keeps its record. A device that is gone is marked, and its handles report that from then
+    /// on.
     ///
-    /// The list holds every device that was there from the beginning of the call to its end. Both class
-    /// directories are swept, and entries that have not changed are not looked at again. A sweep of the
-    /// kernel may lack a device that is there, so `class/infiniband_verbs` is swept until two sweeps in a row
-    /// agree, and a known device that neither shows is looked up before it is marked. If the directory
-    /// changes under each of eight sweeps, the last pair counts: a device that is new may be missing from
-    /// the list then, a known one never is.
+    /// The list has every device that was there from the beginning of the call to its end. Both class directories
+    /// are swept, and entries that have not changed are not looked at again. A sweep may lack a device that is
+    /// there, so `class/infiniband_verbs` is swept until two sweeps in a row agree, and a known device that neither
+    /// shows is looked up before it is marked. If the directory changes during each of eight sweeps, the last pair
+    /// counts. Then the list may lack a new device, but never a known one.
     ///
     /// # Errors
-    /// `Unstable` when the uverbs module is being loaded or unloaded; `Os`, `PermissionDenied`. What is
-    /// wrong with one device does not stop the listing: see [`Devices::faults`].
+    /// `Unstable` if the uverbs module is being loaded or unloaded; `Os`, `PermissionDenied`. A problem of one
+    /// device does not stop the listing: see [`Devices::faults`].
     #[doc(alias = "ibv_get_device_list")]
     pub fn devices(&self) -> Result<Devices> {
         let devices = self.list()?;
@@ -125,13 +124,13 @@ impl Registry {
         Ok(devices)
     }
 
-    /// Finds the device that has this index in RDMA netlink, without a look at the other devices
+    /// Finds the device that has this index in RDMA netlink, without looking at the other devices
     /// (`RDMA_NLDEV_ATTR_DEV_INDEX`).
     ///
-    /// The kernel reports the uverbs device of the index (`RDMA_NLDEV_CMD_GET_CHARDEV`). Its directory in sysfs is pinned,
-    /// and the kernel has to report the same device number again while the directory is alive: then index and directory
-    /// belong together.
-    /// A device that was listed before keeps its record. The next list has the device, too, if it is still there.
+    /// The kernel reports the uverbs device of the index (`RDMA_NLDEV_CMD_GET_CHARDEV`). Its directory in sysfs is
+    /// pinned, and the kernel has to report the same device number again while the directory is alive. Then the
+    /// index and the directory belong together. A device that was listed before keeps its record. The next list has
+    /// the device, too, if it is still there.
     ///
     /// ```no_run
     /// # fn main() -> uverbs::Result<()> {
@@ -142,9 +141,9 @@ impl Registry {
     /// ```
     ///
     /// # Errors
-    /// `NotFound` when no device has the index, or its device has no uverbs node, or is not in this `/sys`. `Unstable`
-    /// when devices came and went under each of three looks. `NetlinkUnavailable`, `Os`, `PermissionDenied`,
-    /// `Malformed`.
+    /// `NotFound` if no device has the index, or its device has no uverbs node, or is not in this `/sys`.
+    /// `Unstable` if devices came and went during each of three attempts. `NetlinkUnavailable`, `Os`,
+    /// `PermissionDenied`, `Malformed`.
     #[doc(alias = "ibv_get_device_index")]
     pub fn by_index(&self, index: u32) -> Result<Device> {
         let host = &self.0.host;
@@ -157,7 +156,7 @@ impl Registry {
             };
             let name = chardev.name.escape_ascii();
             let number = sysfs::parse_uverbs(&chardev.name).ok_or_else(|| {
-                let text = format!("the node of index {index} is called \"{name}\", not uverbsN");
+                let text = format!("the node of index {index} is named \"{name}\", not uverbsN");
                 Error::new(ErrorKind::Malformed, text)
             })?;
             let Some(device) = self.look_at(number)? else {
@@ -183,10 +182,11 @@ impl Registry {
         Err(last.unwrap_or_else(|| Error::new(ErrorKind::Unstable, format!("index {index}"))))
     }
 
-    /// The device that is uverbsN now, with the record that it has already; none when there is none.
+    /// Looks at uverbsN. Returns the device with its existing record, if it has one; `None` if there is no such
+    /// device.
     fn look_at(&self, number: u32) -> Result<Option<Device>> {
         let mut guard = self.lock();
-        // Under the lock, so that no list has looked since.
+        // Under the lock, so that no list runs in between.
         let sighting = match Sighting::take(&self.0.host, number) {
             Ok(sighting) => sighting,
             Err(error) if sysfs::is_absent(&error) => return Ok(None),
@@ -195,10 +195,10 @@ impl Registry {
         let state = &mut *guard;
         let place = state.entries.binary_search_by_key(&number, |entry| entry.number);
         let known = place.ok().and_then(|at| state.entries[at].seen.take());
-        // Dropped without the lock: its provider may be torn down by that.
+        // Dropped outside the lock, because that may tear down its provider.
         let before = known.as_ref().map(|seen| seen.device.clone());
         let device = recognise(&self.0, sighting, known);
-        // Without a link of its name, so that the next list looks again.
+        // Without the link of its name, so that the next list looks again.
         let seen = Some(Seen { device: device.clone(), name_link: None });
         match place {
             Ok(at) => {
@@ -221,15 +221,15 @@ impl Registry {
             let mut state = self.lock();
             (state.spare.pop().unwrap_or_default(), state.changes)
         };
-        // Without the lock: threads that list at once do not wait for one another.
+        // Outside the lock: threads that list at once do not wait for each other.
         sweeps.take(host)?;
         let mut guard = self.lock();
         let state = &mut *guard;
-        // What is no longer kept is dropped without the lock: its provider may be torn down by that.
+        // What is no longer kept is dropped outside the lock, because that may tear down its provider.
         let before = (state.devices.clone(), state.unlisted());
         if sweeps != state.sweeps || !state.is_settled(host) {
-            // Where another thread has found a change meanwhile, its sweep may be the newer one: to take
-            // ours after it might mark a device as gone that has just come.
+            // If another thread has found a change meanwhile, its sweep may be the newer one. Ours might then mark
+            // a device as gone that has just been added.
             if state.changes != changes {
                 sweeps.take(host)?;
             }
@@ -250,7 +250,8 @@ impl Registry {
     }
 }
 
-/// Finds a device's provider and attaches it, if that is not done yet. An open returns what is in the way.
+/// Finds a device's provider and attaches it, unless that is done already. An error is ignored here: an open
+/// returns it.
 fn set_up(device: &Device) {
     if let Err(error) = device.set_up() {
         tracing::debug!(%error, "no provider is attached");
@@ -258,13 +259,13 @@ fn set_up(device: &Device) {
 }
 
 impl State {
-    /// The devices that are kept and not listed.
+    /// The devices that are kept but not listed.
     fn unlisted(&self) -> Vec<Device> {
         let unlisted = self.entries.iter().filter(|entry| entry.fault.is_some());
         unlisted.filter_map(|entry| Some(entry.seen.as_ref()?.device.clone())).collect()
     }
 
-    /// Nothing has to be looked at again while the sweeps stay as they are.
+    /// Whether nothing has to be looked at again as long as the sweeps stay the same.
     fn is_settled(&self, host: &Host) -> bool {
         self.is_whole
             && !host.heeds_timestamps()
@@ -294,7 +295,7 @@ impl State {
         }
         not_shown.extend(old);
         let shown = entries.len();
-        // A sweep may have stepped over a device that is there, so each is looked up before it is marked.
+        // A sweep may have skipped a device that is there, so each device is looked up before it is marked.
         entries.extend(
             not_shown
                 .into_iter()
@@ -310,22 +311,22 @@ impl State {
     }
 }
 
-/// Gives those that were looked at the links of their names. One pass over the names for all of them.
+/// Sets the name links of the entries that were looked at, in one pass over the names.
 fn link_names(entries: &mut [Entry], sweeps: &Sweeps) {
     let seen = entries.iter_mut().filter_map(|entry| entry.seen.as_mut());
     let looked_at = seen.filter(|seen| seen.name_link.is_none());
     let mut looked_at: Vec<_> = looked_at.map(|seen| (seen.device.name(), seen)).collect();
     looked_at.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
     for (name, link) in sweeps.names() {
-        // Of two that were read under one name, while it changed hands, one is looked at again.
+        // If two devices were read under one name while it changed hands, one of them is looked at again.
         if let Ok(at) = looked_at.binary_search_by(|(known, _)| known.as_bytes().cmp(name)) {
             looked_at[at].1.name_link = Some(link);
         }
     }
 }
 
-/// Looks at one uverbs device: the known record where it is the same instance, or a new one. None when
-/// it is gone.
+/// Looks at one uverbs device. Returns the known record if it is the same instance, otherwise a new one, or `None`
+/// if the device is gone.
 fn look(registry: &Inner, number: u32, link: u64, known: Option<Entry>) -> Option<Entry> {
     let host = &registry.host;
     let known = known.and_then(|known| known.seen);
@@ -350,7 +351,7 @@ fn look(registry: &Inner, number: u32, link: u64, known: Option<Entry>) -> Optio
     entry(recognise(registry, sighting, known))
 }
 
-/// The known record of what was seen where it is the same instance, or a new one.
+/// Returns the known record if the sighting is of the same instance, otherwise a new one.
 fn recognise(registry: &Inner, sighting: Sighting, known: Option<Seen>) -> Device {
     if let Some(Seen { device, .. }) = known {
         if device.0.is_seen_in(&sighting) && !device.is_known_gone() {
@@ -362,18 +363,18 @@ fn recognise(registry: &Inner, sighting: Sighting, known: Option<Seen>) -> Devic
     Device::new(Record::new(registry.host.clone(), sighting), registry.services.clone())
 }
 
-/// The device is no longer there.
+/// Whether the error means that the device is no longer there.
 fn is_gone(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::Removed | ErrorKind::Replaced)
 }
 
 impl Entry {
-    /// What is listed of it.
+    /// The part that is listed, if the device is listed.
     fn listed(&self) -> Option<&Seen> {
         self.seen.as_ref().filter(|_| self.fault.is_none())
     }
 
-    /// It is the same instance under the same name, as far as its links show.
+    /// Whether it is the same instance under the same name, as far as its links show.
     fn is_as_it_was(&mut self, registry: &Inner, link: u64, sweeps: &Sweeps) -> bool {
         let Self { link: known_link, seen: Some(seen), fault: None, .. } = self else {
             return false;

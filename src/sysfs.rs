@@ -1,4 +1,4 @@
-//! Sysfs: opening and reading beneath a directory descriptor, and strict parsers for what is there.
+//! Sysfs: opening and reading beneath a directory descriptor, and strict parsers for its contents.
 
 use std::ffi::{CStr, CString};
 
@@ -8,13 +8,13 @@ use crate::kernel::Bad;
 use crate::kernel::nldev::NAME_MAX;
 use crate::kernel::{DirEntry, Errno, FileType, Handle, Kernel, OFlags, Resolve, Stat, retry};
 
-/// Opens a directory beneath /sys, as a reference only.
+/// Opens a directory beneath /sys as a reference only.
 pub(crate) const DIRECTORY: OFlags = OFlags::PATH.union(OFlags::DIRECTORY);
 /// Opens a directory beneath /sys to sweep its names.
 pub(crate) const SWEEP: OFlags = OFlags::DIRECTORY;
 /// Opens a link itself.
 pub(crate) const LINK: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW);
-/// Opens an attribute; what poses as one must neither block nor become the terminal.
+/// Opens an attribute. A file that poses as one must neither block nor become the controlling terminal.
 const ATTRIBUTE: OFlags = OFlags::NOFOLLOW.union(OFlags::NONBLOCK).union(OFlags::NOCTTY);
 
 /// Opens something beneath /sys.
@@ -33,7 +33,7 @@ fn open_beneath(
         .map_err(|errno| Error::call(open_text(name, path, flags), errno))
 }
 
-/// An `openat2` as strace prints it, with the directory by name.
+/// An `openat2` as strace prints it, with the directory's name.
 pub(crate) fn open_text(dir: &str, path: &CStr, flags: OFlags) -> String {
     let mut text = String::new();
     for (name, _) in flags.iter_names() {
@@ -45,20 +45,20 @@ pub(crate) fn open_text(dir: &str, path: &CStr, flags: OFlags) -> String {
     format!("openat2({dir}, \"{path}\", {text}O_CLOEXEC)")
 }
 
-/// What `fstat` says of an open descriptor.
+/// `fstat` of an open descriptor.
 pub(crate) fn stat(kernel: &Kernel, fd: &Handle) -> Result<Stat> {
     retry(|| kernel.fstat(fd)).map_err(|errno| Error::call("fstat", errno))
 }
 
-/// An attribute that is held open. Reading it anew gives its value of that moment; once the device
-/// is gone that fails with ENODEV, for ever (`kernfs_seq_start`, `fs/kernfs/file.c`).
+/// An attribute that is held open. Each read returns the current value. Once the device is gone, every read fails
+/// with ENODEV (`kernfs_seq_start`, `fs/kernfs/file.c`).
 #[derive(Debug)]
 pub(crate) struct Attribute {
     handle: Handle,
     name: &'static CStr,
 }
 
-/// The longest value that is read here: longer than the longest that is accepted.
+/// Length of the read buffer, longer than the longest value that is accepted.
 const VALUE_MAX: usize = 128;
 
 impl Attribute {
@@ -67,7 +67,7 @@ impl Attribute {
         Ok(Self { handle: open_beneath(kernel, "uverbs directory", dir, name, ATTRIBUTE)?, name })
     }
 
-    /// `fstat` of it; an error when it is no regular file.
+    /// `fstat` of it. It is an error if it is not a regular file.
     pub(crate) fn stat(&self, kernel: &Kernel) -> Result<Stat> {
         let stat = stat(kernel, &self.handle)?;
         if stat.kind == FileType::RegularFile {
@@ -77,7 +77,7 @@ impl Attribute {
         }
     }
 
-    /// Its value now, without the line feed that ends it, as `parse` understands it.
+    /// Reads its current value and parses it without the line feed at its end.
     pub(crate) fn read<T>(
         &self,
         kernel: &Kernel,
@@ -105,7 +105,7 @@ fn read_value<T>(
     let len = retry(|| kernel.pread(handle, &mut buffer)).map_err(|errno| {
         Error::call(format!("pread(\"{}\")", name.to_bytes().escape_ascii()), errno)
     })?;
-    let value = buffer.get(..len).ok_or(Bad("longer than was asked for"));
+    let value = buffer.get(..len).ok_or(Bad("longer than the buffer"));
     value.and_then(line).and_then(parse).map_err(|bad| malformed(name, bad))
 }
 
@@ -129,7 +129,7 @@ pub(crate) fn line(value: &[u8]) -> std::result::Result<&[u8], Bad> {
     }
 }
 
-/// `ibdev`: a device name, which may be any bytes but none and NUL.
+/// `ibdev`: a device name, which may be any bytes except NUL, and is not empty.
 pub(crate) fn parse_name(text: &[u8]) -> std::result::Result<Name, Bad> {
     match text.len() {
         0 => Err(Bad("an empty name")),
@@ -179,9 +179,9 @@ fn parse_hex(digits: &[u8]) -> Option<u16> {
     })
 }
 
-/// Reads what an attribute holds, without the line feed at the end.
+/// Reads the content of an attribute, without the line feed at the end.
 pub(crate) fn read_bytes(kernel: &Kernel, dir: &Handle, path: &CStr) -> Result<Vec<u8>> {
-    // A value is at most a page of the smallest kind, and shorter (`sysfs_kf_seq_show`, fs/sysfs/file.c).
+    // A value is shorter than a page (`sysfs_kf_seq_show`, fs/sysfs/file.c).
     let mut buffer = vec![0; 4096];
     let handle = open_beneath(kernel, "device directory", dir, path, ATTRIBUTE)?;
     let len = retry(|| kernel.pread(&handle, &mut buffer)).map_err(|errno| {
@@ -211,7 +211,7 @@ pub(crate) fn parse_uverbs(name: &[u8]) -> Option<u32> {
     parse_decimal(name.strip_prefix(b"uverbs")?)
 }
 
-/// Where the class link of `uverbsN` leads: the path from /sys, which has no `..` in it.
+/// The target of the class link of `uverbsN`: a path relative to /sys, without `..`.
 ///
 /// Links of the kernel are `../../devices/…/infiniband_verbs/uverbsN`. Anything else is refused.
 pub(crate) fn parse_class_link(text: &[u8], number: u32) -> std::result::Result<CString, Bad> {
@@ -233,11 +233,11 @@ pub(crate) fn parse_class_link(text: &[u8], number: u32) -> std::result::Result<
     CString::new(path).map_err(|_| Bad("a class link with a NUL in it"))
 }
 
-/// The longest link text that is accepted: of some fifty bridges one behind the other.
+/// The longest link text that is accepted, enough for some fifty nested bridges.
 const LINK_MAX: usize = 1024;
 
-/// Reads the class link of `uverbsN`: its target and the inode number of the directory there are
-/// two questions, this answers the first.
+/// Reads the target of the class link of `uverbsN`. The inode number of the directory there has to be read
+/// separately.
 pub(crate) fn read_class_link(kernel: &Kernel, sys: &Handle, number: u32) -> Result<CString> {
     let path = uverbs_path("class/infiniband_verbs/", number);
     let link = open(kernel, sys, &path, LINK)?;
@@ -257,16 +257,16 @@ pub(crate) fn uverbs_path(prefix: &str, number: u32) -> CString {
     CString::new(format!("{prefix}uverbs{number}")).unwrap_or_default()
 }
 
-/// Whether an error says that something is no longer there.
+/// Whether an error means that something is no longer there.
 pub(crate) fn is_absent(error: &Error) -> bool {
     matches!(error.errno(), Some(Errno::NOENT | Errno::NODEV | Errno::NXIO))
         && error.kind() == ErrorKind::Os
 }
 
-/// How many pages of names a sweep reads: far more than 8,192 devices take, the kernel's limit.
+/// How many pages of names a sweep reads: far more than 8,192 devices take, which is the kernel's limit.
 const PAGES: usize = 1024;
 
-/// Shows every entry of an open directory to `each`.
+/// Passes every entry of an open directory to `each`.
 pub(crate) fn sweep(
     kernel: &Kernel,
     directory: &Handle,
@@ -280,7 +280,7 @@ pub(crate) fn sweep(
             return Ok(());
         }
     }
-    Err(Error::new(ErrorKind::Malformed, format!("{path}: more entries than devices can be")))
+    Err(Error::new(ErrorKind::Malformed, format!("{path}: more entries than there can be devices")))
 }
 
 #[cfg(test)]

@@ -35,12 +35,12 @@ pub(crate) mod object {
     pub(crate) const EX_QUERY_DEVICE: u64 = 0x8000_0001;
 }
 
-/// The hint of an EIO while the device is there.
+/// The hint for an EIO while the device is there.
 pub(crate) const DRIVER_FAILS: &str =
     "the device is still there, so this is its driver or firmware: see the kernel log";
 
-/// Length of the memory that always follows the output of GET_CONTEXT, in bytes: drivers up to 7.0 write their whole
-/// answer whatever length they are given.
+/// Length of the memory that always follows the output of GET_CONTEXT, in bytes: drivers up to 7.0 write their
+/// whole response, whatever length the caller allows.
 pub(crate) const OUTPUT_ROOM: usize = 256;
 
 /// Length of `struct ib_uverbs_query_device_resp`.
@@ -75,12 +75,12 @@ impl CmdFd {
         self.fd
     }
 
-    /// Number of completion vectors; 0 where it is not known.
+    /// Number of completion vectors; 0 if it is not known.
     pub(crate) fn completion_vectors(&self) -> u32 {
         self.completion_vectors.get().copied().unwrap_or(0)
     }
 
-    /// For a descriptor whose GET_CONTEXT was made elsewhere.
+    /// For a descriptor whose context somebody else allocated.
     pub(crate) fn set_completion_vectors(&self, number: u32) {
         let _ = self.completion_vectors.set(number);
     }
@@ -99,16 +99,16 @@ impl CmdFd {
             data: AttrData::Out { buffer: &mut vectors, len: 4 },
         };
         let mut attrs = [output, number, input];
-        // No attribute at all where there is nothing to pass: some drivers refuse an empty one.
+        // No attribute at all if there is nothing to pass: some drivers refuse an empty one.
         let from = usize::from(output_len == 0);
         self.invoke((object::OBJECT, object::GET_CONTEXT), &mut attrs[from..2 + number_of_input])?;
         self.set_completion_vectors(u32::from_ne_bytes(vectors));
         Ok(())
     }
 
-    /// Whether the device behind the descriptor has been removed. No driver takes part in the answer: a port that
-    /// no device has is EINVAL, with a context and without one, and EIO after the removal (`ib_uverbs_get_ucontext`,
-    /// `drivers/infiniband/core/uverbs_ioctl.c`).
+    /// Whether the device behind the descriptor has been removed. The command does not reach the driver: for a port
+    /// that no device has, the kernel returns EINVAL, with or without a context, and EIO after the removal
+    /// (`ib_uverbs_get_ucontext`, `drivers/infiniband/core/uverbs_ioctl.c`).
     pub(crate) fn is_cut_off(&self) -> bool {
         const NO_PORT: u64 = 0;
         let mut response = [0; QUERY_PORT_LEN];
@@ -131,7 +131,7 @@ impl CmdFd {
         self.query_device().map(|answer| node_guid(&answer))
     }
 
-    /// One command.
+    /// Sends one command.
     pub(crate) fn command<'a>(
         &self,
         method: (u16, u16),
@@ -141,7 +141,7 @@ impl CmdFd {
         self.invoke(method, attrs).map_err(|errno| error_of(name, errno))
     }
 
-    /// The same with the bare errno, for where no memory may be allocated.
+    /// As [`command`](Self::command), with a plain errno, for callers that may not allocate memory.
     pub(crate) fn invoke<'a>(&self, method: (u16, u16), attrs: &'a mut [Attr<'a>]) -> Sys<()> {
         invoke(&self.kernel, self.as_fd(), self.driver, method, attrs)
     }
@@ -183,7 +183,7 @@ pub(crate) fn query_device(
     let mut response = [0; QUERY_DEVICE_LEN];
     let len = QUERY_DEVICE_LEN as u16;
     let attrs = &mut [
-        // The word `response` of the write ABI, which the kernel ignores here.
+        // The word `response` of the write ABI. The kernel ignores it here.
         Attr { id: object::CORE_IN, data: AttrData::In(&[0; 8]) },
         Attr { id: object::CORE_OUT, data: AttrData::Out { buffer: &mut response, len } },
         Attr { id: object::WRITE_CMD, data: AttrData::Const(object::QUERY_DEVICE) },
@@ -192,7 +192,7 @@ pub(crate) fn query_device(
     Ok(response)
 }
 
-/// `node_guid` of `struct ib_uverbs_query_device_resp`, in the byte order of the network.
+/// `node_guid` of `struct ib_uverbs_query_device_resp`, in network byte order.
 pub(crate) fn node_guid(answer: &[u8; QUERY_DEVICE_LEN]) -> Guid {
     let [_, _, _, _, _, _, _, _, a, b, c, d, e, f, g, h, ..] = *answer;
     Guid(u64::from_be_bytes([a, b, c, d, e, f, g, h]))

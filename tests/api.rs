@@ -1,4 +1,4 @@
-//! What callers may rely on of every public type.
+//! What callers may rely on for every public type.
 
 use std::error::Error as StdError;
 use std::fmt::{Debug, Display};
@@ -12,14 +12,14 @@ const fn is_debug<T: Debug + ?Sized>() {}
 const fn is_number<T: Copy + Ord + Hash + Debug + Display + Send + Sync + 'static>() {}
 const fn is_error<T: StdError + Send + Sync + 'static>() {}
 
-/// Checked by the compiler alone.
+/// Checked at compile time.
 macro_rules! all {
     ($check:ident: $($type:ty),* $(,)?) => {
         const _: () = { $($check::<$type>();)* };
     };
 }
 
-// A thread is part of the meaning of none of these: each may be shared by threads.
+// Threads may share each of these: no thread is part of their meaning.
 all!(is_static:
     Allocation, AsyncEvent, Check, Context, ContextClaim, Device, DeviceAttributes, DeviceFacts,
     DeviceNumber, Devices, DevicesIntoIter, Dir, ErrorKind, Evidence, ExtendedAttributes,
@@ -41,9 +41,9 @@ all!(is_debug:
     Registry, UnprovenContext,
 );
 
-/// The constants of the kernel's numbers may stand in patterns, and in constants.
+/// The constants of the kernel's numbers can be used in patterns, and in constants.
 #[test]
-fn numbers_stand_in_patterns() {
+fn numbers_work_in_patterns() {
     const MLX5: DriverId = DriverId::from_raw(1);
     const NUMBER: u32 = MLX5.to_raw();
     const NAME: Option<&str> = MLX5.name();
@@ -55,7 +55,7 @@ fn numbers_stand_in_patterns() {
     assert!(is_known(MLX5) && !is_known(DriverId::from_raw(99)));
 }
 
-/// Each number prints in the three ways that are documented.
+/// Each number prints in the three documented ways.
 #[test]
 fn numbers_print_by_name_or_as_unknown() {
     macro_rules! prints {

@@ -32,7 +32,7 @@ fn opened(disassociates: bool) -> (Machine, DeviceId, Context) {
 }
 
 #[test]
-fn a_context_answers_until_its_device_goes() {
+fn queries_work_until_the_device_goes() {
     let (machine, id, context) = opened(true);
     assert_eq!(context.completion_vectors(), 1);
     let port = context.query_port(1).expect("a port");
@@ -45,7 +45,7 @@ fn a_context_answers_until_its_device_goes() {
     let extended = context.query_device_extended().expect("attributes");
     assert_eq!((extended.hca_core_clock_khz, extended.device_cap_flags_ex), (1000, 1 << 33));
     assert_eq!(extended.max_device_memory, 0);
-    assert!(context.is_device_present().expect("asked"));
+    assert!(context.is_device_present().expect("known"));
     machine.remove(id);
     assert_eq!(kind(context.query_device()), ErrorKind::Removed);
     assert_eq!(kind(context.query_device_extended()), ErrorKind::Removed);
@@ -54,7 +54,7 @@ fn a_context_answers_until_its_device_goes() {
     assert_eq!(kind(context.pkeys(1)), ErrorKind::Removed);
     assert_eq!(kind(context.async_events()), ErrorKind::Removed);
     assert_eq!(kind(context.claim()), ErrorKind::Removed);
-    assert!(!context.is_device_present().expect("asked"));
+    assert!(!context.is_device_present().expect("known"));
     drop(context);
     assert_eq!(machine.open_handles(), 0);
 }
@@ -80,7 +80,7 @@ fn an_extended_answer_that_is_too_long_or_short_is_malformed() {
 fn keys_of_another_device_are_not_returned() {
     let (machine, id, context) = opened(true);
     let other = machine.add(DeviceSpec::new("rxe1").guid(0xb0)).expect("added");
-    // Another device is where the name leads, once the name was read.
+    // Once the name was read, it leads to another device.
     machine.on_call(move |world, call| {
         if call.kind() == CallKind::Openat2 && call.detail(world).contains("infiniband/rxe0") {
             world.rename(id, b"away").and_then(|()| world.rename(other, b"rxe0")).expect("renamed");
@@ -93,9 +93,9 @@ fn keys_of_another_device_are_not_returned() {
 }
 
 #[test]
-fn a_name_that_leads_elsewhere_is_no_path_to_the_keys() {
+fn keys_are_not_read_through_a_name_that_leads_elsewhere() {
     let (machine, id, context) = opened(true);
-    // A device beside it with the same GUID and another key.
+    // A device next to it, with the same GUID and another key.
     machine.add(DeviceSpec::new("b").guid(0xa0)).expect("added");
     machine.on_call(|world, call| match call.kind() {
         CallKind::Pread if call.detail(world).contains("/b/ports/") => {
@@ -145,14 +145,14 @@ fn events_come_in_order_and_end_with_the_device() {
 }
 
 #[test]
-fn a_driver_that_does_not_disassociate_says_nothing() {
+fn a_driver_that_does_not_disassociate_reports_no_removal() {
     let (machine, id, context) = opened(false);
     let mut events = context.async_events().expect("events");
     machine.remove(id);
     assert_eq!(events.wait(Some(Duration::from_millis(1))).expect("read"), None);
     assert!(!events.has_ended());
     assert!(context.query_device().is_ok());
-    assert!(!context.is_device_present().expect("asked"));
+    assert!(!context.is_device_present().expect("known"));
     assert!(!machine.is_gone(id));
     drop(events);
     drop(context);
@@ -161,11 +161,11 @@ fn a_driver_that_does_not_disassociate_says_nothing() {
 }
 
 #[test]
-fn a_wait_ends_at_its_deadline_though_poll_says_ready() {
+fn a_wait_ends_at_its_deadline_although_poll_reports_ready() {
     let (machine, id, context) = opened(true);
     let mut events = context.async_events().expect("events");
     machine.event(id, 9, 1);
-    // Somebody else takes each event between poll and read; after a while nobody does.
+    // Another reader takes each event between poll and read, and after a while stops.
     let started = Instant::now();
     machine.on_call(move |_, call| match call.kind() {
         CallKind::Read if started.elapsed() < Duration::from_secs(5) => Verdict::Fail(11),
@@ -176,7 +176,7 @@ fn a_wait_ends_at_its_deadline_though_poll_says_ready() {
         assert_eq!(events.wait(Some(timeout)).expect("read"), None);
         assert!(started.elapsed() >= timeout, "it did not wait");
     }
-    // Without a deadline it goes on until there is an event.
+    // Without a deadline it continues until there is an event.
     machine.on_call({
         let mut reads = 0;
         move |_, call| {
@@ -251,7 +251,7 @@ fn a_stream_wakes_its_task() {
 }
 
 #[test]
-fn a_context_that_is_passed_on_is_proved() {
+fn a_received_context_is_proved() {
     let (machine, id, context) = opened(true);
     let claim = context.claim().expect("a claim");
     let claim = ContextClaim::from_bytes(&claim.to_bytes()).expect("a claim");
@@ -278,7 +278,7 @@ fn a_context_that_is_passed_on_is_proved() {
     other.index += 1;
     assert_eq!(refused(other), ErrorKind::NodeMismatch);
 
-    // The descriptor of another device, which has the number now.
+    // The descriptor of another device, which now has the number.
     machine.remove(id);
     let second = machine.add(DeviceSpec::new("rxe0").guid(0xb0)).expect("added");
     let theirs = listed(&machine, "rxe0").open().expect("opened");
@@ -291,15 +291,15 @@ fn a_context_that_is_passed_on_is_proved() {
 }
 
 #[test]
-fn fork_safety_is_what_the_kernel_says() {
+fn fork_safety_is_what_the_kernel_reports() {
     let machine = Machine::new();
     let host = host(&machine);
-    assert_eq!(host.fork_safety().expect("told"), ForkSafety::CopiedOnFork);
+    assert_eq!(host.fork_safety().expect("reported"), ForkSafety::CopiedOnFork);
     machine.set_copies_on_fork(false);
-    assert_eq!(host.fork_safety().expect("told"), ForkSafety::MarkPages);
-    // A kernel that does not know the question.
+    assert_eq!(host.fork_safety().expect("reported"), ForkSafety::MarkPages);
+    // A kernel that does not know the request.
     machine.refuse_request(22);
-    assert_eq!(host.fork_safety().expect("told"), ForkSafety::MarkPages);
+    assert_eq!(host.fork_safety().expect("reported"), ForkSafety::MarkPages);
     machine.deny_netlink(Some(1));
     assert_eq!(kind(host.fork_safety()), ErrorKind::NetlinkUnavailable);
 }

@@ -1,4 +1,4 @@
-//! What the sources themselves have to keep to.
+//! Rules for the sources themselves.
 
 use std::process::Command;
 
@@ -23,7 +23,7 @@ fn unsafe_lives_in_one_module() {
     assert!(!lines_with("unsafe").is_empty());
 }
 
-/// `ids` is the lowest layer: nothing in it can depend on what is above.
+/// `ids` is the lowest layer: nothing in it can depend on higher layers.
 #[test]
 fn ids_import_nothing_of_the_crate() {
     let lines = lines_with("crate");
@@ -31,6 +31,6 @@ fn ids_import_nothing_of_the_crate() {
     let upward: Vec<_> =
         lines.iter().filter(is_of_ids).filter(|line| !line.contains("pub(crate)")).collect();
     assert!(upward.is_empty(), "{upward:?}");
-    // The module is still there, and other modules are found to import.
+    // The module still exists, and imports are found in other modules.
     assert!(lines.iter().any(|line| line.contains("/src/ids/")) && lines.len() > 100);
 }

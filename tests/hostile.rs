@@ -1,5 +1,5 @@
-//! Trees that are not the kernel's: handed in, and refused or survived.
-#![allow(clippy::disallowed_methods)] // a test makes the trees that it hands in
+//! Trees that are not the kernel's: passed in, and refused or survived.
+#![allow(clippy::disallowed_methods)] // a test makes the trees that it passes in
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use cap_std::ambient_authority;
 use uverbs::{Dir, ErrorKind, Host, Policy, Registry};
 
-/// A directory of this test, removed at its end.
+/// A directory of this test. Dropping it removes the directory.
 struct Tree(PathBuf);
 
 impl Tree {
@@ -72,7 +72,7 @@ fn nothing_there_is_ever_proved() {
 }
 
 #[test]
-fn hostile_links_and_attributes_are_errors_for_their_device_alone() {
+fn hostile_links_and_attributes_affect_only_their_device() {
     let tree = Tree::new("hostile");
     tree.device(0);
     let victim = tree.device(1);
@@ -112,7 +112,7 @@ fn hostile_links_and_attributes_are_errors_for_their_device_alone() {
         expect_fault(&registry, &format!("{attribute} {:?}", contents.escape_ascii().to_string()));
         tree.device(1);
     }
-    // Attributes that are something else.
+    // Attributes that are not regular files.
     for what in ["symlink", "fifo", "directory"] {
         let path = victim.join("ibdev");
         fs::remove_file(&path).expect("removed");
@@ -144,7 +144,7 @@ fn expect_fault(registry: &Registry, what: &str) {
 }
 
 #[test]
-fn a_class_without_its_own_file_is_an_error_and_not_empty() {
+fn a_class_without_its_own_file_is_an_error_not_an_empty_list() {
     let tree = Tree::new("class");
     let registry = tree.registry();
     assert!(registry.devices().expect("none").is_empty());
@@ -155,7 +155,7 @@ fn a_class_without_its_own_file_is_an_error_and_not_empty() {
 }
 
 #[test]
-fn what_looks_like_a_device_and_is_none_is_passed_over() {
+fn entries_that_only_look_like_devices_are_skipped() {
     let tree = Tree::new("names");
     tree.device(0);
     for name in ["uverbs", "uverbs01", "uverbs-1", "uverbs4294967296", "uverbs0x", "xuverbs0"] {

@@ -1,5 +1,5 @@
-//! Looking for the netlink index of a device: whatever was added, removed and renamed before, the
-//! search finds what a dump would, and with few requests.
+//! Searching for the netlink index of a device: whatever was added, removed and renamed before, the search finds
+//! the same as a dump, with few requests.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -31,7 +31,7 @@ impl Requests {
         requests
     }
 
-    /// How many there were since the last time.
+    /// How many there were since the last call.
     fn take(&self) -> (usize, usize) {
         (self.0.0.swap(0, Relaxed), self.0.1.swap(0, Relaxed))
     }
@@ -68,7 +68,7 @@ fn few_devices_are_dumped() {
 #[test]
 fn out_of_reach_a_dump_finds_it() {
     let machine = Machine::new();
-    // One device far behind all others, where no step comes to.
+    // One device far behind all others, which no step reaches.
     for number in 0..500 {
         let id = machine.add(DeviceSpec::new(format!("gone{number}"))).expect("added");
         machine.remove(id);
@@ -81,7 +81,7 @@ fn out_of_reach_a_dump_finds_it() {
     assert_eq!(index("m5"), machine.index_of(ids[5]));
     let (single, dumps) = requests.take();
     assert!(single <= 21 && dumps == 1, "{single} requests, {dumps} dumps");
-    // From then on the others are known, or next to one that is.
+    // From then on the other devices are known, or next to a known one.
     assert_eq!(index("m19"), machine.index_of(ids[19]));
     assert_eq!(requests.take(), (1, 0));
     let more = add_many(&machine, 20, 3);
@@ -91,7 +91,7 @@ fn out_of_reach_a_dump_finds_it() {
     assert_eq!(requests.take(), (1, 0));
 }
 
-/// Indices near the end of what they may be and of what the number holds, in another order than the devices.
+/// Indices near their limit and near the limit of the integer type, in another order than the devices.
 #[test]
 fn no_index_is_too_large() {
     for end in [1 << 31, u32::MAX] {
@@ -99,27 +99,27 @@ fn no_index_is_too_large() {
         machine.set_next_index(end - 10);
         let ids = add_many(&machine, 0, 40);
         assert_eq!(machine.index_of(ids[10]), end);
-        machine.recreate_uverbs(ids[10]).expect("made anew");
+        machine.recreate_uverbs(ids[10]).expect("made again");
         let devices = registry(&machine).devices().expect("a list");
         let order = [10, 35].into_iter().chain(0..40);
         for number in order {
             let device = devices.by_name(format!("m{number}")).expect("listed");
-            // Under a name that no dump has told.
+            // With a name that no dump has reported.
             machine.rename(ids[number], format!("r{number}").as_bytes()).expect("renamed");
             assert_eq!(device.index().expect("found"), machine.index_of(ids[number]), "m{number}");
         }
     }
 }
 
-/// A dump goes by position: while it is made, the removal of one device hides another one.
+/// A dump goes by position: the removal of one device during the dump hides another one.
 #[test]
-fn a_device_that_a_dump_steps_over_is_found() {
-    for (gone, asked) in [(0, 4), (0, 1), (3, 5)] {
+fn a_device_that_a_dump_skips_is_found() {
+    for (gone, wanted) in [(0, 4), (0, 1), (3, 5)] {
         for at in 1..16 {
             let machine = Machine::new();
             let ids = add_many(&machine, 0, 6);
             let devices = registry(&machine).devices().expect("a list");
-            let device = devices.by_name(format!("m{asked}")).expect("listed");
+            let device = devices.by_name(format!("m{wanted}")).expect("listed");
             let (victim, mut received) = (ids[gone], 0);
             machine.on_call(move |world, call| {
                 received += u32::from(call.kind() == CallKind::Recv);
@@ -129,14 +129,14 @@ fn a_device_that_a_dump_steps_over_is_found() {
                 Verdict::Continue
             });
             let index = device.index();
-            assert_eq!(index.expect("found"), machine.index_of(ids[asked]), "{gone} goes at {at}");
+            assert_eq!(index.expect("found"), machine.index_of(ids[wanted]), "{gone} goes at {at}");
         }
     }
 }
 
-/// A device whose removal waits has an index and no node, and to ask for that takes the kernel long.
+/// A device whose removal waits has an index but no node. A request for that node takes the kernel long.
 #[test]
-fn what_had_no_node_is_not_asked_for_again() {
+fn an_index_without_a_node_is_not_queried_again() {
     let machine = Machine::new();
     let waiting = |name: &str| {
         let id = machine.add(DeviceSpec::new(name).disassociates(false)).expect("added");
@@ -147,16 +147,17 @@ fn what_had_no_node_is_not_asked_for_again() {
     let slow = [waiting("w0"), waiting("w1")];
     ids.extend(add_many(&machine, 20, 20));
     slow.iter().for_each(|id| machine.remove(*id));
-    let asked = Arc::new(AtomicUsize::new(0));
+    let queried = Arc::new(AtomicUsize::new(0));
     let (count, slow) =
-        (asked.clone(), slow.map(|id| format!("GET_CHARDEV {}", machine.index_of(id))));
+        (queried.clone(), slow.map(|id| format!("GET_CHARDEV {}", machine.index_of(id))));
     machine.on_call(move |world, call| {
         if call.kind() == CallKind::Send && slow.contains(&call.detail(world)) {
             count.fetch_add(1, Relaxed);
         }
         Verdict::Continue
     });
-    // Each time the first of those behind the two is replaced, the next one is looked for at their indices.
+    // Each time the first of the devices after those two is replaced, the next one is searched for at their
+    // indices.
     let registry = registry(&machine);
     for round in 0..10 {
         let devices = registry.devices().expect("a list");
@@ -164,23 +165,23 @@ fn what_had_no_node_is_not_asked_for_again() {
         assert_eq!(device.index().expect("found"), machine.index_of(ids[20 + round]));
         machine.remove(ids[20 + round]);
     }
-    assert!((1..=2).contains(&asked.load(Relaxed)), "{asked:?} requests");
+    assert!((1..=2).contains(&queried.load(Relaxed)), "{queried:?} requests");
 }
 
-/// What happened on a host before it is asked.
+/// What happened on a host before the search.
 #[derive(Debug, Clone)]
 enum Past {
     Add(usize),
-    /// Every so many-th of those that are there.
+    /// Every `n`th of the existing devices.
     RemoveEach(usize, usize),
-    /// A run of them.
+    /// A consecutive run of them.
     RemoveRun(usize, usize),
     Rename(usize),
     SwapNames(usize, usize),
-    /// Its uverbs instance is made anew: a late inode with an early index.
+    /// Its uverbs instance is recreated: a late inode with an early index.
     Recreate(usize),
     ReloadUverbs,
-    /// The next index is this one: near the end of those that there are, or of what the number holds.
+    /// The next index is this one: near the end of the existing ones, or near the limit of the type.
     NextIndex(u32),
 }
 
@@ -231,7 +232,7 @@ fn happen(machine: &Machine, alive: &mut Vec<DeviceId>, made: &mut usize, past: 
         }
         Past::Recreate(at) => {
             if let Some(&id) = alive.get(at) {
-                machine.recreate_uverbs(id).expect("made anew");
+                machine.recreate_uverbs(id).expect("made again");
             }
         }
         Past::ReloadUverbs => machine.reload_ib_uverbs().expect("reloaded"),
@@ -239,11 +240,11 @@ fn happen(machine: &Machine, alive: &mut Vec<DeviceId>, made: &mut usize, past: 
     }
 }
 
-/// How many requests it takes: at most for one, and for all together, where the index of no other device is
-/// known, and for all together where those are known that were asked for before. The figures say whether a
-/// change of the search is for the better; any order finds what is there.
+/// How many requests the search takes: at most for one device; for all together, if no other device's index is
+/// known; and for all together, if the indices that were searched for before are known. The figures show whether a
+/// change of the search is an improvement. Any order finds the devices.
 #[test]
-fn over_gaps_a_few_more_find_it() {
+fn gaps_cost_a_few_more_requests() {
     use Past::{Add, ReloadUverbs, RemoveEach, RemoveRun};
     let pasts = [
         (vec![Add(1000), RemoveEach(2, 0)], (16, 219, 1920)),
@@ -264,7 +265,7 @@ fn over_gaps_a_few_more_find_it() {
             happen(&machine, &mut alive, &mut made, past);
         }
         let requests = Requests::count(&machine);
-        let ask = |registry: &Registry, id: DeviceId| {
+        let search = |registry: &Registry, id: DeviceId| {
             let devices = registry.devices().expect("a list");
             let ino = machine.directory(id);
             let device = devices.by("it", |device| Some(device.instance().ino) == ino);
@@ -276,13 +277,13 @@ fn over_gaps_a_few_more_find_it() {
         };
         let (mut worst, mut alone, mut together) = (0, 0, 0);
         let all = registry(&machine);
-        // All over the place, and each of them once.
+        // Spread out, and each of them once.
         for at in (0..alive.len()).map(|at| at * 389 % alive.len()) {
             if at % 29 == 0 {
-                let requests = ask(&registry(&machine), alive[at]);
+                let requests = search(&registry(&machine), alive[at]);
                 (worst, alone) = (worst.max(requests), alone + requests);
             }
-            together += ask(&all, alive[at]);
+            together += search(&all, alive[at]);
         }
         assert_eq!((worst, alone, together), expected, "requests after {past:?}");
     }
@@ -291,12 +292,12 @@ fn over_gaps_a_few_more_find_it() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..Default::default() })]
 
-    /// Before the list, and between the list and the question.
+    /// Before the list, and between the list and the search.
     #[test]
-    fn it_finds_what_a_dump_would(
+    fn the_search_finds_the_same_as_a_dump(
         before in prop::collection::vec(past(), 1..10),
         after in prop::collection::vec(past(), 0..3),
-        asked in prop::collection::vec(0usize..400, 1..6),
+        wanted in prop::collection::vec(0usize..400, 1..6),
     ) {
         let machine = Machine::new();
         let (mut alive, mut made) = (Vec::new(), 0);
@@ -310,13 +311,13 @@ proptest! {
             happen(&machine, &mut alive, &mut made, past);
         }
         let requests = Requests::count(&machine);
-        for at in asked {
+        for at in wanted {
             let Some(device) = listing.get(at % listed.max(1)) else { continue };
-            // Which one it is, asked of the simulated kernel.
+            // The right answer, from the simulated kernel.
             let id = alive.iter().find(|id| machine.directory(**id) == Some(device.instance().ino));
             match (device.index(), id) {
                 (Ok(index), Some(id)) => prop_assert_eq!(index, machine.index_of(*id)),
-                (Ok(index), None) => prop_assert!(false, "found {} of one that is gone", index),
+                (Ok(index), None) => prop_assert!(false, "found {} of a device that is gone", index),
                 (Err(error), Some(_)) => prop_assert!(false, "not found: {}", error),
                 (Err(_), None) => {}
             }

@@ -1,5 +1,5 @@
-//! Imports point down: no module imports one that imports it, directly or through others, in the library, the lab
-//! and the build tooling.
+//! Imports point down: no module imports one that imports it, directly or indirectly. Holds for the library, the
+//! lab and the build tooling.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -8,14 +8,14 @@ use std::path::Path;
 struct Tree {
     /// Its directory, beneath the root of the workspace.
     directory: &'static str,
-    /// Its top modules from the lowest layer to the highest, where they are laid down. Each may import those of its
-    /// own layer and of layers below. Empty: there may be no rings, and that is all.
+    /// Its top modules from the lowest layer to the highest, if it has layers. Each may import modules of its own
+    /// layer and of the layers below. Empty: only rings are forbidden.
     layers: &'static [&'static [&'static str]],
-    /// Whether a part may import what its module's own file has, such as `a::b` an item of `a`.
+    /// Whether a part may import from its module's own file, such as `a::b` an item of `a`.
     parts_import_whole: bool,
-    /// Modules whose parts are one thing in several files: rings among these are none.
+    /// Modules whose parts are one unit in several files: rings among these parts are allowed.
     rooms: &'static [&'static str],
-    /// Imports that may point up: a module, and what it imports.
+    /// Imports that may point up: a module, and its import.
     exceptions: &'static [(&'static str, &'static str)],
 }
 
@@ -56,11 +56,11 @@ const LIBRARY: Tree = Tree {
         &["registry"],
         &["probe", "serialized", "fuzzing", "manual"],
     ],
-    // The vocabulary of the seam is in its own file, and the simulator behind the seam needs that.
+    // The vocabulary of the seam is in its own file, and the simulator behind the seam needs it.
     parts_import_whole: true,
-    // Its files are what one type does, the simulated world.
+    // Its files are parts of one type, the simulated world.
     rooms: &["kernel::sim"],
-    // What was replaced, and exists in builds for its search alone.
+    // The replaced rule, which exists only in the builds that search for it.
     exceptions: &[("open::proof", "open::old_rule")],
 };
 
@@ -72,13 +72,13 @@ fn imports_point_down() {
     }
 }
 
-/// A module by its path from the root of its package, which has an empty one.
+/// A module by its path from the root of its package. The root's path is empty.
 type Module = Vec<String>;
 
-/// All that is wrong in a tree, a line each.
+/// All violations in a tree, one per line.
 fn violations(sources: &BTreeMap<Module, String>, tree: &Tree) -> Vec<String> {
     let mut found = Vec::new();
-    // The imports between the children of each module, with an example of each.
+    // The imports between the children of each module, each with an example.
     let mut between: BTreeMap<Module, BTreeMap<(String, String), String>> = BTreeMap::new();
     for (module, text) in sources {
         for path in paths(module, text) {
@@ -89,9 +89,9 @@ fn violations(sources: &BTreeMap<Module, String>, tree: &Tree) -> Vec<String> {
             }
             let shared = module.iter().zip(&target).take_while(|(a, b)| a == b).count();
             match (module.get(shared), target.get(shared)) {
-                // Itself, or what is beneath it.
+                // Itself, or a module beneath it.
                 (None, _) => {}
-                // The root of a package declares modules and has little else.
+                // The root of a package declares modules and contains little else.
                 (Some(_), None) if target.is_empty() || tree.parts_import_whole => {}
                 (Some(_), None) => found.push(format!(
                     "{from} imports {}, of the module that it is a part of",
@@ -116,12 +116,12 @@ fn violations(sources: &BTreeMap<Module, String>, tree: &Tree) -> Vec<String> {
     found
 }
 
-/// Each ring among modules, with the imports that make it.
+/// Each ring of modules, with the imports that make it.
 fn rings(edges: &BTreeMap<(String, String), String>) -> Vec<String> {
     let mut found = Vec::new();
     let mut seen = BTreeSet::new();
     for start in edges.keys().map(|(from, _)| from) {
-        // The shortest way from a module back to it.
+        // The shortest path from a module back to itself.
         let mut ways: Vec<Vec<&String>> = vec![vec![start]];
         let mut visited = BTreeSet::new();
         let mut ring = None;
@@ -153,7 +153,7 @@ fn rings(edges: &BTreeMap<(String, String), String>) -> Vec<String> {
     found
 }
 
-/// What imports a layer above its own, or is in none.
+/// Imports of a higher layer, and modules that are in no layer.
 fn upwards(edges: Option<&BTreeMap<(String, String), String>>, layers: &[&[&str]]) -> Vec<String> {
     let layer = |module: &str| layers.iter().position(|layer| layer.contains(&module));
     let mut found = Vec::new();
@@ -168,7 +168,7 @@ fn upwards(edges: Option<&BTreeMap<(String, String), String>>, layers: &[&[&str]
     found
 }
 
-/// The module that a path leads to or into: the longest part of it that is one.
+/// The module that a path leads to or into: its longest prefix that is a module.
 fn resolve(sources: &BTreeMap<Module, String>, path: &[String]) -> Option<Module> {
     (0..=path.len())
         .rev()
@@ -180,7 +180,7 @@ fn resolve(sources: &BTreeMap<Module, String>, path: &[String]) -> Option<Module
 fn paths(module: &Module, text: &str) -> Vec<Vec<String>> {
     let tokens = tokens(text);
     let mut found = Vec::new();
-    // Modules within the file, and how deep in braces each of them is.
+    // Modules within the file, with the brace depth of each.
     let mut within: Vec<usize> = Vec::new();
     let mut depth = 0;
     let mut at = 0;
@@ -200,12 +200,12 @@ fn paths(module: &Module, text: &str) -> Vec<Vec<String>> {
             {
                 let mut base = Vec::new();
                 base.extend(module.iter().cloned());
-                // As many names as there are modules around, for `super` to take away.
+                // As many names as there are enclosing modules, for `super` to remove.
                 base.extend(within.iter().map(|_| WITHIN.to_owned()));
                 let mut ends = Vec::new();
                 follow(&tokens, at, base, &mut ends);
                 found.extend(ends);
-                // What is imported within the braces of a `use` has just been followed.
+                // The imports within the braces of a `use` have just been followed.
                 at += 1;
             }
             _ => {}
@@ -218,10 +218,10 @@ fn paths(module: &Module, text: &str) -> Vec<Vec<String>> {
     found
 }
 
-/// Stands for a module within a file, which belongs to the file.
+/// Stands for a module within a file, which is part of the file.
 const WITHIN: &str = "{}";
 
-/// Follows a path from a token on, through its braces; gives where it ends, and the token behind it.
+/// Follows a path from a token on, including its braces. Returns where it leads, and the token after it.
 fn follow(
     tokens: &[String],
     mut at: usize,
@@ -257,7 +257,7 @@ fn follow(
     }
 }
 
-/// Names, `::` and single characters, without comments and what is in quotes.
+/// Names, `::` and single characters, without comments and quoted text.
 fn tokens(text: &str) -> Vec<String> {
     let mut tokens = Vec::new();
     let mut rest = text;
@@ -287,7 +287,7 @@ fn tokens(text: &str) -> Vec<String> {
     tokens
 }
 
-/// How long the text or the character in quotes is that this begins with.
+/// The length of the quoted text or character at the beginning of `text`.
 fn quoted(text: &str) -> Option<usize> {
     let raw = text.trim_start_matches('b').trim_start_matches('c');
     if text.len() - raw.len() <= 1
@@ -310,7 +310,7 @@ fn quoted(text: &str) -> Option<usize> {
         }
         return Some(text.len());
     }
-    // A character, and not a lifetime.
+    // A character, not a lifetime.
     let inner = text.strip_prefix('\'')?;
     if let Some(escape) = inner.strip_prefix('\\') {
         let from = 1.min(escape.len());
@@ -348,7 +348,7 @@ fn sources(directory: &str) -> BTreeMap<Module, String> {
 mod tests {
     use super::*;
 
-    /// What is found in modules that have this text.
+    /// The violations in modules with these texts.
     fn found(modules: &[(&str, &str)], layers: &'static [&'static [&'static str]]) -> Vec<String> {
         let split = |path: &str| -> Module {
             path.split("::").filter(|name| !name.is_empty()).map(str::to_owned).collect()

@@ -1,9 +1,9 @@
-//! Printing an error opens no file, also once the program has a locale.
+//! Printing an error opens no file, even if the program has a locale.
 //!
-//! glibc looks for translations of `strerror(3)` once `setlocale(3)` was called, so that a sandboxed program
-//! would die of its own error message. The test starts itself anew and has a filter kill what opens a file.
+//! glibc looks for translations of `strerror(3)` once `setlocale(3)` was called, so a sandboxed program would be
+//! killed by its own error message. The test starts itself again, with a filter that kills it if it opens a file.
 #![allow(unsafe_code)] // setlocale
-#![allow(clippy::disallowed_methods)] // a test makes the tree that it hands in
+#![allow(clippy::disallowed_methods)] // a test makes the tree that it passes in
 
 use std::collections::BTreeMap;
 use std::os::unix::process::ExitStatusExt as _;
@@ -29,7 +29,7 @@ fn printing_an_error_opens_no_file() {
         _ => {
             let ours = started("ours");
             assert!(ours.success(), "{ours}");
-            // Without this the test could not fail.
+            // This case shows that the filter works.
             if cfg!(target_env = "gnu") {
                 assert_eq!(started("strerror").signal(), Some(libc::SIGSYS));
             }
@@ -43,7 +43,7 @@ fn started(role: &str) -> ExitStatus {
     test.env(ROLE, role).status().expect("it starts")
 }
 
-/// An error of a system call: a link stands where a directory should.
+/// An error of a system call: there is a link in place of a directory.
 fn refused() -> Error {
     let root = std::env::temp_dir().join(format!("uverbs-locale-{}", std::process::id()));
     std::fs::create_dir_all(root.join("elsewhere")).expect("made");

@@ -68,13 +68,13 @@ fn an_index_is_found_with_few_requests_and_no_sweep() {
     };
     let index = machine.index_of(ids[70]);
     let in_list = || assert_eq!(devices.by_index(index).expect("found").uverbs_number(), 70);
-    // For the device number, and for the proof that it is this device's.
+    // One for the device number, and one for the proof that it is this device's.
     assert_eq!(calls(CallKind::Send, &in_list), 2);
     assert_eq!(calls(CallKind::Send, &in_list), 0);
     let index = machine.index_of(ids[71]);
     let alone = || assert_eq!(registry.by_index(index).expect("found").uverbs_number(), 71);
     assert_eq!(calls(CallKind::Getdents, &alone), 0);
-    // The index of the record is known by now.
+    // By now the record knows its index.
     assert_eq!(calls(CallKind::Send, &alone), 1);
 }
 
@@ -135,14 +135,14 @@ fn errors_name_the_candidates() {
 }
 
 #[test]
-fn what_is_gone_or_new_is_not_in_the_list() {
+fn a_device_that_is_gone_or_new_is_not_found() {
     let machine = Machine::new();
     let gone = add(&machine, "gone", 0xa0);
     add(&machine, "there", 0xb0);
     let registry = registry(&machine);
     let devices = registry.devices().expect("a list");
     machine.remove(gone);
-    // It takes the number and the device number of the other one.
+    // It gets the uverbs number and the device number of the other device.
     let new = add(&machine, "new", 0xc0);
     for found in [
         devices.by_index(machine.index_of(gone)),
@@ -159,7 +159,7 @@ fn what_is_gone_or_new_is_not_in_the_list() {
 }
 
 #[test]
-fn without_netlink_the_error_is_that() {
+fn without_netlink_the_error_reports_it() {
     let machine = Machine::new();
     let id = add(&machine, "a", 0xa0);
     let registry = registry(&machine);
@@ -173,7 +173,7 @@ fn without_netlink_the_error_is_that() {
 }
 
 #[test]
-fn a_device_that_cannot_be_asked_is_the_reason() {
+fn a_failed_query_is_the_error() {
     let machine = Machine::new();
     let hidden = add(&machine, "hidden", 0xa0);
     add(&machine, "there", 0xb0);
@@ -183,10 +183,10 @@ fn a_device_that_cannot_be_asked_is_the_reason() {
     assert_eq!(devices.by_guid(Guid(0xb0)).expect("found").name(), "there");
 }
 
-/// Before every kernel call of a look by index the device is replaced, removed or renamed: what is returned has that
-/// index.
+/// Before every kernel call of a lookup by index, the device is replaced, removed or renamed. The returned device
+/// has that index.
 #[test]
-fn a_look_by_index_finds_that_device_whatever_happens() {
+fn a_lookup_by_index_finds_that_device_whatever_happens() {
     for happens in ["replace", "remove", "rename"] {
         for at in 1.. {
             let machine = Machine::new();
@@ -195,7 +195,7 @@ fn a_look_by_index_finds_that_device_whatever_happens() {
             let index = machine.index_of(id);
             let (first, last) = (machine.calls() + at, machine.calls() + 100);
             machine.on_call(move |world, call| {
-                assert!(call.ordinal() < last, "it ends");
+                assert!(call.ordinal() < last, "it does not end");
                 if call.ordinal() == first {
                     match happens {
                         "rename" => world.rename(id, b"z").expect("renamed"),

@@ -1,4 +1,4 @@
-//! The proof in band, on the simulated kernel: what it must see through, and what it must not need.
+//! The in-band proof, on the simulated kernel: what it must not be deceived by, and what it must not require.
 //! (`explore/` tries everything at every call.)
 
 use std::os::fd::AsFd as _;
@@ -25,8 +25,8 @@ fn one() -> (Machine, DeviceId, Device) {
     (machine, id, device)
 }
 
-/// A node that is bound to `old`, which is being removed, stands in the place of the listed `new`'s. Both
-/// have one GUID.
+/// In place of the node of the listed device `new`, there is one that is bound to `old`, which is being removed.
+/// Both devices have the same GUID.
 fn stale() -> (Machine, DeviceId, Device) {
     let machine = Machine::new();
     let old = machine.add(spec("old")).expect("added");
@@ -38,8 +38,8 @@ fn stale() -> (Machine, DeviceId, Device) {
     (machine, new, device)
 }
 
-/// A node that is bound to the old device stands in the place of the new one's, of which the library knows which
-/// numbers come next.
+/// In place of the new device's node, there is one that is bound to the old device. The library knows which numbers
+/// come next on the new device.
 fn known_and_stale() -> (Machine, DeviceId, Device) {
     let machine = Machine::new();
     let old = machine.add(spec("old")).expect("added");
@@ -57,7 +57,7 @@ fn kind<T: std::fmt::Debug>(result: uverbs::Result<T>) -> ErrorKind {
     result.expect_err("it has to be refused").kind()
 }
 
-/// Which check of the proof decided.
+/// The check of the proof that decided.
 fn decided(evidence: &uverbs::Evidence) -> &'static str {
     let checks = evidence.checks();
     let what = |check: &uverbs::Check| (check.step == uverbs::Step::Prove).then_some(check.what);
@@ -82,10 +82,10 @@ fn every_open_is_proved_by_a_new_thread() {
     }
 }
 
-/// The attack that broke the proof once: the list of contexts is cut, so that it leaves out an older context of
-/// this thread.
+/// The attack that broke the proof once: the list of contexts is truncated, so that it leaves out an older context
+/// of this thread.
 #[test]
-fn a_cut_list_proves_nothing() {
+fn a_truncated_list_proves_nothing() {
     let (machine, new, device) = stale();
     machine.set_contexts_a_page(4);
     let crowd: Vec<u32> = (0..4).map(|_| machine.foreign_context(new).expect("one")).collect();
@@ -105,13 +105,14 @@ fn a_cut_list_proves_nothing() {
     assert_eq!(kind(device.open()), ErrorKind::NodeMismatch);
 }
 
-/// io_uring runs requests as the thread that submitted them, also inside of another system call of that thread.
+/// io_uring runs requests as the thread that submitted them, even during another system call of that thread.
 #[test]
-fn what_this_thread_allocates_meanwhile_proves_nothing() {
+fn allocations_of_this_thread_meanwhile_prove_nothing() {
     let (machine, new, device) = known_and_stale();
     let thread = machine.with(|world| world.this_thread());
     machine.on_call(move |world, call| {
-        // With each command, of GET_CONTEXT and of ALLOC_PD: a context and a PD of this thread, on the right device.
+        // During each command, GET_CONTEXT and ALLOC_PD: this thread allocates a context and a PD on the right
+        // device.
         if call.kind() == CallKind::VerbsIoctl
             && let Some(ctxn) = world.context_by(new, thread)
         {
@@ -125,12 +126,12 @@ fn what_this_thread_allocates_meanwhile_proves_nothing() {
 }
 
 #[test]
-fn what_another_library_opened_is_verified() {
+fn a_descriptor_of_another_library_is_verified() {
     let (machine, id, device) = one();
     machine.add(spec("rxe1")).expect("added");
     let other = listed(&machine, "rxe1");
     let foreign = machine.open_unguarded(0).expect("opened");
-    // As often as wanted, and on any thread.
+    // Any number of times, and on any thread.
     for _ in 0..2 {
         let evidence = device.verify(&foreign).expect("verified");
         assert_eq!(evidence.context_number(), machine.ctxn_of(foreign.as_fd()));
@@ -139,7 +140,7 @@ fn what_another_library_opened_is_verified() {
         .expect("no panic")
         .expect("verified");
     assert_eq!(kind(other.verify(&foreign)), ErrorKind::NodeMismatch);
-    // A caller that keeps a right context and a right PD, and hands in a wrong descriptor.
+    // A caller that keeps a right context and a right PD, and passes in a wrong descriptor.
     let (right, wrong) =
         (device.open().expect("opened"), machine.open_unguarded(1).expect("opened"));
     let thread = machine.with(|world| world.this_thread());
@@ -149,7 +150,7 @@ fn what_another_library_opened_is_verified() {
         assert_eq!(kind(device.verify(&wrong)), ErrorKind::NodeMismatch);
         device.verify(&right).expect("verified");
     }
-    // One that leads to this number, of a device that is gone.
+    // A descriptor of this number, but of a device that is gone.
     let (machine, _, device) = stale();
     let stale = machine.open_unguarded(0).expect("opened");
     let error = device.verify(&stale).expect_err("it is on the old one");
@@ -203,7 +204,7 @@ fn no_pd_is_allocated_on_ocrdma() {
     let context = device.open().expect("opened");
     assert_eq!(decided(context.evidence()), BY_CONTEXT);
     assert_eq!(kind(device.verify(&context)), ErrorKind::Unproven);
-    // The failure is still to come: no PD was allocated.
+    // The injected failure was not used up: no PD was allocated.
     machine.add(spec("rxe0")).expect("added");
     let foreign = machine.open_unguarded(1).expect("opened");
     assert_eq!(kind(listed(&machine, "rxe0").verify(&foreign)), ErrorKind::Unproven);
@@ -225,15 +226,15 @@ fn without_threads_nothing_is_proved() {
     device.open().expect("proved");
 }
 
-/// Whatever else shows that it is the device, the GUID has to be its own, too.
+/// Whatever else shows that it is the device, the GUID has to be right, too.
 #[test]
-fn another_guid_is_refused_however_it_is_proved() {
+fn another_guid_is_refused_however_the_open_is_proved() {
     for fail_alloc_pd in [0, u32::MAX] {
         for opened_before in [false, true] {
             let (machine, _, device) = one();
             machine.fail_alloc_pd(22, fail_alloc_pd);
             let before = opened_before.then(|| device.open().expect("opened"));
-            // Where the context is allocated again, on another thread, that one's is requested, too.
+            // If the context is allocated again, on another thread, that one's GUID is queried, too.
             let mut contexts_before = u32::from(fail_alloc_pd > 0) + 1;
             machine.on_call(move |world, call| {
                 if call.kind() != CallKind::VerbsIoctl {
@@ -241,7 +242,7 @@ fn another_guid_is_refused_however_it_is_proved() {
                 }
                 match call.detail(world).as_str() {
                     "0.3" => contexts_before = contexts_before.saturating_sub(1),
-                    // The only command here that has so long an answer.
+                    // The only command here with such a long response.
                     "0.0" if contexts_before == 0 => return Verdict::Alter(vec![(15, 1)]),
                     _ => {}
                 }
@@ -288,14 +289,14 @@ fn a_descriptor_on_a_dead_device_is_refused() {
 }
 
 #[test]
-fn a_pd_is_freed_whatever_comes() {
-    // The answer could not be copied, and the PD is there.
+fn a_pd_is_freed_whatever_fails() {
+    // The response could not be copied, but the PD exists.
     let (machine, id, device) = one();
     let foreign = machine.open_unguarded(0).expect("opened");
     machine.fail_after_alloc_pd(14, 1);
     assert_eq!(kind(device.verify(&foreign)), ErrorKind::Unproven);
     assert_eq!(machine.pds_of(id), []);
-    // Freeing it fails once; twice; and then it stays.
+    // Freeing it fails once; twice; after that it stays.
     for (times, leaked) in [(1, false), (2, true)] {
         machine.fail_dealloc_pd(16, times);
         let evidence = device.verify(&foreign).expect("verified");
@@ -308,22 +309,22 @@ fn a_pd_is_freed_whatever_comes() {
 }
 
 #[test]
-fn not_listed_counts_only_of_two_pds_that_lived() {
+fn not_listed_counts_only_for_two_pds_that_lived() {
     let (machine, _, device) = one();
     let foreign = machine.open_unguarded(0).expect("opened");
-    // One that the kernel could not track is not listed, though it is on the right device.
+    // A PD that the kernel could not track is not listed, even on the right device.
     machine.untrack_pds(1);
     device.verify(&foreign).expect("verified by the second");
-    // One that could not be freed may have gone with its device.
+    // A PD that could not be freed may have gone with its device.
     let (machine, _, device) = stale();
     let stale = machine.open_unguarded(0).expect("opened");
     machine.fail_dealloc_pd(5, 4);
     assert_eq!(kind(device.verify(&stale)), ErrorKind::Unproven);
 }
 
-/// Anybody may allocate PDs, and each page takes the longer the more of them were before it.
+/// Any user may allocate PDs, and each page takes longer the more PDs come before it.
 #[test]
-fn lists_without_end_are_not_read() {
+fn endless_lists_are_not_read() {
     let (machine, id, device) = one();
     let before = machine.calls();
     machine.set_contexts_a_page(2);
@@ -360,9 +361,9 @@ fn somebody_elses_pd_of_the_guessed_number_proves_nothing() {
     assert_eq!(kind(device.verify(&stale)), ErrorKind::NodeMismatch);
 }
 
-/// A list that leaves the PD out says nothing, unless it is whole: the right descriptor is not refused for it.
+/// An incomplete list without the PD proves nothing, so the right descriptor is not refused because of it.
 #[test]
-fn a_cut_list_refuses_nothing() {
+fn a_truncated_list_refuses_nothing() {
     for (cuts, expected) in [(3, None), (u32::MAX, Some(ErrorKind::Unproven))] {
         let (machine, id, device) = one();
         machine.set_contexts_a_page(4);
@@ -375,7 +376,7 @@ fn a_cut_list_refuses_nothing() {
                 CallKind::Send => {
                     is_first_page = call.detail(world).starts_with("RES_PD_GET dump");
                 }
-                // With the first page goes what was on it, so that the second leaves out as many.
+                // The PDs of the first page go when it arrives, so the second page leaves out as many.
                 CallKind::Recv if is_first_page && left > 0 => {
                     crowd.iter().for_each(|pdn| world.hide_pd(id, *pdn, 1));
                     (is_first_page, left) = (false, left - 1);
@@ -385,12 +386,16 @@ fn a_cut_list_refuses_nothing() {
             Verdict::Continue
         });
         let verified = device.verify(&foreign);
-        assert_eq!(verified.err().map(|error| error.kind()), expected, "{cuts} lists are cut");
+        assert_eq!(
+            verified.err().map(|error| error.kind()),
+            expected,
+            "{cuts} lists are truncated"
+        );
     }
 }
 
 #[test]
-fn evidence_is_for_people_to_read() {
+fn evidence_is_readable() {
     let (_machine, _, device) = one();
     let context = device.open().expect("opened");
     let steps: std::collections::BTreeSet<_> =
@@ -418,7 +423,7 @@ fn evidence_is_for_people_to_read() {
 }
 
 #[test]
-fn a_refused_open_brings_its_evidence() {
+fn a_refused_open_returns_its_evidence() {
     let (_machine, _, device) = stale();
     let error = device.open().expect_err("it has to be refused");
     let checks = error.evidence().expect("evidence").checks();
@@ -426,10 +431,10 @@ fn a_refused_open_brings_its_evidence() {
     assert!(!last.held() && before.iter().all(uverbs::Check::held), "{checks:?}");
 }
 
-/// The thread of a proof has a stack of a size of its own: `RUST_MIN_STACK`, here one that no thread can have, does
-/// not matter.
+/// The thread of a proof has a fixed stack size. `RUST_MIN_STACK`, set to a value that no thread can have, has no
+/// effect on it.
 #[test]
-fn no_variable_sizes_the_thread() {
+fn no_variable_sets_the_threads_stack_size() {
     const VARIABLE: &str = "RUST_MIN_STACK";
     #[allow(clippy::disallowed_methods)] // the test's own process
     if std::env::var_os(VARIABLE).is_none() {

@@ -1,4 +1,4 @@
-//! Lists after the first: what is as it was is not looked at again, what is not is found.
+//! Lists after the first: unchanged devices are not looked at again, and changed ones are found.
 
 use std::collections::HashSet;
 
@@ -11,7 +11,7 @@ struct Bench {
     ids: Vec<DeviceId>,
 }
 
-/// A host with so many devices, listed once.
+/// A host with that many devices, listed once.
 fn listed(count: usize) -> Bench {
     let machine = Machine::new();
     let add = |number| machine.add(DeviceSpec::new(format!("m{number}"))).expect("added");
@@ -28,7 +28,7 @@ impl Bench {
         self.registry.devices().expect("a list")
     }
 
-    /// How many calls a list takes.
+    /// The number of calls that a list makes.
     fn calls(&self) -> u64 {
         let before = self.machine.calls();
         self.devices();
@@ -40,24 +40,24 @@ impl Bench {
     }
 }
 
-/// Two sweeps of `class/infiniband_verbs` and one of `class/infiniband`: an open, a page, and its end.
+/// Two sweeps of `class/infiniband_verbs` and one of `class/infiniband`: for each an open, a page, and its end.
 const SWEEPS: u64 = 9;
 
 #[test]
-fn nothing_changed_costs_the_sweeps_alone() {
+fn an_unchanged_host_costs_only_the_sweeps() {
     for count in [0, 1, 300] {
         let bench = listed(count);
         assert_eq!(bench.calls(), SWEEPS, "{count} devices");
         let (one, other) = (bench.devices(), bench.devices());
         assert!(
             std::ptr::eq(one.iter().as_slice(), other.iter().as_slice()),
-            "the list is made anew"
+            "the list is rebuilt"
         );
     }
 }
 
 #[test]
-fn what_changed_is_looked_at_and_nothing_else() {
+fn only_changed_devices_are_looked_at() {
     let bench = listed(300);
     let before = bench.devices();
     // Two opens, a link, an fstat of the directory and of `ibdev`, two attributes opened and read.
@@ -78,11 +78,11 @@ fn what_changed_is_looked_at_and_nothing_else() {
 }
 
 #[test]
-fn names_are_those_of_now() {
+fn names_are_current() {
     let bench = listed(20);
     bench.machine.swap_names(bench.ids[3], bench.ids[4]).expect("swapped");
     assert_eq!(bench.names()[3..5], ["m4", "m3"]);
-    // Away and back, seen meanwhile by an open only: the directories are as they were.
+    // Renamed and renamed back, noticed only by an open in between: the directories are unchanged.
     let device = bench.devices().by_name("m7").expect("listed");
     bench.machine.rename(bench.ids[7], b"away").expect("renamed");
     drop(device.open().expect("opened"));
@@ -92,7 +92,7 @@ fn names_are_those_of_now() {
     assert_eq!(bench.calls(), SWEEPS);
 }
 
-/// A list finds its devices by the names that they had in it, whatever they are called since.
+/// A list finds its devices by the names that they had in it, whatever their names are now.
 #[test]
 fn a_list_keeps_its_names() {
     let bench = listed(3);
@@ -115,9 +115,9 @@ fn a_list_keeps_its_names() {
     ] {
         assert_eq!(number(list, name), expected, "{name}");
     }
-    // The handles are the same: they have the name of now.
+    // The handles are the same, with the current name.
     assert_eq!(old.by_name("m2").expect("listed").name(), "new");
-    // What an open finds is in no list yet.
+    // A name that an open finds is in no list yet.
     bench.machine.rename(bench.ids[2], b"newer").expect("renamed");
     drop(new.by_name("new").expect("listed").open().expect("opened"));
     assert_eq!(new.by_name("new").expect("listed").name(), "newer");
@@ -134,9 +134,9 @@ fn a_name_with_a_slash_hides_no_change() {
     assert_eq!(bench.names(), ["m0", "a/b", "x", "m3", "m4"]);
 }
 
-/// What could not be read at one list is looked for at the next, though the directories are as they were.
+/// A device that could not be read at one list is read at the next, even if the directories are unchanged.
 #[test]
-fn a_look_that_failed_is_made_again() {
+fn a_failed_look_is_repeated() {
     for errno in [2, 5] {
         let bench = listed(3);
         bench.machine.rename(bench.ids[1], b"other").expect("renamed");
@@ -152,10 +152,9 @@ fn a_look_that_failed_is_made_again() {
     }
 }
 
-/// A device that cannot be read is another matter than one that is gone: it keeps its record as long as it
-/// is there.
+/// A device that cannot be read is not the same as one that is gone: it keeps its record as long as it is there.
 #[test]
-fn what_cannot_be_read_is_not_lost() {
+fn an_unreadable_device_is_not_lost() {
     for goes in [false, true] {
         let bench = listed(3);
         let before = bench.devices().by_name("m1").expect("listed");
@@ -183,10 +182,10 @@ fn what_cannot_be_read_is_not_lost() {
     }
 }
 
-/// A moved timestamp is another instance where inode numbers may repeat, and only there. A strict policy
-/// takes it for another device everywhere.
+/// Where inode numbers may repeat, a changed timestamp means another instance. Elsewhere it does not, except under
+/// a strict policy.
 #[test]
-fn a_moved_timestamp() {
+fn a_changed_timestamp() {
     for (foreign, strict) in [(false, false), (false, true), (true, false)] {
         let machine = Machine::new();
         let id = machine.add(DeviceSpec::new("a")).expect("added");
@@ -210,9 +209,9 @@ fn a_moved_timestamp() {
     }
 }
 
-/// Threads that list while devices come: none marks as gone what another one has just found.
+/// Threads that list while devices come: no thread marks a device as gone that another has just found.
 #[test]
-fn lists_at_once_lose_nothing() {
+fn concurrent_lists_lose_nothing() {
     let bench = listed(10);
     let (registry, machine) = (&bench.registry, &bench.machine);
     std::thread::scope(|scope| {
@@ -232,9 +231,9 @@ fn lists_at_once_lose_nothing() {
     assert_eq!(bench.devices().len(), 310);
 }
 
-/// Up to Linux 6.12 at least, a `getdents` steps over the entry behind one that is removed while it is shown.
+/// Up to Linux 6.12 at least, a `getdents` skips the entry after one that is removed while it is shown.
 #[test]
-fn what_a_page_of_names_steps_over_is_there() {
+fn a_device_that_a_page_skips_stays_listed() {
     let bench = listed(3);
     let before = bench.devices();
     bench.machine.remove_while_listed(bench.ids[0]);
@@ -244,7 +243,7 @@ fn what_a_page_of_names_steps_over_is_there() {
     }
     let gone: Vec<_> = before.iter().map(|device| device.is_known_gone()).collect();
     assert_eq!(gone, [true, false, false]);
-    // It is the same record: what one handle learns of the device, the others know.
+    // It is the same record: what one handle finds out about the device, the others know.
     bench.machine.rename(bench.ids[1], b"other").expect("renamed");
     drop(bench.devices().by_name("other").expect("listed").open().expect("opened"));
     assert_eq!(before.iter().nth(1).expect("three").name(), "other");
@@ -252,7 +251,7 @@ fn what_a_page_of_names_steps_over_is_there() {
 
 /// The first sweep shows exactly what the last list saw.
 #[test]
-fn a_device_that_is_new_is_listed_though_it_was_stepped_over() {
+fn a_new_device_is_listed_although_it_was_skipped() {
     let bench = listed(1);
     bench.machine.add(DeviceSpec::new("new")).expect("added");
     bench.machine.remove_while_listed(bench.ids[0]);
@@ -276,13 +275,12 @@ fn before_each_sweep(machine: &Machine, mut act: impl FnMut(&mut World) + Send +
     });
 }
 
-/// Every single sweep steps over the same device, which stays.
+/// Every single sweep skips the same device, which stays.
 #[test]
-fn what_no_sweep_shows_is_asked_for() {
+fn a_device_that_no_sweep_shows_is_looked_up() {
     let bench = listed(60);
     let before = bench.devices();
-    // The simulated kernel gives names in their order: what is in front of uverbs5 is uverbs49, then
-    // uverbs48, and so on.
+    // The simulated kernel returns names in order: the entry before uverbs5 is uverbs49, then uverbs48, and so on.
     let mut victims = bench.ids[20..50].to_vec();
     before_each_sweep(&bench.machine, move |world| {
         if let Some(victim) = victims.pop() {
@@ -300,9 +298,9 @@ fn what_no_sweep_shows_is_asked_for() {
     assert_eq!(bench.calls(), SWEEPS);
 }
 
-/// A sweep of `class/infiniband` that steps over a name makes no other name and no other device of it.
+/// A sweep of `class/infiniband` that skips a name does not change any other name or device.
 #[test]
-fn a_name_that_is_stepped_over_stays() {
+fn a_skipped_name_stays() {
     for rename in [false, true] {
         let bench = listed(4);
         let before = bench.devices();

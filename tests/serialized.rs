@@ -1,4 +1,4 @@
-//! The forms that serde gives plain data: they are part of the interface.
+//! The serde forms of plain data. They are part of the interface.
 
 use serde_json::{Value, json, to_value};
 use uverbs::sim::{DeviceSpec, Machine};
@@ -24,7 +24,7 @@ fn opened() -> (Machine, Context) {
 }
 
 #[test]
-fn numbers_are_numbers_and_come_back() {
+fn numbers_are_numbers_and_round_trip() {
     assert_eq!(to_value(DriverId::MLX5).expect("JSON"), json!(1));
     assert_eq!(to_value(PortState::ACTIVE).expect("JSON"), json!(4));
     assert_eq!(to_value(AsyncEventKind::DEVICE_FATAL).expect("JSON"), json!(8));
@@ -40,7 +40,7 @@ fn numbers_are_numbers_and_come_back() {
 }
 
 #[test]
-fn guids_are_texts_and_come_back() {
+fn guids_are_texts_and_round_trip() {
     let guid = Guid(0x0002_c903_0005_1234);
     assert_eq!(to_value(guid).expect("JSON"), json!("0002:c903:0005:1234"));
     for text in ["0002:c903:0005:1234", "0x0002c90300051234"] {
@@ -52,7 +52,7 @@ fn guids_are_texts_and_come_back() {
 }
 
 #[test]
-fn names_are_texts_and_what_is_no_utf_8_is_escaped() {
+fn names_are_texts_and_invalid_utf_8_is_escaped() {
     for (name, text) in
         [(&b"mlx5_0"[..], "mlx5_0"), ("\u{e9}\n".as_bytes(), "\u{e9}\n"), (b"a\xff\n", r"a\xff\n")]
     {
@@ -88,7 +88,7 @@ fn a_device_and_its_facts() {
 }
 
 #[test]
-fn what_a_context_reports() {
+fn reports_of_a_context() {
     let (_machine, context) = opened();
     let attributes = context.query_device().expect("attributes");
     let json = to_value(&attributes).expect("JSON");
@@ -124,12 +124,12 @@ fn evidence_has_every_check_and_its_result() {
 }
 
 #[test]
-fn a_claim_comes_back() {
+fn a_claim_round_trips() {
     let (_machine, context) = opened();
     let claim = context.claim().expect("a claim");
     let mut json = to_value(claim).expect("JSON");
     assert_eq!(serde_json::from_value::<ContextClaim>(json.clone()).expect("a claim"), claim);
-    // What a newer version adds is passed over; what is missing is an error.
+    // Additions of a newer version are ignored. A missing field is an error.
     json["newer"] = json!(1);
     assert_eq!(serde_json::from_value::<ContextClaim>(json.clone()).expect("a claim"), claim);
     json.as_object_mut().expect("an object").remove("ino");

@@ -1,5 +1,5 @@
-//! The protocol on the simulated kernel: what must be refused, and what must not. (`explore/` tries
-//! everything at every call.)
+//! The protocol on the simulated kernel: what must be refused, and what must not. (`explore/` tries everything at
+//! every call.)
 
 use std::os::fd::AsFd as _;
 
@@ -22,7 +22,7 @@ fn kind<T: std::fmt::Debug>(result: uverbs::Result<T>) -> ErrorKind {
     result.expect_err("it has to be refused").kind()
 }
 
-/// Which check refused it.
+/// The check that refused it.
 fn refused_by<T: std::fmt::Debug>(result: uverbs::Result<T>) -> (Step, &'static str) {
     let error = result.expect_err("it has to be refused");
     let check = error.evidence().and_then(|evidence| evidence.checks().last()).expect("evidence");
@@ -36,11 +36,11 @@ fn a_device_is_opened_and_proved() {
     let id = machine.add(device("rxe0", 0xa0)).expect("added");
     let context = listed(&machine, "rxe0").open().expect("opened");
     assert_eq!(machine.device_of(context.as_fd()), Some(id));
-    assert_eq!(context.query_device().expect("asked").node_guid.0, 0xa0);
+    assert_eq!(context.query_device().expect("queried").node_guid.0, 0xa0);
     assert_eq!(context.evidence().context_number(), machine.ctxn_of(context.as_fd()));
     assert!(context.evidence().checks().iter().all(uverbs::Check::held));
     drop(context);
-    assert_eq!(machine.open_handles(), 0, "everything was let go");
+    assert_eq!(machine.open_handles(), 0, "everything was closed");
 }
 
 #[test]
@@ -48,23 +48,23 @@ fn a_replacement_is_refused_and_not_touched() {
     for guid in [0xa0, 0xb0] {
         let machine = Machine::new();
         let old = machine.add(device("rxe0", 0xa0)).expect("added");
-        let asked = listed(&machine, "rxe0");
+        let target = listed(&machine, "rxe0");
         machine.remove(old);
         machine.add(device("rxe0", guid)).expect("added");
-        assert_eq!(kind(asked.open()), ErrorKind::Replaced);
+        assert_eq!(kind(target.open()), ErrorKind::Replaced);
         assert_eq!(machine.node_opens(), []);
     }
 }
 
 #[test]
-fn a_removed_device_is_not_looked_for_again() {
+fn a_removed_device_is_not_looked_up_again() {
     let machine = Machine::new();
     let id = machine.add(device("rxe0", 0xa0)).expect("added");
-    let asked = listed(&machine, "rxe0");
+    let target = listed(&machine, "rxe0");
     machine.remove(id);
-    assert_eq!(kind(asked.open()), ErrorKind::Removed);
+    assert_eq!(kind(target.open()), ErrorKind::Removed);
     let calls = machine.calls();
-    assert_eq!(kind(asked.open()), ErrorKind::Removed);
+    assert_eq!(kind(target.open()), ErrorKind::Removed);
     assert_eq!(machine.calls(), calls);
 }
 
@@ -74,13 +74,13 @@ fn a_static_node_bound_to_the_old_device_is_refused() {
         let machine = Machine::new();
         let old = machine.add(device("old", 0xa0).disassociates(false)).expect("added");
         machine.set_node(0, NodeKind::Static);
-        let context = listed(&machine, "old").open().expect("as good as any node");
+        let context = listed(&machine, "old").open().expect("it works like any other node");
         machine.remove(old);
         let new = machine.add(device("new", guid).disassociates(false)).expect("added");
-        let asked = listed(&machine, "new");
-        assert_eq!(kind(asked.open()), ErrorKind::NodeMismatch);
+        let target = listed(&machine, "new");
+        assert_eq!(kind(target.open()), ErrorKind::NodeMismatch);
         drop(context);
-        let context = asked.open().expect("the node leads to the new one now");
+        let context = target.open().expect("the node leads to the new one now");
         assert_eq!(machine.device_of(context.as_fd()), Some(new));
     }
 }
@@ -98,9 +98,9 @@ fn a_wrong_node_is_not_opened() {
         let machine = Machine::new();
         machine.add(device("rxe0", 0xa0)).expect("added");
         machine.add(device("rxe1", 0xb0)).expect("added");
-        let asked = listed(&machine, "rxe0");
+        let target = listed(&machine, "rxe0");
         machine.set_node(0, node.clone());
-        let error = asked.open().expect_err("it has to be refused");
+        let error = target.open().expect_err("it has to be refused");
         assert_eq!(error.kind(), expected, "{node:?}");
         assert!(error.to_string().contains(found), "{error}");
         assert_eq!(machine.node_opens(), [], "{node:?}");
@@ -117,16 +117,16 @@ fn a_policy_holds_for_lists_and_opens_alike() {
     machine.add(device("rxe0", 0xa0)).expect("added");
     let policy = Policy::new().strict_timestamps(true);
     let strict = Registry::new(Host::simulated(&machine, policy).expect("a host"));
-    let asked = strict.devices().expect("a list").by_name("rxe0").expect("listed");
+    let target = strict.devices().expect("a list").by_name("rxe0").expect("listed");
     let lax = listed(&machine, "rxe0");
     machine.evict();
-    assert_eq!(kind(asked.open()), ErrorKind::Replaced);
-    assert_eq!(kind(asked.open_allow_unproven()), ErrorKind::Replaced);
+    assert_eq!(kind(target.open()), ErrorKind::Replaced);
+    assert_eq!(kind(target.open_allow_unproven()), ErrorKind::Replaced);
     lax.open().expect("opened");
-    // Whoever lists anew has the timestamp of now, as another device.
-    let anew = strict.devices().expect("a list").by_name("rxe0").expect("listed");
-    anew.open().expect("opened");
-    assert_ne!(anew.instance().timestamp, asked.instance().timestamp);
+    // A new list has the current timestamp, as another device.
+    let relisted = strict.devices().expect("a list").by_name("rxe0").expect("listed");
+    relisted.open().expect("opened");
+    assert_ne!(relisted.instance().timestamp, target.instance().timestamp);
 }
 
 #[test]
@@ -155,7 +155,7 @@ fn records_stay_with_their_instance() {
 fn the_node_is_looked_at_before_it_is_opened() {
     let machine = Machine::new();
     machine.add(device("rxe0", 0xa0)).expect("added");
-    let asked = listed(&machine, "rxe0");
+    let target = listed(&machine, "rxe0");
     // Swapped between the look and the open: opened once, refused, closed.
     machine.on_call(|world, call| {
         let opens = call.kind() == CallKind::Openat2 && call.detail(world).ends_with("/uverbs0");
@@ -164,13 +164,13 @@ fn the_node_is_looked_at_before_it_is_opened() {
         }
         Verdict::Continue
     });
-    assert_eq!(refused_by(asked.open()), (Step::Open, "device number of the node"));
+    assert_eq!(refused_by(target.open()), (Step::Open, "device number of the node"));
     assert_eq!(machine.node_opens(), [NodeOpened::Device(1, 3)]);
-    drop(asked);
+    drop(target);
     assert_eq!(machine.open_handles(), 0);
 }
 
-/// Has what is in `/dev/infiniband/uverbs0` change once it was looked at, before it is opened.
+/// Changes `/dev/infiniband/uverbs0` after it was looked at and before it is opened.
 fn change_before_open(machine: &Machine, to: NodeKind) {
     machine.on_call(move |world, call| {
         let detail = call.detail(world);
@@ -185,14 +185,14 @@ fn change_before_open(machine: &Machine, to: NodeKind) {
 }
 
 #[test]
-fn what_is_opened_is_what_was_looked_at() {
-    // The number is right, the node is another one.
+fn the_opened_node_is_the_one_looked_at() {
+    // The number is right, but it is another node.
     let machine = Machine::new();
     machine.add(device("rxe0", 0xa0)).expect("added");
     change_before_open(&machine, NodeKind::Static);
     let refused = refused_by(listed(&machine, "rxe0").open());
     assert_eq!(refused, (Step::Open, "inode of the node"));
-    // What cannot be opened as a device any more.
+    // Nodes that can no longer be opened as devices.
     for (node, errno, expected) in [
         (NodeKind::Symlink("uverbs1".into()), 40, ErrorKind::NodeMismatch),
         (NodeKind::Directory, 21, ErrorKind::NodeMismatch),
@@ -202,7 +202,7 @@ fn what_is_opened_is_what_was_looked_at() {
         let machine = Machine::new();
         machine.add(device("rxe0", 0xa0)).expect("added");
         machine.add(device("rxe1", 0xb0)).expect("added");
-        let asked = listed(&machine, "rxe0");
+        let target = listed(&machine, "rxe0");
         let mut opens = 0;
         let to = node.clone();
         machine.on_call(move |world, call| {
@@ -212,24 +212,24 @@ fn what_is_opened_is_what_was_looked_at() {
                 && detail.contains("/uverbs0")
             {
                 opens += 1;
-                // Every other one looks.
+                // Every other open is a look.
                 world.set_node(0, if opens % 2 == 1 { NodeKind::Kernel } else { to.clone() });
             }
             Verdict::Continue
         });
-        let error = asked.open().expect_err("it has to be refused");
+        let error = target.open().expect_err("it has to be refused");
         assert_eq!((error.kind(), error.raw_os_error()), (expected, Some(errno)), "{node:?}");
         assert_eq!(machine.node_opens(), [], "{node:?}");
     }
 }
 
-/// An open starts over when the name moves under it, but not for ever.
+/// An open starts over when the name changes meanwhile, but not endlessly.
 #[test]
 fn an_open_starts_over_twice() {
     for (renames, succeeds) in [(1, true), (2, true), (3, false), (9, false)] {
         let machine = Machine::new();
         let id = machine.add(device("rxe0", 0xa0)).expect("added");
-        let asked = listed(&machine, "rxe0");
+        let target = listed(&machine, "rxe0");
         let mut left = renames;
         machine.on_call(move |world, call| {
             // Once the cmd fd is open.
@@ -242,7 +242,7 @@ fn an_open_starts_over_twice() {
             }
             Verdict::Continue
         });
-        let opened = asked.open();
+        let opened = target.open();
         assert_eq!(opened.is_ok(), succeeds, "{renames} renames");
         let attempts = if succeeds { renames + 1 } else { 3 };
         assert_eq!(machine.node_opens().len(), attempts, "{renames} renames");
@@ -252,9 +252,9 @@ fn an_open_starts_over_twice() {
     }
 }
 
-/// The device goes before the last call of what is done: that call is there to see it.
+/// The device goes before the last call of an operation. That call has to notice.
 #[test]
-fn the_last_call_sees_whether_the_device_is_there() {
+fn the_last_call_notices_whether_the_device_is_there() {
     type Act = fn(&Machine, &Device) -> uverbs::Result<()>;
     let acts: [(&str, Act); 5] = [
         ("open", |_, device| device.open().map(drop)),
@@ -279,7 +279,7 @@ fn the_last_call_sees_whether_the_device_is_there() {
         for _ in 0..2 {
             let machine = Machine::new();
             let id = machine.add(device("rxe0", 0xa0).disassociates(false)).expect("added");
-            let asked = listed(&machine, "rxe0");
+            let target = listed(&machine, "rxe0");
             if let Some(last) = last {
                 machine.on_call(move |world, call| {
                     if call.ordinal() == last {
@@ -287,10 +287,10 @@ fn the_last_call_sees_whether_the_device_is_there() {
                     }
                     Verdict::Continue
                 });
-                assert_eq!(kind(act(&machine, &asked)), ErrorKind::Removed, "{what}");
-                assert!(asked.is_known_gone(), "{what}");
+                assert_eq!(kind(act(&machine, &target)), ErrorKind::Removed, "{what}");
+                assert!(target.is_known_gone(), "{what}");
             } else {
-                act(&machine, &asked).expect("all is well");
+                act(&machine, &target).expect("nothing went wrong");
                 last = Some(machine.calls());
             }
         }
@@ -298,19 +298,19 @@ fn the_last_call_sees_whether_the_device_is_there() {
 }
 
 #[test]
-fn what_is_known_to_be_gone_is_not_asked_for() {
+fn a_known_gone_device_takes_no_call() {
     let machine = Machine::new();
     let id = machine.add(device("rxe0", 0xa0)).expect("added");
-    let asked = listed(&machine, "rxe0");
-    let context = asked.open().expect("opened");
+    let target = listed(&machine, "rxe0");
+    let context = target.open().expect("opened");
     machine.remove(id);
-    assert_eq!(kind(asked.open()), ErrorKind::Removed);
+    assert_eq!(kind(target.open()), ErrorKind::Removed);
     let calls = machine.calls();
-    assert_eq!(kind(asked.query()), ErrorKind::Removed);
+    assert_eq!(kind(target.query()), ErrorKind::Removed);
     assert_eq!(machine.calls(), calls);
-    let error = asked.verify(&context).expect_err("it is gone");
+    let error = target.verify(&context).expect_err("it is gone");
     assert_eq!((error.kind(), error.step()), (ErrorKind::Removed, Some(Step::Known)));
-    assert_eq!(machine.calls(), calls + 1, "but for the duplicate");
+    assert_eq!(machine.calls(), calls + 1, "only the duplicate");
 }
 
 #[test]
@@ -319,16 +319,16 @@ fn nothing_is_done_with_the_descriptor_of_another_node() {
     machine.add(device("rxe0", 0xa0)).expect("added");
     machine.add(device("rxe1", 0xa0)).expect("added");
     let other = machine.open_unguarded(1).expect("opened");
-    let asked = listed(&machine, "rxe0");
+    let target = listed(&machine, "rxe0");
     machine.on_call(|_, call| match call.kind() {
-        CallKind::VerbsIoctl => panic!("a command of the wrong device"),
+        CallKind::VerbsIoctl => panic!("a command to the wrong device"),
         _ => Verdict::Continue,
     });
-    let refused = refused_by(asked.verify(&other));
+    let refused = refused_by(target.verify(&other));
     assert_eq!(refused, (Step::Open, "device number of the node"));
 }
 
-/// The pinned device has its number and is mapped: a node that leads to nothing is not its own.
+/// The pinned device has its number and is mapped, so a node that leads to nothing is not the device's.
 #[test]
 fn a_node_that_leads_nowhere_is_a_mismatch() {
     let machine = Machine::new();
@@ -344,7 +344,7 @@ fn a_node_that_leads_nowhere_is_a_mismatch() {
     {
         let machine = Machine::new();
         machine.add(device("rxe0", 0xa0)).expect("added");
-        let asked = listed(&machine, "rxe0");
+        let target = listed(&machine, "rxe0");
         machine.on_call(move |world, call| {
             let detail = call.detail(world);
             let is_open = call.kind() == CallKind::Openat2 && detail.starts_with("/dev:");
@@ -353,31 +353,31 @@ fn a_node_that_leads_nowhere_is_a_mismatch() {
                 false => Verdict::Continue,
             }
         });
-        assert_eq!(kind(asked.open()), expected, "errno {errno}");
+        assert_eq!(kind(target.open()), expected, "errno {errno}");
     }
     // The first command through it finds the device dead.
     let machine = Machine::new();
     machine.add(device("rxe0", 0xa0)).expect("added");
-    let asked = listed(&machine, "rxe0");
+    let target = listed(&machine, "rxe0");
     machine.on_call(|_, call| match call.kind() {
         CallKind::VerbsIoctl => Verdict::Fail(5),
         _ => Verdict::Continue,
     });
-    let error = asked.open().expect_err("it is dead");
+    let error = target.open().expect_err("it is dead");
     assert_eq!((error.kind(), error.step()), (ErrorKind::NodeMismatch, Some(Step::Allocate)));
 }
 
 #[test]
-fn a_context_that_fails_says_whether_a_provider_is_missing() {
+fn a_failed_context_reports_whether_a_provider_is_missing() {
     for (driver, is_missing) in [(14, false), (999, true)] {
         let machine = Machine::new();
         machine.add(device("a", 0xa0).driver(driver, 2)).expect("added");
-        let asked = listed(&machine, "a");
+        let target = listed(&machine, "a");
         machine.on_call(|world, call| match call.kind() {
             CallKind::VerbsIoctl if call.detail(world) == "0.3" => Verdict::Fail(12),
             _ => Verdict::Continue,
         });
-        let error = asked.open().expect_err("no memory");
+        let error = target.open().expect_err("no memory");
         assert_eq!((error.kind(), error.step()), (ErrorKind::Os, Some(Step::Allocate)));
         assert_eq!(error.to_string().contains("no provider"), is_missing, "{error}");
     }
@@ -389,7 +389,7 @@ fn a_context_reports_whether_its_device_is_there() {
     let id = machine.add(device("rxe0", 0xa0).disassociates(false)).expect("added");
     let context = listed(&machine, "rxe0").open().expect("opened");
     assert!(context.is_device_present().expect("there"));
-    // What leaves it open is neither.
+    // A result that leaves it open is neither.
     machine.on_call(|_, call| match call.kind() {
         CallKind::Pread => Verdict::Fail(5),
         _ => Verdict::Continue,
@@ -400,20 +400,20 @@ fn a_context_reports_whether_its_device_is_there() {
     assert!(!context.is_device_present().expect("gone"));
 }
 
-/// An answer about another device, or another PD, is none.
+/// An answer about another device, or another PD, is refused.
 #[test]
-fn an_answer_about_something_else_is_refused() {
+fn an_answer_about_another_object_is_refused() {
     // The index is the first attribute; the number comes after the name and a count.
     let answers = [("GET ", 20), ("RES_PD_GET ", 20), ("RES_PD_GET dump", 20), ("RES_PD_GET ", 52)];
     for (request, at) in answers {
         let machine = Machine::new();
         machine.set_next_index(7);
         machine.add(device("rxe0", 0xa0)).expect("added");
-        let asked = listed(&machine, "rxe0");
+        let target = listed(&machine, "rxe0");
         let foreign = machine.open_unguarded(0).expect("opened");
-        asked.index().expect("joined");
+        target.index().expect("joined");
         if request.starts_with("RES_PD") {
-            asked.verify(&foreign).expect("verified");
+            target.verify(&foreign).expect("verified");
         }
         if request.ends_with("dump") {
             machine.set_next_pdn(machine.instance_of(0).expect("listed"), 100);
@@ -427,11 +427,11 @@ fn an_answer_about_something_else_is_refused() {
             CallKind::Recv if std::mem::take(&mut is_answered) => Verdict::Alter(vec![(at, 1)]),
             _ => Verdict::Continue,
         });
-        assert_eq!(kind(asked.verify(&foreign)), ErrorKind::Malformed, "{request}: {at}");
+        assert_eq!(kind(target.verify(&foreign)), ErrorKind::Malformed, "{request}: {at}");
     }
 }
 
-/// The signals that this thread holds back, as `/proc` shows them.
+/// The signals that this thread blocks, as `/proc` shows them.
 #[allow(clippy::disallowed_methods)] // a test looks at itself
 fn blocked_signals() -> u64 {
     let status = std::fs::read_to_string("/proc/thread-self/status").expect("read");
@@ -439,14 +439,14 @@ fn blocked_signals() -> u64 {
     u64::from_str_radix(mask.trim(), 16).expect("a number")
 }
 
-/// From the context on to the end, no signal handler runs on a thread that proves.
+/// From the context to the end, no signal handler runs on a thread that proves.
 #[test]
 fn no_signal_handler_runs_during_the_proof() {
     // SIGUSR1, SIGALRM, SIGCHLD.
     const HANDLED: u64 = 1 << 9 | 1 << 13 | 1 << 16;
     let machine = Machine::new();
     machine.add(device("rxe0", 0xa0)).expect("added");
-    let asked = listed(&machine, "rxe0");
+    let target = listed(&machine, "rxe0");
     let before = blocked_signals();
     let commands = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
     let seen = commands.clone();
@@ -459,11 +459,11 @@ fn no_signal_handler_runs_during_the_proof() {
     });
     let mut expected = 0;
     for _ in 0..2 {
-        let context = asked.open().expect("opened");
-        // GET_CONTEXT, QUERY_DEVICE, and a PD that comes and goes.
+        let context = target.open().expect("opened");
+        // GET_CONTEXT, QUERY_DEVICE, and a PD that is allocated and freed.
         expected += 4;
         assert_eq!(commands.load(std::sync::atomic::Ordering::Relaxed), expected);
-        asked.verify(&context).expect("verified");
+        target.verify(&context).expect("verified");
         expected += 3;
         assert_eq!(blocked_signals(), before);
     }

@@ -1,4 +1,4 @@
-//! Opens that cannot be proved, on the simulated kernel: what is compared all the same.
+//! Opens that cannot be proved, on the simulated kernel, and the comparisons that are made nevertheless.
 
 use uverbs::sim::{CallKind, DeviceId, DeviceSpec, Machine, NodeKind, Verdict};
 use uverbs::{Device, ErrorKind, Host, Opened, Policy, Registry};
@@ -32,21 +32,22 @@ fn without_netlink_nothing_is_proved() {
     assert_eq!(error.raw_os_error(), Some(1));
     assert_eq!(machine.node_opens(), []);
     let Ok(Opened::Unproven(context)) = device.open_allow_unproven() else {
-        panic!("it is the right one, but that cannot be proved");
+        panic!("it is the right device, but that cannot be proved");
     };
-    assert_eq!(context.query_device().expect("asked").node_guid.0, 0xa0);
+    assert_eq!(context.query_device().expect("queried").node_guid.0, 0xa0);
     assert_eq!(context.reason().kind(), ErrorKind::NetlinkUnavailable);
     drop(context);
-    // No room for a descriptor says nothing of netlink.
+    // A lack of descriptors says nothing about netlink.
     machine.deny_netlink(Some(24));
     assert_eq!(kind(device.open()), ErrorKind::Os);
     machine.deny_netlink(None);
     device.open().expect("proved");
 }
 
-/// A request that the kernel refuses is like one that it does not know; one for which this process lacks room is not.
+/// A request that the kernel refuses counts as unknown to it. A request that fails because this process lacks room
+/// does not.
 #[test]
-fn where_netlink_refuses_nothing_is_proved() {
+fn refused_requests_prove_nothing() {
     for errno in [1, 5, 95] {
         let (machine, _, device) = one();
         machine.refuse_request(errno);
@@ -64,7 +65,7 @@ fn where_netlink_refuses_nothing_is_proved() {
     }
 }
 
-/// What is at hand is compared, also where nothing can be proved: here sysfs' GUID.
+/// The available facts are compared even if nothing can be proved: here the GUID in sysfs.
 #[test]
 fn an_unproven_open_compares_guids() {
     let machine = Machine::new();
@@ -77,7 +78,7 @@ fn an_unproven_open_compares_guids() {
     machine.deny_netlink(Some(1));
     let opened = device.open_allow_unproven();
     assert_eq!(kind(opened), ErrorKind::NodeMismatch);
-    // And netlink's, where only the lists are missing.
+    // Also netlink's GUID, if only the lists are missing.
     machine.deny_netlink(None);
     machine.set_no_res_ctx(true);
     machine.set_no_res_pd(true);
@@ -87,7 +88,7 @@ fn an_unproven_open_compares_guids() {
 
 /// The GUID in sysfs is found by the name, which may lead elsewhere.
 #[test]
-fn a_name_that_leads_elsewhere_is_no_path_to_the_guid() {
+fn the_guid_is_not_read_through_a_name_that_leads_elsewhere() {
     let (machine, id, device) = one();
     let other = machine.add(spec("b").guid(0xb0)).expect("added");
     machine.deny_netlink(Some(1));
@@ -96,7 +97,7 @@ fn a_name_that_leads_elsewhere_is_no_path_to_the_guid() {
         machine.rename(id, name.as_bytes()).expect("renamed");
         assert!(is_unproven(), "{name}");
     }
-    // Its name is another device's by the time at which the path is opened.
+    // The name is another device's by the time the path is opened.
     machine.rename(id, b"rxe0").expect("renamed");
     machine.on_call(move |world, call| {
         if call.kind() == CallKind::Openat2
@@ -112,22 +113,22 @@ fn a_name_that_leads_elsewhere_is_no_path_to_the_guid() {
 }
 
 #[test]
-fn nothing_is_proved_where_sys_is_not_the_kernels() {
+fn nothing_is_proved_if_sys_is_not_the_kernels() {
     let machine = Machine::new();
     machine.add(spec("rxe0")).expect("added");
     machine.set_sys_type(0x0102_1994);
     let policy = Policy::new().allow_foreign_sys(true);
     let host = Host::simulated(&machine, policy).expect("allowed");
-    let asked = Registry::new(host).devices().expect("a list").by_name("rxe0").expect("listed");
-    assert_eq!(kind(asked.open()), ErrorKind::Unproven);
+    let listed = Registry::new(host).devices().expect("a list").by_name("rxe0").expect("listed");
+    assert_eq!(kind(listed.open()), ErrorKind::Unproven);
     assert_eq!(machine.node_opens(), []);
-    let opened = asked.open_allow_unproven().expect("nothing contradicts");
+    let opened = listed.open_allow_unproven().expect("nothing contradicts");
     assert!(matches!(opened, Opened::Unproven(_)));
 }
 
-/// A filter that forbids the calls on the socket is like one that forbids the socket.
+/// A filter that forbids the calls on the socket has the same effect as one that forbids the socket.
 #[test]
-fn netlink_that_is_filtered_cannot_be_had() {
+fn filtered_netlink_is_unavailable() {
     for (errno, expected) in [
         (1, ErrorKind::NetlinkUnavailable),
         (13, ErrorKind::NetlinkUnavailable),
@@ -146,7 +147,7 @@ fn netlink_that_is_filtered_cannot_be_had() {
     }
 }
 
-/// The kernel starts no list before the one before is at its end, whatever became of that one.
+/// The kernel starts no list before the previous one is at its end, even if that one failed.
 #[test]
 fn a_list_of_many_pages_is_read_to_its_end() {
     let (machine, id, device) = one();
@@ -160,27 +161,27 @@ fn a_list_of_many_pages_is_read_to_its_end() {
 }
 
 #[test]
-fn an_answer_to_something_else_is_none() {
+fn an_unrelated_answer_is_refused() {
     let (machine, _, device) = one();
     device.index().expect("known");
-    let mut is_asked = false;
+    let mut is_requested = false;
     // The type of the message, then its number.
     for at in [4, 8] {
         machine.on_call(move |world, call| match call.kind() {
             CallKind::Send => {
-                is_asked = call.detail(world).starts_with("GET ");
+                is_requested = call.detail(world).starts_with("GET ");
                 Verdict::Continue
             }
-            CallKind::Recv if is_asked => Verdict::Alter(vec![(at, 2)]),
+            CallKind::Recv if is_requested => Verdict::Alter(vec![(at, 2)]),
             _ => Verdict::Continue,
         });
         assert_eq!(kind(device.query()), ErrorKind::Unstable);
     }
 }
 
-/// EIO is also the answer of a driver or firmware that fails: then the node is in order.
+/// EIO is also the answer of a failing driver or firmware. Then the node is right.
 #[test]
-fn a_driver_that_fails_is_no_wrong_node() {
+fn a_failing_driver_is_not_a_wrong_node() {
     let (machine, _, device) = one();
     // GET_CONTEXT, then QUERY_DEVICE.
     for command in 0..2 {
@@ -196,7 +197,7 @@ fn a_driver_that_fails_is_no_wrong_node() {
     }
     machine.on_call(|_, _| Verdict::Continue);
     let context = device.open().expect("proved");
-    // The same of a query, and the removal itself.
+    // The same for a query, and for the removal itself.
     let mut commands = 0;
     machine.on_call(move |_, call| {
         commands += usize::from(call.kind() == CallKind::VerbsIoctl);

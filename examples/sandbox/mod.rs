@@ -1,8 +1,8 @@
-//! A sandbox of system calls, by a list of those that are allowed. Every other call fails with `EPERM`.
+//! A sandbox for system calls, with a list of allowed calls. Every other call fails with `EPERM`.
 //!
-//! A filter sees numbers, no memory: it cannot look at the path or the flags of an `openat2`. Where that call is on
-//! the list, code that took over the process could open any path with it, and only Landlock or a mount namespace
-//! keeps it from that. Where it is not on the list, nothing can be opened.
+//! A filter sees numbers, not memory: it cannot check the path or the flags of an `openat2`. If that call is on the
+//! list, code that took over the process could open any path with it, and only Landlock or a mount namespace
+//! prevents that. If it is not on the list, nothing can be opened.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -18,7 +18,7 @@ use seccompiler::{
     SeccompRule,
 };
 
-/// A system call that is allowed; where an argument is named, with that value alone.
+/// An allowed system call. If an argument is given, only with that value.
 pub(crate) struct Allowed(i64, Option<(u8, u64)>);
 
 pub(crate) const fn any(call: i64) -> Allowed {
@@ -32,7 +32,7 @@ pub(crate) const fn only(call: i64, argument: u8, value: u64) -> Allowed {
 /// `RDMA_VERBS_IOCTL` (`rdma/rdma_user_ioctl_cmds.h`): every command to a verbs device.
 const RDMA_VERBS_IOCTL: u64 = 0xc018_1b01;
 
-/// Memory of its own, and no file or device.
+/// Private memory, without a file or device.
 const MEMORY: u64 = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
 
 /// The flags of the thread that proves.
@@ -45,25 +45,26 @@ const THREAD: u64 = (libc::CLONE_VM
     | libc::CLONE_PARENT_SETTID
     | libc::CLONE_CHILD_CLEARTID) as u64;
 
-/// What a program in Rust needs to compute, print and end.
+/// What a Rust program needs to compute, print and exit.
 pub(crate) const RUNTIME: &[Allowed] = &[
-    any(libc::SYS_write),            // to a descriptor that it has
-    any(libc::SYS_close),            // gives a descriptor up
+    any(libc::SYS_write),            // to an open descriptor
+    any(libc::SYS_close),            // closes a descriptor
     any(libc::SYS_brk),              // the allocator
     only(libc::SYS_mmap, 3, MEMORY), // the allocator
     any(libc::SYS_munmap),           // the allocator, and the signal stack at the end
     any(libc::SYS_mremap),           // the allocator, for a large block that grows
     any(libc::SYS_madvise),          // the allocator
-    any(libc::SYS_futex),            // a lock that is waited for
-    any(libc::SYS_rt_sigprocmask),   // a thread keeps signals out while it proves
+    any(libc::SYS_futex),            // waiting for a lock
+    any(libc::SYS_rt_sigprocmask),   // a thread blocks signals while it proves
     any(libc::SYS_sigaltstack),      // the signal stack at the end
     any(libc::SYS_exit_group),       // the end
 ];
 
-/// What it takes to query a context, and to prove through its descriptor and a netlink socket what it is on.
+/// What is needed to query a context, and to prove, through its descriptor and a netlink socket, which device it is
+/// on.
 pub(crate) const PROVE: &[Allowed] = &[
     only(libc::SYS_ioctl, 1, RDMA_VERBS_IOCTL), // commands to the device
-    only(libc::SYS_fcntl, 1, libc::F_DUPFD_CLOEXEC as u64), // holds the descriptor that is proved
+    only(libc::SYS_fcntl, 1, libc::F_DUPFD_CLOEXEC as u64), // holds the descriptor during the proof
     any(libc::SYS_fstat),                       // the device number of the descriptor
     any(libc::SYS_sendto),                      // requests on the netlink socket
     any(libc::SYS_recvfrom),                    // their answers
@@ -71,7 +72,7 @@ pub(crate) const PROVE: &[Allowed] = &[
     any(libc::SYS_exit),                        // that thread exits
 ];
 
-/// From here on the thread, and what it starts, may do what is on these lists.
+/// From here on, this thread and everything that it starts may only make the calls on these lists.
 pub(crate) fn lock_in(lists: &[&[Allowed]]) -> anyhow::Result<()> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
     for Allowed(call, argument) in lists.iter().copied().flatten() {
@@ -89,7 +90,7 @@ pub(crate) fn lock_in(lists: &[&[Allowed]]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Tries what both sandboxes are to refuse, and fails unless all of it is refused.
+/// Tries the calls that both sandboxes must refuse, and fails unless all are refused.
 pub(crate) fn try_forbidden() -> anyhow::Result<()> {
     let stdin = io::stdin();
     let stdin = stdin.as_fd();
@@ -105,7 +106,7 @@ pub(crate) fn try_forbidden() -> anyhow::Result<()> {
     is_refused("another fcntl", fs::fcntl_getfl(stdin))
 }
 
-/// A call is refused by the filter and not for a reason of its own.
+/// Checks that the filter refuses a call, and that it does not fail for another reason.
 pub(crate) fn is_refused<T, E>(call: &str, result: Result<T, E>) -> anyhow::Result<()>
 where
     io::Error: From<E>,

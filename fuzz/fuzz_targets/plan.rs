@@ -1,4 +1,4 @@
-//! A whole host and what is asked of the library meanwhile.
+//! A whole host, and a program that uses the library meanwhile.
 #![no_main]
 
 #[path = "../../tests/fuzzed/event.rs"]
@@ -9,7 +9,7 @@ mod input;
 mod plan;
 #[path = "../../tests/fuzzed/plugged.rs"]
 mod plugged;
-#[path = "../../tests/fuzzed/told.rs"]
-mod told;
+#[path = "../../tests/fuzzed/sanity.rs"]
+mod sanity;
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| plan::run(bytes));

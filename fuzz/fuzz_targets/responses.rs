@@ -5,7 +5,7 @@
 mod input;
 #[path = "../../tests/fuzzed/responses.rs"]
 mod responses;
-#[path = "../../tests/fuzzed/told.rs"]
-mod told;
+#[path = "../../tests/fuzzed/sanity.rs"]
+mod sanity;
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| responses::run(bytes));

@@ -2,8 +2,9 @@
 /*
  * A test HCA: RDMA devices that come and go on command.
  *
- * Text written to /dev/uverbs_test_hca registers and unregisters ib_devices; reading it tells their state. The devices
- * carry no data. They exist to be listed, opened, asked, and taken away, in every order. README.md has the commands.
+ * Text written to /dev/uverbs_test_hca registers and unregisters ib_devices. Reading it returns their state. The
+ * devices carry no data. They exist to be listed, opened, queried and removed, in every order. README.md describes the
+ * commands.
  */
 
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
@@ -36,19 +37,19 @@
 #define COUNT_MAX	8000
 #define PORTS_MAX	254
 
-/* Bytes of any value, zeros included. */
+/* Bytes of any value, including zeros. */
 struct text {
 	size_t len;
 	char bytes[PAGE_SIZE - 2];
 };
 
-/* What a device is parented to when it asks for that: something with a modalias, as a PCI function has. */
+/* The parent that a device gets on request. It has a modalias, as a PCI function has. */
 struct parent {
 	struct device dev;
 	struct text modalias;
 };
 
-/* What `add` and `set` can say about a device. */
+/* What `add` and `set` can set on a device. */
 struct setup {
 	char name[IB_DEVICE_NAME_MAX];
 	u64 guid;
@@ -82,7 +83,7 @@ struct hca {
 	u64 id;
 	bool removing;			/* under hcas_lock */
 
-	struct mutex lock;		/* what follows, and the parts of setup that `set` changes */
+	struct mutex lock;		/* the fields below, and the parts of setup that `set` changes */
 	struct setup setup;
 	u8 last_in[RECORD_MAX];
 	size_t last_inlen;
@@ -173,7 +174,7 @@ static struct parent *parent_add(const struct text *modalias, u64 id)
 	return parent;
 }
 
-/* ---- attributes beside the device's own ---- */
+/* ---- attributes in addition to the core's ---- */
 
 static ssize_t show_text(struct hca *hca, const struct text *text, char *buf)
 {
@@ -215,7 +216,7 @@ static const struct attribute_group hca_group = {
 
 /* ---- the verbs ---- */
 
-/* The core allocates these and wants to know their size. */
+/* The core allocates these and needs their size. */
 struct bare_pd {
 	struct ib_pd pd;
 };
@@ -273,7 +274,7 @@ static int hca_query_port(struct ib_device *ib, port_number port, struct ib_port
 
 static int hca_get_port_immutable(struct ib_device *ib, port_number port, struct ib_port_immutable *immutable)
 {
-	/* The IB protocol without management datagrams: no client but uverbs takes an interest. */
+	/* The IB protocol without management datagrams, so that no client except uverbs uses the device. */
 	immutable->core_cap_flags = RDMA_CORE_CAP_PROT_IB;
 	immutable->gid_tbl_len = 1;
 	immutable->pkey_tbl_len = 1;
@@ -362,7 +363,7 @@ static void hca_dealloc_ucontext(struct ib_ucontext *context)
 
 static void hca_disassociate_ucontext(struct ib_ucontext *context)
 {
-	/* Nothing is mapped. That this exists is what makes removal not wait for open descriptors. */
+	/* Nothing is mapped. Because this function exists, a removal does not wait for open descriptors. */
 }
 
 static int hca_alloc_pd(struct ib_pd *pd, struct ib_udata *udata)
@@ -371,8 +372,8 @@ static int hca_alloc_pd(struct ib_pd *pd, struct ib_udata *udata)
 }
 
 /*
- * Whether this is a command, which has input of its own. The core also destroys what a closed descriptor or a removed
- * device leaves behind; it does not expect that to fail, and warns.
+ * Whether this is a command, which has its own input. The core also destroys the objects of a closed descriptor or a
+ * removed device. It does not expect that to fail, and warns if it does.
  */
 static bool is_command(struct ib_udata *udata)
 {
@@ -387,7 +388,7 @@ static int hca_dealloc_pd(struct ib_pd *pd, struct ib_udata *udata)
 static const struct ib_device_ops hca_ops = {
 	.owner = THIS_MODULE,
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(5, 14, 0)
-	/* Before, each device was given it: see hca_add. */
+	/* Set only now, because each device was given it before: see hca_add. */
 	.device_group = &hca_group,
 #endif
 	.query_device = hca_query_device,
@@ -405,16 +406,16 @@ static const struct ib_device_ops hca_ops = {
 	INIT_RDMA_OBJ_SIZE(ib_ucontext, bare_ucontext, context),
 };
 
-/* ---- coming and going ---- */
+/* ---- registration and removal ---- */
 
 static void hca_remove(struct work_struct *work)
 {
 	struct hca *hca = container_of(work, struct hca, removal);
 	struct parent *parent = hca->parent;
 
-	/* Without disassociate_ucontext this waits until every descriptor is closed. */
+	/* Without disassociate_ucontext, this waits until every descriptor is closed. */
 	ib_unregister_device(&hca->ib);
-	/* The core keeps name and index until here; the entry must not be gone from our list before. */
+	/* The core keeps the name and the index until this point. The entry must not leave our list before. */
 	get_device(&hca->ib.dev);
 	ib_dealloc_device(&hca->ib);
 	if (parent)
@@ -459,7 +460,7 @@ static int hca_add(const struct setup *setup)
 	rdma_set_device_sysfs_group(&hca->ib, &hca_group);
 #endif
 #if LINUX_VERSION_CODE < KERNEL_VERSION(5, 11, 0)
-	/* Later the core allows what a driver has a function for. */
+	/* Later kernels allow every command that a driver has a function for. */
 	hca->ib.uverbs_cmd_mask = BIT_ULL(IB_USER_VERBS_CMD_GET_CONTEXT) |
 				  BIT_ULL(IB_USER_VERBS_CMD_QUERY_DEVICE) |
 				  BIT_ULL(IB_USER_VERBS_CMD_QUERY_PORT) |
@@ -468,7 +469,7 @@ static int hca_add(const struct setup *setup)
 #endif
 	hca->ib.ops.driver_id = setup->driver_id;
 	hca->ib.ops.uverbs_abi_ver = setup->abi;
-	/* As these drivers have it. */
+	/* The same as in these drivers. */
 	hca->ib.ops.uverbs_no_driver_id_binding =
 		setup->driver_id == RDMA_DRIVER_HNS || setup->driver_id == RDMA_DRIVER_MTHCA;
 	if (setup->disassociate)
@@ -546,7 +547,7 @@ struct selector {
 	const char *name;
 };
 
-/* Under hcas_lock. Of devices that answer to the same key a live one comes first. */
+/* Under hcas_lock. If several devices match the key, a live one is preferred. */
 static struct hca *hca_find(const struct selector *key)
 {
 	struct hca *hca, *found = NULL;
@@ -656,7 +657,7 @@ static int hca_event(const struct selector *key, u32 type, u32 port)
 	return err;
 }
 
-/* Replaces \\xNN and \\\\ in place; returns the length, which counts zeros. */
+/* Replaces \\xNN and \\\\ in place. Returns the length; the text may contain zeros. */
 static ssize_t unescape(char *value)
 {
 	char *from = value, *to = value;
@@ -686,7 +687,7 @@ static ssize_t unescape(char *value)
 	return to - value;
 }
 
-/* A string proper: no zeros inside, one at the end, cleared behind. */
+/* Copies a string that contains no zeros, and fills the rest with zeros. */
 static int take_string(char *into, size_t size, const char *value, size_t len)
 {
 	if (strlen(value) != len)
@@ -736,7 +737,7 @@ static int take_failure(struct setup *setup, char *value)
 	return -EINVAL;
 }
 
-/* What can be said both when a device is added and later. */
+/* The keys that are valid both for `add` and for `set`. */
 static int take_changeable(struct setup *setup, const char *key, char *value, size_t len)
 {
 	if (!strcmp(key, "fw_ver"))
@@ -768,7 +769,7 @@ static int take_setup(struct setup *setup, const char *key, char *value, size_t 
 	int err;
 
 	if (!strcmp(key, "name")) {
-		/* The core would take it as a format. */
+		/* The core would use it as a format. */
 		if (strchr(value, '%'))
 			return -EINVAL;
 		return take_string(setup->name, sizeof(setup->name), value, len);
@@ -805,7 +806,7 @@ static int take_setup(struct setup *setup, const char *key, char *value, size_t 
 	return take_changeable(setup, key, value, len);
 }
 
-/* The next `key=value`; 0 when there is none, its key and value otherwise. */
+/* Parses the next `key=value`. Returns 0 if there is none, and otherwise sets key and value. */
 static int next_word(char **rest, char **key, char **value, size_t *len)
 {
 	ssize_t length;
@@ -888,7 +889,7 @@ static int run_del(char *rest, bool sync)
 	return hca_del(&key, sync);
 }
 
-/* The first word says which device, the others what to change. */
+/* The first word selects the device, the others are the changes. */
 static int run_set(char *rest)
 {
 	struct selector key = {};
@@ -1023,7 +1024,7 @@ static int control_show(struct seq_file *seq, void *unused)
 
 static int control_open(struct inode *inode, struct file *file)
 {
-	/* The miscdevice, which seq_file does not expect here. */
+	/* The miscdevice. seq_file does not expect a value here. */
 	file->private_data = NULL;
 	return single_open(file, control_show, NULL);
 }
@@ -1048,7 +1049,7 @@ static int __init test_hca_init(void)
 {
 	int err;
 
-	/* Unbound and wide: a removal that is blocked must not hold up another. */
+	/* Unbound, with many workers: a removal that is blocked must not hold up another one. */
 	removals = alloc_workqueue(KBUILD_MODNAME, WQ_UNBOUND, WQ_MAX_ACTIVE);
 	if (!removals)
 		return -ENOMEM;
@@ -1076,12 +1077,12 @@ no_bus:
 
 static void __exit test_hca_exit(void)
 {
-	/* Nobody has the control device open, or the module would be in use. */
+	/* Nobody has the control device open. Otherwise the module would be in use. */
 	misc_deregister(&control);
 	hca_del_all();
 	destroy_workqueue(removals);
 	wait_event(hcas_changed, !atomic_read(&parents));
-	/* Lets the last release function return. */
+	/* Waits until the last release function has returned. */
 	synchronize_rcu();
 	root_device_unregister(parent_root);
 	bus_unregister(&parent_bus);

@@ -1,4 +1,4 @@
-//! An allocator that counts, for the bounds on memory per device and on allocations per call.
+//! A counting allocator, to test the limits on memory per device and on allocations per call.
 #![allow(unsafe_code)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -11,12 +11,12 @@ static WATCHED: AtomicBool = AtomicBool::new(false);
 static BORROWED: AtomicUsize = AtomicUsize::new(0);
 
 thread_local! {
-    /// The id of the thread that this storage was made for; 0 before its first allocation.
+    /// The id of the thread that this storage belongs to; 0 before its first allocation.
     static OWNER: Cell<i32> = const { Cell::new(0) };
 }
 
-/// How often memory was allocated or freed during `run` by threads that use the thread-local storage of another
-/// one.
+/// Counts how many times memory was allocated or freed during `run` by threads that use another thread's
+/// thread-local storage.
 pub(crate) fn with_borrowed_storage<T>(run: impl FnOnce() -> T) -> (T, usize) {
     BORROWED.store(0, Relaxed);
     WATCHED.store(true, Relaxed);
@@ -26,7 +26,7 @@ pub(crate) fn with_borrowed_storage<T>(run: impl FnOnce() -> T) -> (T, usize) {
     (result, BORROWED.load(Relaxed))
 }
 
-/// Has allocations of this thread count as such.
+/// Makes allocations of this thread count as borrowed.
 pub(crate) fn disown_storage() {
     OWNER.set(-1);
 }
@@ -44,15 +44,15 @@ fn look() {
     }
 }
 
-/// The system's allocator, with the bytes counted that are in use, and the allocations.
+/// The system's allocator. It counts the allocations and the bytes in use.
 pub(crate) struct Counting;
 
-/// How many bytes of heap are in use.
+/// The number of bytes of heap in use.
 pub(crate) fn live_bytes() -> usize {
     LIVE.load(Relaxed)
 }
 
-/// How many allocations there were, growing ones included.
+/// The number of allocations, including reallocations.
 pub(crate) fn calls() -> usize {
     CALLS.load(Relaxed)
 }

@@ -1,8 +1,8 @@
-//! What listing and opening cost, beside libibverbs and beside the least that the kernel needs: on
-//! one kernel, in one run, with one device and with thousands.
+//! The cost of listing and opening, compared with libibverbs and with the minimum that the kernel needs: on one
+//! kernel, in one run, with one device and with thousands.
 //!
-//! It prints a line for each figure, which `cargo xtask bench` collects, and one for each target,
-//! and fails when a target is missed.
+//! It prints a line for each figure, which `cargo xtask bench` collects, and one for each target. It fails if a
+//! target is missed.
 
 mod counted;
 mod measure;
@@ -22,7 +22,7 @@ use targets::Findings;
 
 pub(crate) use counted::role as counted_role;
 
-/// So many threads where threads are measured.
+/// The number of threads where threads are measured.
 const THREADS: usize = 8;
 
 pub(crate) fn run(args: &[&str]) -> Result<()> {
@@ -48,8 +48,8 @@ pub(crate) fn run(args: &[&str]) -> Result<()> {
     findings.judge()
 }
 
-/// How often the slow things are done with so many devices: a list of libibverbs takes a time that
-/// grows with their square.
+/// How many times the slow operations are repeated with that many devices. A list of libibverbs takes a time that
+/// grows with the square of their number.
 fn rounds(devices: usize) -> usize {
     match devices {
         ..=64 => 100,
@@ -99,14 +99,14 @@ fn measure(devices: usize, findings: &mut Findings) -> Result<()> {
 
 type Note<'a> = &'a mut dyn FnMut(&str, &Times);
 
-/// The first list of a process, each in a process of its own.
+/// The first list of a process, each in a new process.
 fn first_lists(devices: usize, note: Note<'_>) -> Result<()> {
     let first = |which| {
-        let said = guest::stdout(&spawn::exe()?, &["role", "first-list", which])?;
-        Ok(Duration::from_nanos(said.trim().parse().context("nanoseconds")?))
+        let output = guest::stdout(&spawn::exe()?, &["role", "first-list", which])?;
+        Ok(Duration::from_nanos(output.trim().parse().context("nanoseconds")?))
     };
-    // Those after the very first find the kernel's inodes made. Where libibverbs takes too long for
-    // a median of its own, ours has one all the same, as it has with fewer devices.
+    // After the very first list, the kernel's inodes exist. If libibverbs is too slow for a median, ours is
+    // measured nevertheless, as with fewer devices.
     let [theirs, ours] = match rounds(devices).min(25) {
         1 => {
             let [theirs] = in_turns(1, [&mut |_| first("ibverbs")])?;
@@ -120,9 +120,9 @@ fn first_lists(devices: usize, note: Note<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The role `first-list`: lists once and says how long that took.
+/// The role `first-list`: lists once and prints how long that took.
 pub(crate) fn first_list(which: &str) -> Result<()> {
-    // The kernel has things of the process before this one to tidy up.
+    // The kernel may still have to clean up after the previous process.
     std::thread::sleep(Duration::from_millis(100));
     let elapsed = match which {
         "ibverbs" => {
@@ -135,9 +135,9 @@ pub(crate) fn first_list(which: &str) -> Result<()> {
     Ok(())
 }
 
-/// A list where nothing has changed.
+/// A list when nothing has changed.
 fn lists(devices: usize, ibverbs: &Ibverbs, registry: &Registry, note: Note<'_>) -> Result<()> {
-    // Of the quick ones several beside each slow one, in turns of their own.
+    // Several of the quick operations for each slow one, in separate turns.
     let mut quick = [Vec::new(), Vec::new()];
     let mut slow = Vec::new();
     for round in 0..rounds(devices) {
@@ -169,7 +169,7 @@ fn opens(list: &List<'_>, device: &Device, note: Note<'_>) -> Result<()> {
     note("open", &ours);
     let first = |round: usize| {
         let listed = Registry::new(Host::open()?).devices()?;
-        // Another one each time: not always the one that is easiest to find.
+        // Another device each time, because some are easier to find than others.
         let device = listed.iter().nth((round * 389 + 7) % listed.len()).context("none")?;
         time(|| open_and_close(device))
     };
@@ -183,7 +183,7 @@ fn open_and_close(device: &Device) -> Result<()> {
     Ok(())
 }
 
-/// A list where some devices have changed: they are renamed.
+/// A list when some devices have changed: they are renamed.
 fn changed(registry: &Registry, note: Note<'_>) -> Result<()> {
     let listed = registry.devices()?;
     for count in [1, 10, 100] {
@@ -191,7 +191,7 @@ fn changed(registry: &Registry, note: Note<'_>) -> Result<()> {
         let names: Vec<_> = some.iter().map(|device| device.name().to_string()).collect();
         let mut times = Vec::new();
         for round in 0..10 {
-            // Back again every second time: others go by the names.
+            // Every second round restores the names, because others use them.
             let prefix = if round % 2 == 0 { "was_" } else { "" };
             let names: Vec<_> = names.iter().map(|name| format!("{prefix}{name}")).collect();
             for (device, name) in some.iter().zip(&names) {
@@ -221,7 +221,7 @@ fn threads(list: &List<'_>, registry: &Registry, note: Note<'_>) -> Result<()> {
     let rescan = |_| Ok(registry.devices().map(drop)?);
     let opened = |thread: usize| open_and_close(&devices[thread]);
     let peer = |thread: usize| peers[thread].open_and_close();
-    // Short and many, as the host's other work comes in bursts.
+    // Short and many, because the host's other work comes in bursts.
     let times = in_turns(
         40,
         [

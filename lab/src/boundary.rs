@@ -1,6 +1,6 @@
-//! Every system call as a boundary: the program is stopped before it, the kernel really removes,
-//! replaces, renames, evicts or holds the device meanwhile, and the program goes on. What it opens has
-//! to be what was asked for; libibverbs, as control, has to be caught at opening something else.
+//! Every system call as a boundary. The program is stopped before it. Meanwhile the kernel really removes,
+//! replaces, renames, evicts or holds the device, and then the program continues. It must open the device that it
+//! listed. libibverbs, as a control, must be caught opening something else.
 
 mod crowd;
 mod judge;
@@ -30,13 +30,13 @@ use table::{Row, Table};
 use trace::Point;
 use world::{Kind, World};
 
-/// How long a sampled scenario may run; what does not fit is left out evenly.
+/// How long a sampled scenario may run. Executions that do not fit are left out evenly.
 const BUDGET: Duration = Duration::from_secs(35);
 
-/// After so many failures of the lab itself the rest would show nothing.
+/// After this many failures of the lab itself, the rest would show nothing.
 const LAB_FAILURES: usize = 5;
 
-/// How often progress is shown.
+/// The interval between progress messages.
 const SHOWN_EVERY: Duration = Duration::from_secs(20);
 
 const USAGE: &str = "usage: uverbs-lab boundary [--full [--spread I/N] [--shard I/N] | --old-rule]";
@@ -66,8 +66,8 @@ fn full(options: &[&str]) -> Result<Extent> {
         let (number, of) = value.split_once('/').with_context(|| format!("{name} I/N"))?;
         let (number, of): (usize, usize) = (number.parse()?, of.parse()?);
         ensure!((1..=of).contains(&number), "{name} I/N: I is from 1 to N");
-        // Each shard has to have a part of the control at which it is caught; each part of the spread, something
-        // of every way.
+        // Each shard needs a part of the control that catches it. Each part of the spread needs some executions of
+        // every way.
         ensure!(of <= 8, "{name} I/N: N is at most 8");
         let share = Share { number: number - 1, of };
         if *name == "--spread" { spread = share } else { shard = share }
@@ -75,8 +75,8 @@ fn full(options: &[&str]) -> Result<Extent> {
     Ok(Extent::Full { spread, shard })
 }
 
-/// Whether the boundaries would find a proof that is wrong: the library goes by the rule that it had first, which
-/// took a list of contexts that was cut for a whole one.
+/// Whether the boundaries would find a wrong proof. The library follows its first rule, which took a truncated list
+/// of contexts for complete.
 fn old_rule() -> Result<()> {
     ensure!(cfg!(uverbs_leave_out), "--old-rule takes a lab built with --cfg uverbs_leave_out");
     #[cfg(uverbs_leave_out)]
@@ -105,11 +105,11 @@ pub(crate) use selfcheck::deaths_hangs_and_threads;
 fn table(programs: &[Program], extent: Extent, show: bool) -> Result<Table> {
     let started = Instant::now();
     trace::prepare()?;
-    // Adding and removing devices waits for grace periods more than for anything else.
+    // Adding and removing devices mostly waits for grace periods.
     let _ = std::fs::write("/sys/kernel/rcu_expedited", "1");
     let kinds = Kind::all()?;
     let mut places = plan::places(programs, &kinds, extent);
-    // An older device of a type that cuts contexts off cannot be opened any more.
+    // An older device whose driver disassociates cannot be opened any more.
     places.retain(|place| {
         !(place.program.needs_old() && place.kind == Kind::Rxe { disassociate: true })
     });
@@ -136,12 +136,12 @@ fn table(programs: &[Program], extent: Extent, show: bool) -> Result<Table> {
                 let last = run.calls.last().filter(|_| run.reached == at.len());
                 table.add(show, row, last.cloned().unwrap_or_default(), outcome);
             }
-            // What was done so far is shown all the same.
+            // The results so far are shown nevertheless.
             Err(error) => {
                 table.add(show, row, String::new(), format!("WRONG: the lab: {error:#}"));
                 failures += 1;
                 if failures == LAB_FAILURES || guest::clean().is_err() {
-                    println!("    the lab fails: no more is run");
+                    println!("    the lab fails: the rest is not run");
                     break;
                 }
             }
@@ -164,10 +164,10 @@ fn order(ways: &[Way], extent: Extent) -> Vec<(usize, usize)> {
         let chosen = all.filter(|(number, _)| shard.has(*number));
         return chosen.map(|(_, (at, way))| (way, at)).collect();
     }
-    // A sample begins with those that take long, for they would seldom have their turn.
+    // A sample begins with the slow ones, which otherwise would seldom run.
     let long = ways.iter().enumerate().filter(|(_, way)| way.place.scene.is_long());
     let long = long.flat_map(|(number, way)| (0..way.points.len()).map(move |at| (number, at)));
-    // Then it takes the ways in turn, neighbours far apart, each time at another call.
+    // Then it takes the ways in turn, distant neighbours first, each time at another call.
     let rest = rounds.map(|(round, step)| {
         let way = scattered(step, ways.len());
         (way, (round * 17 + way * 29) % ways[way].points.len())
@@ -175,7 +175,7 @@ fn order(ways: &[Way], extent: Extent) -> Vec<(usize, usize)> {
     long.chain(rest).collect()
 }
 
-/// Shows on standard error how far it is.
+/// Shows the progress on standard error.
 struct Progress {
     started: Instant,
     shown: Instant,
@@ -189,7 +189,7 @@ impl Progress {
         Self { started: now, shown: now, done: 0, total }
     }
 
-    /// One more is done.
+    /// Counts one more execution.
     fn step(&mut self) {
         self.done += 1;
         if self.shown.elapsed() < SHOWN_EVERY && self.done < self.total {
@@ -203,7 +203,7 @@ impl Progress {
     }
 }
 
-/// Runs each program undisturbed; gives the ways in which each can be disturbed.
+/// Runs each program undisturbed. Returns the ways in which each can be disturbed.
 fn ways(
     places: &[Place],
     bounds: &mut Bounds,
@@ -221,7 +221,7 @@ fn ways(
         println!(
             "    {program}, {kind}, {scene}: {calls} calls, {threads} threads, {outcome}, {took} ms"
         );
-        // The old rule could prove nothing where a list had several pages.
+        // The old rule could prove nothing if a list had several pages.
         let any = matches!(extent, Extent::OldRule) || outcome.starts_with("WRONG");
         let expected = (outcome == "opened") != place.is_refused();
         ensure!(any || expected, "{program}, {kind}, {scene}, undisturbed: {outcome}");
@@ -232,7 +232,7 @@ fn ways(
     Ok(ways)
 }
 
-/// A permutation of what is below `len`.
+/// A permutation of the numbers below `len`.
 fn scattered(step: usize, len: usize) -> usize {
     let coprime = |stride: &usize| {
         let (mut a, mut b) = (*stride, len);
@@ -245,7 +245,7 @@ fn scattered(step: usize, len: usize) -> usize {
     step % len * stride % len
 }
 
-/// Runs a program once, in a world of its own, and says what came of it.
+/// Runs a program once, in a new world, and returns the outcome.
 fn execute(
     place: Place,
     happens: Happens,
@@ -262,7 +262,7 @@ fn execute(
         happens.at(boundary).into_iter().try_for_each(|one| one.happen(&mut world))
     })?;
     let outcome = match judge::judge(&world, program, &run)? {
-        // With more threads than one the number of calls is not always the same.
+        // With more than one thread, the number of calls varies.
         right if !at.is_empty() && run.reached == 0 && !right.starts_with("WRONG") => {
             if run.threads > 1 { "not reached" } else { "WRONG: never came to this call" }
                 .to_owned()

@@ -1,5 +1,5 @@
-//! Whether the simulated kernel is true: each script is played on the kernel that this runs on and on a
-//! simulated one, by the same code, and whatever is seen has to be the same. A difference fails.
+//! Tests that the simulated kernel is true. Each script is played on the running kernel and on a simulated one, by
+//! the same code, and all observations must be the same. A difference is a failure.
 
 mod attack;
 pub(crate) mod dump;
@@ -31,10 +31,10 @@ use side::{Side, Simulated};
 const BUDGET: Duration = Duration::from_secs(40);
 const SHARES: [u32; 4] = [5, 2, 1, 2];
 
-/// After so many differences there is no use in more.
+/// After this many differences, more are of no use.
 const ENOUGH: usize = 20;
 
-/// Goes through a list in an order that leaves nothing out and takes of everything early.
+/// Goes through a list in an order that visits everything once, and some of everything early.
 const STRIDE: usize = 7919;
 
 #[derive(Default)]
@@ -108,7 +108,7 @@ fn compare(budget: Option<Duration>) -> Result<()> {
             _ => None,
         };
         if needs == Needs::NoRxe {
-            // The module of the test HCA must not be there meanwhile: rxe takes what has its driver id.
+            // The module of the test HCA must not be loaded meanwhile: rxe binds to devices with its driver id.
             let _ = Command::new("rmmod").arg("uverbs_test_hca").output()?;
             guest::run("rmmod", &["rdma_rxe"])?;
         }
@@ -197,7 +197,7 @@ fn compare_lists(budget: Option<Duration>, foreign: &Foreign) -> Result<Vec<Stri
         compare(&format!("by number, disassociates {disassociates}"), &play)?;
     }
     let (contexts, pds) = measure(foreign, &setup)?;
-    // Of a sample, one in four.
+    // A sample has one in four.
     let step = if budget.is_some() { 4 } else { 1 };
     let (wrong, attacked) = match contexts {
         Some(contexts) => compare_attack(foreign, contexts.long, step)?,
@@ -229,7 +229,7 @@ fn compare_lists(budget: Option<Duration>, foreign: &Foreign) -> Result<Vec<Stri
     Ok(differences)
 }
 
-/// This thread is no administrator of the network while this lives.
+/// While this exists, this thread is not an administrator of the network.
 struct Unprivileged(CapabilitySets);
 
 impl Unprivileged {
@@ -248,9 +248,10 @@ impl Drop for Unprivileged {
     }
 }
 
-/// The attack before each `recvfrom` of an open, on both kernels; how often the real one was found wrong.
+/// The attack before each `recvfrom` of an open, on both kernels. Returns how many times the library was wrong on
+/// the real one.
 fn compare_attack(foreign: &Foreign, crowd: usize, step: usize) -> Result<(usize, Vec<String>)> {
-    /// More than an open makes.
+    /// More calls than an open makes.
     const MOST: usize = 100;
     let setup = script::removal_that_waits().setup;
     let (mut wrong, mut differences) = (0, Vec::new());
@@ -274,12 +275,12 @@ fn compare_attack(foreign: &Foreign, crowd: usize, step: usize) -> Result<(usize
             );
             return Ok((wrong, differences));
         }
-        ensure!(at < MOST, "an open without an end");
+        ensure!(at < MOST, "the open does not end");
     }
     unreachable!("the loop ends by itself")
 }
 
-/// How long the pages of the real kernel are. The lists are as long as these on both.
+/// Measures the pages of the real kernel. The lists on both kernels have these lengths.
 fn measure(foreign: &Foreign, setup: &script::Setup) -> Result<(Option<dump::Pages>, dump::Pages)> {
     const ENOUGH: usize = 3600;
     let mut real = Real::new(setup, None)?;
@@ -322,7 +323,7 @@ fn on_simulated(mut kernel: Simulated, script: &Script, foreign: &Foreign) -> Re
         .with_context(|| format!("on the simulated kernel: {script:?}"))
 }
 
-/// A simulated kernel that is known to be wrong has to be caught.
+/// A simulated kernel that is known to be wrong must be caught.
 fn control(foreign: &Foreign) -> Result<()> {
     let script = script::removal_that_waits();
     let real = on_real(&script, foreign, None)?;
@@ -331,7 +332,7 @@ fn control(foreign: &Foreign) -> Result<()> {
     Ok(())
 }
 
-/// What differs of the two records.
+/// The differences between the two records.
 fn show(script: &dyn std::fmt::Debug, real: &Record, simulated: &Record) -> String {
     let mut lines = vec![format!("{script:?}")];
     for at in 0..real.len().max(simulated.len()) {

@@ -1,4 +1,4 @@
-//! The guest: adding, removing and faking devices by the kernel's own means.
+//! The guest: adding, removing and faking devices with the kernel's own means.
 
 use std::fs;
 use std::io::Write as _;
@@ -23,16 +23,16 @@ pub(crate) fn version() -> Result<(u32, u32)> {
     let mut numbers = release.split('.').map(str::parse);
     match (numbers.next(), numbers.next()) {
         (Some(Ok(major)), Some(Ok(minor))) => Ok((major, minor)),
-        _ => bail!("{release:?} is no kernel's release"),
+        _ => bail!("{release:?} is not a kernel's release"),
     }
 }
 
-/// Whether the kernel lists contexts. Protection domains it lists from 5.10 on.
+/// Whether the kernel lists contexts. It lists protection domains from 5.10 on.
 pub(crate) fn lists_contexts() -> Result<bool> {
     Ok(version()? >= (5, 13))
 }
 
-/// Runs a command to its end; an error unless it succeeds.
+/// Runs a command to its end. It is an error unless it succeeds.
 pub(crate) fn run(program: &str, args: &[&str]) -> Result<Output> {
     let output =
         Command::new(program).args(args).output().with_context(|| format!("starting {program}"))?;
@@ -46,12 +46,12 @@ pub(crate) fn run(program: &str, args: &[&str]) -> Result<Output> {
     Ok(output)
 }
 
-/// What a command prints.
+/// The standard output of a command.
 pub(crate) fn stdout(program: &str, args: &[&str]) -> Result<String> {
     Ok(String::from_utf8_lossy(&run(program, args)?.stdout).into_owned())
 }
 
-/// Waits for a child within bounds, and kills it when they are over.
+/// Waits for a child up to a limit, then kills it.
 pub(crate) fn wait(child: &mut Child, limit: Duration) -> Result<ExitStatus> {
     let end = Instant::now() + limit;
     loop {
@@ -67,7 +67,7 @@ pub(crate) fn wait(child: &mut Child, limit: Duration) -> Result<ExitStatus> {
     }
 }
 
-/// Gives the test HCA one command.
+/// Sends the test HCA one command.
 pub(crate) fn hca(command: &str) -> Result<()> {
     if !Path::new(HCA).exists() {
         run("modprobe", &["uverbs_test_hca"])?;
@@ -77,12 +77,12 @@ pub(crate) fn hca(command: &str) -> Result<()> {
     control.write_all(command.as_bytes()).with_context(|| format!("test HCA: {command}"))
 }
 
-/// What the test HCA says of its devices, one a line.
+/// The test HCA's description of its devices, one per line.
 pub(crate) fn hca_state() -> Result<String> {
     fs::read_to_string(HCA).context("reading the test HCA's state")
 }
 
-/// One value of the state line of the device of that name that is alive.
+/// One value from the state line of the live device with that name.
 pub(crate) fn hca_value(name: &str, key: &str) -> Result<String> {
     let state = hca_state()?;
     let name = format!("name={name}");
@@ -97,7 +97,7 @@ pub(crate) fn hca_value(name: &str, key: &str) -> Result<String> {
     Ok(value.with_context(|| format!("no {key} in: {line}"))?.to_owned())
 }
 
-/// Adds a soft-RoCE device on a dummy network device of its own.
+/// Adds a soft-RoCE device on a new dummy network device.
 pub(crate) fn add_rxe(name: &str, netdev: &str) -> Result<()> {
     if !Path::new("/sys/class/net").join(netdev).exists() {
         run("ip", &["link", "add", netdev, "type", "dummy"])?;
@@ -117,15 +117,15 @@ pub(crate) fn rename(from: &str, to: &str) -> Result<()> {
     run("rdma", &["dev", "set", from, "name", to]).map(drop)
 }
 
-/// Makes the kernel drop the dentries and inodes that it caches, those of sysfs among them. What was used since
-/// the last time gets a second chance, so it takes more than once. Pages stay: sysfs has no cached pages, and
-/// dropping those of others takes 40 ms each time.
+/// Makes the kernel drop the dentries and inodes that it caches, including those of sysfs. Entries that were used
+/// since the last time get a second chance, so it takes several passes. Pages are kept: sysfs has no cached pages,
+/// and dropping those of others takes 40 ms each time.
 pub(crate) fn drop_caches() -> Result<()> {
     const DROP: &str = "/proc/sys/vm/drop_caches";
     (0..3).try_for_each(|_| fs::write(DROP, "2")).context("drop_caches")
 }
 
-/// Names in a directory, sorted; none where there is no such directory.
+/// Names in a directory, sorted; empty if there is no such directory.
 pub(crate) fn names(directory: impl AsRef<Path>) -> Vec<String> {
     let Ok(entries) = fs::read_dir(directory) else { return Vec::new() };
     let mut names: Vec<_> =
@@ -139,11 +139,11 @@ pub(crate) fn mknod(path: impl AsRef<Path>, (major, minor): (u32, u32)) -> Resul
     let mode = Mode::from_raw_mode(0o666);
     rustix::fs::mknodat(CWD, path.as_ref(), FileType::CharacterDevice, mode, makedev(major, minor))
         .with_context(|| format!("mknod {}", path.as_ref().display()))?;
-    // mknod goes by the umask.
+    // mknod applies the umask.
     rustix::fs::chmodat(CWD, path.as_ref(), mode, rustix::fs::AtFlags::empty()).context("chmod")
 }
 
-/// A directory to stand for `/dev`, on a tmpfs as a container's is.
+/// A directory that stands for `/dev`, on a tmpfs as in a container.
 pub(crate) fn container_dev() -> Result<PathBuf> {
     let path = PathBuf::from(format!("/tmp/dev-{}", std::process::id()));
     fs::create_dir_all(path.join("infiniband"))?;
@@ -163,7 +163,7 @@ pub(crate) fn ibdev(uverbs: &str) -> Result<String> {
     Ok(fs::read_to_string(path)?.trim_end().to_owned())
 }
 
-/// Waits until something holds, at most ten seconds.
+/// Waits until a condition holds, at most ten seconds.
 pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) -> Result<()> {
     let end = Instant::now() + Duration::from_secs(10);
     while !holds() {
@@ -181,7 +181,7 @@ pub(crate) fn until_uverbs(uverbs: &str, there: bool) -> Result<()> {
     until(&format!("{uverbs} to be there: {there}"), || sys.exists() == there)
 }
 
-/// A host without any RDMA device, with the modules loaded and no node left over.
+/// Restores a host without RDMA devices, with the modules loaded and no node left over.
 pub(crate) fn clean() -> Result<()> {
     for module in ["ib_uverbs", "rdma_rxe"] {
         run("modprobe", &[module])?;
@@ -190,7 +190,7 @@ pub(crate) fn clean() -> Result<()> {
         hca("del-all")?;
         hca("wait-idle")?;
     }
-    // What is left is soft-RoCE.
+    // The remaining devices are soft-RoCE.
     for link in names("/sys/class/infiniband") {
         delete_rxe(&link)?;
     }
@@ -207,14 +207,14 @@ pub(crate) fn clean() -> Result<()> {
     Ok(())
 }
 
-/// Unloads and loads modules: the test HCA, rxe, ib_uverbs, and the core too when asked.
+/// Reloads modules: the test HCA, rxe, ib_uverbs, and with `core` also the core.
 pub(crate) fn reload(core: bool) -> Result<()> {
     let _ = Command::new("rmmod").arg("uverbs_test_hca").output();
     for module in ["rdma_rxe", "ib_uverbs"] {
         run("rmmod", &[module])?;
     }
     if core {
-        // What else uses ib_core goes first: whatever is loaded of it.
+        // Everything else that uses ib_core goes first, if it is loaded.
         for module in ["rdma_ucm", "rdma_cm", "iw_cm", "ib_umad", "ib_cm", "ib_uverbs_support"] {
             let _ = Command::new("rmmod").arg(module).output();
         }
@@ -226,7 +226,7 @@ pub(crate) fn reload(core: bool) -> Result<()> {
     Ok(())
 }
 
-/// Lets this process have as many descriptors as a crowd takes.
+/// Raises this process' descriptor limit to what a crowd needs.
 pub(crate) fn raise_descriptor_limit() -> Result<()> {
     let limit = Some(16384);
     rustix::process::setrlimit(
@@ -238,6 +238,6 @@ pub(crate) fn raise_descriptor_limit() -> Result<()> {
 
 /// The descriptors of this process.
 pub(crate) fn open_descriptors() -> usize {
-    // The sweep itself has one.
+    // One of them is the sweep's own.
     names("/proc/self/fd").len().saturating_sub(1)
 }

@@ -1,5 +1,5 @@
-//! libibverbs of the guest, as control: it has to open the replacement, or the scenarios do not see
-//! what they are there to see.
+//! libibverbs of the guest, as a control: it has to open the replacement. Otherwise the scenarios do not notice
+//! what they are meant to notice.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, c_char, c_int, c_void};
@@ -18,7 +18,7 @@ pub(crate) struct Ibverbs {
     query_device: unsafe extern "C" fn(*mut c_void, *mut DeviceAttr) -> c_int,
 }
 
-/// `struct ibv_device_attr`, as far as its GUID; the rest is room.
+/// `struct ibv_device_attr`, as far as its GUID. The rest is room.
 #[repr(C)]
 struct DeviceAttr {
     fw_ver: [u8; 64],
@@ -36,7 +36,7 @@ pub(crate) struct List<'a> {
 impl Ibverbs {
     /// Loads libibverbs.
     pub(crate) fn load() -> Result<Self> {
-        // SAFETY: the library's initialisers may run here: nothing else of it is loaded yet.
+        // SAFETY: the library's initialisers may run here: nothing else has loaded it yet.
         let library = unsafe { libc::dlopen(c"libibverbs.so.1".as_ptr(), libc::RTLD_NOW) };
         ensure!(!library.is_null(), "libibverbs.so.1 cannot be loaded");
         let find = |name: &CStr| -> Result<*mut c_void> {
@@ -48,7 +48,7 @@ impl Ibverbs {
         macro_rules! symbol {
             ($name:literal) => {{
                 let symbol = find($name)?;
-                // SAFETY: it is the function of that name, whose type `verbs.h` declares as here.
+                // SAFETY: it is the function of that name, and `verbs.h` declares it with this type.
                 unsafe { std::mem::transmute_copy(&symbol) }
             }};
         }
@@ -96,7 +96,7 @@ impl List<'_> {
         Ok(u64::from_be(unsafe { (self.ibverbs.get_device_guid)(device) }))
     }
 
-    /// How many devices are listed.
+    /// The number of devices.
     pub(crate) fn len(&self) -> usize {
         self.len
     }
@@ -106,7 +106,7 @@ impl List<'_> {
         Ok(Listed { list: self, device: self.device(name)? })
     }
 
-    /// Opens a listed device and leaves it open for as long as the process lives.
+    /// Opens a listed device and leaves it open as long as the process lives.
     pub(crate) fn open_and_keep(&self, name: &str) -> Result<()> {
         let device = self.device(name)?;
         // SAFETY: the device is of this list, which is alive.
@@ -115,7 +115,7 @@ impl List<'_> {
         Ok(())
     }
 
-    /// Opens a listed device, asks it for its GUID and closes it.
+    /// Opens a listed device, queries its GUID and closes it.
     pub(crate) fn guid_when_opened(&self, name: &str) -> Result<u64> {
         let device = self.device(name)?;
         // SAFETY: the device is of this list, which is alive.

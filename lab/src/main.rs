@@ -1,12 +1,12 @@
-//! What the lab runs in its guest, as root on a kernel of its own: scenarios that remove, replace,
-//! rename and fake real kernel devices, and look at what the library makes of it.
+//! The lab's program in the guest, which runs as root on its own kernel: scenarios that remove, replace, rename and
+//! fake real kernel devices, and check how the library reacts.
 //!
-//! `uverbs-lab scenarios [--without-samples] [FILTER…]` runs them all, each in a process of its own and on a clean host;
-//! `uverbs-lab scenario NAME` runs one in this process; `uverbs-lab boundary [--full [--spread I/N] [--shard I/N] | --old-rule]`
-//! disturbs programs at each of their system calls; `uverbs-lab compare [--full | --seconds N]` holds the
-//! simulated kernel against the real one; `uverbs-lab soak [--replacements N]` opens devices while they are
-//! replaced; `uverbs-lab bench [--most DEVICES]` says what listing and opening cost; `uverbs-lab role NAME ARG…` is a program that a scenario starts under strace, as another user
-//! or in a namespace.
+//! `uverbs-lab scenarios [--without-samples] [FILTER…]` runs all scenarios, each in its own process and on a clean
+//! host. `uverbs-lab scenario NAME` runs one of them in this process. `uverbs-lab boundary [--full [--spread I/N]
+//! [--shard I/N] | --old-rule]` disturbs programs at each of their system calls. `uverbs-lab compare [--full |
+//! --seconds N]` compares the simulated kernel with the real one. `uverbs-lab soak [--replacements N]` opens
+//! devices while they are replaced. `uverbs-lab bench [--most DEVICES]` measures the cost of listing and opening.
+//! `uverbs-lab role NAME ARG…` is a program that a scenario starts under strace, as another user or in a namespace.
 
 mod alloc;
 mod bench;

@@ -1,5 +1,5 @@
-//! Programs that a scenario starts as a process of its own: under strace, as another user, in a
-//! namespace, behind a filter.
+//! Programs that a scenario starts as separate processes: under strace, as another user, in a namespace, behind a
+//! filter.
 
 use std::io::Read as _;
 
@@ -57,7 +57,7 @@ fn device_named(registry: &Registry, name: &str) -> Result<Device> {
     Ok(registry.devices()?.by_name(name)?)
 }
 
-/// Lists and opens between marks, on another `/dev`; `kind` is the error expected, or `ok`.
+/// Lists and opens between marks, with another `/dev`. `kind` is the expected error, or `ok`.
 fn marked_open(dev: &str, device: &str, kind: &str) -> Result<()> {
     let host = if dev == "/dev" {
         Host::open()?
@@ -95,7 +95,7 @@ fn known_gone() -> Result<()> {
     Ok(())
 }
 
-/// Answers a system call with an errno from now on, for this process.
+/// Makes a system call fail with an errno from now on, for this process.
 fn filter(syscall: libc::c_long, rules: Vec<SeccompRule>, errno: i32) -> Result<()> {
     let arch = std::env::consts::ARCH.try_into()?;
     let rules = [(syscall, rules)].into();
@@ -113,7 +113,7 @@ fn blocked(errno: i32) -> Result<()> {
     println!("    {error}");
     ensure!(error.kind() == ErrorKind::Unsupported);
     ensure!(error.raw_os_error() == Some(errno));
-    // One that was made before fails too: an empty list would be a lie.
+    // A host that was opened before fails, too: an empty list would be wrong.
     let error = registry.devices().err().context("listed without openat2")?;
     ensure!(error.raw_os_error() == Some(errno), "{error}");
     Ok(())
@@ -140,7 +140,7 @@ fn socket_denied(device: &str) -> Result<()> {
     Ok(())
 }
 
-/// Holds that many contexts until its input ends; says so when it has them.
+/// Holds that many contexts until its input ends. Prints a line when it has them.
 fn crowd(device: &str, count: usize) -> Result<()> {
     guest::raise_descriptor_limit()?;
     let ibverbs = Ibverbs::load()?;
@@ -151,7 +151,7 @@ fn crowd(device: &str, count: usize) -> Result<()> {
     ready_until_eof()
 }
 
-/// Opens and closes contexts, some of them held a while, until its input ends.
+/// Opens and closes contexts, some of them held for a while, until its input ends.
 fn churn(device: &str) -> Result<()> {
     let ibverbs = Ibverbs::load()?;
     let list = ibverbs.list()?;

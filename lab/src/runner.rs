@@ -1,4 +1,4 @@
-//! Runs scenarios: each in a process of its own, bounded in time, on a host that was cleaned.
+//! Runs scenarios: each in its own process, with a time limit, on a clean host.
 
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
@@ -8,10 +8,10 @@ use anyhow::{Context as _, Result, bail};
 use crate::guest;
 use crate::scenarios::{ALL, SAMPLES};
 
-/// The longest that a scenario may take; emulated kernels are slow.
+/// The maximum time of a scenario. Emulated kernels are slow.
 const LIMIT: Duration = Duration::from_secs(240);
 
-/// Runs those whose names contain one of the filters, or all.
+/// Runs the scenarios whose names contain one of the filters, or all.
 pub(crate) fn run_all(filters: &[&str]) -> ExitCode {
     let (filters, without_samples) = match filters {
         ["--without-samples", rest @ ..] => (rest, true),

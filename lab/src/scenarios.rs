@@ -1,4 +1,4 @@
-//! The scenarios, by what they are about.
+//! The scenarios, grouped by topic.
 
 mod events;
 mod expect;
@@ -18,31 +18,31 @@ use anyhow::Result;
 /// A scenario: it passes when it returns no error.
 pub(crate) type Scenario = fn() -> Result<()>;
 
-/// All of them, in the order in which they run. Those that reload modules come last.
+/// All scenarios, in the order in which they run. Those that reload modules come last.
 pub(crate) const ALL: &[(&str, Scenario)] = &[
-    ("list_says_what_the_kernel_says", listing::says_what_the_kernel_says),
+    ("list_matches_the_kernel", listing::matches_the_kernel),
     ("open_succeeds_with_evidence_on_each", listing::open_succeeds_with_evidence),
     ("hostile_names_are_listed_and_escaped", listing::hostile_names),
     ("wrong_contents_are_an_error_for_that_device", listing::wrong_contents),
     ("mounted_over_is_an_error_for_that_device", listing::mounted_over),
-    ("a_context_says_what_ibv_devinfo_and_sysfs_say", queries::rxe),
+    ("a_context_matches_ibv_devinfo_and_sysfs", queries::rxe),
     ("every_speed_of_a_port", queries::speeds),
     ("a_removed_device_answers_no_query", queries::removed),
     ("every_kind_of_async_event", events::every_kind),
     ("a_removal_ends_the_events", events::removal_ends_the_stream),
     ("a_removal_ends_a_tokio_stream", events::a_stream_ends),
-    ("without_disassociation_nothing_is_told", events::nothing_is_told),
+    ("without_disassociation_no_removal_is_reported", events::no_removal_is_reported),
     ("a_hundred_contexts_while_devices_vanish", events::a_hundred),
-    ("fork_safety_is_told", events::fork_safety),
+    ("fork_safety_is_reported", events::fork_safety),
     ("a_context_is_passed_to_a_sandboxed_worker", passing::broker),
-    ("show_says_what_rdma_says", passing::show),
-    ("check_looks_and_opens_only_if_asked", passing::check),
+    ("show_matches_rdma", passing::show),
+    ("check_opens_nodes_only_on_request", passing::check),
     ("a_hold_ends_with_the_device", passing::hold),
     ("check_names_devices_of_another_network_namespace", passing::exclusive),
-    ("providers_tell_each_driver_what_it_wants", providers::each_driver),
+    ("providers_give_each_driver_its_data", providers::each_driver),
     ("providers_are_found_by_modalias", providers::by_modalias),
     ("providers_of_another_abi_do_not_open", providers::abi_out_of_range),
-    ("providers_unknown_are_told_nothing", providers::unknown),
+    ("providers_unknown_give_no_data", providers::unknown),
     ("providers_of_the_program_are_torn_down_once", providers::registered),
     ("providers_may_open_devices", providers::reentry),
     ("a_handle_opens_after_its_list_was_dropped", listing::handle_outlives_list),
@@ -67,11 +67,11 @@ pub(crate) const ALL: &[(&str, Scenario)] = &[
     ("the_thread_of_a_proof_allocates_nothing", proof::allocates_nothing),
     ("child_pid_namespace", proof::pid_namespace),
     ("netlink_denied", proof::netlink_denied),
-    ("verify_refuses_what_is_not_listed", proof::verify),
+    ("verify_refuses_other_descriptors", proof::verify),
     ("strace_list_and_open", traced::list_and_open),
     ("strace_wrong_node_is_not_opened", traced::wrong_node),
     ("strace_replaced_node_is_not_opened", traced::replaced),
-    ("strace_known_gone_asks_nobody", traced::known_gone),
+    ("strace_known_gone_makes_no_call", traced::known_gone),
     ("openat2_blocked", traced::openat2_blocked),
     ("example_hotplug", traced::example_hotplug),
     ("example_from_parts", traced::example_from_parts),
@@ -86,6 +86,6 @@ pub(crate) const ALL: &[(&str, Scenario)] = &[
     ("simulator_is_true", crate::compare::sampled),
 ];
 
-/// Those that run for a time of their own, samples of what `cargo xtask prove` does.
+/// Scenarios that run for a fixed time: samples of what `cargo xtask prove` runs.
 pub(crate) const SAMPLES: [&str; 4] =
     ["every_system_call_bounded", "control_every_system_call", "soak_bounded", "simulator_is_true"];

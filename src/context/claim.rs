@@ -1,4 +1,4 @@
-//! Passing a context on to another process: the descriptor, and the sender's claim beside it.
+//! Passing a context on to another process: the descriptor, and the sender's claim with it.
 
 use std::fmt;
 use std::os::fd::OwnedFd;
@@ -76,16 +76,17 @@ pub struct ContextClaim {
 }
 
 impl ContextClaim {
-    /// No claim of this major version is longer, in bytes: the size of a buffer to receive one in.
+    /// The maximum length of a claim of this major version, in bytes: a buffer of this size can receive any of
+    /// them.
     pub const MAX_LEN: usize = 256;
-    /// The length of version 1.0, and the least of every minor version.
+    /// The length of version 1.0, and the minimum for every minor version.
     const LEN: usize = 64;
     const MAGIC: [u8; 4] = *b"UVBC";
     const MAJOR: u8 = 1;
     const MINOR: u8 = 0;
-    /// Where the header ends and the fields begin.
+    /// The offset where the header ends and the fields begin.
     const HEADER: usize = 8;
-    /// Where the fields of version 1.0 end.
+    /// The offset where the fields of version 1.0 end.
     const RESERVED: usize = 48;
 
     /// The claim as bytes, in the layout above.
@@ -111,10 +112,10 @@ impl ContextClaim {
         bytes
     }
 
-    /// The reverse of [`to_bytes`](Self::to_bytes), of this minor version and of newer ones.
+    /// Parses a claim of this or a newer minor version. The reverse of [`to_bytes`](Self::to_bytes).
     ///
     /// # Errors
-    /// `Malformed` when the bytes are no claim, are of another major version, or are not all of it.
+    /// `Malformed` if the bytes are not a claim, have another major version, or are not the whole claim.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
         let malformed = |what: String| Error::new(ErrorKind::Malformed, format!("a claim: {what}"));
         let Some((&[m0, m1, m2, m3, major, minor, l0, l1], _)) =
@@ -239,7 +240,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn claims_come_back(words: [u32; 6], guid: u64, ino: u64) {
+        fn claims_round_trip(words: [u32; 6], guid: u64, ino: u64) {
             let [driver, major, minor, index, context_number, completion_vectors] = words;
             let claim = ContextClaim {
                 node_guid: Guid(guid),
@@ -258,7 +259,7 @@ mod tests {
             version in prop::option::of((any::<bool>(), 48usize..300)),
             mut bytes in prop::collection::vec(any::<u8>(), 0..300),
         ) {
-            // Mostly of a right header, so that more than that is tried.
+            // Most of them have a valid header, so that the rest is parsed, too.
             if let Some((is_newer, len)) = version {
                 bytes.resize(len, 0);
                 bytes[..6].copy_from_slice(&[b'U', b'V', b'B', b'C', 1, u8::from(is_newer)]);
@@ -271,8 +272,8 @@ mod tests {
         }
     }
 
-    /// The table of the documentation, byte by byte: what was sent once is understood for as long as the major version
-    /// is 1.
+    /// The table of the documentation, byte by byte: a claim that was sent once stays readable as long as the major
+    /// version is 1.
     #[test]
     fn the_layout_is_that_of_the_documentation() {
         let bytes = [
@@ -294,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_newer_minor_version_added_is_ignored() {
+    fn additions_of_a_newer_minor_version_are_ignored() {
         for (minor, len) in [(1, 64), (1, 72), (255, ContextClaim::MAX_LEN)] {
             let mut bytes = CLAIM.to_bytes();
             bytes[48..].fill(0xff);
@@ -306,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_whole_claim_of_this_major_version_is_refused() {
+    fn an_incomplete_or_foreign_claim_is_refused() {
         let refused = |change: &dyn Fn(&mut Vec<u8>), reason: &str| {
             let mut bytes = CLAIM.to_bytes();
             change(&mut bytes);

@@ -6,7 +6,7 @@ use crate::ids::Guid;
 use crate::kernel::{Attr, AttrData};
 use crate::verbs::{QUERY_DEVICE_LEN, object};
 
-/// A number at its place in an answer of the kernel.
+/// A number at its offset in an answer of the kernel.
 trait Field: Sized {
     fn at(bytes: &[u8], place: usize) -> Self;
     fn number(&self) -> u64;
@@ -41,7 +41,7 @@ impl Field for Guid {
     }
 }
 
-/// A struct whose fields are at fixed places of an answer.
+/// A struct whose fields have fixed offsets in an answer.
 macro_rules! attributes {
     ($(#[$outer:meta])* $name:ident: $len:ident; $($(#[$doc:meta])* $field:ident: $type:ident at $place:literal;)*) => {
         $(#[$outer])*
@@ -57,8 +57,7 @@ macro_rules! attributes {
                 Self { $($field: Field::at(bytes, $place),)* }
             }
 
-            /// Every field's name and number, in the order of the struct. GUIDs are included, as
-            /// numbers.
+            /// Every field's name and number, in the order of the struct. GUIDs are included as numbers.
             pub fn entries(&self) -> impl Iterator<Item = (&'static str, u64)> {
                 [$((stringify!($field), self.$field.number()),)*].into_iter()
             }
@@ -68,7 +67,7 @@ macro_rules! attributes {
 
 attributes! {
     /// The attributes that QUERY_DEVICE returns (`ibv_query_device(3)`, `struct ib_uverbs_query_device_resp`).
-    /// A field that is described by a kind of resource alone is the maximum number of them.
+    /// A field whose description is only a kind of resource is the maximum number of them.
     ///
     /// ```no_run
     /// # fn main() -> uverbs::Result<()> {
@@ -88,7 +87,7 @@ attributes! {
     firmware_version: u64 at 0;
     /// GUID of the node.
     node_guid: Guid at 8;
-    /// GUID of the system the node is part of.
+    /// GUID of the system that the node is part of.
     sys_image_guid: Guid at 16;
     /// Largest memory region, in bytes.
     max_mr_size: u64 at 24;
@@ -119,11 +118,11 @@ attributes! {
     max_mr: u32 at 80;
     /// Protection domains.
     max_pd: u32 at 84;
-    /// Outstanding RDMA reads and atomics of which a queue pair is the target.
+    /// Outstanding RDMA reads and atomics with a queue pair as their target.
     max_qp_rd_atom: u32 at 88;
-    /// Outstanding RDMA reads and atomics of which an end-to-end context is the target.
+    /// Outstanding RDMA reads and atomics with an end-to-end context as their target.
     max_ee_rd_atom: u32 at 92;
-    /// Outstanding RDMA reads and atomics of which the device is the target.
+    /// Outstanding RDMA reads and atomics with the device as their target.
     max_res_rd_atom: u32 at 96;
     /// Outstanding RDMA reads and atomics that a queue pair initiates.
     max_qp_init_rd_atom: u32 at 100;
@@ -169,7 +168,7 @@ attributes! {
 
 /// Length of `struct ib_uverbs_ex_query_device_resp`.
 const EX_QUERY_DEVICE_LEN: usize = 304;
-/// Place of the number of bytes that the kernel has filled.
+/// Offset of the number of bytes that the kernel has filled.
 const RESPONSE_LENGTH: usize = 180;
 
 attributes! {

@@ -21,7 +21,7 @@ pub(super) const ALLOC: (u16, u16) = (16, 0);
 pub(super) const FD_HANDLE: u16 = 0;
 
 numbered! {
-    /// What kind of async event (`enum ib_event_type` of the kernel, `ibv_get_async_event(3)`).
+    /// The kind of an async event (`enum ib_event_type` of the kernel, `ibv_get_async_event(3)`).
     #[doc(alias = "ibv_event_type")]
     #[doc(alias = "ibv_event_type_str")]
     AsyncEventKind(u32):
@@ -69,10 +69,10 @@ impl AsyncEventKind {
 #[doc(alias = "ibv_async_event")]
 #[non_exhaustive]
 pub struct AsyncEvent {
-    /// What happened.
+    /// The kind of event.
     pub kind: AsyncEventKind,
     /// The object of the event: a port's number; the user handle with which a completion queue, queue pair, work
-    /// queue or shared receive queue was made; 0 for the device.
+    /// queue or shared receive queue was created; 0 for the device.
     pub element: u64,
 }
 
@@ -80,7 +80,7 @@ pub struct AsyncEvent {
 const EVENT_LEN: usize = 16;
 
 impl AsyncEvent {
-    /// The port of the event, counted from 1. None if the event is not about a port.
+    /// The port of the event, counted from 1. `None` if the event is not about a port.
     pub fn port(&self) -> Option<u8> {
         u8::try_from(self.element).ok().filter(|_| self.kind.is_of_port())
     }
@@ -94,18 +94,18 @@ impl AsyncEvent {
     }
 }
 
-/// A stream of a context's async events, from when the stream was made.
+/// A context's async events, from the moment when the stream was created.
 ///
-/// Its descriptor is its own and non-blocking: it is readable when there is an event, for `poll(2)` and the
-/// like. [`DEVICE_FATAL`](AsyncEventKind::DEVICE_FATAL) is the last event: nothing comes after it, and the
-/// kernel reports no end of file (`uverbs_async_event_destroy_uobj`,
-/// `drivers/infiniband/core/uverbs_std_types_async_fd.c`), so it ends the stream here.
+/// It has its own, non-blocking descriptor, which becomes readable for `poll(2)` and the like when there is an
+/// event. [`DEVICE_FATAL`](AsyncEventKind::DEVICE_FATAL) is the last event and ends the stream. The kernel sends
+/// nothing after it, and reports no end of file (`uverbs_async_event_destroy_uobj`,
+/// `drivers/infiniband/core/uverbs_std_types_async_fd.c`).
 ///
-/// That event is a hint, not a proof: the kernel drops it when it has no memory, and drivers raise it for
-/// hardware that failed but is still there. Drivers that do not disassociate (efa, qedr, cxgb4, mthca, ocrdma,
-/// usnic, vmw_pvrdma, siw, hfi1, qib, rxe up to Linux 7.2) never send it when the device is removed; call
-/// [`Context::is_device_present`](crate::Context::is_device_present) instead. With such a driver the removal
-/// waits until the context *and* this stream are dropped.
+/// That event is a hint, not a proof: the kernel drops it when it has no memory, and drivers raise it for hardware
+/// that failed but is still there. Drivers that do not disassociate (efa, qedr, cxgb4, mthca, ocrdma, usnic,
+/// vmw_pvrdma, siw, hfi1, qib, rxe up to Linux 7.2) never send it when the device is removed. Call
+/// [`Context::is_device_present`](crate::Context::is_device_present) instead. With such a driver the removal waits
+/// until the context *and* this stream are dropped.
 ///
 /// ```no_run
 /// use std::time::Duration;
@@ -131,7 +131,7 @@ pub struct AsyncEvents {
     fd: Handle,
 }
 
-/// Reads events from a descriptor that is kept beside it.
+/// Reads events from a descriptor that is stored with it.
 #[derive(Debug)]
 struct Reader {
     device: Device,
@@ -148,7 +148,7 @@ impl Body {
             let error = Error::new(ErrorKind::Malformed, format!("{NAME}: no descriptor"));
             self.explain(error)
         })?;
-        // The kernel makes it blocking.
+        // The kernel creates it in blocking mode.
         retry(|| self.kernel().set_nonblocking(&fd))
             .map_err(|errno| self.explain(Error::call("fcntl(F_SETFL, O_NONBLOCK)", errno)))?;
         Ok(AsyncEvents { reader: Reader { device: self.device.clone(), ended: false }, fd })
@@ -195,7 +195,7 @@ impl Reader {
 }
 
 impl AsyncEvents {
-    /// Returns the next event, without waiting. None if there is no event yet, or if the stream has
+    /// Returns the next event, without waiting. Returns `None` if there is no event yet, or if the stream has
     /// [ended](Self::has_ended).
     ///
     /// # Errors
@@ -206,14 +206,14 @@ impl AsyncEvents {
         self.reader.try_next(&self.fd)
     }
 
-    /// Waits for the next event, for at most `timeout`, or without limit if that is None. Returns None if the time is
-    /// over, or if the stream has [ended](Self::has_ended). An event that is there already is returned whatever the
-    /// timeout.
+    /// Waits for the next event, for at most `timeout`, or without a limit if that is `None`. Returns `None` if the
+    /// time is over, or if the stream has [ended](Self::has_ended). An event that has already arrived is returned
+    /// whatever the timeout.
     ///
     /// # Errors
     /// As [`try_next`](Self::try_next).
     pub fn wait(&mut self, timeout: Option<Duration>) -> Result<Option<AsyncEvent>> {
-        // A deadline that the clock cannot hold counts as no deadline.
+        // A deadline that the clock cannot represent counts as no deadline.
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let mut is_polled = false;
         loop {
@@ -222,7 +222,7 @@ impl AsyncEvents {
                 return Ok(event);
             }
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-            // Another reader of the descriptor may take each event that poll reports.
+            // Another reader of the descriptor may take the events that poll reports.
             if is_polled && left == Some(Duration::ZERO) {
                 return Ok(None);
             }

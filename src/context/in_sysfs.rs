@@ -66,8 +66,8 @@ impl Body {
         look().map_err(|error: Error| record.explain(error))
     }
 
-    /// Opens the directory of the RDMA device, beside that of its uverbs device, under its current name. Fails unless
-    /// its GUID is the one that the descriptor reports.
+    /// Opens the directory of the RDMA device, next to that of its uverbs device, under its current name. Fails
+    /// unless its GUID is the one that the descriptor reports.
     fn open_directory(&self, record: &Record, name: &Name) -> Result<Handle> {
         const CLASS: &str = "infiniband_verbs/uverbs";
         let (kernel, sys) = (self.kernel(), record.host.sys());

@@ -57,7 +57,7 @@ fn cc(args: &[&str], source: &str) -> Vec<u8> {
 
 /// Runs a C program whose `main` has this body, and returns the lines that it prints.
 fn c(body: &str) -> Vec<String> {
-    // In the directory of this test's own program, which nobody else writes to.
+    // The directory of this test's own program, to which nobody else writes.
     let tests = std::env::current_exe().expect("a test");
     static PROGRAMS: AtomicU32 = AtomicU32::new(0);
     let number = PROGRAMS.fetch_add(1, Relaxed);
@@ -130,7 +130,7 @@ fn numbers_are_those_of_the_headers() {
         ("RDMA_NLDEV_SYS_ATTR_COPY_ON_FORK", attr::SYS_COPY_ON_FORK.into()),
         ("NLMSG_DONE", NLMSG_DONE.into()),
         ("NLMSG_ERROR", NLMSG_ERROR.into()),
-        // Of these drivers the whole answer is written, or wanted.
+        // These drivers write their whole response, or require room for it.
         ("sizeof(struct mlx4_ib_alloc_ucontext_resp)", data_of(DriverId::MLX4).output_len.into()),
         ("sizeof(struct c4iw_alloc_ucontext_resp)", data_of(DriverId::CXGB4).output_len.into()),
         ("sizeof(struct mthca_alloc_ucontext_resp)", data_of(DriverId::MTHCA).output_len.into()),
@@ -146,10 +146,10 @@ fn numbers_are_those_of_the_headers() {
     let print = |(expression, _): &(&str, u64)| {
         format!("printf(\"%llu\\n\", (unsigned long long)({expression}));")
     };
-    let told = c(&numbers.iter().map(print).collect::<Vec<_>>().join("\n"));
-    assert_eq!(told.len(), numbers.len());
-    for ((expression, ours), told) in numbers.iter().zip(told) {
-        assert_eq!(told, ours.to_string(), "{expression}");
+    let printed = c(&numbers.iter().map(print).collect::<Vec<_>>().join("\n"));
+    assert_eq!(printed.len(), numbers.len());
+    for ((expression, ours), printed) in numbers.iter().zip(printed) {
+        assert_eq!(printed, ours.to_string(), "{expression}");
     }
 }
 
@@ -169,7 +169,7 @@ fn bytes_of<const N: usize>(declarations: [&str; N]) -> [Vec<u8>; N] {
     bytes.collect::<Vec<_>>().try_into().expect("one line each")
 }
 
-/// A struct whose fields are 1, 2, 3, … in the order in which they are named.
+/// A struct whose fields are 1, 2, 3, … in the given order.
 fn counted(kind: &str, fields: &str) -> String {
     let set = |(at, field): (usize, &str)| format!("v.{field} = {};", at + 1);
     let fields: String = fields.split_whitespace().enumerate().map(set).collect();
@@ -265,7 +265,7 @@ fn every_field_of_an_answer_is_where_the_headers_have_it() {
 }
 
 #[test]
-fn what_drivers_are_told_is_what_the_headers_make_of_it() {
+fn driver_data_has_the_layout_of_the_headers() {
     let [mlx5, efa, irdma] = bytes_of([
         "struct mlx5_ib_alloc_ucontext_req v = { .total_num_bfregs = 16 };",
         "struct efa_ibv_alloc_ucontext_cmd v = \

@@ -65,7 +65,7 @@ numbered! {
 }
 
 numbered! {
-    /// What a GID is for (`enum ib_uverbs_gid_type`); it prints as sysfs does.
+    /// The protocol that a GID is for (`enum ib_uverbs_gid_type`); it prints as sysfs does.
     #[doc(alias = "ibv_gid_type")]
     GidType(u32):
     INFINIBAND = 0 "IB" "IBV_GID_TYPE_IB",
@@ -74,7 +74,7 @@ numbered! {
 }
 
 impl Mtu {
-    /// In bytes; none of a number without a name.
+    /// The payload in bytes; `None` for a number without a name.
     pub const fn bytes(self) -> Option<u32> {
         match self.name() {
             Some(_) => Some(128 << self.to_raw()),
@@ -83,7 +83,7 @@ impl Mtu {
     }
 }
 
-/// What QUERY_PORT returns (`ibv_query_port(3)`, `struct ib_uverbs_query_port_resp_ex`).
+/// The attributes that QUERY_PORT returns (`ibv_query_port(3)`, `struct ib_uverbs_query_port_resp_ex`).
 ///
 /// ```no_run
 /// use uverbs::PortState;
@@ -115,7 +115,7 @@ pub struct PortAttributes {
     pub active_mtu: Mtu,
     /// Number of lanes in use.
     pub active_width: LinkWidth,
-    /// Speed of one lane. Linux before 6.7 reports NDR for what is faster.
+    /// Speed of one lane. Linux before 6.7 reports NDR for faster links, too.
     pub active_speed: LinkSpeed,
     /// Length of the GID table, in entries.
     #[doc(alias = "gid_tbl_len")]
@@ -148,14 +148,14 @@ pub struct PortAttributes {
     pub sm_service_level: u8,
     /// Number of virtual lanes, as encoded in PortInfo.
     pub max_vl_count: u8,
-    /// Longest time that the subnet needs: 4.096 us times two to the power of this.
+    /// The subnet's maximum timeout: 4.096 us times two to the power of this.
     pub subnet_timeout: u8,
     /// The subnet manager's reply to the requested type of initialisation (`InitTypeReply` of PortInfo).
     pub init_type_reply: u8,
 }
 
 impl PortAttributes {
-    /// The rate of the link: the speed of one lane times the number of lanes. None where this version knows no name
+    /// The rate of the link: the speed of one lane times the number of lanes. `None` if this version has no name
     /// for the width or the speed.
     pub const fn rate(&self) -> Option<PortRate> {
         PortRate::new(self.active_width, self.active_speed)
@@ -184,7 +184,7 @@ impl PortAttributes {
             subnet_timeout: bytes[32],
             init_type_reply: bytes[33],
             active_width: LinkWidth::from_raw(bytes[34]),
-            // `active_speed_ex`, where the kernel fills it; the byte has no more than NDR.
+            // `active_speed_ex`, if the kernel fills it. The byte cannot express more than NDR.
             active_speed: LinkSpeed::from_raw(match int(44) {
                 0 => bytes[35].into(),
                 speed => speed,
@@ -197,7 +197,7 @@ impl PortAttributes {
     }
 }
 
-/// A global identifier of a port: an IPv6 address in form.
+/// A global identifier of a port, in the form of an IPv6 address.
 ///
 /// ```
 /// let gid = uverbs::Gid([0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 2, 0xc9, 3, 0, 5, 0x12, 0x34]);
@@ -205,7 +205,7 @@ impl PortAttributes {
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[doc(alias = "ibv_gid")]
-#[allow(clippy::exhaustive_structs)] // a GID is these 16 bytes
+#[allow(clippy::exhaustive_structs)] // a GID has exactly these 16 bytes
 pub struct Gid(pub [u8; 16]);
 
 impl fmt::Display for Gid {
@@ -248,13 +248,14 @@ pub struct GidEntry {
     pub port: u32,
     /// The protocol that it is for.
     pub kind: GidType,
-    /// Interface index of its network device, in the caller's network namespace. None if it has no network device.
+    /// Interface index of its network device, in the caller's network namespace. `None` if it has no network
+    /// device.
     pub netdev_index: Option<u32>,
 }
 
 /// Length of `struct ib_uverbs_gid_entry`.
 const GID_ENTRY_LEN: usize = 32;
-/// The number of entries that fit in an output, whose length has 16 bits.
+/// The number of entries that fit in an output. Its length has 16 bits.
 const MAX_GID_ENTRIES: usize = u16::MAX as usize / GID_ENTRY_LEN;
 
 impl GidEntry {
@@ -300,12 +301,12 @@ impl Body {
         ];
         self.command(object::QUERY_GID_TABLE, "QUERY_GID_TABLE", attrs)?;
         let count = usize::try_from(u64::from_ne_bytes(count)).unwrap_or(usize::MAX);
-        let (told, _) = entries.as_chunks();
-        let told = told.get(..count).ok_or_else(|| {
+        let (returned, _) = entries.as_chunks();
+        let returned = returned.get(..count).ok_or_else(|| {
             let text = format!("QUERY_GID_TABLE: {count} entries where {MAX_GID_ENTRIES} fit");
             Error::new(ErrorKind::Malformed, text)
         })?;
-        Ok(told.iter().map(GidEntry::parse).collect())
+        Ok(returned.iter().map(GidEntry::parse).collect())
     }
 }
 

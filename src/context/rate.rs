@@ -5,8 +5,8 @@ use std::fmt;
 use crate::ids::numbered;
 
 numbered! {
-    /// The number of lanes of a link (`enum ib_port_width`). The numbers are bits, so that their order is not that of
-    /// the [lanes](Self::lanes).
+    /// The number of lanes of a link (`enum ib_port_width`). The numbers are bits, so their order differs from that
+    /// of the [lanes](Self::lanes).
     #[doc(alias = "ibv_port_width")]
     #[doc(alias = "active_width")]
     LinkWidth(u8):
@@ -34,7 +34,7 @@ numbered! {
 }
 
 impl LinkWidth {
-    /// The number of lanes, 1 to 12; none of a number without a name.
+    /// The number of lanes, 1 to 12; `None` for a number without a name.
     pub const fn lanes(self) -> Option<u32> {
         Some(match self {
             Self::X1 => 1,
@@ -48,7 +48,7 @@ impl LinkWidth {
 }
 
 impl LinkSpeed {
-    /// The speed in Mb/s as sysfs counts it (FDR as 14,000); none of a number without a name.
+    /// The speed in Mb/s, as sysfs counts it (14,000 for FDR); `None` for a number without a name.
     pub const fn megabits_per_second(self) -> Option<u32> {
         Some(match self {
             Self::SDR => 2_500,
@@ -83,7 +83,7 @@ pub struct PortRate {
 }
 
 impl PortRate {
-    /// The rate of that many lanes of that speed; none where one of the two is a number without a name.
+    /// The rate of that many lanes of that speed; `None` if one of the two is a number without a name.
     pub const fn new(width: LinkWidth, speed: LinkSpeed) -> Option<Self> {
         match (width.lanes(), speed.megabits_per_second()) {
             (Some(lanes), Some(lane)) => Some(Self { width, speed, megabits: lanes * lane }),
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn there_is_no_rate_of_what_is_unknown() {
+    fn an_unknown_width_or_speed_has_no_rate() {
         assert_eq!(PortRate::new(LinkWidth::from_raw(3), LinkSpeed::EDR), None);
         assert_eq!(PortRate::new(LinkWidth::X4, LinkSpeed::from_raw(512)), None);
     }

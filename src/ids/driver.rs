@@ -3,8 +3,8 @@
 use super::numbered;
 
 numbered! {
-    /// The driver of a device (`enum rdma_driver_id`, `rdma/ib_user_ioctl_verbs.h`); it prints as the driver is
-    /// called.
+    /// The driver of a device (`enum rdma_driver_id`, `rdma/ib_user_ioctl_verbs.h`). It prints as the driver's
+    /// name.
     ///
     /// ```
     /// use uverbs::DriverId;
@@ -39,7 +39,7 @@ numbered! {
 }
 
 impl DriverId {
-    /// Every driver that this version knows the number of.
+    /// Every driver whose number this version knows.
     pub(crate) fn all() -> impl Iterator<Item = Self> {
         Self::NAMED.iter().copied()
     }

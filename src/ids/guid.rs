@@ -16,7 +16,7 @@ use std::str::FromStr;
 /// # Ok::<(), uverbs::ParseGuidError>(())
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[allow(clippy::exhaustive_structs)] // a GUID is this number
+#[allow(clippy::exhaustive_structs)] // a GUID has exactly this number
 pub struct Guid(pub u64);
 
 impl fmt::Display for Guid {
@@ -33,7 +33,7 @@ impl fmt::Debug for Guid {
     }
 }
 
-/// A text that is no [`Guid`].
+/// The error for a text that is not a [`Guid`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "a GUID has 16 hexadecimal digits: 0002:c903:0005:1234, 00:02:c9:03:00:05:12:34, 0002c90300051234 or 0x0002c90300051234"

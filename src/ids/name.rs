@@ -3,11 +3,11 @@
 use std::fmt;
 use std::sync::Arc;
 
-/// The name of a device: 1 to 63 bytes. They may be any bytes but NUL, because a process with
-/// `CAP_NET_ADMIN` may rename a device to `..`, `a/b` or a line feed.
+/// The name of a device: 1 to 63 bytes. They may be any bytes except NUL, because a process with `CAP_NET_ADMIN`
+/// may rename a device to `..`, `a/b` or a line feed.
 ///
-/// It prints escaped ([`u8::escape_ascii`]); [`as_bytes`](Self::as_bytes) has the bytes. A name is
-/// display text, never an identity. Clones share the bytes.
+/// It prints escaped ([`u8::escape_ascii`]); [`as_bytes`](Self::as_bytes) returns the raw bytes. A name is display
+/// text, never an identity. Clones share the bytes.
 ///
 /// ```no_run
 /// # let device: uverbs::Device = unimplemented!();

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// A device number (`dev_t`): what a character device node leads to.
+/// A device number (`dev_t`): the device that a character device node leads to.
 ///
 /// ```
 /// let number = uverbs::DeviceNumber::from((231, 192));
@@ -11,7 +11,7 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[doc(alias = "dev_t")]
-#[allow(clippy::exhaustive_structs)] // a device number has these two parts and no more
+#[allow(clippy::exhaustive_structs)] // a device number has exactly these two parts
 pub struct DeviceNumber {
     /// Major number, 231 for the first 32 uverbs devices.
     pub major: u32,

@@ -1,10 +1,10 @@
-//! Numbers of the kernel that have names.
+//! Kernel numbers that have names.
 
-/// A type for a number of the kernel, with a constant for each value that has a name. The C names
-/// become aliases in the documentation's search.
+/// A type for a kernel number, with a constant for each value that has a name. The C names become aliases in the
+/// documentation's search.
 ///
-/// It is a newtype and no enum: naming one more value later changes nothing for a program that has met its number
-/// already.
+/// It is a newtype, not an enum: naming another value later does not change anything for a program that has already
+/// met its number.
 macro_rules! numbered {
     (
         $(#[$doc:meta])*
@@ -13,7 +13,7 @@ macro_rules! numbered {
     ) => {
         $(#[$doc])*
         ///
-        /// Every number is valid. One without a name prints as `unknown(N)`. The order is that of the numbers.
+        /// Every number is valid. One without a name prints as `unknown(N)`. The order is numerical.
         #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
         #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(transparent))]
         pub struct $name($type);
@@ -29,7 +29,7 @@ macro_rules! numbered {
             #[allow(dead_code)] // not every type needs it
             pub(crate) const NAMED: &'static [Self] = &[$(Self::$constant,)*];
 
-            /// The value of that number.
+            /// The value with that number.
             pub const fn from_raw(raw: $type) -> Self {
                 Self(raw)
             }
@@ -39,7 +39,7 @@ macro_rules! numbered {
                 self.0
             }
 
-            /// Its name; none of a number that this version does not know.
+            /// Its name; `None` for a number that this version does not know.
             pub const fn name(self) -> Option<&'static str> {
                 match self {
                     $(Self::$constant => Some($text),)*
@@ -75,7 +75,7 @@ macro_rules! numbered {
 pub(crate) use numbered;
 
 #[cfg(test)]
-#[allow(unreachable_pub)] // as the macro makes it
+#[allow(unreachable_pub)] // the macro generates it
 mod tests {
     use std::collections::HashSet;
 
@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn every_number_comes_back() {
+    fn every_number_round_trips() {
         for raw in 0..=u8::MAX {
             assert_eq!(Sample::from_raw(raw).to_raw(), raw);
         }

@@ -1,4 +1,4 @@
-//! What has to be handed to the kernel as raw memory: the one place of the library with `unsafe`.
+//! Everything that is passed to the kernel as raw memory: the only place in the library with `unsafe`.
 #![allow(unsafe_code)]
 
 mod thread;
@@ -37,7 +37,7 @@ pub(super) fn openat2(
     }
 }
 
-/// How many attributes a command may have here; the kernel's own limit is a page of them.
+/// The maximum number of attributes of a command here. The kernel's own limit is a page of them.
 const MAX_ATTRS: usize = 8;
 
 /// `struct ib_uverbs_attr` (`rdma/rdma_user_ioctl_cmds.h`).
@@ -65,16 +65,16 @@ struct RawCall {
     attrs: [RawAttr; MAX_ATTRS],
 }
 
-/// Size of the header alone; the opcode is made of it.
+/// Size of the header alone. The opcode contains it.
 const HEADER: usize = 24;
 
 /// `RDMA_VERBS_IOCTL`: `_IOWR(0x1b, 1, struct ib_uverbs_ioctl_hdr)`.
 const RDMA_VERBS_IOCTL: Opcode = opcode::read_write::<[u8; HEADER]>(0x1b, 1);
 
-/// `UVERBS_ATTR_F_MANDATORY`: an attribute that the kernel does not know is an error.
+/// `UVERBS_ATTR_F_MANDATORY`: the kernel refuses the command if it does not know the attribute.
 const MANDATORY: u16 = 1;
 
-/// What stands for a descriptor before the command has made it: no number that a descriptor can have.
+/// Stands for a descriptor before the command has created it. No descriptor can have this number.
 const NO_DESCRIPTOR: u64 = u64::MAX;
 
 /// One command of the verbs ioctl ABI on a cmd fd.
@@ -109,12 +109,12 @@ pub(super) fn verbs_ioctl(fd: BorrowedFd<'_>, call: &mut VerbsCall<'_>) -> Sys<(
         let len = u16::try_from(len).map_err(|_| Errno::INVAL)?;
         *raw = RawAttr { id: attr.id, len, flags: MANDATORY, reserved: 0, data };
     }
-    // SAFETY: the argument is of the form that the opcode names: the kernel reads `length` bytes
-    // of it and writes flags within the same. (A descriptor of something else than a uverbs
-    // device answers ENOTTY; `RDMA_VERBS_IOCTL` is of no other driver's number space.)
+    // SAFETY: the argument has the form that the opcode names: the kernel reads `length` bytes of it and writes
+    // flags within the same bytes. (A descriptor of anything but a uverbs device returns ENOTTY, because no other
+    // driver's numbers include `RDMA_VERBS_IOCTL`.)
     let updater = unsafe { Updater::<RDMA_VERBS_IOCTL, RawCall>::new(&mut raw) };
-    // SAFETY: the memory that the attributes point to is borrowed by `call` for the whole call,
-    // outputs exclusively, each as long as the length it is given with.
+    // SAFETY: `call` borrows the memory that the attributes point to for the whole call, outputs exclusively. Each
+    // attribute's memory is at least as long as its length.
     unsafe { rustix::ioctl::ioctl(fd, updater) }?;
     for (raw, attr) in raw.attrs.iter().zip(call.attrs.iter_mut()) {
         if let AttrData::Descriptor(made) = &mut attr.data {
@@ -127,16 +127,16 @@ pub(super) fn verbs_ioctl(fd: BorrowedFd<'_>, call: &mut VerbsCall<'_>) -> Sys<(
     Ok(())
 }
 
-/// Has the tokio runtime of this thread watch a descriptor.
+/// Registers a descriptor with the tokio runtime of this thread.
 #[cfg(feature = "tokio")]
 pub(crate) fn register(handle: Handle) -> Sys<AsyncFd<Handle>> {
-    // SAFETY: the handle owns its descriptor, which is always the same; nobody takes it out of the `AsyncFd` or puts
-    // another one in.
+    // SAFETY: the handle owns its descriptor, which is always the same. Nobody takes it out of the `AsyncFd` or
+    // replaces it.
     let registered = unsafe { AsyncFd::register_with_interest(handle, Interest::READABLE) };
     registered.map_err(|error| Errno::from_io_error(&error.into()).unwrap_or(Errno::IO))
 }
 
-/// The layouts that are used here, under what they are in C.
+/// The layouts that are used here, with their names in C.
 #[cfg(test)]
 pub(crate) fn layout() -> Vec<(&'static str, u64)> {
     use std::mem::offset_of;

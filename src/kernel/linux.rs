@@ -1,4 +1,4 @@
-//! The kernel this process runs on.
+//! The kernel that this process runs on.
 
 use std::ffi::CStr;
 use std::mem::MaybeUninit;
@@ -14,7 +14,7 @@ use rustix::net::{
 
 use super::{Datagram, DirEntry, FileType, Handle, OFlags, Resolve, Stat, Sys, abi};
 
-/// A page of names: what glibc's readdir asks for at once.
+/// The size of a page of names, the same as glibc's readdir uses.
 const DIR_PAGE: usize = 32 * 1024;
 
 pub(super) fn openat2(
@@ -26,7 +26,7 @@ pub(super) fn openat2(
     abi::openat2(dir, path, flags, resolve).map(Handle::Real)
 }
 
-// The fields differ in type between architectures: what is a cast here is none there.
+// The types of the fields differ between architectures. Some of these casts are redundant here.
 #[allow(clippy::unnecessary_cast, clippy::useless_conversion)]
 pub(super) fn fstat(fd: BorrowedFd<'_>) -> Sys<Stat> {
     let stat = rustix::fs::fstat(fd)?;
@@ -57,8 +57,8 @@ pub(super) fn getdents(fd: BorrowedFd<'_>, each: &mut dyn FnMut(DirEntry<'_>)) -
     let mut page = [MaybeUninit::uninit(); DIR_PAGE];
     let mut dir = RawDir::new(fd, &mut page);
     let mut found = false;
-    // The place in the directory is the descriptor's, so a RawDir a page reads on from there. Its
-    // first error ends the page: it would repeat it for ever.
+    // The position in the directory belongs to the descriptor, so a new RawDir for each page continues there. The
+    // first error ends the page, because RawDir would repeat it endlessly.
     while !found || !dir.is_buffer_empty() {
         match dir.next() {
             None => return Ok(false),
@@ -109,7 +109,7 @@ pub(super) fn read(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> Sys<usize> {
 }
 
 pub(super) fn poll(fd: BorrowedFd<'_>, timeout: Option<Duration>) -> Sys<bool> {
-    // What is longer than a timespec holds is for ever.
+    // A timeout that does not fit into a timespec counts as no timeout.
     let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
     Ok(event::poll(&mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)], timeout.as_ref())? > 0)
 }

@@ -1,5 +1,5 @@
-//! Netlink's framing (`linux/netlink.h`): messages and attributes are written and taken apart here, byte by byte and
-//! strictly. Nothing in an answer is believed before its bounds are checked.
+//! Netlink's framing (`linux/netlink.h`). Messages and attributes are written and parsed here, strictly. No content
+//! of an answer is used before its bounds are checked.
 
 use super::{Bad, Errno};
 
@@ -9,18 +9,18 @@ pub(crate) const NLMSG_ERROR: u16 = 2;
 pub(crate) const NLMSG_DONE: u16 = 3;
 pub(crate) const HEADER: usize = 16;
 
-/// The bits of an attribute's type that are no flags (`NLA_TYPE_MASK`).
+/// The bits of an attribute's type without the flags (`NLA_TYPE_MASK`).
 const NLA_TYPE_MASK: u16 = 0x3fff;
 
 /// The longest request.
 const REQUEST_MAX: usize = 64;
 
-/// A request that is being written, without memory of its own: a bare thread may not allocate.
+/// A request that is being written. It takes no heap memory, because a bare thread may not allocate.
 #[derive(Debug)]
 pub(crate) struct Request {
-    /// Of the message, and of its answers.
+    /// Type of the message, and of its answers.
     pub(crate) kind: u16,
-    /// It requests a list.
+    /// Whether the request is for a list.
     pub(crate) is_dump: bool,
     bytes: [u8; REQUEST_MAX],
     len: usize,
@@ -36,7 +36,7 @@ impl Request {
         request
     }
 
-    /// One attribute, padded to four bytes.
+    /// Adds one attribute, padded to four bytes.
     pub(crate) fn attr(mut self, kind: u16, value: &[u8]) -> Self {
         let len = value.len() + 4;
         let attribute = &mut self.bytes[self.len..];
@@ -72,7 +72,7 @@ impl Writer {
         Self(bytes)
     }
 
-    /// One attribute, padded to four bytes.
+    /// Adds one attribute, padded to four bytes.
     pub(crate) fn attr(mut self, kind: u16, value: &[u8]) -> Self {
         self.0.extend_from_slice(&((value.len() + 4) as u16).to_ne_bytes());
         self.0.extend_from_slice(&kind.to_ne_bytes());
@@ -81,13 +81,13 @@ impl Writer {
         self
     }
 
-    /// Bytes with no attribute around them: the errno of an answer.
+    /// Adds bytes without an attribute around them: the errno of an answer.
     pub(crate) fn raw(mut self, value: &[u8]) -> Self {
         self.0.extend_from_slice(value);
         self
     }
 
-    /// How many bytes there are so far.
+    /// The number of bytes so far.
     #[cfg(feature = "sim")]
     pub(crate) fn len(&self) -> usize {
         self.0.len()
@@ -101,7 +101,7 @@ impl Writer {
     }
 }
 
-/// A message that was taken apart.
+/// A message that was parsed.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Message<'a> {
     pub(crate) kind: u16,
@@ -110,9 +110,9 @@ pub(crate) struct Message<'a> {
 }
 
 impl<'a> Message<'a> {
-    /// The errno of an `NLMSG_ERROR` or `NLMSG_DONE`: none is success.
+    /// The errno of an `NLMSG_ERROR` or `NLMSG_DONE`; `None` means success.
     pub(crate) fn errno(&self) -> Result<Option<Errno>, Bad> {
-        // A dump that ended well may say so with an empty body.
+        // The end of a successful dump may have an empty body.
         if self.kind == NLMSG_DONE && self.body.is_empty() {
             return Ok(None);
         }
@@ -169,7 +169,7 @@ fn take_message(bytes: &[u8]) -> Result<(Message<'_>, &[u8]), Bad> {
     Ok((message, &bytes[next..]))
 }
 
-/// Attributes of a message, or nested in one. Ends at the first error.
+/// Attributes of a message, or nested in another attribute. Ends at the first error.
 #[derive(Debug)]
 pub(crate) struct Attrs<'a>(pub(crate) &'a [u8]);
 

@@ -70,7 +70,7 @@ pub(crate) fn decode_dev(dev: u64) -> Result<(u32, u32), Bad> {
     Ok(((dev & 0x000f_ff00) >> 8, (dev & 0xff) | ((dev >> 12) & 0x000f_ff00)))
 }
 
-/// What `RDMA_NLDEV_CMD_GET` says of one device.
+/// The part of `RDMA_NLDEV_CMD_GET`'s answer that is used, for one device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct DeviceInfo {
     pub(crate) index: u32,
@@ -111,11 +111,11 @@ impl DeviceInfo {
     }
 }
 
-/// What `RDMA_NLDEV_CMD_GET_CHARDEV` says of a device's uverbs node.
+/// The part of `RDMA_NLDEV_CMD_GET_CHARDEV`'s answer that is used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Chardev {
     pub(crate) dev: (u32, u32),
-    /// `uverbsN`; empty where the kernel gives none.
+    /// `uverbsN`; empty if the kernel reports no name.
     pub(crate) name: Box<[u8]>,
     /// Absent for drivers that the kernel does not bind by id (mthca, hns).
     pub(crate) driver_id: Option<u32>,
@@ -137,7 +137,7 @@ impl Chardev {
     }
 }
 
-/// `RDMA_NLDEV_CMD_SYS_GET`: whether the kernel says that pinned pages are copied on fork.
+/// `RDMA_NLDEV_CMD_SYS_GET`: whether the kernel reports that pinned pages are copied on fork.
 pub(crate) fn parse_copy_on_fork(message: &Message<'_>) -> Result<bool, Bad> {
     let mut copies = false;
     for attribute in message.attrs() {
@@ -149,12 +149,12 @@ pub(crate) fn parse_copy_on_fork(message: &Message<'_>) -> Result<bool, Bad> {
     Ok(copies)
 }
 
-/// A kind of resource of which the kernel keeps track by device (`enum rdma_restrack_type`).
+/// A kind of resource that the kernel tracks by device (`enum rdma_restrack_type`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Resource {
-    /// A user context: since Linux 5.13.
+    /// A user context. Listed since Linux 5.13.
     Context,
-    /// A protection domain: since Linux 5.10 by its number, too.
+    /// A protection domain. Since Linux 5.10 it can also be requested by its number.
     Pd,
 }
 
@@ -166,7 +166,7 @@ impl Resource {
         }
     }
 
-    /// The attribute that holds the number of one.
+    /// The attribute that holds the number of such a resource.
     pub(crate) fn number(self) -> u16 {
         match self {
             Self::Context => attr::RES_CTXN,
@@ -186,14 +186,14 @@ impl Resource {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ResourceEntry {
     pub(crate) number: u32,
-    /// The context that it belongs to; a context's own number. `None` for resources of the kernel.
+    /// The context that it belongs to; for a context, its own number. `None` for the kernel's own resources.
     pub(crate) context: Option<u32>,
-    /// The thread that allocated it; `None` once that thread has exited, or where it is outside of the
-    /// reader's pid namespace.
+    /// The thread that allocated it; `None` once that thread has exited, or if it is outside of the reader's pid
+    /// namespace.
     pub(crate) thread: Option<u32>,
 }
 
-/// Passes each entry that one message of a dump lists to `each`.
+/// Passes each entry of one message of a dump to `each`.
 pub(crate) fn parse_resources(
     message: &Message<'_>,
     kind: Resource,
@@ -218,7 +218,7 @@ pub(crate) fn parse_resources(
     require_index(of_index, index)
 }
 
-/// The one entry in the answer to a request by number.
+/// The only entry in the answer to a request by number.
 pub(crate) fn parse_one_resource(
     message: &Message<'_>,
     kind: Resource,

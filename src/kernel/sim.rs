@@ -1,12 +1,12 @@
-//! A simulated kernel behind the same seam as the real one: sysfs, /dev, RDMA netlink and the
-//! verbs ioctl, with the semantics that hot plug turns on. A [`Machine`] is one such kernel;
-//! between any two calls of the library its devices may be added, removed, replaced or renamed.
+//! A simulated kernel behind the same seam as the real one: sysfs, /dev, RDMA netlink and the verbs ioctl, with the
+//! semantics that matter for hot plug. A [`Machine`] is one such kernel. Between any two calls of the library, its
+//! devices may be added, removed, replaced or renamed.
 //!
-//! It is no model of time: a call is one step, and what waits in a real kernel (the removal of a
-//! device that is still open) stays undone here until the last descriptor is closed.
+//! It does not model time: a call is one step. What waits in a real kernel, such as the removal of a device that is
+//! still open, stays undone here until the last descriptor is closed.
 //!
-//! This module is outside of Semantic Versioning: it changes with what is found of real kernels, in any
-//! version.
+//! This module is outside of Semantic Versioning: it may change in any version, as more becomes known about real
+//! kernels.
 //!
 //! ```
 //! use uverbs::sim::{DeviceSpec, Machine};
@@ -64,7 +64,7 @@ use tree::{DEV, NodeId, SOCKETS, SYS};
 pub use world::World;
 use world::{FileId, FileState};
 
-/// A simulated kernel. Clones are the same one.
+/// A simulated kernel. Clones refer to the same kernel.
 #[derive(Clone)]
 pub struct Machine {
     shared: Arc<Shared>,
@@ -72,8 +72,8 @@ pub struct Machine {
 
 struct Shared {
     state: Mutex<State>,
-    /// Descriptors that were dropped. They are closed when the world is entered next, so that a
-    /// drop takes no lock that somebody may hold: not even inside of a hook.
+    /// Dropped descriptors. They are closed when the world is entered next, so that a drop takes no lock that its
+    /// caller may hold, not even inside a hook.
     closing: Mutex<Vec<FileId>>,
 }
 
@@ -94,53 +94,53 @@ impl Default for Machine {
     }
 }
 
-/// What a call answers, as far as the program can tell one answer from another. (Of files it sees
-/// what it asks of them; buffers are told where they are filled.)
-trait Told {
-    fn tell(&self, told: &mut Mixer);
+/// The result of a call, as far as the program can distinguish one result from another. (Of a file it sees only
+/// what it queries. Buffers are hashed where they are filled.)
+trait Returned {
+    fn hash_into(&self, hash: &mut Mixer);
 }
 
-impl Told for (FileId, Option<OwnedFd>) {
-    fn tell(&self, told: &mut Mixer) {
-        self.0.hash(told);
+impl Returned for (FileId, Option<OwnedFd>) {
+    fn hash_into(&self, hash: &mut Mixer) {
+        self.0.hash(hash);
     }
 }
 
-impl Told for verbs::Made {
-    fn tell(&self, told: &mut Mixer) {
-        self.as_ref().map(|(file, _)| file).hash(told);
+impl Returned for verbs::Made {
+    fn hash_into(&self, hash: &mut Mixer) {
+        self.as_ref().map(|(file, _)| file).hash(hash);
     }
 }
 
-impl Told for Stat {
-    fn tell(&self, told: &mut Mixer) {
-        (self.dev, self.ino, self.nlink, self.rdev, self.ctime).hash(told);
+impl Returned for Stat {
+    fn hash_into(&self, hash: &mut Mixer) {
+        (self.dev, self.ino, self.nlink, self.rdev, self.ctime).hash(hash);
     }
 }
 
-impl Told for Datagram {
-    fn tell(&self, told: &mut Mixer) {
-        (self.len, self.from_kernel).hash(told);
+impl Returned for Datagram {
+    fn hash_into(&self, hash: &mut Mixer) {
+        (self.len, self.from_kernel).hash(hash);
     }
 }
 
-macro_rules! told {
+macro_rules! returned {
     ($($type:ty),*) => {
-        $(impl Told for $type {
-            fn tell(&self, told: &mut Mixer) {
-                self.hash(told);
+        $(impl Returned for $type {
+            fn hash_into(&self, hash: &mut Mixer) {
+                self.hash(hash);
             }
         })*
     };
 }
 
-told!(FileId, bool, u64, usize, files::Page, ());
+returned!(FileId, bool, u64, usize, files::Page, ());
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The descriptor behind every simulated one that has none of its own.
+/// The descriptor behind every simulated descriptor that has none of its own.
 fn inert() -> &'static OwnedFd {
     static INERT: OnceLock<OwnedFd> = OnceLock::new();
     INERT.get_or_init(|| world::pair().expect("a descriptor for the simulated kernel").0)
@@ -159,28 +159,27 @@ impl Machine {
         state
     }
 
-    /// Does something with the world, between two calls of the library.
+    /// Changes or reads the world, between two calls of the library.
     pub fn with<T>(&self, act: impl FnOnce(&mut World) -> T) -> T {
         act(&mut self.lock().world)
     }
 
-    /// Has `hook` see every call of the library before it is done. The hook may change the world,
-    /// and its verdict may make the call fail; it must not use the machine itself, which is
-    /// locked meanwhile. There is one hook at a time.
+    /// Calls `hook` before every call of the library. The hook may change the world, and its verdict may make the
+    /// call fail. It must not use the machine itself, which is locked meanwhile. There is one hook at a time.
     pub fn on_call(&self, hook: impl FnMut(&mut World, &Call<'_>) -> Verdict + Send + 'static) {
-        // The hook before it may own descriptors; it is dropped without the lock.
+        // The previous hook may own descriptors, so it is dropped outside the lock.
         let before = self.lock().hook.replace(Box::new(hook));
         drop(before);
     }
 
-    /// Takes the hook away.
+    /// Removes the hook.
     pub fn clear_hook(&self) {
         let hook = self.lock().hook.take();
         drop(hook);
     }
 
-    /// Opens the node of that number by its name, as a library does that checks nothing. The calls are seen by
-    /// the hook like any others.
+    /// Opens the node of that number by its name, as a library does that checks nothing. The hook sees the calls
+    /// like any others.
     ///
     /// # Errors
     /// The errno of the call that failed.
@@ -191,7 +190,7 @@ impl Machine {
         opened.map(OwnedFd::from).map_err(Errno::raw_os_error)
     }
 
-    /// The same, and allocates a context for rxe.
+    /// As [`open_node`](Self::open_node), and allocates a context for rxe.
     ///
     /// # Errors
     /// The errno of the call that failed.
@@ -202,8 +201,8 @@ impl Machine {
         Ok(fd)
     }
 
-    /// Allocates a PD on the context of a cmd fd, as any program does: its handle. The call is seen by
-    /// the hook like any other.
+    /// Allocates a PD on the context of a cmd fd, as any program does. Returns its handle. The hook sees the call
+    /// like any other.
     ///
     /// # Errors
     /// The errno of the command.
@@ -219,11 +218,11 @@ impl Machine {
         Ok(u32::from_ne_bytes(handle))
     }
 
-    /// [`World::open_handles`], where what was let go of is given a moment to close: another process that looks
-    /// at this one's descriptors (`/proc/PID/fd`) holds for that long what stands for them.
+    /// [`World::open_handles`], after dropped descriptors had a moment to close. Another process that looks at this
+    /// one's descriptors (`/proc/PID/fd`) holds the stand-ins for that long.
     pub fn open_handles(&self) -> usize {
         for _ in 0..100 {
-            if !self.with(|world| world.is_letting_go()) {
+            if !self.with(|world| world.has_dropped_files()) {
                 break;
             }
             std::thread::sleep(Duration::from_millis(1));
@@ -250,8 +249,8 @@ impl Machine {
         SimHandle { machine: self.clone(), file, stand_in }
     }
 
-    /// The one entry of every call.
-    fn enter<T: Told>(
+    /// The common entry of all calls.
+    fn enter<T: Returned>(
         &self,
         kind: CallKind,
         describe: impl Fn(&World) -> String,
@@ -269,7 +268,7 @@ impl Machine {
         }
         if let Some(hook) = hook {
             verdict = hook(world, &call);
-            // What the hook let go of is closed before the call, as what a hook does is done before it.
+            // What the hook dropped is closed before the call, because the hook runs before the call.
             world.settle(&mut lock(&self.shared.closing));
         }
         let result = match verdict {
@@ -277,8 +276,8 @@ impl Machine {
             verdict => act(world, verdict),
         };
         match &result {
-            Ok(value) => value.tell(&mut world.told),
-            Err(errno) => errno.raw_os_error().hash(&mut world.told),
+            Ok(value) => value.hash_into(&mut world.returned),
+            Err(errno) => errno.raw_os_error().hash(&mut world.returned),
         }
         result
     }
@@ -288,8 +287,8 @@ impl Machine {
         self.with(|world| world.thread(threads::current()))
     }
 
-    /// A thread of this machine alone: `run` is called on the calling one, which has another number meanwhile. When
-    /// it returns, the thread has exited.
+    /// Stands for a thread that exists only on this machine. `run` is called on the calling thread, which has
+    /// another number meanwhile. When this returns, the thread has exited.
     pub(crate) fn on_new_thread<T>(&self, run: &mut impl FnMut(u32) -> T) -> Sys<T> {
         let act = |world: &mut World, _| world.settings.no_threads.map_or(Ok(()), Err);
         self.enter(
@@ -311,13 +310,13 @@ impl Machine {
     }
 
     /// A call on one file.
-    fn on_file<T: Told>(
+    fn on_file<T: Returned>(
         &self,
         kind: CallKind,
         handle: &SimHandle,
         act: impl FnOnce(&mut World, Verdict, FileId) -> Sys<T>,
     ) -> Sys<T> {
-        // A handle of another machine is no descriptor of this one.
+        // A handle of another machine is not a descriptor of this one.
         if !Arc::ptr_eq(&self.shared, &handle.machine.shared) {
             return Err(Errno::BADF);
         }
@@ -358,7 +357,7 @@ impl Machine {
         self.on_file(CallKind::Readlink, fd, |world, verdict, file| {
             let len = world.readlink(file, buffer)?;
             let len = verdict.of_answer(buffer, len).min(buffer.len());
-            buffer[..len].hash(&mut world.told);
+            buffer[..len].hash(&mut world.returned);
             Ok(len)
         })
     }
@@ -367,13 +366,13 @@ impl Machine {
         self.on_file(CallKind::Pread, fd, |world, verdict, file| {
             let len = world.pread(file, buffer)?;
             let len = verdict.of_answer(buffer, len).min(buffer.len());
-            buffer[..len].hash(&mut world.told);
+            buffer[..len].hash(&mut world.returned);
             Ok(len)
         })
     }
 
     pub(crate) fn getdents(&self, fd: &SimHandle, each: &mut dyn FnMut(DirEntry<'_>)) -> Sys<bool> {
-        // The entries are shown without the lock: who sees them may make calls.
+        // The entries are passed outside the lock, because the receiver may make calls.
         let page = self.on_file(CallKind::Getdents, fd, |world, _, file| world.getdents(file))?;
         for (ino, name) in &page {
             each(DirEntry { ino: *ino, name });
@@ -432,7 +431,7 @@ impl Machine {
                     Ok(Datagram { len: verdict.of_answer(buffer, len), from_kernel })
                 }
             }?;
-            buffer[..datagram.len.min(buffer.len())].hash(&mut world.told);
+            buffer[..datagram.len.min(buffer.len())].hash(&mut world.returned);
             Ok(datagram)
         })
     }
@@ -445,7 +444,7 @@ impl Machine {
         self.on_file(CallKind::Read, fd, |world, verdict, file| {
             let len = world.read(file, buffer)?;
             let len = verdict.of_answer(buffer, len).min(buffer.len());
-            buffer[..len].hash(&mut world.told);
+            buffer[..len].hash(&mut world.returned);
             Ok(len)
         })
     }
@@ -474,7 +473,7 @@ impl Machine {
                     if let AttrData::Out { buffer, .. } = &mut attr.data {
                         let len = buffer.len();
                         verdict.of_answer(buffer, len);
-                        buffer.hash(&mut world.told);
+                        buffer.hash(&mut world.returned);
                     }
                 }
                 Ok(made)
@@ -489,7 +488,7 @@ impl Machine {
     }
 }
 
-/// A descriptor of a simulated kernel, closed by Drop.
+/// A descriptor of a simulated kernel. Dropping it closes it.
 #[derive(Debug)]
 pub(crate) struct SimHandle {
     machine: Machine,
@@ -499,13 +498,13 @@ pub(crate) struct SimHandle {
 }
 
 impl SimHandle {
-    /// The descriptor that stands for it in this process: its own if it was opened from a node,
-    /// else one that it shares with others.
+    /// The descriptor that stands for it in this process: its own if it was opened from a node, otherwise a shared
+    /// one.
     pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
         self.stand_in.as_ref().unwrap_or_else(|| inert()).as_fd()
     }
 
-    /// Hands the stand-in out. The file stays open until that and all its duplicates are closed.
+    /// Returns the stand-in. The file stays open until the stand-in and all its duplicates are closed.
     pub(crate) fn into_owned_fd(mut self) -> OwnedFd {
         match self.stand_in.take() {
             Some(fd) => fd,

@@ -1,10 +1,10 @@
-//! The rule by which opens were proved until it was broken: a list of this thread's contexts before
-//! GET_CONTEXT and one after it, each taken for whole when it came in one message. A list of one full page
-//! and an empty second one comes in one message, too, and leaves out contexts that were there all the while
+//! The rule that proved opens until it was broken. It compared a list of this thread's contexts before GET_CONTEXT
+//! with one after it. Each list counted as complete if it came in one message. A list of one full page and an empty
+//! second page comes in one message, too, but leaves out contexts that existed throughout
 //! (`audits/open-protocol.md`).
 //!
-//! It is kept so that every search for wrong bindings can be shown to find this one. It exists in builds with
-//! `--cfg uverbs_leave_out` alone.
+//! The rule is kept to show that every search for wrong bindings finds it. It exists only in builds with `--cfg
+//! uverbs_leave_out`.
 
 use super::proof::{Proof, Proven, Target, alive, compare_guid};
 use super::{Prepared, allocate};
@@ -17,19 +17,19 @@ use crate::pin::Pin;
 use crate::record::Record;
 use crate::verbs::CmdFd;
 
-/// What a list shows of one thread's contexts.
+/// The contexts of one thread in a list.
 pub(super) struct List {
     numbers: Vec<u32>,
     in_one_message: bool,
 }
 
-/// The list before anything is opened, where that rule is to hold.
+/// The list before anything is opened, where this rule applies.
 pub(super) fn list_before(record: &Record, socket: &Socket, index: u32) -> Result<Option<List>> {
     let thread = record.host.kernel().gettid();
     leave_out::is_old_rule().then(|| list(socket, index, thread)).transpose()
 }
 
-/// Steps 6 and 7 by that rule.
+/// Steps 6 and 7 by this rule.
 pub(super) fn allocate_and_prove(
     record: &Record,
     pin: &Pin,
@@ -45,7 +45,7 @@ pub(super) fn allocate_and_prove(
     }
     let kernel = record.host.kernel();
     let undisturbed = kernel.undisturbed().map_err(|errno| Error::call("rt_sigprocmask", errno))?;
-    // It allocates there, which the allocator of the lab and of the tests can do.
+    // This allocates on the new thread. The allocators of the lab and of the tests allow that.
     let mut run = |_| {
         allocate(cmd, prepared)?;
         prove(record, pin, cmd, target, &[], evidence)
@@ -95,6 +95,6 @@ fn list(socket: &Socket, index: u32, thread: u32) -> Result<List> {
         Ok(List { numbers, in_one_message: listing.ok_or_else(none)?.in_one_message })
     };
     let first: List = list()?;
-    // The first one has made the buffer longer, and with it the messages of the next.
+    // The first list has made the buffer longer, and with it the messages of the next one.
     if first.in_one_message { Ok(first) } else { list() }
 }

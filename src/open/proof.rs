@@ -1,18 +1,18 @@
 //! Step 7: the proof, made through the descriptor itself.
 //!
-//! No look at /sys or at the node shows which device a cmd fd is bound to: a node that was made by hand
-//! keeps the device it was first opened on. The kernel shows it: under each device's netlink index it
-//! tracks the protection domains (PDs) and the contexts on that device, each with the thread that allocated
-//! it. So a new thread, on which nothing else has ever run, allocates a PD through the descriptor. A PD of that
-//! thread is under the pinned device's index: then the descriptor is on that device.
+//! Nothing in /sys or at the node shows which device a cmd fd is bound to: a node that was made by hand keeps the
+//! device that it was first opened on. The kernel does show it. Under each device's netlink index it tracks the
+//! protection domains (PDs) and the contexts on that device, each with the thread that allocated it. So a new
+//! thread, which has never run anything else, allocates a PD through the descriptor. If a PD of that thread is
+//! listed under the pinned device's index, the descriptor is on that device.
 //!
-//! That works on any descriptor that has a context, whoever opened it ([`verify`](super::verify)). Where no PD
-//! can be had, an open starts over, and the new thread allocates the context itself.
+//! That works on any descriptor that has a context, whoever opened it ([`verify`](super::verify)). Where no PD can
+//! be allocated, the open starts over, and the new thread allocates the context itself.
 //!
-//! The thread has to be a new one. What a thread that runs the program's code allocates cannot be told from
-//! what is allocated for it meanwhile, by a signal handler, or by io_uring, which runs requests as the thread
-//! that submitted them. Nothing rests on numbers that were free, on lists, on GUIDs, or on what is *not* shown:
-//! what other threads allocate, free or hide costs time and proves nothing.
+//! The thread has to be new. On a thread that runs the program's code, other things may be allocated meanwhile: by
+//! a signal handler, or by io_uring, which runs requests as the thread that submitted them. The proof relies on no
+//! number that was free, no list, no GUID, and on nothing that is *not* shown. What other threads allocate, free or
+//! hide costs time but proves nothing.
 
 use std::sync::Arc;
 
@@ -32,8 +32,8 @@ use crate::provider::Allocation;
 use crate::record::Record;
 use crate::verbs::{self, CmdFd};
 
-/// That a context was proved to be on the device. The proof makes it and nothing else does, and no
-/// [`Context`](crate::Context) is made without it.
+/// Witness that a context was proved to be on the device. Only the proof makes one, and every
+/// [`Context`](crate::Context) needs one.
 #[derive(Debug)]
 pub struct Proven(());
 
@@ -44,15 +44,15 @@ impl Proven {
     }
 }
 
-/// The result of the proof, if nothing contradicted it.
+/// The result of the proof, unless a check contradicted it.
 pub(super) enum Proof {
     Proven(Proven),
     Unproven(Error),
-    /// No PD can be had, so that the context itself has to be allocated on a new thread.
+    /// No PD can be allocated, so the context itself has to be allocated on a new thread.
     NeedsNewThread(Error),
 }
 
-/// What the kernel shows of it. With a last sign of life of the pinned device this becomes a [`Proof`].
+/// What the kernel shows of the descriptor. With a last sign of life of the pinned device it becomes a [`Proof`].
 enum Shown {
     Here,
     Unproven(Error),
@@ -60,7 +60,8 @@ enum Shown {
 }
 
 impl Shown {
-    /// The pinned device was alive all the while, so that netlink's answers were about it.
+    /// Converts it, once the pinned device is known to have been alive throughout, so that netlink's answers were
+    /// about that device.
     fn of_live_device(self, record: &Record, target: &Target) -> Proof {
         match self {
             Self::Here => {
@@ -73,16 +74,16 @@ impl Shown {
     }
 }
 
-/// On which thread the context is allocated.
+/// The thread on which the context is allocated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Place {
-    /// The one that called.
+    /// The calling thread.
     Here,
-    /// One that was made for it, and has no other contexts.
+    /// A thread that was started for it and has no other contexts.
     NewThread,
 }
 
-/// Where the proof looks.
+/// The index under which the proof looks.
 pub(super) struct Target {
     pub(super) socket: Arc<Socket>,
     pub(super) index: u32,
@@ -95,10 +96,10 @@ impl Target {
     /// Joins the pinned device with its netlink index.
     ///
     /// # Errors
-    /// `Unproven` where the kernel does not give it, `NetlinkUnavailable` where it cannot be asked.
+    /// `Unproven` where the kernel does not report the index, `NetlinkUnavailable` where it cannot be queried.
     pub(super) fn find(device: &Device, pin: &Pin) -> Result<Self> {
-        Self::ask(device, pin).map_err(|error| match (error.kind(), error.errno()) {
-            // This process or the kernel lacks room, which another try may find.
+        Self::query(device, pin).map_err(|error| match (error.kind(), error.errno()) {
+            // This process or the kernel is short of a resource, which another attempt may find.
             (_, Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)) => error,
             (ErrorKind::Os | ErrorKind::PermissionDenied, _) => {
                 error.into_kind(ErrorKind::Unproven)
@@ -107,10 +108,10 @@ impl Target {
         })
     }
 
-    fn ask(device: &Device, pin: &Pin) -> Result<Self> {
+    fn query(device: &Device, pin: &Pin) -> Result<Self> {
         let record = device.record();
         if !record.host.is_sysfs() {
-            let text = "/sys is not sysfs, so that nothing in it proves anything";
+            let text = "/sys is not sysfs, so nothing in it proves anything";
             return Err(Error::new(ErrorKind::Unproven, text));
         }
         let socket = record.host.netlink()?;
@@ -128,7 +129,7 @@ impl Target {
         })
     }
 
-    /// Looks for something that a thread has allocated, by its number.
+    /// Looks up an object that a thread has allocated, by its number.
     fn by_number(&self, kind: Resource, thread: u32, number: u32) -> Seen {
         match self.socket.resource(kind, self.index, number) {
             Ok(Some(entry)) if entry.thread == Some(thread) => Seen::Entry(entry),
@@ -137,7 +138,7 @@ impl Target {
         }
     }
 
-    /// Looks for something that a thread has allocated, in lists.
+    /// Searches lists for an object that a thread has allocated.
     fn in_lists(&self, kind: Resource, thread: u32) -> Seen {
         for _ in 0..REPEATS {
             let is_ours = |entry: &ResourceEntry| entry.thread == Some(thread);
@@ -152,7 +153,7 @@ impl Target {
         Seen::Unclear(Unclear::LongList)
     }
 
-    /// Why a look that did not show it leaves open where it is.
+    /// Why a search that did not find the object leaves open where it is.
     ///
     /// # Errors
     /// The exchange failed.
@@ -168,11 +169,11 @@ impl Target {
                     Resource::Pd => ("protection domains", "5.10"),
                 };
                 unproven(format!(
-                    "RDMA netlink lists no {what} of index {index}: it is gone, or Linux is older than {since}"
+                    "RDMA netlink lists no {what} of index {index}: the device is gone, or Linux is older than {since}"
                 ))
             }
             Unclear::LongList => unproven(format!(
-                "the list under index {index} does not show it, and is too long to show that it is not there"
+                "the list under index {index} does not show the PD, and is too long to show that it is absent"
             ))
             .hint("the descriptor is probably on another device"),
             Unclear::NotFreed(errno) => {
@@ -190,36 +191,36 @@ fn node_guid(socket: &Socket, index: u32) -> Result<Guid> {
     Ok(Guid(info.node_guid))
 }
 
-/// How often a list is requested until the entry is in it, or it is whole.
+/// How many times a list is requested until the entry is in it, or it is complete.
 const REPEATS: usize = 8;
 
-/// What a look under the index shows.
+/// The result of a search under the index.
 #[derive(Clone, Copy)]
 enum Seen {
     Entry(ResourceEntry),
-    /// Nothing of that thread, under that number or in a whole list.
+    /// A complete list, or the lookup by number, has no object of that thread.
     Nothing,
     Unclear(Unclear),
 }
 
-/// Why a look shows nothing. It holds no memory: it is returned from a thread that may not allocate.
+/// Why a search finds nothing. It holds no heap memory: a thread that may not allocate returns it.
 #[derive(Clone, Copy)]
 enum Unclear {
-    /// The kernel has no such list.
+    /// The kernel does not provide such a list.
     NoList,
-    /// No list was whole.
+    /// No list was complete.
     LongList,
     Fault(Fault),
     /// The PD that was not listed could not be freed.
     NotFreed(Errno),
 }
 
-/// Checks of the proof, by name.
+/// Names of the proof's checks.
 const GUID: &str = "node GUID, through the descriptor";
 const CONTEXT: &str = "context of a new thread, under the index";
 const PD: &str = "PD of a new thread, under the index";
 
-/// Steps 6 and 7: allocates the context and proves where it is.
+/// Steps 6 and 7: allocates the context and proves which device it is on.
 pub(super) fn allocate_and_prove(
     record: &Record,
     pin: &Pin,
@@ -243,7 +244,8 @@ pub(super) fn allocate_and_prove(
         let old_rule = super::old_rule::allocate_and_prove;
         return old_rule(record, pin, cmd, prepared, &target, before, evidence);
     }
-    // The new thread inherits it. From here to the end no provider and no subscriber of log events runs.
+    // The new thread inherits the signal mask. From here to the end no provider and no subscriber of log events
+    // runs.
     let shown = match undisturbed(record) {
         Ok(undisturbed) => match place {
             Place::Here => {
@@ -263,7 +265,7 @@ pub(super) fn allocate_and_prove(
     Ok(shown.of_live_device(record, &target))
 }
 
-/// Allocates the context on a thread that has no others, for drivers from which no PD can be had.
+/// Allocates the context on a thread that has no others, for drivers that allocate no PD.
 fn by_context(
     record: &Record,
     cmd: &CmdFd,
@@ -309,19 +311,19 @@ fn by_context(
     })
 }
 
-/// The node GUID that the descriptor reports has to be the one that netlink has for the index.
+/// Requires the node GUID that the descriptor reports to be the one that netlink reports for the index.
 pub(super) fn compare_guid(cmd: &CmdFd, target: &Target, evidence: &mut Evidence) -> Result<()> {
     let found = cmd.node_guid().map_err(|error| on_dead_device(error, cmd))?;
     let mut expected = target.node_guid;
     if found != expected {
-        // Some drivers can be given another one.
+        // Some drivers allow the GUID to be changed.
         expected = node_guid(&target.socket, target.index)?;
     }
     let (expected, found) = (Value::Guid(expected), Value::Guid(found));
     evidence.require(Step::Prove, GUID, ErrorKind::NodeMismatch, expected, || Ok(found))
 }
 
-/// Step 7 on a descriptor that has its context, whoever opened it, and whenever.
+/// Step 7 on a descriptor that has its context, whoever opened it and whenever.
 pub(super) fn prove(
     record: &Record,
     pin: &Pin,
@@ -341,22 +343,22 @@ pub(super) fn prove(
     Ok(shown.of_live_device(record, target))
 }
 
-/// What came of the PDs that a thread allocated. It holds no memory, as [`Unclear`].
+/// The result of allocating PDs on a thread. It holds no heap memory, like [`Unclear`].
 #[derive(Clone, Copy)]
 enum Found {
     Shown {
         entry: ResourceEntry,
-        /// It could not be freed.
+        /// The PD could not be freed.
         is_leaked: bool,
     },
-    /// Two PDs were not listed, and both existed all the while.
+    /// Two PDs were not listed, and both existed throughout.
     Elsewhere,
     Unclear(Unclear),
     NoPd(Errno),
 }
 
-/// Allocates a PD through the descriptor and looks for it under the index: by its number, if the guess is
-/// right, else in lists.
+/// Allocates a PD through the descriptor and looks for it under the index: by its number, if the guess is right,
+/// otherwise in lists.
 fn by_pd(
     record: &Record,
     cmd: &CmdFd,
@@ -364,9 +366,9 @@ fn by_pd(
     undisturbed: &Undisturbed,
     evidence: &mut Evidence,
 ) -> Result<Shown> {
-    // Freeing a PD there frees PD 0, which is another one (`ocrdma_dealloc_pd`).
+    // Freeing a PD there frees PD 0, which belongs to somebody else (`ocrdma_dealloc_pd`).
     if cmd.driver() == DriverId::OCRDMA {
-        let text = "ocrdma frees the wrong PD, so that none is allocated";
+        let text = "ocrdma frees the wrong PD, so no PD is allocated";
         return Ok(Shown::NeedsNewThread(Error::new(ErrorKind::Unproven, text)));
     }
     let kernel = record.host.kernel();
@@ -414,14 +416,14 @@ fn by_pd(
     }
 }
 
-/// Notes under which numbers it was found.
+/// Records the numbers under which the object was found.
 fn note(target: &Target, entry: ResourceEntry, evidence: &mut Evidence) {
     evidence.index = Some(target.index);
     evidence.context_number = entry.context;
 }
 
-/// Allocates a PD on a thread that has no others, and looks for it by the number that it has if nobody else
-/// allocated one meanwhile. `None` if that number has none, or one of another thread.
+/// Allocates a PD on a thread that has no others, and looks it up by the number that it has if nobody else
+/// allocated a PD meanwhile. Returns `None` if no PD, or a PD of another thread, has that number.
 fn pd_by_number(cmd: &CmdFd, target: &Target, thread: u32, number: u32) -> Option<Found> {
     let pd = match Pd::allocate(cmd) {
         Ok(pd) => pd,
@@ -431,17 +433,18 @@ fn pd_by_number(cmd: &CmdFd, target: &Target, thread: u32, number: u32) -> Optio
     let is_leaked = pd.free().is_err();
     match seen {
         Seen::Entry(entry) => Some(Found::Shown { entry, is_leaked }),
-        // One that lives on is of a thread that has exited: nothing is proved by it any more.
+        // A PD that lives on belongs to a thread that has exited: it proves nothing any more.
         Seen::Nothing => None,
         Seen::Unclear(unclear) => Some(Found::Unclear(unclear)),
     }
 }
 
-/// Allocates PDs on a thread that has no others. One that is listed under that thread is one of these.
+/// Allocates PDs on a thread that has no others. A PD that is listed under that thread is one of these.
 fn pds_in_lists(cmd: &CmdFd, target: &Target, thread: u32) -> Found {
-    // A PD that the kernel could not track is never listed, and a device that leaves is listed for a while
-    // after its PDs have gone. So "not listed" counts twice, of two PDs. That the second can be allocated shows
-    // that the descriptor's device was there until after the first list; that the first can be freed does not.
+    // The kernel never lists a PD that it could not track, and it lists a device that is being removed for a while
+    // after its PDs have gone. So "not listed" has to hold twice, for two PDs. That the second PD can be allocated
+    // shows that the descriptor's device was there until after the first list. That the first PD can be freed does
+    // not.
     for _ in 0..2 {
         let pd = match Pd::allocate(cmd) {
             Ok(pd) => pd,
@@ -461,22 +464,21 @@ fn pds_in_lists(cmd: &CmdFd, target: &Target, thread: u32) -> Found {
     Found::Elsewhere
 }
 
-/// Keeps signal handlers off this thread, and off the one that it starts.
+/// Blocks signals on this thread, and on the one that it starts.
 fn undisturbed(record: &Record) -> Result<Undisturbed> {
     retry(|| record.host.kernel().undisturbed()).map_err(|errno| {
         let error = Error::call("rt_sigprocmask", errno).into_kind(ErrorKind::Unproven);
-        error.hint("the proof holds signals back: a filter forbids it")
+        error.hint("the proof blocks signals, and a filter forbids that")
     })
 }
 
 fn no_thread(errno: Errno) -> Error {
     Error::call("clone (a thread to prove on)", errno)
         .into_kind(ErrorKind::Unproven)
-        .hint("the proof starts a thread: a limit or a filter forbids it")
+        .hint("the proof starts a thread, and a limit or a filter forbids that")
 }
 
-/// The last look: the pinned device was alive all the while, so its index and its device number
-/// were its own.
+/// The last check: the pinned device was alive throughout, so the index and the device number were its own.
 pub(super) fn alive(record: &Record, pin: &Pin, evidence: &mut Evidence) -> Result<()> {
     let what = "device number (dev), at the end";
     let expected = Value::Device(record.device_number);

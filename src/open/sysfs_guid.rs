@@ -12,8 +12,8 @@ use crate::record::Record;
 use crate::sysfs;
 use crate::verbs::CmdFd;
 
-/// Compares the GUID that the descriptor reports with the one in sysfs, where that can be had. It is found by
-/// the device's name, so that it is weaker than netlink's; but it tells most wrong devices.
+/// Compares the GUID that the descriptor reports with the one in sysfs, if sysfs has it. It is found by the
+/// device's name, so it is weaker evidence than netlink's GUID, but it exposes most wrong devices.
 pub(super) fn compare(
     record: &Record,
     pin: &Pin,
@@ -27,8 +27,8 @@ pub(super) fn compare(
     })
 }
 
-/// `None` where there is none to compare with: the name cannot stand in a path, another namespace has the
-/// device, or it was renamed meanwhile.
+/// Returns `None` if there is no GUID to compare with: the name cannot be part of a path, the device is in another
+/// namespace, or it was renamed meanwhile.
 fn read(record: &Record, pin: &Pin) -> Result<Option<Guid>> {
     let name = pin.read_name()?;
     if matches!(name.as_bytes(), b"." | b"..") || name.as_bytes().contains(&b'/') {

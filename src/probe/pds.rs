@@ -1,4 +1,4 @@
-//! Protection domains of a descriptor, on whichever kernel it is of.
+//! Protection domains of a descriptor, on a simulated or a real kernel.
 
 use std::os::fd::AsFd as _;
 
@@ -10,10 +10,10 @@ const ALLOC_PD: u64 = 3;
 const DEALLOC_PD: u64 = 4;
 
 impl Probed {
-    /// ALLOC_PD: the handle.
+    /// ALLOC_PD. Returns the handle.
     ///
     /// # Errors
-    /// Its errno.
+    /// The errno of the call.
     pub fn alloc_pd(&self) -> Result<u32, i32> {
         let (mut handle, mut driver) = ([0xff; 4], [0; 256]);
         self.invoke(&mut [
@@ -28,7 +28,7 @@ impl Probed {
     /// DEALLOC_PD.
     ///
     /// # Errors
-    /// Its errno.
+    /// The errno of the call.
     pub fn free_pd(&self, handle: u32) -> Result<(), i32> {
         self.invoke(&mut [
             Attr { id: 0, data: AttrData::In(&handle.to_ne_bytes()) },

@@ -1,5 +1,5 @@
-//! A netlink socket of a host, call by call. What is asked, and what an answer means, is up to the
-//! caller: a judge should not read answers by the code that it judges.
+//! A netlink socket of a host, call by call. The caller encodes the requests and decodes the answers: a judge must
+//! not decode answers with the code that it judges.
 
 use super::Probe;
 use crate::kernel::{Errno, Handle, Kernel};
@@ -12,7 +12,7 @@ pub struct Wire {
 }
 
 impl Probe {
-    /// A netlink socket of its own.
+    /// Opens a new netlink socket.
     ///
     /// # Errors
     /// The errno of `socket`.
@@ -27,16 +27,16 @@ impl Wire {
     /// `sendto`. The kernel makes the first page of a dump within this call.
     ///
     /// # Errors
-    /// Its errno.
+    /// The errno of the call.
     pub fn send(&self, message: &[u8]) -> Result<(), i32> {
         self.kernel.send(&self.socket, message).map(drop).map_err(Errno::raw_os_error)
     }
 
-    /// `recvfrom` with so many bytes of room. Returns what was received, and the full length of the
-    /// datagram, which is more where the room did not suffice.
+    /// `recvfrom` with `room` bytes of room. Returns the bytes that were received, and the full length of the
+    /// datagram. If the room did not suffice, that is more.
     ///
     /// # Errors
-    /// Its errno.
+    /// The errno of the call.
     pub fn receive(&self, room: usize) -> Result<(Vec<u8>, usize), i32> {
         let mut buffer = vec![0; room];
         let datagram = self.kernel.recv(&self.socket, &mut buffer).map_err(Errno::raw_os_error)?;

@@ -33,7 +33,7 @@ impl Providers {
         self.0.is_empty()
     }
 
-    /// Finds the provider of a device: by driver id, else by name, else by modalias.
+    /// Finds the provider of a device: by driver id, then by name, then by modalias.
     pub(super) fn find(&self, view: &PinnedView<'_>) -> Result<Option<(Found, MatchedBy)>> {
         for by in [MatchedBy::Driver, MatchedBy::Name, MatchedBy::Modalias] {
             for registered in &self.0 {

@@ -53,7 +53,7 @@ impl<'a> PinnedView<'a> {
         self.record.instance()
     }
 
-    /// The driver. None if the kernel does not report it.
+    /// The driver; `None` if the kernel does not report it.
     pub fn driver_id(&self) -> Option<DriverId> {
         self.driver
     }
@@ -63,10 +63,10 @@ impl<'a> PinnedView<'a> {
         self.abi_version
     }
 
-    /// The modalias of its parent device, such as a PCI function. None if the parent has none.
+    /// The modalias of its parent device, such as a PCI function; `None` if the parent has none.
     ///
     /// # Errors
-    /// `Os`, `Malformed`; `Removed` when the device is gone.
+    /// `Os`, `Malformed`; `Removed` if the device is gone.
     pub fn modalias(&self) -> Result<Option<&[u8]>> {
         if let Some(modalias) = self.modalias.get() {
             return Ok(modalias.as_deref());

@@ -1,4 +1,4 @@
-//! A list of devices, and how to find one in it.
+//! A list of devices, and lookups in it.
 
 use std::fmt;
 use std::iter::FusedIterator;
@@ -10,14 +10,14 @@ use crate::device::Device;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{Guid, Name};
 
-/// How many devices an error names.
+/// How many devices an error message names.
 const NAMED: usize = 5;
 
-/// The devices that one look found, by uverbs number, and the names they had then. The list does not
-/// change, and the devices outlive it.
+/// The devices that one look at the host found, ordered by uverbs number, with the names that they had then. The
+/// list does not change, and the devices outlive it.
 ///
-/// A [`Device`] is a handle on what is there now: its [`name`](Device::name) follows a rename that a later list
-/// or an open has found. [`by_name`](Self::by_name) does not: it finds a device by the name that it had in
+/// A [`Device`] is a handle on the current device: its [`name`](Device::name) follows a rename that a later list or
+/// an open has found. [`by_name`](Self::by_name) does not follow it: it finds a device by the name that it had in
 /// this list.
 ///
 /// ```no_run
@@ -36,7 +36,7 @@ const NAMED: usize = 5;
 /// ```
 ///
 /// # Errors of the lookups
-/// `NotFound` names up to five devices of the list, `Ambiguous` up to five that were found.
+/// `NotFound` names up to five devices of the list, `Ambiguous` up to five of the matches.
 #[derive(Clone, Default)]
 pub struct Devices {
     pub(super) devices: Arc<[Device]>,
@@ -62,44 +62,45 @@ impl Devices {
         self.devices.iter()
     }
 
-    /// The devices as a slice, by uverbs number.
+    /// The devices as a slice, ordered by uverbs number.
     pub fn as_slice(&self) -> &[Device] {
         &self.devices
     }
 
-    /// The device in that place of the list, counted from 0. That is not its uverbs number, nor its index in netlink.
+    /// The device at that position in the list, counted from 0. The position is neither its uverbs number nor its
+    /// index in netlink.
     pub fn get(&self, place: usize) -> Option<&Device> {
         self.devices.get(place)
     }
 
-    /// How many there are.
+    /// The number of devices.
     pub fn len(&self) -> usize {
         self.devices.len()
     }
 
-    /// Whether there are none.
+    /// Whether the list is empty.
     pub fn is_empty(&self) -> bool {
         self.devices.is_empty()
     }
 
-    /// What was wrong with devices that are therefore not listed.
+    /// The errors because of which devices are missing from the list.
     pub fn faults(&self) -> impl Iterator<Item = &Error> {
         self.faults.iter().map(|error| &**error)
     }
 
-    /// The device that had that name in this list: a `&str`, a [`Name`], or any bytes. The bytes are compared, so
-    /// that an escaped name finds nothing.
+    /// The device that had that name in this list. The name may be a `&str`, a [`Name`], or any bytes. It is
+    /// compared byte by byte, so an escaped name matches nothing.
     ///
     /// # Errors
-    /// `NotFound`; `Ambiguous` when two have it (Linux 7.3 keeps names unique per namespace only).
+    /// `NotFound`; `Ambiguous` if two devices have it (Linux 7.3 keeps names unique only within a namespace).
     #[doc(alias = "ibv_get_device_name")]
     pub fn by_name(&self, name: impl AsRef<[u8]>) -> Result<Device> {
         let name = name.as_ref();
-        let asked = format_args!("\"{}\"", name.escape_ascii());
-        self.only_one(&asked, |_, known| known.as_bytes() == name)
+        let wanted = format_args!("\"{}\"", name.escape_ascii());
+        self.only_one(&wanted, |_, known| known.as_bytes() == name)
     }
 
-    /// The device that is uverbsN.
+    /// The device `uverbsN`.
     ///
     /// # Errors
     /// `NotFound`.
@@ -107,12 +108,12 @@ impl Devices {
         self.by(format_args!("uverbs{number}"), |device| device.uverbs_number() == number)
     }
 
-    /// The device that has this index in RDMA netlink. Takes two requests to netlink, or none where the device's index is
-    /// known already. [`Registry::by_index`](crate::Registry::by_index) finds it without a list.
+    /// The device that has this index in RDMA netlink. Takes two requests to netlink, or none if the device's index
+    /// is known already. [`Registry::by_index`](crate::Registry::by_index) finds it without a list.
     ///
     /// # Errors
-    /// `NotFound`, also when the index is that of a device that came after this list. `NetlinkUnavailable`, `Os`,
-    /// `PermissionDenied`, `Malformed`.
+    /// `NotFound`, also if the index belongs to a device that was added after this list. `NetlinkUnavailable`,
+    /// `Os`, `PermissionDenied`, `Malformed`.
     #[doc(alias = "ibv_get_device_index")]
     pub fn by_index(&self, index: u32) -> Result<Device> {
         let known =
@@ -120,9 +121,9 @@ impl Devices {
         if let Some(device) = self.iter().find(known) {
             return Ok(device.clone());
         }
-        let asked = format_args!("index {index}");
+        let wanted = format_args!("index {index}");
         let Some(host) = self.get(0).map(|device| &device.0.host) else {
-            return Err(self.not_found(&asked));
+            return Err(self.not_found(&wanted));
         };
         let socket = host.netlink()?;
         if let Some(chardev) = socket.chardev(index)? {
@@ -135,18 +136,18 @@ impl Devices {
                 }
             }
         }
-        Err(self.not_found(&asked))
+        Err(self.not_found(&wanted))
     }
 
-    /// The device of that node GUID. The kernel has no lookup by GUID, so this queries each device of the list over RDMA
-    /// netlink ([`Device::query`]). With many devices that takes milliseconds: keep the device rather than look for it
-    /// again. Devices that are gone by now are left out.
+    /// The device with that node GUID. The kernel has no lookup by GUID, so this queries each device of the list
+    /// over RDMA netlink ([`Device::query`]). With many devices that takes milliseconds: keep the device instead of
+    /// looking it up again. Devices that are gone are skipped.
     ///
-    /// A GUID is no identity: several devices may have the same one, or 0.
+    /// A GUID is not an identity: several devices may have the same one, or 0.
     ///
     /// # Errors
-    /// `NotFound`; `Ambiguous` when several have it; `NetlinkUnavailable`. When no device has it and the query of one failed, the error of
-    /// that query.
+    /// `NotFound`; `Ambiguous` if several devices have it; `NetlinkUnavailable`. If no device has it and the query
+    /// of one failed, the error of that query.
     #[doc(alias = "ibv_get_device_guid")]
     pub fn by_guid(&self, guid: Guid) -> Result<Device> {
         if let Some(device) = self.get(0) {
@@ -168,46 +169,48 @@ impl Devices {
         }
     }
 
-    /// The one device that a condition holds for; `asked` is its text in errors.
+    /// The only device that satisfies a condition. Errors show `wanted` as the condition's text.
     ///
     /// # Errors
     /// `NotFound`, `Ambiguous`.
     pub fn by(
         &self,
-        asked: impl fmt::Display,
-        mut is_it: impl FnMut(&&Device) -> bool,
+        wanted: impl fmt::Display,
+        mut matches: impl FnMut(&&Device) -> bool,
     ) -> Result<Device> {
-        self.only_one(&asked, |device, _| is_it(&device))
+        self.only_one(&wanted, |device, _| matches(&device))
     }
 
     fn only_one(
         &self,
-        asked: &dyn fmt::Display,
-        mut is_it: impl FnMut(&Device, &Name) -> bool,
+        wanted: &dyn fmt::Display,
+        mut matches: impl FnMut(&Device, &Name) -> bool,
     ) -> Result<Device> {
         let listed = self.iter().zip(&*self.names);
-        let found: Vec<_> = listed.filter(|(device, name)| is_it(device, name)).collect();
+        let found: Vec<_> = listed.filter(|(device, name)| matches(device, name)).collect();
         match found[..] {
-            [] => Err(self.not_found(asked)),
+            [] => Err(self.not_found(wanted)),
             [(device, _)] => Ok(device.clone()),
             _ => {
                 let (count, found) = (found.len(), names(found.iter().copied()));
-                let text = format!("{count} devices match {asked}: {found}");
+                let text = format!("{count} devices match {wanted}: {found}");
                 Err(Error::new(ErrorKind::Ambiguous, text))
             }
         }
     }
 
-    fn not_found(&self, asked: &dyn fmt::Display) -> Error {
+    fn not_found(&self, wanted: &dyn fmt::Display) -> Error {
         let text = match self.len() {
-            0 => format!("{asked} is not listed; the list is empty"),
-            _ => format!("{asked} is not listed; listed: {}", names(self.iter().zip(&*self.names))),
+            0 => format!("{wanted} is not listed; the list is empty"),
+            _ => {
+                format!("{wanted} is not listed; listed: {}", names(self.iter().zip(&*self.names)))
+            }
         };
         Error::new(ErrorKind::NotFound, text)
     }
 }
 
-/// Up to five of these by name, and how many more there are.
+/// The names of up to five of these, and the number of the others.
 fn names<'a>(of: impl ExactSizeIterator<Item = (&'a Device, &'a Name)>) -> String {
     let more = of.len().saturating_sub(NAMED);
     let of =
@@ -237,7 +240,7 @@ impl IntoIterator for Devices {
     }
 }
 
-/// The devices of a list, one by one ([`Devices::into_iter`]).
+/// Iterator over the devices of a list ([`Devices::into_iter`]).
 #[derive(Clone)]
 pub struct DevicesIntoIter {
     devices: Arc<[Device]>,

@@ -8,7 +8,7 @@ fn is_same_record(one: &Device, other: &Device) -> bool {
 }
 
 #[test]
-fn a_look_by_index_and_a_list_share_the_record() {
+fn a_lookup_by_index_and_a_list_share_the_record() {
     let machine = Machine::new();
     let ids = ["a", "b", "c"].map(|name| machine.add(DeviceSpec::new(name)).expect("added"));
     let host = Host::simulated(&machine, Policy::new()).expect("a host");
@@ -28,7 +28,7 @@ fn a_look_by_index_and_a_list_share_the_record() {
 }
 
 #[test]
-fn a_look_by_index_notes_what_was_replaced_and_renamed() {
+fn a_lookup_by_index_marks_replaced_devices_and_follows_renames() {
     let machine = Machine::new();
     let old = machine.add(DeviceSpec::new("a")).expect("added");
     let host = Host::simulated(&machine, Policy::new()).expect("a host");
@@ -63,10 +63,10 @@ fn listed() -> Bench {
 }
 
 #[test]
-fn the_fate_of_a_device_that_is_there_is_open() {
+fn a_device_that_is_there_is_not_marked_as_gone() {
     let Bench { machine, device, .. } = listed();
     assert_eq!(device.0.fate(), None);
-    // An error that does not say that it is absent leaves it open, whichever call it is of.
+    // An error other than "absent" leaves it open, whichever call fails.
     for errno in [1, 5, 13, 40] {
         for at in 0..4 {
             let first = machine.calls() + 1;
@@ -81,7 +81,7 @@ fn the_fate_of_a_device_that_is_there_is_open() {
 }
 
 #[test]
-fn the_fate_of_a_device_that_went_is_noted_for_good() {
+fn a_device_that_is_gone_stays_marked() {
     for is_replaced in [false, true] {
         let Bench { machine, id, device } = listed();
         machine.remove(id);

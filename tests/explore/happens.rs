@@ -1,31 +1,29 @@
-//! What happens between two kernel calls, or to one.
+//! The events: what happens between two kernel calls, or to one of them.
 
 use uverbs::sim::{Call, CallKind, DeviceId, DeviceSpec, NodeKind, Verdict, World};
 
-/// How many contexts, or PDs, a short page of a list holds in these worlds; the library's first buffer
-/// holds one.
+/// How many contexts, or PDs, a short page of a list holds in these worlds. The library's first buffer holds one.
 pub(crate) const PAGE: usize = 2;
-/// And how many a long page holds.
+/// How many a long page holds.
 pub(crate) const LONG_PAGE: usize = 17;
 
-/// The thread of the program. No two threads of a machine have one number, and the program's is the
-/// first.
+/// The thread of the program. No two threads of a machine have the same number, and the program's is the first.
 pub(crate) const PROGRAM: u32 = 1000;
 
-/// Something that is done to the world before a call, or to the call.
+/// A change of the world before a call, or of the call.
 #[derive(Clone, Copy)]
 pub(crate) struct Event {
     pub(crate) name: &'static str,
     act: fn(&mut World, DeviceId) -> Verdict,
-    /// The call fails, or an answer is lost or changed; nothing happens to the world.
+    /// Whether a call fails, or an answer is lost or changed, while nothing happens to the world.
     pub(crate) is_fault: bool,
-    /// The program has to come out as if nothing had happened.
+    /// Whether the program must succeed as if nothing had happened.
     pub(crate) is_harmless: bool,
-    /// The calls that it makes a difference to: before any other it might as well come one later.
+    /// The calls that it can affect. Before any other call, it might as well happen one call later.
     pub(crate) matters_to: &'static [Class],
 }
 
-/// What a call looks at.
+/// The part of the host that a call examines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Class {
     SysOpen,
@@ -65,7 +63,7 @@ impl Class {
     }
 }
 
-/// Whatever may notice that a device is gone, or another one is there.
+/// Calls that may notice that a device is gone, or that another one is there.
 const DEVICE: &[Class] =
     &[SysOpen, SysStat, SysRead, SysList, Link, DevOpen, DevStat, Send, Recv, Command];
 const NODE: &[Class] = &[DevOpen, DevStat];
@@ -81,7 +79,7 @@ const ALL: &[Class] = &[
 ];
 
 impl Event {
-    /// Does it; `id` is the device that is asked for.
+    /// Applies the event; `id` is the device that was listed.
     pub(crate) fn happen(&self, world: &mut World, id: DeviceId) -> Verdict {
         (self.act)(world, id)
     }
@@ -113,7 +111,7 @@ macro_rules! faults {
     };
 }
 
-/// What the world does with the device that is asked for.
+/// Changes of the world around the listed device.
 pub(crate) const MUTATIONS: &[Event] = mutations! {
     "remove", DEVICE: |world, id| world.remove(id);
     "remove, one stage", DEVICE: |world, id| world.remove_step(id);
@@ -205,7 +203,7 @@ pub(crate) const MUTATIONS: &[Event] = mutations! {
     "netlink dump ends in EINVAL", ANSWER: |world, _id| world.break_dump(22);
 };
 
-/// What a call may fail with, or lose.
+/// Errors of calls, and lost answers.
 pub(crate) const FAULTS: &[Event] = faults! {
     "EPERM", ALL: Verdict::Fail(1);
     "EINTR" harmless, ALL: Verdict::Fail(4);
@@ -219,26 +217,26 @@ pub(crate) const FAULTS: &[Event] = faults! {
     "from another process", ANSWER: Verdict::Forge(vec![0; 16]);
 };
 
-/// All of it.
+/// All events.
 pub(crate) fn all() -> impl Iterator<Item = &'static Event> + Clone {
     MUTATIONS.iter().chain(FAULTS)
 }
 
-/// A device of the driver that lets go of its contexts or not, as the one that is asked for.
+/// A device whose driver disassociates if that of the listed device does.
 pub(crate) fn spec(name: &str, guid: u64) -> DeviceSpec {
     DeviceSpec::new(name).guid(guid)
 }
 
 fn replace(world: &mut World, id: DeviceId, name: &str, guid: u64) {
     world.remove(id);
-    // Where the removal waits the old name is taken.
+    // If the removal waits, the old name is taken.
     if world.add(spec(name, guid).disassociates(false)).is_err() {
         let _ = world.add(spec("second", guid).disassociates(false));
     }
 }
 
-/// Somebody holds the device open through a node that was made by hand, even inside of devtmpfs: the
-/// node survives the removal, and leads to the old device as long as that is held.
+/// Somebody holds the device open through a hand-made node, even inside devtmpfs. The node survives the removal,
+/// and leads to the old device as long as it is held.
 fn replace_held(world: &mut World, id: DeviceId, guid: u64) {
     world.set_node(0, NodeKind::Static);
     world.foreign_context(id);
@@ -255,7 +253,7 @@ fn close_oldest(world: &mut World, id: DeviceId) {
     close_contexts(world, id, 1);
 }
 
-/// Contexts of other threads close, from the first on.
+/// Contexts of other threads close, starting with the first.
 fn close_contexts(world: &mut World, id: DeviceId, count: usize) {
     let own = world.contexts_by(id, PROGRAM);
     let theirs = world.foreign_contexts_of(id).into_iter().filter(|ctxn| !own.contains(ctxn));
@@ -264,14 +262,14 @@ fn close_contexts(world: &mut World, id: DeviceId, count: usize) {
     }
 }
 
-/// Another thread of the program closes contexts that the program's own one allocated before.
+/// Another thread of the program closes contexts that the program's own thread allocated before.
 fn close_own(world: &mut World, id: DeviceId, count: usize) {
     for ctxn in world.contexts_by(id, PROGRAM).into_iter().take(count) {
         world.close_foreign(id, ctxn);
     }
 }
 
-/// PDs of others are deallocated, from the first on.
+/// PDs of others are deallocated, starting with the first.
 fn drop_pds(world: &mut World, id: DeviceId, count: usize) {
     let own = world.pds_by(id, PROGRAM);
     let theirs = world.foreign_pds_of(id).into_iter().filter(|pdn| !own.contains(pdn));

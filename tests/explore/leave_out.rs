@@ -1,6 +1,6 @@
-//! What each check is good for: it is left out, and what then goes wrong is looked for.
+//! The purpose of each check: it is left out, and the exploration looks for what then goes wrong.
 //!
-//! Where nothing does, another check stands behind it; so two are left out at a time, too.
+//! If nothing goes wrong, another check backs it, so two are left out at a time, too.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -14,17 +14,17 @@ use crate::{adverse_events, identity_events, is_base, is_full, is_plain, list_ev
 
 type Check = (Step, &'static str);
 
-/// The checks that nothing stands behind: without one of these it comes to the wrong device.
+/// The checks that no other check backs: without one of these, a wrong device is opened.
 const NEEDED: [Check; 3] = [
     (Step::Pin, "uverbs directory (inode)"),
     (Step::Prove, "PD of a new thread, under the index"),
     (Step::Prove, "context of a new thread, under the index"),
 ];
 
-/// What is left out holds for the whole process.
+/// A left-out check is left out for the whole process.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
-/// The rule that was broken once, found to bind wrongly by single events.
+/// The rule that was broken once is found to bind wrongly by single events.
 #[test]
 fn the_old_rule_is_found_wrong() {
     let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
@@ -47,10 +47,10 @@ fn the_old_rule_is_found_wrong() {
 }
 
 #[test]
-fn each_check_earns_its_place() {
+fn each_needed_check_is_found_necessary() {
     let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let checks = checks();
-    // Bounded, and with two events at a time, by those that change which device is which.
+    // Bounded, and with two events at a time: only events that change which device is which.
     let singles = match is_full() {
         true => everything(),
         false => identity_events().into_iter().chain(adverse_events()).collect(),
@@ -87,7 +87,7 @@ fn each_check_earns_its_place() {
     }
 }
 
-/// All checks of an open: of one, and of one for which the kernel has no PD.
+/// All checks of an open: of one with a PD, and of one for which the driver allocates none.
 fn checks() -> Vec<Check> {
     let machine = Machine::new();
     machine.add(DeviceSpec::new("rxe0")).expect("added");
@@ -114,10 +114,10 @@ fn checks() -> Vec<Check> {
 /// The shortest plan that leads to the wrong device.
 fn first_wrong(left_out: &[Check], depth: usize, events: &[&'static Event]) -> Option<String> {
     leave_out::leave_out(left_out);
-    // More than one thing at a time in the plain worlds alone.
+    // More than one event at a time only in the plain worlds.
     let all_worlds = is_full() && depth == 1 && left_out.len() == 1;
     let limits = Limits { depth, stride: 1, first_wrong: true };
-    // The adverse worlds where the crowd does not matter: no check depends on it.
+    // Adverse worlds in which the crowd does not matter: no check depends on it.
     let is_wanted = |play: Play| {
         let is_adverse =
             play.setup.is_adverse() && !play.setup.is_crowded() && play.program.binds();
@@ -125,7 +125,7 @@ fn first_wrong(left_out: &[Check], depth: usize, events: &[&'static Event]) -> O
     };
     let tally = explore_all(is_wanted, limits, events);
     let wrong = tally.wrong.into_iter().min_by_key(|(_, plan)| plan.len());
-    let told = wrong.map(|(play, plan)| play.trace(&plan));
+    let trace = wrong.map(|(play, plan)| play.trace(&plan));
     leave_out::leave_out(&[]);
-    told
+    trace
 }

@@ -1,18 +1,19 @@
 //! Everything that may happen, at every kernel call, on the simulated kernel.
 //!
-//! A world with two devices; a program that lists and opens, opens what was listed before, verifies
-//! what another library opened, takes over a descriptor by a claim, lists again, or asks; one event before any one of its
-//! kernel calls, two before any two, three before any three. Whatever comes of it has to lie in a stated
-//! set; what is opened is the instance that was asked for; nothing is left open; and it ends. Which instance
-//! a descriptor is really bound to is asked of the simulated kernel, by the inode of its uverbs directory.
+//! A world has two devices. A program lists and opens, opens a device that was listed before, verifies a descriptor
+//! that another library opened, takes over a descriptor by a claim, lists again, or queries. One event comes before
+//! any one of its kernel calls, two before any two, three before any three. The outcome must be one of a stated
+//! set, the opened device must be the listed instance, nothing may be left open, and the program must end. The
+//! simulated kernel is queried for the instance that a descriptor is really bound to, by the inode of its uverbs
+//! directory.
 //!
-//! Most worlds start with a node that leads to the right device. In the adverse ones it leads to another
-//! device of the same GUID, whose removal waits, and the lists of contexts and PDs are as long as a buffer
-//! or a page, or one shorter or longer; or the device has a provider that allocates a context of its own.
+//! Most worlds start with a node that leads to the right device. In the adverse worlds it leads to another device
+//! of the same GUID, whose removal waits, and the lists of contexts and PDs are as long as a buffer or a page, or
+//! one entry shorter or longer; or the device has a provider that allocates a context of its own.
 //!
-//! `UVERBS_EXPLORE=full` tries, in place of some, all pairs in the plain worlds, and there all triples of those
-//! events that change which device is which; for that build with `--release`. With
-//! `RUSTFLAGS="--cfg uverbs_leave_out"` each check is left out in turn, to see what it is good for.
+//! `UVERBS_EXPLORE=full` tries all pairs in the plain worlds instead of some, and there all triples of those events
+//! that change which device is which. Build with `--release` for that. With `RUSTFLAGS="--cfg uverbs_leave_out"`
+//! each check is left out in turn, to find its purpose.
 
 mod happens;
 #[cfg(uverbs_leave_out)]
@@ -24,18 +25,18 @@ use happens::Event;
 use play::{PROGRAMS, Play, Program, Setup};
 use search::{Limits, compare_later, everything, explore_all};
 
-/// Whether all of it is to be tried.
+/// Whether to try everything.
 #[allow(clippy::disallowed_methods)] // a test's own switch: the library reads no variable
 fn is_full() -> bool {
     std::env::var("UVERBS_EXPLORE").is_ok_and(|value| value == "full")
 }
 
-/// Worlds of which one, in the bounded run, stands for all that differ in the clock or the crowd.
+/// The worlds that, in the bounded run, stand for all those that differ in the clock or the crowd.
 fn is_plain(play: Play) -> bool {
     is_base(play) && !play.setup.is_crowded() && !play.setup.one_tick
 }
 
-/// Worlds where the node leads to the right device, if to any, and nobody claims anything.
+/// The worlds whose node leads to the right device, if to any, and in which nobody makes a claim.
 fn is_base(play: Play) -> bool {
     !play.setup.is_adverse() && play.program.binds()
 }
@@ -52,12 +53,12 @@ fn an_event_that_does_not_matter_may_come_later() {
             }
         }
     }
-    println!("{compared} events, each before a call that it does not matter to and one call later");
+    println!("{compared} events, each before a call that it does not affect, and one call later");
     assert!(compared > 1000, "hardly anything was compared: {compared}");
 }
 
-/// One event before every call, and two before every two: some of these; or all in the plain worlds, and
-/// some in the others, which differ from them in the clock or the crowd.
+/// One event before every call, and two before every two: a sample of the pairs, or all of them in the plain worlds
+/// and a sample in the others, which differ from the plain worlds in the clock or the crowd.
 #[test]
 fn one_and_two_events() {
     let full = is_full();
@@ -72,8 +73,8 @@ fn one_and_two_events() {
     tally.require_right("one event, two: the worlds of a right node");
 }
 
-/// Three events, of those that change which device is which: some, of an open of a device whose driver does
-/// not disassociate; or all, of every program in the plain worlds.
+/// Three events that change which device is which: a sample, for an open of a device whose driver does not
+/// disassociate; or all, for every program in the plain worlds.
 #[test]
 fn three_events() {
     let is_hard =
@@ -86,21 +87,20 @@ fn three_events() {
     explore_all(wanted, limits, &identity_events()).require_right(what);
 }
 
-/// The adverse worlds: one event, of those that change lists; or all of them, and pairs of those in some
-/// worlds.
+/// The adverse worlds: one of the events that change lists; or all of these, and pairs of them in some worlds.
 ///
-/// A rule that takes "not listed" for "was not there" binds wrongly here: a page of contexts closes while
-/// they are listed, and an older context of the thread then looks new. So does a rule that takes any new
-/// context of the thread for the descriptor's.
+/// A rule that takes "not listed" for "did not exist" binds wrongly here: a page of contexts closes while they are
+/// listed, and an older context of the thread then looks new. So does a rule that takes any new context of the
+/// thread for the descriptor's.
 #[test]
 fn lists_that_end_at_a_boundary() {
     let events = if is_full() { everything() } else { list_events() };
     let limits = Limits { depth: 1, stride: 1, first_wrong: false };
-    // Bounded, two programs stand for those that differ in how they come to the same look.
+    // In the bounded run, two programs stand for those that get to the same check in different ways.
     let is_wanted = |play: Play| {
         let Play { program, setup } = play;
         if program == Program::Adopt {
-            // In those it has opened the device before, which is the one of the node.
+            // In those it has opened the device before, and the node leads to that device.
             return !setup.is_adverse() && (is_full() || !setup.is_crowded());
         }
         let all_programs =
@@ -122,9 +122,9 @@ fn lists_that_end_at_a_boundary() {
     tally.require_right("one event, and two in some, the adverse worlds");
 }
 
-/// One event, while the devices are listed again: a device that stays is not forgotten.
+/// One event while the devices are listed again: a device that stays is not lost.
 #[test]
-fn a_list_that_steps_over_a_device() {
+fn a_list_that_skips_a_device() {
     let limits = Limits { depth: 1, stride: 1, first_wrong: false };
     let is_wanted = |play: Play| {
         play.program == Program::ListAgain
@@ -159,7 +159,7 @@ fn list_events() -> Vec<&'static Event> {
     named(&NAMES)
 }
 
-/// The events that change which device is which, one of each sort; and an error in between.
+/// The events that change which device is which, one of each kind, and one error.
 fn identity_events() -> Vec<&'static Event> {
     const NAMES: [&str; 11] = [
         "remove, one stage",
@@ -177,7 +177,7 @@ fn identity_events() -> Vec<&'static Event> {
     named(&NAMES)
 }
 
-/// The events that leave a proof its last way.
+/// The events that leave a proof only its last method.
 #[cfg(uverbs_leave_out)]
 fn adverse_events() -> Vec<&'static Event> {
     named(&["no more threads", "ALLOC_PD fails, EINVAL"])
@@ -185,6 +185,6 @@ fn adverse_events() -> Vec<&'static Event> {
 
 fn named(names: &[&str]) -> Vec<&'static Event> {
     let events: Vec<_> = happens::all().filter(|event| names.contains(&event.name)).collect();
-    assert_eq!(events.len(), names.len(), "an event is called otherwise");
+    assert_eq!(events.len(), names.len(), "an event has another name");
     events
 }

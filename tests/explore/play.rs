@@ -1,4 +1,4 @@
-//! One execution: a world, a program, and a plan of what happens meanwhile.
+//! One execution: a world, a program, and a plan of events.
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -13,50 +13,49 @@ use uverbs::{
 
 use crate::happens::{Event, LONG_PAGE, PAGE, PROGRAM, spec};
 
-/// More kernel calls than any of the programs needs with all its repetitions: one that makes more does
-/// not end.
+/// More kernel calls than any of the programs needs, including all retries. A program that makes more does not end.
 const TOO_MANY: u64 = 2_000;
 
-/// How the world is before the program starts.
+/// The state of the world before the program starts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Setup {
-    /// The driver lets go of open contexts when its device goes.
+    /// Whether the driver disassociates open contexts when its device is removed.
     pub(crate) disassociates: bool,
-    /// The node was made by hand; and the kernel has a PD of its own on the device.
+    /// Whether the node is hand-made, and the kernel has a PD of its own on the device.
     pub(crate) static_node: bool,
-    /// The program holds the device open, through that node.
+    /// Whether the program holds the device open, through that node.
     pub(crate) held: bool,
-    /// The clock of inodes stands still: all that happens is within one tick of it.
+    /// Whether the clock of inodes stands still: everything happens within one tick.
     pub(crate) one_tick: bool,
     /// Contexts on the device, each with a PD.
     pub(crate) crowd: Crowd,
-    /// The node was made by hand and leads to an older device of the same GUID, which somebody holds.
+    /// Whether the node is hand-made and leads to an older device of the same GUID, which somebody holds.
     pub(crate) stale: bool,
-    /// The device has a provider that allocates a context and a PD of its own before each allocation.
+    /// Whether the device has a provider that allocates a context and a PD of its own before each allocation.
     pub(crate) meddles: bool,
-    /// The library has opened the device before, so that it knows a number to look for.
+    /// Whether the library has opened the device before, so that it guesses a number.
     pub(crate) known: Option<Next>,
 }
 
-/// Whose context has the number that the library knows.
+/// The owner of the context with the number that the library guesses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Next {
-    /// Nobody's.
+    /// Nobody.
     Free,
-    /// An older one of the program's own thread.
+    /// The program's own thread, which allocated it earlier.
     Own,
-    /// One of another thread, and the program's own thread has the one after it.
+    /// Another thread, and the program's own thread has the next number.
     Others,
 }
 
-/// Contexts that there are before the program starts.
+/// Contexts that exist before the program starts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Crowd {
-    /// How many other threads have.
+    /// How many contexts other threads have.
     pub(crate) others: usize,
-    /// Places in the list, other than those of others, of what the program's own thread has.
+    /// The positions of the program's own contexts in the list.
     pub(crate) own: &'static [usize],
-    /// Each page of a list is short, however long the buffers are.
+    /// Whether each page of a list is short, however long the buffers are.
     pub(crate) short_pages: bool,
 }
 
@@ -66,7 +65,7 @@ impl Crowd {
         machine.set_short_pages(self.short_pages);
         let count = self.others + self.own.len();
         for place in 0..count {
-            // What is beyond the end is at the end.
+            // Positions past the end are at the end.
             let is_own = self.own.contains(&place)
                 || (place + 1 == count && self.own.iter().any(|own| *own >= count));
             let ctxn = match is_own {
@@ -80,10 +79,10 @@ impl Crowd {
     }
 }
 
-/// The number in the name of a node that nobody else looks at.
+/// The number in the name of a node that nobody else uses.
 const ASIDE: u32 = 7;
 
-/// The last place.
+/// The last position.
 const LAST: usize = usize::MAX;
 
 impl Setup {
@@ -99,10 +98,10 @@ impl Setup {
         })
     }
 
-    /// The worlds where a wrong device is at hand and the lists are just so long that they fill what they
-    /// are put into, or not quite: the library's first buffer, a page, two pages, of both lengths.
+    /// The worlds with a wrong device within reach, whose lists exactly fill their buffers, or nearly do: the
+    /// library's first buffer, a page, and two pages, of both lengths.
     fn boundaries() -> impl Iterator<Item = Self> {
-        // As many as the first buffer takes is one.
+        // The first buffer holds one.
         const SHORT: [usize; 6] = [0, 1, PAGE, PAGE + 1, 2 * PAGE, 2 * PAGE + 1];
         const LONG: [usize; 4] = [LONG_PAGE - 1, LONG_PAGE, LONG_PAGE + 1, 2 * LONG_PAGE];
         const OWN_SHORT: [&[usize]; 6] = [&[], &[0], &[LAST], &[PAGE - 1], &[PAGE], &[0, LAST]];
@@ -110,7 +109,7 @@ impl Setup {
             [&[], &[0], &[LAST], &[LONG_PAGE - 1], &[LONG_PAGE], &[0, LAST]];
         let crowds = |others: &'static [usize], own: &'static [&'static [usize]], short_pages| {
             others.iter().flat_map(move |&others| {
-                // A place that is beyond the end is the last, which there is already.
+                // A position past the end is the last one, which is covered already.
                 let differs = move |own: &&&'static [usize]| match own {
                     [place] => *place == LAST || *place < others,
                     _ => true,
@@ -130,7 +129,7 @@ impl Setup {
             meddles: true,
             ..Self::default()
         });
-        // A number that is known: with the wrong device at hand, and with the right one.
+        // A known number: with the wrong device within reach, and with the right one.
         let known = [Next::Free, Next::Own, Next::Others].into_iter().flat_map(move |next| {
             [stale, Self::default()].into_iter().flat_map(move |world| {
                 [false, true].map(|meddles| Self { known: Some(next), meddles, ..world })
@@ -143,12 +142,13 @@ impl Setup {
         Self::base().chain(Self::boundaries())
     }
 
-    /// A wrong device is at hand, or a provider does what deceives a rule that counts contexts.
+    /// Whether a wrong device is within reach, or a provider does something that deceives a rule that counts
+    /// contexts.
     pub(crate) fn is_adverse(self) -> bool {
         self.stale || self.meddles || self.known.is_some()
     }
 
-    /// Others, or the program itself, have contexts on the device.
+    /// Whether others, or the program itself, have contexts on the device.
     pub(crate) fn is_crowded(self) -> bool {
         self.crowd.others > 0 || !self.crowd.own.is_empty()
     }
@@ -185,18 +185,18 @@ impl fmt::Display for Setup {
     }
 }
 
-/// What is run.
+/// The program that is run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Program {
-    /// Lists, and opens what has uverbs0 then: maybe a replacement.
+    /// Lists, and opens the device that then has uverbs0, which may be a replacement.
     ListAndOpen,
-    /// Opens what was listed before anything happened.
+    /// Opens the device that was listed before anything happened.
     Open,
-    /// Verifies what somebody else opened on the node.
+    /// Verifies a descriptor that somebody else opened through the node.
     Verify,
-    /// The same, and between the two allocates a context and a PD on the right device, too.
+    /// The same, and in between also allocates a context and a PD on the right device.
     VerifyKeeping,
-    /// Asks for what netlink says of it.
+    /// Queries netlink about the device.
     Query,
     /// Has opened it before, and takes over another descriptor by the claim of that context.
     Adopt,
@@ -215,7 +215,7 @@ pub(crate) const PROGRAMS: [Program; 7] = [
 ];
 
 impl Program {
-    /// It comes to one device, by a look at the host that is all its own.
+    /// Whether it gets to one device by looking at the host by itself.
     pub(crate) fn binds(self) -> bool {
         !matches!(self, Self::Adopt | Self::ListAgain)
     }
@@ -234,7 +234,7 @@ impl fmt::Display for Play {
     }
 }
 
-/// What happens during one execution, each event before the call of that number; in order.
+/// The events of one execution, each before the call with that number, in order.
 pub(crate) type Plan<'a> = &'a [(u64, &'static Event)];
 
 /// A plan, for people to read.
@@ -248,7 +248,7 @@ impl fmt::Display for Show<'_> {
     }
 }
 
-/// A provider that keeps a context and a PD of its own on each device that it is asked about.
+/// A provider that keeps a context and a PD of its own on each device for which it is called.
 struct Meddler {
     machine: Machine,
     matches: [Match; 1],
@@ -289,19 +289,19 @@ impl DeviceProvider for Meddler {
     }
 }
 
-/// The program's own thread allocates a context and a PD through a descriptor of its own.
+/// The program's own thread allocates a context and a PD through a separate descriptor.
 fn allocate_aside(world: &mut World, id: DeviceId) {
     if let Some(ctxn) = world.context_by(id, PROGRAM) {
         world.pd_by(id, ctxn, PROGRAM);
     }
 }
 
-/// What came of one execution.
+/// The result of one execution.
 pub(crate) struct Execution {
-    /// The kind of the error, if it is one.
+    /// The kind of the error, if there was one.
     pub(crate) result: std::result::Result<(), ErrorKind>,
-    /// It was bound to, or reported, another instance than the one that was asked for; or it called the
-    /// right one wrong, or a live device removed.
+    /// Whether it was bound to, or reported, another instance than the listed one; or reported the right one as
+    /// wrong, or a live device as removed.
     pub(crate) wrong: bool,
 }
 
@@ -315,8 +315,8 @@ impl Execution {
 }
 
 impl Play {
-    /// Runs it. `watch` sees the world before each call, after what the plan does there; when it says
-    /// that this is enough every further call fails, and what comes of the execution means nothing.
+    /// Runs it. `watch` sees the world before each call, after the plan's events there. If it returns that this is
+    /// enough, every further call fails, and the result is meaningless.
     pub(crate) fn execute(
         self,
         plan: Plan<'_>,
@@ -329,7 +329,7 @@ impl Play {
         if setup.one_tick {
             machine.set_tick(0);
         }
-        // Any order is that of a kernel, which goes by hashes.
+        // Any order is possible on a real kernel, which goes by hashes.
         machine.set_lists_reversed(program == Program::ListAgain);
         if setup.stale || program == Program::Adopt {
             let old = machine.add(spec("old", 0xa0).disassociates(false)).expect("added");
@@ -364,9 +364,9 @@ impl Play {
             Registry::with_providers(host, providers())
         };
         let before = registry();
-        let asked = before.devices().expect("a list").by_name("rxe0").expect("listed");
+        let listed = before.devices().expect("a list").by_name("rxe0").expect("listed");
         if let Some(next) = setup.known {
-            drop(asked.open().expect("the node is the right one so far"));
+            drop(listed.open().expect("the node is the right one so far"));
             if next == Next::Others {
                 machine.foreign_context(id).expect("a context");
             }
@@ -378,7 +378,7 @@ impl Play {
             }
         }
         let is_held = setup.held || program == Program::Adopt;
-        let held = is_held.then(|| asked.open().expect("opened"));
+        let held = is_held.then(|| listed.open().expect("opened"));
         let fresh = registry();
 
         let claim = match program {
@@ -389,9 +389,9 @@ impl Play {
         let registry = if program == Program::ListAgain { &before } else { &fresh };
         let has_faults = plan.iter().any(|(_, event)| event.is_fault);
         let (result, wrong) =
-            run(program, &machine, id, registry, &asked, claim.as_ref(), has_faults);
+            run(program, &machine, id, registry, &listed, claim.as_ref(), has_faults);
         machine.clear_hook();
-        drop((held, asked, before, fresh, aside));
+        drop((held, listed, before, fresh, aside));
         let left = machine.open_handles();
         assert_eq!(left, 0, "left open: {self:?}: {}", Show(plan));
         Execution { result, wrong }
@@ -399,7 +399,7 @@ impl Play {
 }
 
 impl Play {
-    /// A play and its plan, with the calls that the events come before.
+    /// A play and its plan, with the calls that its events precede.
     pub(crate) fn trace(self, plan: Plan<'_>) -> String {
         let calls: Vec<u64> = plan.iter().map(|(at, _)| *at).collect();
         let texts = Arc::new(Mutex::new(Vec::new()));
@@ -448,13 +448,13 @@ fn hook(
     });
 }
 
-/// Runs a program; says also whether it came to the wrong device.
+/// Runs a program. Returns its result, and whether it got to the wrong device.
 fn run(
     program: Program,
     machine: &Machine,
     id: DeviceId,
     registry: &Registry,
-    asked: &Device,
+    listed: &Device,
     claim: Option<&ContextClaim>,
     has_faults: bool,
 ) -> (std::result::Result<(), ErrorKind>, bool) {
@@ -466,7 +466,7 @@ fn run(
         Err(error) => (Err(error.kind()), false),
     };
     match program {
-        Program::Open => opened(asked),
+        Program::Open => opened(listed),
         Program::ListAndOpen => {
             let is_first = |device: &&Device| device.uverbs_number() == 0;
             match registry.devices().and_then(|devices| devices.by("uverbs0", is_first)) {
@@ -478,13 +478,13 @@ fn run(
             if program == Program::VerifyKeeping {
                 machine.with(|world| allocate_aside(world, id));
             }
-            // What another library might open: the node by its name, whatever it leads to. Where it opens
-            // nothing there is nothing to verify.
+            // What another library might open: the node by its name, whatever it leads to. If it opens nothing,
+            // there is nothing to verify.
             let Ok(fd) = machine.open_unguarded(0) else { return (Ok(()), false) };
             let bound = machine.directory_of(fd.as_fd());
-            let verified = asked.verify(fd.as_fd()).map_err(|error| error.kind());
-            let is_right = bound == Some(asked.instance().ino);
-            // A mismatch is a statement, too, as long as the device stays and no call was made to fail.
+            let verified = listed.verify(fd.as_fd()).map_err(|error| error.kind());
+            let is_right = bound == Some(listed.instance().ino);
+            // A mismatch is a claim, too, as long as the device stays and no call was made to fail.
             let stays = machine.is_alive(id) && machine.directory(id) == bound;
             let is_slandered =
                 is_right && stays && matches!(verified, Err(ErrorKind::NodeMismatch));
@@ -493,12 +493,12 @@ fn run(
         }
         Program::Adopt => {
             let Some(claim) = claim else { return (Ok(()), false) };
-            // The older device's, of the same number and GUID.
+            // The older device, with the same number and GUID.
             let Ok(fd) = machine.open_unguarded(ASIDE) else { return (Ok(()), false) };
-            match Context::from_fd(asked, fd, claim) {
+            match Context::from_fd(listed, fd, claim) {
                 Ok(context) => {
                     let bound = machine.directory_of(context.as_fd());
-                    (Ok(()), bound != Some(asked.instance().ino))
+                    (Ok(()), bound != Some(listed.instance().ino))
                 }
                 Err(error) => (Err(error.kind()), false),
             }
@@ -506,13 +506,13 @@ fn run(
         Program::ListAgain => match registry.devices() {
             Err(error) => (Err(error.kind()), false),
             Ok(_) => {
-                let (result, wrong) = opened(asked);
+                let (result, wrong) = opened(listed);
                 let is_there =
-                    machine.is_alive(id) && machine.directory(id) == Some(asked.instance().ino);
+                    machine.is_alive(id) && machine.directory(id) == Some(listed.instance().ino);
                 (result, wrong || (is_there && result == Err(ErrorKind::Removed)))
             }
         },
-        Program::Query => match asked.query() {
+        Program::Query => match listed.query() {
             Err(error) => (Err(error.kind()), false),
             Ok(facts) => {
                 let truth = (machine.index_of(id), machine.guid_of(id));

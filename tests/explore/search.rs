@@ -1,9 +1,8 @@
-//! The search: every event at every call of a play, and so on with what came of it.
+//! The search: every event at every call of a play, and recursively at every call of the result.
 //!
-//! A plan is an execution of its own, from the start. Where the world and all that its calls have
-//! answered are as they were in another execution, the rest of the two is the same, and what can
-//! happen in it need not be tried twice. So most plans are cut short or need not be tried at all:
-//! those whose event changes nothing, and those where it may as well come one call later.
+//! Each plan is executed from the start. If the world and all results of its calls are the same as in another
+//! execution, the rest of both is the same, and its events need not be tried twice. So most plans are cut short or
+//! not tried at all: those whose event changes nothing, and those whose event may as well come one call later.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,7 +14,7 @@ use uverbs::ErrorKind;
 
 use crate::play::{Execution, PROGRAMS, Plan, Play, Program, Setup, Show};
 
-/// What may come of a program, whatever happens: nothing else, and never the wrong device.
+/// The outcomes that a program may have, whatever happens. The wrong device is never allowed.
 const ALLOWED: &[&str] = &[
     "ok",
     "NotFound",
@@ -30,15 +29,15 @@ const ALLOWED: &[&str] = &[
     "Os",
 ];
 
-/// An open starts over twice: it bears two things that move under it.
+/// An open starts over twice, so it tolerates two changes.
 const OFTEN: usize = 3;
 
-/// What was explored, and what came of it.
+/// What was explored, and the outcomes.
 #[derive(Default)]
 pub(crate) struct Tally {
     /// Executions that were judged, by the number of events.
     executions: [u64; 4],
-    /// Executions that were cut short, since their rest was known.
+    /// Executions that were cut short because their rest was known.
     pruned: u64,
     /// By the last event and the outcome.
     outcomes: BTreeMap<(&'static str, String), u64>,
@@ -86,14 +85,14 @@ impl Tally {
         }
     }
 
-    /// It never came to the wrong device.
+    /// Requires that the wrong device was never opened.
     pub(crate) fn require_right(&self, what: &str) {
         self.print(what);
-        assert!(self.wrong.is_empty(), "it came to the wrong device");
+        assert!(self.wrong.is_empty(), "the wrong device was opened");
     }
 
     #[cfg(uverbs_leave_out)]
-    /// The shortest plans that went wrong, of each program, in worlds that `wanted` takes.
+    /// The shortest plans that went wrong, for each program, in worlds that `wanted` accepts.
     pub(crate) fn shortest_wrong(&self, wanted: impl Fn(Play) -> bool) -> Vec<(Program, String)> {
         let shortest = |program| {
             let wrong =
@@ -105,43 +104,42 @@ impl Tally {
     }
 }
 
-/// The states that were seen, each with how many more events were tried from there.
+/// The states that were seen, each with the number of further events that were tried from there.
 type Seen = Arc<Mutex<HashMap<u64, usize>>>;
 
-/// What is looked for, and how far.
+/// What the search looks for, and how far.
 #[derive(Clone, Copy)]
 pub(crate) struct Limits {
-    /// How many events.
+    /// The number of events.
     pub(crate) depth: usize,
-    /// Of the plans with the most events, one of so many is tried.
+    /// Of the plans with the most events, one in this many is tried.
     pub(crate) stride: u64,
-    /// End at the first wrong binding.
+    /// Whether to end at the first wrong binding.
     pub(crate) first_wrong: bool,
 }
 
-/// A call that an event may come before.
+/// A call that an event may precede.
 #[derive(Clone, Copy)]
 struct Point {
     number: u64,
     class: Class,
-    /// After the call and before the next one the program closed something, or code of others opened
-    /// something.
+    /// Whether the program closed something, or other code opened something, after this call and before the next.
     acts: bool,
 }
 
 impl Point {
-    /// Whether it makes a difference that the event comes before this call and not before the next.
+    /// Whether it matters that the event comes before this call, and not before the next.
     fn matters(&self, event: &Event) -> bool {
         self.acts || event.matters_to.contains(&self.class)
     }
 }
 
-/// What is seen of an execution while it runs.
+/// What is observed of an execution while it runs.
 #[derive(Default)]
 struct Watched {
     points: Vec<Point>,
     acts: u64,
-    /// From here on it is known.
+    /// From this call on, the rest is known.
     known: bool,
 }
 
@@ -151,7 +149,7 @@ struct Search {
     events: Vec<&'static Event>,
     seen: Seen,
     turn: u64,
-    /// What comes of it if nothing happens; none where that is wrong.
+    /// The outcome if nothing happens; `None` if that is wrong.
     undisturbed: Option<Result<(), ErrorKind>>,
     tally: Tally,
 }
@@ -197,7 +195,7 @@ impl Search {
         }
     }
 
-    /// What does no harm is no error, unless it happens too often.
+    /// A harmless event must not cause an error, unless it happens too often.
     fn require_harmless(&mut self, plan: Plan<'_>, execution: &Execution) {
         if plan.is_empty() {
             self.undisturbed = (!execution.wrong).then_some(execution.result);
@@ -206,8 +204,8 @@ impl Search {
         let is_harmless = plan.len() < OFTEN && plan.iter().all(|(_, event)| harmless(event));
         let result = execution.result;
         let Some(undisturbed) = self.undisturbed else { return };
-        // Who pins may have to pin anew, where something moved or was added to the list. A list that
-        // takes several pages may not come to an end in time.
+        // A pinning program may have to pin again if something changed or was added to the list. A list of several
+        // pages may not end in time.
         let is_verify = matches!(self.play.program, Program::Verify | Program::VerifyKeeping);
         let again = (is_verify || self.play.setup.is_crowded())
             && matches!(result, Err(ErrorKind::Unstable | ErrorKind::Unproven));
@@ -224,10 +222,10 @@ impl Search {
         self.turn.is_multiple_of(self.limits.stride)
     }
 
-    /// Runs a plan, until what may come of it is known.
+    /// Runs a plan until its outcome is known.
     fn execute(&self, plan: Plan<'_>, left: usize) -> (Execution, Watched) {
         let (from, is_fault) = plan.last().map_or((0, false), |(at, event)| (*at, event.is_fault));
-        // A fault changes nothing before its call is over.
+        // A fault changes nothing before its call is complete.
         let from = if is_fault { from + 1 } else { from };
         let watched = Arc::new(Mutex::new(Watched::default()));
         let (seen, shared) = (self.seen.clone(), watched.clone());
@@ -262,7 +260,7 @@ impl Search {
     }
 }
 
-/// All programs in all worlds that `wanted` takes, on all processors.
+/// All programs in all worlds that `wanted` accepts, on all processors.
 pub(crate) fn explore_all(
     wanted: impl Fn(Play) -> bool,
     limits: Limits,
@@ -297,13 +295,13 @@ pub(crate) fn explore_all(
     total.into_inner().expect("no panic")
 }
 
-/// Everything that can happen.
+/// All events.
 pub(crate) fn everything() -> Vec<&'static Event> {
     happens::all().collect()
 }
 
-/// Whether it is really the same, as [`Event::matters_to`] says, when an event comes one call later:
-/// for all calls of a play; how many were compared.
+/// Tests, for all calls of a play, that it really makes no difference if an event comes one call later where
+/// [`Event::matters_to`] claims that. Returns how many were compared.
 pub(crate) fn compare_later(play: Play) -> u64 {
     let state_at = |plan: Plan<'_>, at: u64| {
         let state = Arc::new(Mutex::new(None));
@@ -322,7 +320,7 @@ pub(crate) fn compare_later(play: Play) -> u64 {
     for point in &watched.points {
         for event in happens::all().filter(|event| !point.matters(event)) {
             let (now, later) = (point.number, point.number + 1);
-            // Nothing comes after the last call.
+            // No call follows the last one.
             let Some(after) = state_at(&[(later, event)], later) else { continue };
             compared += 1;
             assert_eq!(

@@ -1,10 +1,10 @@
-//! What happens to a host, out of bytes.
+//! Events on a host, from bytes.
 
 use uverbs::sim::{DeviceId, DeviceSpec, NodeKind, Verdict, World};
 
 use crate::input::Input;
 
-/// So many devices there are at most, ever: plans are about few of them.
+/// The maximum number of devices in a plan, because plans are about few of them.
 const DEVICES: usize = 12;
 
 #[derive(Clone, Debug)]
@@ -86,7 +86,7 @@ impl Event {
     }
 
     pub(crate) fn happen(&self, world: &mut World, devices: &mut Vec<DeviceId>) {
-        // What cannot be done in this world is not done.
+        // Events that are impossible in this world are ignored.
         let _ = self.try_happen(world, devices);
     }
 
@@ -96,7 +96,7 @@ impl Event {
                 let mut spec = DeviceSpec::new(name.clone()).disassociates(*disassociates);
                 spec = spec.guid(*guid);
                 if *foreign_driver {
-                    // mlx4: netlink tells it, and it writes its whole answer.
+                    // mlx4: netlink reports it, and it writes its whole response.
                     spec = spec.driver(2, 4).driver_data(0, 16).response(vec![1; 16]);
                 }
                 devices.push(world.add(spec).ok()?);
@@ -156,7 +156,7 @@ fn node(input: &mut Input<'_>) -> NodeKind {
     }
 }
 
-/// What a call may come to.
+/// What may happen to a call.
 pub(crate) fn fault(input: &mut Input<'_>) -> Verdict {
     match input.below(4) {
         0 => Verdict::Lose,

@@ -1,4 +1,4 @@
-//! Decisions out of bytes. When they are used up everything is zero.
+//! Decisions from bytes. Once they are used up, every decision is zero.
 
 pub(crate) struct Input<'a>(pub(crate) &'a [u8]);
 
@@ -22,7 +22,7 @@ impl<'a> Input<'a> {
         usize::from(self.byte()) % end.max(1)
     }
 
-    /// At most `most` bytes, of which the first tells how many.
+    /// At most `most` bytes. The first byte determines how many.
     pub(crate) fn bytes(&mut self, most: usize) -> &'a [u8] {
         let len = self.below(most + 1).min(self.0.len());
         let (bytes, rest) = self.0.split_at(len);

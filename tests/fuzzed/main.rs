@@ -1,15 +1,15 @@
-//! The seeds of the fuzz targets (`fuzz/`), and bytes at random, through what the targets run.
+//! Runs the seeds of the fuzz targets (`fuzz/`), and random bytes, through the code of the targets.
 
 mod event;
 mod input;
 mod plan;
 mod plugged;
 mod responses;
-mod told;
+mod sanity;
 
 use proptest::prelude::*;
 
-/// Runs a target on each of its seeds; there has to be a dozen.
+/// Runs a target on each of its seeds.
 #[allow(clippy::disallowed_methods)] // a test reads its own files
 fn replay(target: &str, run: fn(&[u8])) {
     let seeds = format!("{}/fuzz/seeds/{target}", env!("CARGO_MANIFEST_DIR"));
@@ -43,11 +43,11 @@ proptest! {
     }
 }
 
-/// Without the checks that nothing stands behind, some seeds come to the wrong device: the model is not
-/// blind.
+/// Without the checks that no other check backs, some seeds lead to the wrong device. So the model notices wrong
+/// devices.
 #[cfg(uverbs_leave_out)]
 #[test]
-fn the_model_sees_a_wrong_device() {
+fn the_model_notices_a_wrong_device() {
     use uverbs::{Step, leave_out::leave_out};
 
     for (seed, check) in [
@@ -59,7 +59,8 @@ fn the_model_sees_a_wrong_device() {
         let bytes = std::fs::read(&seed).expect("a seed");
         plan::run(&bytes);
         leave_out(&[check]);
-        let panic = std::panic::catch_unwind(|| plan::run(&bytes)).expect_err("nothing was seen");
+        let panic =
+            std::panic::catch_unwind(|| plan::run(&bytes)).expect_err("nothing was noticed");
         leave_out(&[]);
         let text = panic.downcast_ref::<String>().expect("a message");
         assert!(text.contains("WRONG DEVICE") || text.contains("another device"), "{text}");

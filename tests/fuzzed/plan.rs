@@ -1,7 +1,7 @@
-//! A whole host out of bytes: devices come, go, change their names and say hostile things, calls fail,
-//! and meanwhile a program lists, keeps handles, opens, verifies and asks. After each step the model is
-//! held against it: what is opened is what was asked for, nothing else is open, handles answer as
-//! before, and everything that is said can be printed.
+//! A whole host from bytes. Devices come, go, change their names and have hostile contents, and calls fail.
+//! Meanwhile a program lists, keeps handles, opens, verifies and queries. After each step the model checks the
+//! result: the opened device is the listed one, nothing else is open, handles still report the same, and every text
+//! can be printed.
 
 use std::collections::BTreeMap;
 use std::os::fd::AsFd as _;
@@ -13,12 +13,12 @@ use uverbs::{Context, Device, DeviceNumber, Devices, Host, Instance, Policy, Reg
 use crate::event::{self, Event};
 use crate::input::Input;
 use crate::plugged::Plugged;
-use crate::told::{TOO_MANY, require_printable, require_sane, sane};
+use crate::sanity::{TOO_MANY, require_printable, require_sane, sane};
 
-/// More would find nothing that fewer do not, and take long.
+/// More steps would find nothing more, and take long.
 const STEPS: usize = 48;
 
-/// Which device each directory of sysfs is or was of.
+/// The device that each directory of sysfs belongs or belonged to.
 type Directories = Arc<Mutex<BTreeMap<u64, DeviceId>>>;
 
 struct Play<'a> {
@@ -30,11 +30,11 @@ struct Play<'a> {
     listed: Option<Devices>,
     handles: Vec<(Device, Facts)>,
     contexts: Vec<Context>,
-    /// Descriptors that are open with nothing asked for.
+    /// Descriptors that are open without having been requested.
     idle: usize,
 }
 
-/// What a handle answers for ever.
+/// What a handle reports permanently.
 #[derive(Debug, PartialEq)]
 struct Facts {
     instance: Instance,
@@ -96,7 +96,7 @@ pub(crate) fn run(bytes: &[u8]) {
         plugged.check_gone();
     }
     assert_eq!(machine.open_handles(), 0, "left open");
-    assert_eq!(machine.overruns(), 0, "memory was destroyed");
+    assert_eq!(machine.overruns(), 0, "memory was overwritten");
 }
 
 impl Play<'_> {
@@ -113,12 +113,12 @@ impl Play<'_> {
             12 => self.verify(),
             13 => self.query(),
             14 => self.use_context(),
-            _ => self.let_go(),
+            _ => self.drop_something(),
         }
     }
 
-    /// Has events happen and calls fail while something is asked of the library.
-    fn meanwhile<T>(&mut self, ask: impl FnOnce(&Self) -> T) -> T {
+    /// Applies events and makes calls fail while the library runs.
+    fn meanwhile<T>(&mut self, act: impl FnOnce(&Self) -> T) -> T {
         let mut plan = Vec::new();
         for _ in 0..self.input.below(4) {
             let at = u64::from(self.input.byte() % 64);
@@ -147,7 +147,7 @@ impl Play<'_> {
             }
             verdict
         });
-        let answer = ask(self);
+        let answer = act(self);
         self.machine.clear_hook();
         self.devices = std::mem::take(&mut *devices.lock().expect("no panic"));
         answer
@@ -158,7 +158,7 @@ impl Play<'_> {
         self.keep(listed);
     }
 
-    /// With nothing else going on the list is what is there.
+    /// Without events, the list has exactly the devices that exist.
     fn list_quietly(&mut self) {
         let Some(listed) = sane(self.registry.devices()) else { return };
         let known: Vec<u64> = listed.iter().map(|device| device.instance().ino).collect();
@@ -171,10 +171,13 @@ impl Play<'_> {
                 missing += 1;
             }
         }
-        assert!(missing <= faults, "{missing} devices are missing, {faults} are said to be faulty");
+        assert!(
+            missing <= faults,
+            "{missing} devices are missing, {faults} are reported as faulty"
+        );
         for ino in &known {
             let id = self.device_of(*ino);
-            assert!(id.is_some_and(|id| !self.machine.is_gone(id)), "listed, and gone");
+            assert!(id.is_some_and(|id| !self.machine.is_gone(id)), "listed, but gone");
         }
         self.keep(Some(listed));
     }
@@ -236,7 +239,7 @@ impl Play<'_> {
         }
     }
 
-    fn let_go(&mut self) {
+    fn drop_something(&mut self) {
         match self.input.below(3) {
             0 => self.listed = None,
             1 if !self.contexts.is_empty() => {
@@ -255,23 +258,19 @@ impl Play<'_> {
         self.directories.lock().expect("no panic").get(&directory).copied()
     }
 
-    /// What is true after every step.
+    /// What holds after every step.
     fn check(&self) {
         let open = self.machine.open_handles();
-        assert_eq!(
-            open,
-            self.idle + self.contexts.len(),
-            "a descriptor more than there are contexts"
-        );
+        assert_eq!(open, self.idle + self.contexts.len(), "more descriptors than contexts");
         for (at, (device, facts)) in self.handles.iter().enumerate() {
-            assert_eq!(Facts::of(device), *facts, "a handle changed its mind");
+            assert_eq!(Facts::of(device), *facts, "a handle reports something else");
             assert!(self.handles[..at].iter().all(|(other, _)| other != device), "twice the same");
             require_printable(&format!("{} {device:?}", device.name()));
         }
     }
 }
 
-/// Has an event happen, and notes what there is then.
+/// Applies an event, and records the devices afterwards.
 fn happen(
     world: &mut World,
     event: &Event,

@@ -1,4 +1,4 @@
-//! A provider of the program's own, whose code uses the library while it is called by it.
+//! A provider of the program's own. The library calls its code, which uses the library meanwhile.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -11,15 +11,14 @@ use uverbs::{
     Result,
 };
 
-use crate::told::sane;
+use crate::sanity::sane;
 
-/// What has been attached.
+/// Everything that has been attached.
 pub(crate) struct Plugged {
     machine: Machine,
     strict_timestamps: bool,
     registry: Mutex<Option<Registry>>,
-    /// How many objects there are of each directory: one, but where a moved timestamp counts as another
-    /// device.
+    /// How many objects each directory has: one, except where a changed timestamp counts as another device.
     attached: Mutex<BTreeMap<u64, usize>>,
 }
 
@@ -38,7 +37,7 @@ impl Plugged {
 
     /// Lists the devices, and opens each.
     fn use_all(&self) {
-        // The lock is not held meanwhile: this may be called again from inside.
+        // The lock is released meanwhile, because this may be called again from inside.
         let registry = self.registry.lock().expect("no panic").clone();
         let Some(devices) = registry.and_then(|registry| sane(registry.devices())) else { return };
         for device in &devices {
@@ -49,13 +48,13 @@ impl Plugged {
         }
     }
 
-    /// From here on the provider's code uses no registry, so that it goes.
+    /// From here on the provider's code uses no registry, so that the registry can be dropped.
     pub(crate) fn unplug(&self) {
         let registry = self.registry.lock().expect("no panic").take();
         drop(registry);
     }
 
-    /// All of it is gone.
+    /// Requires that everything was dropped.
     pub(crate) fn check_gone(&self) {
         let attached = self.attached.lock().expect("no panic");
         assert!(attached.values().all(|left| *left == 0), "not dropped: {attached:?}");

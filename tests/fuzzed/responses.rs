@@ -1,6 +1,6 @@
-//! A kernel that answers nonsense: what files, links, netlink and ioctls say is replaced or altered at
-//! some calls of a program. The library may believe a kernel that lies consistently; it may not
-//! panic, go on for ever, leave something open or print what it was told.
+//! A kernel that answers nonsense: at some calls of a program, the contents of files, links, netlink answers and
+//! ioctl outputs are replaced or altered. The library may believe a kernel that lies consistently. It must not
+//! panic, loop endlessly, leave anything open, or print the input unescaped.
 
 use std::os::fd::AsFd as _;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use uverbs::sim::{DeviceSpec, Machine, Verdict};
 use uverbs::{Context, ContextClaim, Device, Host, Policy, Registry};
 
 use crate::input::Input;
-use crate::told::{TOO_MANY, require_sane, sane};
+use crate::sanity::{TOO_MANY, require_sane, sane};
 
 /// What happens to one call.
 fn verdict(input: &mut Input<'_>) -> Verdict {
@@ -22,7 +22,7 @@ fn verdict(input: &mut Input<'_>) -> Verdict {
     }
 }
 
-/// Mostly in the part of an answer where something is.
+/// Mostly in the part of an answer that has content.
 fn place(input: &mut Input<'_>) -> (usize, u8) {
     (usize::from(input.byte()), input.byte())
 }
@@ -39,14 +39,14 @@ pub(crate) fn run(bytes: &[u8]) {
         machine.foreign_context(first);
         machine.foreign_context(first);
     }
-    // mthca is not told by netlink, so the descriptor is asked.
+    // For mthca, netlink does not report the driver, so the descriptor is probed.
     if settings & 4 != 0 {
         let _ = machine.add(DeviceSpec::new("mthca0").driver(5, 1).driver_data(0, 8));
     }
     let registry = Registry::new(Host::simulated(&machine, Policy::new()).expect("a host"));
     let listed = registry.devices().expect("a list");
     let number = usize::from(settings >> 3) % listed.len();
-    let asked = listed.iter().nth(number).expect("there are so many").clone();
+    let chosen = listed.iter().nth(number).expect("there are so many").clone();
 
     let mut plan = Vec::new();
     let mut at = 0;
@@ -55,7 +55,7 @@ pub(crate) fn run(bytes: &[u8]) {
         at += u64::from(input.byte() % 16);
         plan.push((at, verdict(&mut input)));
     }
-    let held = (program >= 5).then(|| asked.open().ok()).flatten();
+    let held = (program >= 5).then(|| chosen.open().ok()).flatten();
     if let Some(id) = machine.instance_of(number as u32) {
         machine.event(id, 9, 1);
     }
@@ -68,18 +68,18 @@ pub(crate) fn run(bytes: &[u8]) {
     });
     match program {
         0 => {
-            if let Some(context) = sane(asked.open()) {
+            if let Some(context) = sane(chosen.open()) {
                 sane(context.query_device());
             }
         }
         1 => {
-            if let Some(facts) = sane(asked.query()) {
+            if let Some(facts) = sane(chosen.query()) {
                 let _ = (facts.index, facts.node_guid);
             }
         }
         2 => {
             if let Ok(fd) = machine.open_unguarded(number as u32) {
-                sane(asked.verify(fd.as_fd()));
+                sane(chosen.verify(fd.as_fd()));
             }
         }
         3 => {
@@ -90,17 +90,17 @@ pub(crate) fn run(bytes: &[u8]) {
                 }
             }
         }
-        4 => drop(sane(asked.open_allow_unproven())),
-        5 => held.as_ref().map_or((), |context| ask(context, &machine, &asked)),
+        4 => drop(sane(chosen.open_allow_unproven())),
+        5 => held.as_ref().map_or((), |context| query_all(context, &machine, &chosen)),
         _ => held.as_ref().map_or((), pass_on),
     }
     machine.clear_hook();
-    drop((held, asked, listed, registry));
+    drop((held, chosen, listed, registry));
     assert_eq!(machine.open_handles(), 0, "left open");
 }
 
-/// Everything that a context can be asked.
-fn ask(context: &Context, machine: &Machine, device: &Device) {
+/// Every query of a context.
+fn query_all(context: &Context, machine: &Machine, device: &Device) {
     let mut events = sane(context.async_events());
     sane(context.query_device());
     sane(context.query_device_extended());

@@ -28,7 +28,7 @@ fn kind<T: std::fmt::Debug>(result: uverbs::Result<T>) -> ErrorKind {
     result.expect_err("an error").kind()
 }
 
-/// A provider that counts.
+/// A provider that counts its calls.
 struct Counting {
     matches: Vec<Match>,
     abi_versions: RangeInclusive<u32>,
@@ -84,7 +84,7 @@ impl Provider for Counting {
     }
 }
 
-/// What it attaches.
+/// The object that it attaches.
 struct Counted {
     name: Name,
     allocations: Arc<AtomicUsize>,
@@ -110,7 +110,7 @@ fn with(machine: &Machine, providers: &[Arc<Counting>]) -> Registry {
     Registry::with_providers(host(machine), providers)
 }
 
-/// A list that does not get to see a device, or cannot read it, has not lost it.
+/// A list that does not show a device, or cannot read it, does not lose it.
 #[test]
 fn a_device_that_a_list_misses_is_set_up_once() {
     for fails in [false, true] {
@@ -150,15 +150,15 @@ fn by_driver_then_by_name_then_by_modalias() {
         machine.add(spec).expect("added");
     };
     add("a", 1, 1, None); // mlx5, by the driver id
-    add("rxe_b", 18, 1, None); // siw, whatever it is called
-    add("rxe_c", 99, 1, None); // unknown, called like rxe
+    add("rxe_b", 18, 1, None); // siw, whatever its name
+    add("rxe_c", 99, 1, None); // unknown, with a name like rxe
     add("d", 99, 1, Some(MODALIAS)); // unknown, on a PCI function of mlx5
-    add("e", 12, 1, Some("pci:v000019E5d0000A222sv0")); // hns, of which the kernel tells no id
+    add("e", 12, 1, Some("pci:v000019E5d0000A222sv0")); // hns, without a driver id from the kernel
     add("f", 99, 1, Some("vmbus:3daf2e8ca732094bab99bd1f1c86b501"));
     add("g", 99, 7, Some("pci:v0000FFFFd00001017sv"));
     let registry = Registry::new(host(&machine));
     let found = |name: &str| {
-        let info = listed(&registry, name).provider().expect("told");
+        let info = listed(&registry, name).provider().expect("provider");
         info.provider.as_ref().map(|(name, by)| (name.clone(), *by))
     };
     let some = |name: &str, by| Some((name.to_owned(), by));
@@ -173,7 +173,7 @@ fn by_driver_then_by_name_then_by_modalias() {
     let words = [MatchedBy::Driver, MatchedBy::Name, MatchedBy::Modalias].map(|by| by.to_string());
     assert_eq!(words, ["driver id", "name", "modalias"]);
 
-    // Registered ones come before, in their order, but not a modalias before a driver id.
+    // Registered providers come first, in their order, but a modalias does not come before a driver id.
     let by_driver = Arc::new(Counting::new([Match::Driver(DriverId::MLX5)]));
     let by_modalias = Arc::new(Counting::new([
         Match::Pci(0x15b3, 0x1017),
@@ -191,7 +191,7 @@ fn by_driver_then_by_name_then_by_modalias() {
 }
 
 #[test]
-fn nothing_is_asked_until_somebody_needs_it() {
+fn nothing_is_queried_until_it_is_needed() {
     let machine = Machine::new();
     machine.add(DeviceSpec::new("rxe0")).expect("added");
     machine.record_calls(true);
@@ -200,7 +200,7 @@ fn nothing_is_asked_until_somebody_needs_it() {
     let log = machine.call_log();
     assert!(log.iter().all(|call| !call.contains("socket") && !call.contains("abi_version")));
     device.open().expect("opened");
-    // Known once, it is not asked for again.
+    // Once known, it is not queried again.
     machine.record_calls(true);
     device.open().expect("opened");
     let log = machine.call_log();
@@ -208,12 +208,12 @@ fn nothing_is_asked_until_somebody_needs_it() {
 }
 
 #[test]
-fn an_abi_out_of_range_is_listed_and_not_opened() {
+fn an_abi_out_of_range_is_listed_but_not_opened() {
     let machine = Machine::new();
     machine.add(DeviceSpec::new("q").driver(11, 7)).expect("added");
     let registry = Registry::new(host(&machine));
     let device = listed(&registry, "q");
-    let info = device.provider().expect("told");
+    let info = device.provider().expect("provider");
     assert_eq!((info.abi_version, info.abi_versions.clone()), (7, 8..=8));
     assert!(!info.is_abi_known());
     let error = device.open().expect_err("refused");
@@ -224,7 +224,7 @@ fn an_abi_out_of_range_is_listed_and_not_opened() {
         "{text}"
     );
     assert!(machine.node_opens().is_empty(), "the node was opened");
-    // Also where only the descriptor tells the driver.
+    // Also if only the descriptor reports the driver.
     machine.deny_netlink(Some(1));
     let again = listed(&Registry::new(host(&machine)), "q");
     let unproven = again.open_allow_unproven();
@@ -244,7 +244,7 @@ fn a_registered_provider_of_another_abi_is_not_attached() {
     assert_eq!((info.abi_version, info.abi_versions.clone()), (10, 0..=9));
     assert_eq!(kind(device.open()), ErrorKind::AbiMismatch);
     assert_eq!(provider.seen(), 0);
-    // What is known of a device is known when it is gone.
+    // The provider of a device stays known after the device is gone.
     machine.remove(id);
     assert_eq!(device.provider().expect("known"), info);
 }
@@ -264,7 +264,7 @@ fn the_driver_of_the_modalias_is_probed_first() {
 }
 
 #[test]
-fn an_unknown_driver_is_told_nothing_and_the_error_says_so() {
+fn an_unknown_driver_gets_no_data_and_the_error_reports_it() {
     let machine = Machine::new();
     let fine = machine.add(DeviceSpec::new("fine").driver(77, 1)).expect("added");
     machine.add(DeviceSpec::new("needy").driver(78, 1).driver_data(8, 0)).expect("added");
@@ -273,13 +273,13 @@ fn an_unknown_driver_is_told_nothing_and_the_error_says_so() {
     assert_eq!(context.driver_id(), DriverId::from_raw(77));
     assert!(machine.driver_data_of(fine).is_empty());
     let error = listed(&registry, "needy").open().expect_err("refused");
-    assert!(error.to_string().contains("told nothing"), "{error}");
+    assert!(error.to_string().contains("given no data"), "{error}");
     assert_eq!(error.raw_os_error(), Some(22));
 }
 
 #[test]
-fn built_in_providers_give_the_least_that_is_accepted() {
-    // As `alloc_ucontext` of each driver demands it.
+fn built_in_providers_give_the_required_minimum() {
+    // As each driver's `alloc_ucontext` requires.
     let demands = [
         (1, 1, 8, 0),
         (2, 4, 0, 16),
@@ -298,13 +298,13 @@ fn built_in_providers_give_the_least_that_is_accepted() {
     for (driver, abi, input, output) in demands {
         let name = format!("d{driver}");
         let spec = DeviceSpec::new(name.as_str()).driver(driver, abi).driver_data(input, output);
-        // Its whole answer, however short the output says it is.
+        // Its whole response, however short the output is.
         let id = machine.add(spec.response([0xee; 256])).expect("added");
         let device = listed(&Registry::new(host(&machine)), &name);
         let context = device.open().unwrap_or_else(|error| panic!("{error}"));
         assert_eq!(machine.device_of(std::os::fd::AsFd::as_fd(&context)), Some(id));
     }
-    assert_eq!(machine.overruns(), 0, "a driver wrote where there is no room");
+    assert_eq!(machine.overruns(), 0, "a driver wrote past its room");
 }
 
 #[test]
@@ -329,7 +329,7 @@ fn a_registered_provider_gives_the_allocation() {
     assert_ne!(device, second);
     assert_eq!((provider.seen(), provider.torn_down()), (2, 0));
     drop(device);
-    assert_eq!(provider.torn_down(), 0, "a context has it");
+    assert_eq!(provider.torn_down(), 0, "a context holds it");
     drop(first);
     assert_eq!(provider.torn_down(), 1);
     drop((second, registry));
@@ -343,7 +343,7 @@ fn every_open_returns_the_error_of_attach() {
     let failing = Counting { fails: true, ..Counting::new([Match::Name("a".into())]) };
     let failing = Arc::new(failing);
     let registry = with(&machine, std::slice::from_ref(&failing));
-    // rxe's driver id is before the name.
+    // rxe's driver id takes precedence over the name.
     assert!(listed(&registry, "a").open().is_ok());
     machine.add(DeviceSpec::new("b").driver(77, 1)).expect("added");
     let failing =
@@ -361,7 +361,7 @@ fn every_open_returns_the_error_of_attach() {
 }
 
 #[test]
-fn a_device_that_goes_while_its_provider_looks_is_removed() {
+fn a_device_that_goes_during_attach_is_removed() {
     let machine = Machine::new();
     let id = machine.add(DeviceSpec::new("a").driver(77, 1)).expect("added");
     let provider = Arc::new(Counting::new([Match::Driver(DriverId::from_raw(77))]));
@@ -396,7 +396,7 @@ fn two_threads_open_a_built_in_device_for_the_first_time() {
 }
 
 #[test]
-fn where_netlink_is_denied_the_context_keeps_the_provider() {
+fn without_netlink_the_context_keeps_the_provider() {
     let machine = Machine::new();
     let spec = DeviceSpec::new("a").driver(17, 1).driver_data(9, 300);
     let id = machine.add(spec).expect("added");
@@ -422,7 +422,7 @@ fn where_netlink_is_denied_the_context_keeps_the_provider() {
 
 proptest! {
     #[test]
-    fn torn_down_once_after_everybody_let_go(
+    fn torn_down_once_after_the_last_user(
         order in Just((0..12).collect::<Vec<usize>>()).prop_shuffle(),
         removed: bool,
     ) {
@@ -433,7 +433,7 @@ proptest! {
             .map(|name| machine.add(DeviceSpec::new(name).driver(77, 1)).expect("added"))
             .into();
         let list = registry.devices().expect("a list");
-        // Two handles and two contexts of each, two lists, two registries: in any order.
+        // Two handles and two contexts of each device, two lists, two registries: dropped in any order.
         let mut held: Vec<Option<Box<dyn std::any::Any>>> = Vec::new();
         for device in &list {
             for _ in 0..2 {

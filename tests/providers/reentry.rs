@@ -1,4 +1,4 @@
-//! What a provider's code does with the library that calls it: nothing waits, nothing panics.
+//! A provider's code that uses the library while the library calls it: nothing waits, nothing panics.
 
 use std::ops::RangeInclusive;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -17,7 +17,7 @@ use crate::{host, kind, listed};
 type Script = Box<dyn Fn(&Own, &PinnedView<'_>) -> Result<()> + Send + Sync>;
 type DropScript = Box<dyn Fn(&Own) + Send + Sync>;
 
-/// A provider that does what the test has it do.
+/// A provider that runs the test's closures.
 #[derive(Default)]
 struct Own {
     registry: OnceLock<Registry>,
@@ -86,7 +86,7 @@ impl Drop for Attached {
     }
 }
 
-/// A machine with devices of that provider and `r`, which is of rxe.
+/// A machine with devices of that provider, and `r`, an rxe device.
 fn machine(names: &[&str]) -> Machine {
     let machine = Machine::new();
     for name in names {
@@ -108,7 +108,7 @@ fn registry_for(machine: &Machine, driver: DriverId, own: Own) -> (Registry, Arc
     (registry, own)
 }
 
-/// Runs it on a thread of its own: who waits for ever is found, and ends with the process.
+/// Runs it on a separate thread. A thread that waits endlessly is detected, and ends with the process.
 fn in_time(run: impl FnOnce() + Send + 'static) {
     let (done, is_done) = mpsc::channel();
     let thread = std::thread::spawn(move || {
@@ -116,7 +116,7 @@ fn in_time(run: impl FnOnce() + Send + 'static) {
         let _ = done.send(());
     });
     if is_done.recv_timeout(Duration::from_secs(20)) == Err(mpsc::RecvTimeoutError::Timeout) {
-        panic!("somebody waits for ever");
+        panic!("a thread waits endlessly");
     }
     thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
 }
@@ -135,11 +135,11 @@ fn from_inside_attach_its_own_device_is_busy_and_others_open() {
             assert!(error.to_string().contains("inside"), "{error}");
             assert_eq!(kind(device.provider()), ErrorKind::Busy);
             assert_eq!(kind(device.open_allow_unproven()), ErrorKind::Busy);
-            // What needs no provider works.
+            // Devices that need no provider work.
             assert_eq!(device.driver_id()?, Some(DriverId::from_raw(77)));
             device.query()?;
             own.device("r").open()?;
-            // To another registry it is another record.
+            // In another registry it is another record.
             listed(&elsewhere, "a").open()?;
             Ok(())
         });
@@ -160,7 +160,7 @@ fn another_thread_does_not_wait_for_attach() {
         let may_go_on = Mutex::new(may_go_on);
         let attach: Script = Box::new(move |_, _| {
             begun.send(()).expect("somebody listens");
-            may_go_on.lock().expect("no panic").recv().expect("told");
+            may_go_on.lock().expect("no panic").recv().expect("sent");
             Ok(())
         });
         let (registry, own) = registry(&machine, Own { attach: Some(attach), ..Own::default() });
@@ -207,7 +207,8 @@ fn two_threads_that_attach_one_and_open_the_other_do_not_wait() {
                 scope.spawn(|| registry.devices().expect("a list"));
             }
         });
-        // Of the moment, not kept: they are attached anew. That they need each other is an error again.
+        // The error is temporary and not kept, so they are attached again. They still need each other, which is an
+        // error again.
         let (before, dropped) = own.counts();
         assert!(before >= 2 && dropped == 0);
         let device = listed(&registry, "a");
@@ -264,7 +265,7 @@ fn a_drop_may_list_and_open() {
         let gone = machine.add(DeviceSpec::new("d").driver(77, 1)).expect("added");
         assert_eq!(registry.devices().expect("a list").len(), 3);
         machine.remove(gone);
-        // The new one is listed by the drop first, which attaches nothing.
+        // The drop lists the new device first, but attaches nothing.
         machine.add(DeviceSpec::new("e").driver(77, 1)).expect("added");
         assert_eq!(registry.devices().expect("a list").len(), 3);
         assert_eq!(*listed_by_drop.lock().expect("no panic"), [3]);
@@ -305,7 +306,7 @@ fn a_list_from_inside_attaches_nothing() {
         let machine = machine(&names.iter().map(String::as_str).collect::<Vec<_>>());
         let depth = AtomicUsize::new(0);
         let attach: Script = Box::new(move |own, _| {
-            assert_eq!(depth.fetch_add(1, Relaxed), 0, "they nest");
+            assert_eq!(depth.fetch_add(1, Relaxed), 0, "calls nest");
             assert_eq!(own.registry().devices()?.len(), 301);
             depth.fetch_sub(1, Relaxed);
             Ok(())
@@ -344,7 +345,7 @@ fn a_panic_leaves_nothing_behind() {
         assert_eq!(machine.open_handles(), idle, "left open");
         let context = device.open().expect("opened");
         assert_eq!(own.counts(), (2, 0));
-        // A list from here attaches again: nothing is taken to be inside any more.
+        // A list from here attaches again: no thread counts as inside any more.
         machine.add(DeviceSpec::new("b").driver(77, 1)).expect("added");
         registry.devices().expect("a list");
         assert_eq!(own.counts(), (3, 0));
@@ -353,7 +354,7 @@ fn a_panic_leaves_nothing_behind() {
 }
 
 #[test]
-fn errors_of_attach_are_kept_and_are_of_this_device() {
+fn errors_of_attach_are_kept_and_name_this_device() {
     in_time(|| {
         let machine = machine(&["a"]);
         let other = machine.add(DeviceSpec::new("b")).expect("added");
@@ -365,7 +366,7 @@ fn errors_of_attach_are_kept_and_are_of_this_device() {
         let device = listed(&registry, "a");
         for _ in 0..2 {
             let error = device.open().expect_err("refused");
-            // It is the other one that was removed.
+            // The other device was removed.
             assert_eq!(error.kind(), ErrorKind::Provider, "{error}");
             assert_eq!(error.device(), Some("a (uverbs0)"));
             assert!(error.to_string().contains("b (uverbs2)"), "{error}");
@@ -377,7 +378,7 @@ fn errors_of_attach_are_kept_and_are_of_this_device() {
 }
 
 #[test]
-fn errors_of_allocation_are_of_this_open() {
+fn errors_of_allocation_are_not_kept() {
     in_time(|| {
         let machine = machine(&["a"]);
         let calls = AtomicUsize::new(0);
@@ -403,7 +404,7 @@ fn errors_of_allocation_are_of_this_open() {
 }
 
 #[test]
-fn where_netlink_is_denied_its_own_device_is_busy_too() {
+fn without_netlink_its_own_device_is_busy_too() {
     in_time(|| {
         let machine = Machine::new();
         machine.add(DeviceSpec::new("a").driver(17, 1).driver_data(8, 0)).expect("added");
@@ -416,7 +417,7 @@ fn where_netlink_is_denied_its_own_device_is_busy_too() {
         let own = Own { attach: Some(attach), ..Own::default() };
         let (registry, own) = registry_for(&machine, DriverId::EFA, own);
         let device = listed(&registry, "a");
-        let error = device.open_allow_unproven().expect_err("it wants an input");
+        let error = device.open_allow_unproven().expect_err("it requires an input");
         assert_eq!(error.raw_os_error(), Some(22), "{error}");
         assert_eq!(own.counts(), (1, 1));
     });

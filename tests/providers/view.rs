@@ -13,7 +13,7 @@ use crate::{MODALIAS, host, kind, listed};
 
 type Attach = Box<dyn Fn(&PinnedView<'_>) + Send + Sync>;
 
-/// A provider that looks at its device as the test has it look.
+/// A provider that runs the test's closure on its device.
 struct Looking(Attach);
 
 impl Looking {
@@ -74,7 +74,7 @@ fn a_view_is_of_its_device() {
 }
 
 #[test]
-fn a_modalias_of_a_device_that_is_gone_is_no_absence() {
+fn a_gone_device_is_not_a_missing_modalias() {
     let machine = Machine::new();
     let spec = DeviceSpec::new("a").driver(77, 1).parent("pci0000:00/a", MODALIAS);
     let id = machine.add(spec).expect("added");

@@ -1,4 +1,4 @@
-//! Where Debian packages come from: the host's own sources, or those of a later or an earlier release.
+//! Sources of Debian packages: the host's own, or those of a later or an earlier release.
 
 use std::ffi::OsString;
 use std::fs;
@@ -15,17 +15,17 @@ struct Release {
     directory: &'static str,
     /// Suites on the mirror of Debian proper.
     suites: &'static str,
-    /// Its suite on the mirror of security updates, which also has what a release got as long-term support.
+    /// Its suite on the mirror of security updates, which also has the updates of long-term support.
     security: Option<&'static str>,
 }
 
 impl Release {
-    /// Its sources, on the mirrors that the host's package sources name.
+    /// Its sources, on the mirrors in the host's package sources.
     fn sources(&self, targets: &str) -> Result<String> {
         let mirror = mirror_in(targets, "Debian")
-            .ok_or_else(|| anyhow!("none of the host's package sources is Debian's"))?;
+            .ok_or_else(|| anyhow!("the host has no package source of Debian's"))?;
         let mut text = stanza(mirror, self.suites);
-        // Without it the kernel is an older one, and still of the series.
+        // Without it the kernel is older, but still of the series.
         if let (Some(suite), Some(mirror)) = (self.security, mirror_in(targets, "Debian-Security"))
         {
             text.push_str(&stanza(mirror, suite));
@@ -34,7 +34,7 @@ impl Release {
     }
 }
 
-/// Its backports have the newest kernels. The release itself has what those need.
+/// Its backports have the newest kernels. The release itself has their dependencies.
 const BACKPORTS: Release =
     Release { directory: "apt", suites: "trixie trixie-backports", security: None };
 
@@ -53,7 +53,7 @@ pub(crate) struct Sources {
 }
 
 impl Sources {
-    /// What the host itself is installed from.
+    /// The sources that the host is installed from.
     pub(crate) fn host() -> Self {
         Self { options: Vec::new(), host: true }
     }
@@ -68,8 +68,8 @@ impl Sources {
         Self::release(&BULLSEYE)
     }
 
-    /// Another Debian, in a configuration of the lab's own: the host never installs anything of it.
-    /// The mirrors and the way to them are the host's, and signatures are checked as ever.
+    /// Another Debian release, in a configuration of the lab's own: the host never installs anything from it. The
+    /// mirrors and network settings are the host's, and signatures are checked as usual.
     fn release(release: &Release) -> Result<Self> {
         if !Path::new(KEYRING).is_file() {
             bail!("no {KEYRING}: packages of another Debian cannot be checked");
@@ -96,15 +96,15 @@ impl Sources {
         Ok(Self { options, host: false })
     }
 
-    /// One of apt's programs on these sources.
+    /// One of apt's programs with these sources.
     pub(crate) fn command(&self, program: &str) -> Command {
         let mut command = tools::command(program);
-        // As root apt would download as its own user, who cannot write in the lab's directories.
+        // As root, apt would download as its own user, who cannot write to the lab's directories.
         command.args(["-o", "APT::Sandbox::User=root"]).args(&self.options);
         command
     }
 
-    /// Renews the package lists. Those of the host only root may renew.
+    /// Renews the package lists. Only root may renew those of the host.
     pub(crate) fn update(&self) -> Result<()> {
         if self.host && !rustix::process::geteuid().is_root() {
             bail!("the package lists may be out of date: run `apt-get update` as root");
@@ -113,17 +113,17 @@ impl Sources {
     }
 }
 
-/// Suites on a mirror, as apt's sources have them.
+/// Suites on a mirror, in the format of apt's sources.
 fn stanza(mirror: &str, suites: &str) -> String {
-    // `Targets`: the host may be configured to fetch more than lists of packages. `Check-Valid-Until`: the
-    // lists of a release that gets no more updates are past their date.
+    // `Targets`: the host may be configured to fetch more than lists of packages. `Check-Valid-Until`: the lists of
+    // a release without further updates have expired.
     format!(
         "Types: deb\nURIs: {mirror}\nSuites: {suites}\nComponents: main\nTargets: Packages\n\
          Check-Valid-Until: no\nSigned-By: {KEYRING}\n\n"
     )
 }
 
-/// The package sources that the host is installed from, one a line: its label, then its mirror.
+/// The package sources that the host is installed from, one per line: its label, then its mirror.
 fn index_targets() -> Result<String> {
     let format = "$(LABEL) $(REPO_URI)";
     let args = ["indextargets", "--format", format, "Created-By: Packages"];

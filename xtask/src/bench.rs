@@ -1,5 +1,5 @@
-//! `cargo xtask bench`: what listing and opening cost, beside libibverbs; judged by targets, and written down
-//! when asked.
+//! `cargo xtask bench`: the cost of listing and opening, compared with libibverbs. It is judged by targets, and
+//! recorded on request.
 
 mod figures;
 mod plot;
@@ -17,22 +17,22 @@ use crate::runner::{Outcome, Runner};
 use crate::{guest, paths};
 use figures::Run;
 
-/// Enough for 8,000 devices, of which one list of libibverbs takes many seconds.
+/// Enough for 8,000 devices. One list of libibverbs takes many seconds then.
 const LIMIT: Duration = Duration::from_secs(1800);
 /// What 8,000 devices need.
 const MEMORY_MB: &str = "3072";
 
-/// What to measure, and where.
+/// The settings of a measurement.
 pub(crate) struct Plan {
     pub(crate) kernel: KernelChoice,
     pub(crate) runs: usize,
-    /// More devices than these are not measured.
+    /// The maximum number of devices.
     pub(crate) most: usize,
-    /// Write `benches/RESULTS.md` and the plot anew.
+    /// Whether to rewrite `benches/RESULTS.md` and the plot.
     pub(crate) write: bool,
 }
 
-/// Measures, and tells whether every target was met in every run.
+/// Measures. Returns 0 if every target was met in every run.
 pub(crate) fn run(plan: &Plan) -> Result<u8> {
     let mut runner = Runner::new("bench", true)?;
     let mut command = job::cargo();
@@ -45,12 +45,12 @@ pub(crate) fn run(plan: &Plan) -> Result<u8> {
     guest::build()?;
     let mut runs = Vec::new();
     for outcome in runner.run(in_guests, 1, Left::default())? {
-        // It fails when a target is missed, which the log says, too.
+        // It fails if a target is missed, but the log shows that, too.
         let log = runner.log(&outcome.name);
         let text =
             fs::read_to_string(&log).with_context(|| format!("reading {}", log.display()))?;
         let run = Run::parse(&text)?;
-        // Of a run that ended before its end the targets are missing.
+        // A run that ended early lacks some targets.
         if run.targets.is_empty() {
             outcome.result?;
         }

@@ -22,7 +22,7 @@ impl<W: Write> Archive<W> {
         Self { out, written: 0, next_inode: 1, directories: BTreeSet::new() }
     }
 
-    /// A directory with everything above it.
+    /// A directory, and all directories above it.
     pub(crate) fn directory(&mut self, path: &str) -> io::Result<()> {
         let path = path.trim_matches('/');
         if path.is_empty() || self.directories.contains(path) {
@@ -53,7 +53,7 @@ impl<W: Write> Archive<W> {
         self.entry(path, CHARACTER | 0o600, (major, minor), b"")
     }
 
-    /// Ends the archive; the output is aligned so that another may follow.
+    /// Ends the archive. The output is aligned so that another archive may follow.
     pub(crate) fn finish(mut self) -> io::Result<W> {
         self.entry("TRAILER!!!", 0, (0, 0), b"")?;
         let rest = (512 - self.written % 512) % 512;

@@ -9,7 +9,7 @@ use anyhow::Result;
 
 use crate::{paths, tools};
 
-/// Builds them, one package at a time: built together, features of one would leak into another.
+/// Builds them, one package at a time: built together, features of one would affect another.
 pub(crate) fn build() -> Result<()> {
     for args in [
         ["--package", "uverbs-cli"].as_slice(),
@@ -27,8 +27,8 @@ pub(crate) fn build() -> Result<()> {
     build_with_leak_sanitizer()
 }
 
-/// The lab's program once more, so that it reports memory that it leaks. The sanitizer is in the stable
-/// toolchain, but its switch is not stable.
+/// Builds the lab's program again, with leak reports. The sanitizer is in the stable toolchain, but its switch is
+/// not stable.
 fn build_with_leak_sanitizer() -> Result<()> {
     const TARGET: &str = "x86_64-unknown-linux-gnu";
     let directory = paths::target().join("lsan");
@@ -49,10 +49,10 @@ fn build_with_leak_sanitizer() -> Result<()> {
     Ok(())
 }
 
-/// What that is called in the guest.
+/// Its name in the guest.
 const WITH_LEAK_SANITIZER: &str = "uverbs-lab-leaks";
 
-/// The lab's program once more, whose library can be told to leave out what it is right by.
+/// Builds the lab's program again, with a library that can leave out essential checks.
 pub(crate) fn build_leaving_out() -> Result<()> {
     let directory = paths::target().join("leave-out");
     let cargo = env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
@@ -68,10 +68,10 @@ pub(crate) fn build_leaving_out() -> Result<()> {
     Ok(())
 }
 
-/// What that is called in the guest.
+/// Its name in the guest.
 pub(crate) const LEAVING_OUT: &str = "uverbs-lab-leave-out";
 
-/// Those that have been built: of release and debug builds the one built last.
+/// The programs that have been built: of release and debug builds, the most recent one.
 pub(crate) fn programs() -> Vec<PathBuf> {
     let profiles = ["release", "debug"].map(|profile| paths::target().join(profile));
     let mut programs: Vec<PathBuf> = Vec::new();
@@ -92,7 +92,7 @@ fn latest(files: impl Iterator<Item = PathBuf>) -> Option<PathBuf> {
         .max_by_key(|file| file.metadata().and_then(|meta| meta.modified()).ok())
 }
 
-/// The names of the root package's examples, from its sources: the build directory keeps those that are gone.
+/// The names of the root package's examples, from its sources: the build directory keeps deleted ones.
 fn examples() -> Vec<String> {
     let Ok(entries) = fs::read_dir(paths::workspace().join("examples")) else {
         return Vec::new();

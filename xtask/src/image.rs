@@ -1,4 +1,4 @@
-//! The initramfs: a base that is kept (tools, libraries, modules) and an overlay made for each run.
+//! The initramfs: a base that is kept (tools, libraries, modules) and an overlay for each run.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -18,10 +18,10 @@ use crate::{module, packages, paths, tools};
 /// The guest's first process.
 const INIT: &str = include_str!("../../lab/guest/init");
 
-/// A command of the guest that speaks to the test HCA.
+/// A command of the guest that controls the test HCA.
 const HCA: &str = include_str!("../../lab/guest/hca");
 
-/// Tools that must be in the guest, and those that are taken along when the host has them.
+/// Tools that must be in the guest, and optional ones, which are included if the host has them.
 const TOOLS: [&str; 9] = [
     "busybox",
     "dash",
@@ -35,10 +35,11 @@ const TOOLS: [&str; 9] = [
 ];
 const OPTIONAL_TOOLS: [&str; 5] = ["setpriv", "unshare", "nsenter", "prlimit", "ibv_asyncwatch"];
 
-/// What kmod is called as.
+/// The names under which kmod is called.
 const KMOD_NAMES: [&str; 6] = ["modprobe", "rmmod", "insmod", "lsmod", "modinfo", "depmod"];
 
-/// Modules to have with all they depend on; those without a file are built in, or missing from this kernel.
+/// Modules to include with everything that they depend on. Those without a file are built in, or missing from this
+/// kernel.
 const MODULES: [&str; 13] = [
     "virtio_pci",
     "virtio_console",
@@ -55,13 +56,13 @@ const MODULES: [&str; 13] = [
     "rdma_ucm",
 ];
 
-/// Stands for this program where it is counted among an image's files.
+/// Stands for this program in the list of an image's files.
 const PROGRAM: &str = "xtask";
 
-/// Files of the guest by their path there, with the host's file each comes from.
+/// Files of the guest by their path there, with the host's file that each comes from.
 type Files = BTreeMap<String, PathBuf>;
 
-/// The base image for a kernel, made anew when anything in it has changed.
+/// The base image for a kernel. It is rebuilt if anything in it has changed.
 pub(crate) fn base(kernel: &Kernel) -> Result<PathBuf> {
     let mut files = Files::new();
     for name in TOOLS {
@@ -79,7 +80,7 @@ pub(crate) fn base(kernel: &Kernel) -> Result<PathBuf> {
     add_modules(&mut files, kernel)?;
 
     let mut hasher = DefaultHasher::new();
-    // This program counts too: it says what else is in the image.
+    // This program counts, too: it decides what else is in the image.
     let program = std::env::current_exe().context("finding this program")?;
     files.insert(PROGRAM.to_owned(), program);
     for (path, file) in &files {
@@ -104,7 +105,7 @@ pub(crate) fn base(kernel: &Kernel) -> Result<PathBuf> {
     Ok(image)
 }
 
-/// The whole initramfs of one run: the base, then the workspace's programs, what the caller adds, the command.
+/// The complete initramfs of one run: the base, then the workspace's programs, the caller's files, and the command.
 pub(crate) fn with_overlay(
     base: &Path,
     into: &Path,
@@ -182,9 +183,9 @@ fn write_skeleton<W: Write>(archive: &mut Archive<W>, files: &Files) -> Result<(
         b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n",
     )?;
     archive.file("/etc/group", 0o644, b"root:x:0:\nnogroup:x:65534:\n")?;
-    // Every other provider would be warned about.
+    // libibverbs would warn about every other provider.
     archive.file("/etc/libibverbs.d/rxe.driver", 0o644, b"driver rxe\n")?;
-    // Not busybox's `sh`: that one runs its own applets in place of the programs on the path.
+    // Not busybox's `sh`, which runs its own applets instead of the programs on the path.
     archive.symlink("/usr/bin/sh", "dash")?;
     for name in KMOD_NAMES {
         archive.symlink(&format!("/usr/bin/{name}"), "kmod")?;
@@ -210,7 +211,7 @@ fn write_files<W: Write>(archive: &mut Archive<W>, files: &Files) -> Result<()> 
     Ok(())
 }
 
-/// A program with the shared libraries it needs, as the dynamic loader finds them.
+/// A program with the shared libraries that it needs, as the dynamic loader finds them.
 fn add_program(files: &mut Files, path: &str, program: &Path) -> Result<()> {
     files.insert(path.to_owned(), program.to_owned());
     // For a static program or a script this fails.
@@ -229,7 +230,7 @@ fn add_program(files: &mut Files, path: &str, program: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The same place in the guest, where `/lib` and the like are links into `/usr`.
+/// The same path in the guest, where `/lib` and the like are links into `/usr`.
 fn guest_path(path: &Path) -> Result<String> {
     let text =
         path.to_str().ok_or_else(|| anyhow!("{}: not a name for the guest", path.display()))?;
@@ -237,7 +238,7 @@ fn guest_path(path: &Path) -> Result<String> {
     Ok(if moved { format!("/usr{text}") } else { text.to_owned() })
 }
 
-/// The modules in a tree of their own, with `modules.dep` and the like made for just these.
+/// The modules in a separate tree, with `modules.dep` and the like for exactly these.
 fn add_modules(files: &mut Files, kernel: &Kernel) -> Result<()> {
     let root = paths::lab("modules")?.join(&kernel.release);
     let tree = root.join("lib/modules").join(&kernel.release);
@@ -286,11 +287,11 @@ fn add_modules(files: &mut Files, kernel: &Kernel) -> Result<()> {
     Ok(())
 }
 
-/// The files of the wanted modules and of all they depend on, as the kernel's own `modules.dep` tells.
+/// The files of the wanted modules and of everything that they depend on, according to the kernel's `modules.dep`.
 fn with_dependencies(kernel: &Kernel) -> Result<Vec<PathBuf>> {
     let listed = kernel.modules.join("modules.dep");
     if !listed.is_file() {
-        // A package that was unpacked, not installed, has none.
+        // A package that was only unpacked has none.
         let root = kernel
             .modules
             .ancestors()

@@ -1,4 +1,4 @@
-//! Commands that take long: each bounded in time, each with a log of its own.
+//! Commands that take long. Each has a time limit and a log of its own.
 
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -12,14 +12,14 @@ use crate::{lab, paths, tools};
 
 /// One command.
 pub(crate) struct Job {
-    /// Of its log, and in what is shown.
+    /// The name of its log, also shown in messages.
     pub(crate) name: String,
     pub(crate) command: Command,
     /// It is killed after this long.
     pub(crate) limit: Duration,
 }
 
-/// The cargo that started this program, or the one of the PATH.
+/// The cargo that started this program, or the one on the PATH.
 pub(crate) fn cargo() -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")));
     command.current_dir(paths::workspace());
@@ -39,23 +39,23 @@ pub(crate) fn in_guest(
     run.arg("--timeout").arg(limit.as_secs().to_string());
     run.args(options).arg("--").args(command);
     let name = format!("{name}-{}", kernel.to_string().replace('/', "_"));
-    // The guest's own limit comes first, so that the log has its reason.
+    // The guest's own limit is shorter, so that the log has its reason.
     Ok(Job { name, command: run, limit: limit + lab::PREPARATION })
 }
 
-/// How `timeout` ends when the time is over.
+/// The exit status of `timeout` when the time is over.
 pub(crate) const TIMED_OUT: i32 = 124;
 
 impl Job {
-    /// What its last duration is remembered by.
+    /// The key under which its last duration is remembered.
     pub(crate) fn key(&self) -> String {
         let words = std::iter::once(self.command.get_program()).chain(self.command.get_args());
         let words: Vec<_> = words.map(OsStr::to_string_lossy).collect();
         words.join(" ").replace(['\t', '\n'], " ")
     }
 
-    /// Its command as it is run. It is in a group of its own with all that it starts, and the group is killed when the
-    /// time is over or this program ends, be it by a key.
+    /// Its command as it is run. It has a process group of its own, with everything that it starts. The group is
+    /// killed when the time is over or this program ends, even by a key.
     pub(crate) fn bounded(&self) -> Command {
         let mut bounded = match tools::find("setpriv") {
             Some(setpriv) => {

@@ -1,4 +1,4 @@
-//! Kernels: finding the newest of a Debian series, unpacking it, and getting at its parts.
+//! Kernels: finds the newest of a Debian series, unpacks it, and locates its parts.
 
 use std::fmt;
 use std::fs;
@@ -55,17 +55,17 @@ impl fmt::Display for KernelChoice {
 /// An unpacked kernel.
 #[derive(Debug)]
 pub(crate) struct Kernel {
-    /// What `uname -r` says, such as `6.1.0-56-amd64`.
+    /// The output of `uname -r`, such as `6.1.0-56-amd64`.
     pub(crate) release: String,
-    /// The image as it is packed.
+    /// The image as packaged.
     pub(crate) vmlinuz: PathBuf,
     /// `lib/modules/RELEASE`.
     pub(crate) modules: PathBuf,
-    /// Where to build modules for it, if its headers are at hand.
+    /// Where to build modules for it, if its headers are available.
     pub(crate) headers: Option<PathBuf>,
 }
 
-/// Gets the kernel, from the network only if it is not here yet.
+/// Returns the kernel, from the network only if it is not here yet.
 pub(crate) fn get(choice: &KernelChoice) -> Result<Kernel> {
     let prefix = match choice {
         KernelChoice::Directory(dir) => return open(dir),
@@ -110,28 +110,29 @@ fn open(dir: &Path) -> Result<Kernel> {
     Ok(Kernel { release, vmlinuz, modules, headers })
 }
 
-/// A kernel of which both image and headers can be had, in one version.
+/// A kernel whose image and headers are available in the same version.
 struct Package {
     release: String,
     version: String,
     sources: Sources,
 }
 
-/// Makes a set of package sources.
+/// Creates a set of package sources.
 type Source = fn() -> Result<Sources>;
 
-/// Where a series is looked for, in this order.
+/// Where a series is searched for, in this order.
 const OF_A_SERIES: [Source; 3] = [|| Ok(Sources::host()), Sources::backports, Sources::bullseye];
 
 /// Where the newest kernel is.
 const OF_THE_NEWEST: [Source; 1] = [Sources::backports];
 
-/// The newest whose release begins so, of the first source that has one. With an empty beginning it is the
+/// The newest kernel whose release has this prefix, from the first source that has one. With an empty prefix, the
 /// newest of all.
 fn newest(prefix: &str) -> Result<Package> {
     let sources: &[Source] = if prefix.is_empty() { &OF_THE_NEWEST } else { &OF_A_SERIES };
     let mut reasons = Vec::new();
-    // Lists are renewed only where no source has the kernel: that takes seconds, and root for the host's.
+    // Lists are renewed only if no source has the kernel: that takes seconds, and for the host's lists it needs
+    // root.
     for renew in [false, true] {
         reasons.clear();
         for source in sources {
@@ -190,15 +191,15 @@ fn newest_listed(sources: &Sources, prefix: &str) -> Result<Option<Package>> {
 
 /// Whether this is the ordinary flavour: not the real-time or cloud one, nor an unsigned or debug package.
 fn is_plain(release: &str) -> bool {
-    // Without a number in front it is the package that depends on the newest.
+    // Without a leading number it is the package that depends on the newest kernel.
     release.starts_with(|first: char| first.is_ascii_digit())
         && release
             .strip_suffix("-amd64")
             .is_some_and(|base| !base.ends_with("-rt") && !base.ends_with("-cloud"))
 }
 
-/// Unpacks the image and what is needed to build modules for it. Nothing is installed: the headers' package of some
-/// kernels depends on the image, which would become the host's next kernel.
+/// Unpacks the image and what is needed to build modules for it. Nothing is installed: some kernels' headers
+/// package depends on the image, which would become the host's next kernel.
 fn fetch(package: &Package, dir: &Path) -> Result<()> {
     let Package { release, version, sources } = package;
     let partial = dir.with_extension("partial");
@@ -223,7 +224,8 @@ fn fetch(package: &Package, dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The headers' Makefile names the common one, and later also itself, by the path of an installed package.
+/// The headers' Makefile names the common one, and in later releases also itself, by the path of an installed
+/// package.
 fn relocate(makefile: &Path, dir: &Path) -> Result<()> {
     let text =
         fs::read_to_string(makefile).with_context(|| format!("reading {}", makefile.display()))?;
@@ -253,8 +255,8 @@ fn newest_unpacked(kernels: &Path, prefix: &str) -> Result<Option<PathBuf>> {
 }
 
 impl Kernel {
-    /// What to give to QEMU: the kernel proper, taken out of its compressed image, if it is one of the two
-    /// compressions Debian uses. Booted through its PVH entry it starts seconds earlier under emulation.
+    /// The file for QEMU: the kernel proper, extracted from its compressed image if that has one of the two
+    /// compressions that Debian uses. Booted through its PVH entry it starts seconds earlier under emulation.
     pub(crate) fn bootable(&self) -> Result<PathBuf> {
         let vmlinux = paths::lab("images")?.join(format!("vmlinux-{}", self.release));
         let fresh = match (vmlinux.metadata(), self.vmlinuz.metadata()) {
@@ -286,7 +288,7 @@ impl Kernel {
     }
 }
 
-/// The compressed kernel inside a bzImage, as its setup header (boot protocol 2.08) tells.
+/// The compressed kernel inside a bzImage, according to its setup header (boot protocol 2.08).
 fn payload(image: &[u8]) -> Option<&[u8]> {
     let word = |at: usize| -> Option<usize> {
         let bytes: [u8; 4] = image.get(at..at + 4)?.try_into().ok()?;

@@ -1,4 +1,4 @@
-//! `cargo xtask lab run`: one command in one freshly booted kernel.
+//! `cargo xtask lab run`: runs one command in a freshly booted kernel.
 
 use std::ffi::OsString;
 use std::fs;
@@ -11,16 +11,16 @@ use crate::kernel::{self, KernelChoice};
 use crate::qemu::{self, Ended, Machine};
 use crate::{guest, image, packages, paths};
 
-/// Exit codes of the lab itself; a command's own status is passed on as it is.
+/// Exit codes of the lab itself. A command's own status is passed on unchanged.
 pub(crate) const EXIT_KERNEL_FAULT: u8 = 123;
-/// As timeout(1) has it.
+/// The same as timeout(1).
 pub(crate) const EXIT_TIMED_OUT: u8 = 124;
 pub(crate) const EXIT_LAB_FAILED: u8 = 125;
 
-/// What getting a kernel and making its image may take.
+/// The time limit for getting a kernel and making its image.
 pub(crate) const PREPARATION: Duration = Duration::from_secs(1800);
 
-/// What to run, and in what.
+/// The command to run, and its guest.
 #[derive(Clone, Debug)]
 pub(crate) struct LabRun {
     pub(crate) kernel: KernelChoice,
@@ -40,12 +40,12 @@ pub(crate) struct Outcome {
 
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum End {
-    /// The command's exit status; 128 and the signal's number when a signal ended it.
+    /// The command's exit status; 128 plus the signal's number if a signal ended it.
     Exited(u8),
-    /// The kernel oopsed, warned or reported a bug of its own: whatever the command said does not count.
+    /// The kernel oopsed, warned or reported a bug: the command's result does not count.
     KernelFault(String),
     TimedOut(String),
-    /// The guest went down without a report.
+    /// The guest shut down without a report.
     Lost(String),
 }
 
@@ -59,7 +59,7 @@ impl Outcome {
         }
     }
 
-    /// What went wrong other than in the command.
+    /// The problem, unless it is the command's own.
     pub(crate) fn problem(&self) -> Option<&str> {
         match &self.end {
             End::Exited(_) => None,
@@ -68,7 +68,7 @@ impl Outcome {
     }
 }
 
-/// Runs a command in a guest. Its output goes to our standard output as it comes.
+/// Runs a command in a guest. Its output goes to our standard output as it arrives.
 pub(crate) fn run(run: &LabRun) -> Result<Outcome> {
     let lock = paths::lock()?;
     packages::ensure_tools()?;
@@ -80,7 +80,7 @@ pub(crate) fn run(run: &LabRun) -> Result<Outcome> {
         .tempdir_in(paths::lab("runs")?)
         .context("making a directory for this run")?;
     let initramfs = dir.path().join("initramfs");
-    // By the guest's clock, which on a busy host was seen to run several times too fast.
+    // In the guest's time, which on a busy host can run several times too fast.
     let limit = run.timeout.as_secs().saturating_mul(10);
     image::with_overlay(&base, &initramfs, &guest::programs(), &run.add, &run.command, limit)?;
     drop(lock);
@@ -102,19 +102,19 @@ pub(crate) fn run(run: &LabRun) -> Result<Outcome> {
             _ => break,
         };
         let log = keep_console(&ended, &kernel.release)?;
-        eprintln!("xtask: the guest {what}, see {}: all of it once more", log.display());
+        eprintln!("xtask: the guest {what}, see {}: running everything again", log.display());
         ended = qemu::boot(&machine)?;
     }
     Ok(Outcome { end: judge(&ended, run.timeout, &kernel.release)? })
 }
 
-/// How often a guest is booted that dies before its command begins, or of the emulator.
+/// How many times a guest is booted that dies before its command begins, or because of the emulator.
 const BOOTS: usize = 3;
 
-/// Whether the kernel's first fault is QEMU's: its processors now and then execute the int3 that another one has
-/// put where it patches a jump (`arch/x86/kernel/alternative.c`) when that is gone
-/// again, which no real one does; mostly at boot, and where soft-RoCE comes and goes (`udp_destroy_sock`).
-/// A kernel has no other int3 unless somebody probes it, and in the lab nobody does.
+/// Whether the kernel's first fault is QEMU's. Its processors sometimes execute the int3 that another processor has
+/// written while it patches a jump (`arch/x86/kernel/alternative.c`), after that int3 is gone again. No real
+/// processor does that. It mostly happens at boot, and where soft-RoCE comes and goes (`udp_destroy_sock`). A
+/// kernel has no other int3 unless it is probed, and nobody does that in the lab.
 fn is_emulators(ended: &Ended) -> bool {
     let first = ended.console.lines().find(|line| is_fault(line));
     first.is_some_and(|line| line.contains(INT3))
@@ -147,7 +147,7 @@ fn judge(ended: &Ended, timeout: Duration, release: &str) -> Result<End> {
 /// Taints that a fault leaves: bad page, oops, warning, soft lockup.
 const FAULT_TAINTS: u64 = 1 << 5 | 1 << 7 | 1 << 9 | 1 << 14;
 
-/// How the kernel begins what it says about its own mistakes.
+/// The beginnings of the kernel's reports about its own faults.
 const FAULT_MARKS: [&str; 12] = [
     INT3,
     "WARNING: ",
@@ -163,7 +163,7 @@ const FAULT_MARKS: [&str; 12] = [
     "refcount_t: ",
 ];
 
-/// How it begins what it says of an int3 that it knows nothing of.
+/// The beginning of its report about an unknown int3.
 const INT3: &str = "int3: 0000 ";
 
 fn is_fault(line: &str) -> bool {
@@ -175,7 +175,7 @@ fn fault(ended: &Ended) -> Option<String> {
     const LINES: usize = 60;
     let lines: Vec<&str> = ended.console.lines().collect();
     if let Some(first) = lines.iter().position(|line| is_fault(line)) {
-        // The line before may be the "cut here" or the first half of it.
+        // The line before may be the "cut here", or its first half.
         let from = first.saturating_sub(1);
         let to = lines.len().min(from + LINES);
         return Some(lines[from..to].join("\n"));

@@ -1,6 +1,6 @@
-//! Build tooling of the workspace: `cargo xtask lab run` boots a kernel and runs a command in it, `cargo xtask
-//! test` runs all tests, those in kernels included, `cargo xtask prove` what takes hours, `cargo xtask bench`
-//! measures.
+//! Build tooling of the workspace. `cargo xtask lab run` boots a kernel and runs a command in it. `cargo xtask
+//! test` runs all tests, including those in kernels. `cargo xtask prove` runs the proofs that take hours. `cargo
+//! xtask bench` measures.
 
 mod apt;
 mod bench;
@@ -51,7 +51,7 @@ enum Task {
     Test(TestArgs),
     /// Run the full versions of the proofs, which take hours; their logs go to target/prove
     Prove(ProveArgs),
-    /// Measure what listing and opening cost, beside libibverbs, and hold it against the targets
+    /// Measure the cost of listing and opening, compared with libibverbs, and check it against the targets
     Bench(BenchArgs),
 }
 
@@ -63,11 +63,12 @@ enum LabCommand {
 
 #[derive(Args)]
 struct RunArgs {
-    /// Debian kernel series (5.10, 6.1, 6.12, 7.3), `newest` (of the backports), or a directory with boot/vmlinuz-* and lib/modules/*
+    /// Debian kernel series (5.10, 6.1, 6.12, 7.3), `newest` (of the backports), or a directory with boot/vmlinuz-*
+    /// and lib/modules/*
     #[arg(long, default_value = "6.12")]
     kernel: KernelChoice,
 
-    /// File to put in the guest: in /bin when executable, otherwise in /add
+    /// File to put in the guest: in /bin if it is executable, otherwise in /add
     #[arg(long, value_name = "PATH")]
     add: Vec<PathBuf>,
 
@@ -83,18 +84,18 @@ struct RunArgs {
     #[arg(long, value_name = "N", default_value_t = 2)]
     cpus: u32,
 
-    /// Take the workspace's binaries as they are; without this they are built first
+    /// Use the workspace's binaries as they are; without this option they are built first
     #[arg(long)]
     no_build: bool,
 
-    /// What to run
+    /// Command to run
     #[arg(last = true, required = true, value_name = "COMMAND")]
     command: Vec<OsString>,
 }
 
 #[derive(Args)]
 struct TestArgs {
-    /// Kernel to run the scenarios in (repeatable; 6.12, 6.1, and 5.10 without the samples, when not given)
+    /// Kernel to run the scenarios in (repeatable; default: 6.12, 6.1, and 5.10 without the samples)
     #[arg(long)]
     kernel: Vec<KernelChoice>,
 
@@ -105,10 +106,10 @@ struct TestArgs {
 
 #[derive(Args)]
 struct ProveArgs {
-    /// Which ones; all when not given
+    /// Proofs to run; default: all
     proofs: Vec<Proof>,
 
-    /// Kernel for those that need one (repeatable; 6.12, 6.1 and newest when not given)
+    /// Kernel for the proofs that need one (repeatable; default: 6.12, 6.1 and newest)
     #[arg(long)]
     kernel: Vec<KernelChoice>,
 
@@ -116,7 +117,7 @@ struct ProveArgs {
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     fuzz_seconds: u64,
 
-    /// How many guests run at the same time, each with 1 GB; no more than there are processors
+    /// Number of guests that run at the same time, each with 1 GB; at most the number of processors
     #[arg(long, value_name = "N", default_value_t = 2)]
     guests: usize,
 }
@@ -127,15 +128,15 @@ struct BenchArgs {
     #[arg(long, default_value = "6.12")]
     kernel: KernelChoice,
 
-    /// How often everything is measured
+    /// How many times everything is measured
     #[arg(long, value_name = "N", default_value_t = 1)]
     runs: usize,
 
-    /// Measure no more devices than these; targets about more are left out
+    /// Maximum number of devices; targets about more are left out
     #[arg(long, value_name = "DEVICES", default_value_t = 8000)]
     most: usize,
 
-    /// Write benches/RESULTS.md and benches/devices.svg anew
+    /// Rewrite benches/RESULTS.md and benches/devices.svg
     #[arg(long)]
     write: bool,
 }

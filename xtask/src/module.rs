@@ -9,11 +9,11 @@ use crate::apt::Sources;
 use crate::kernel::Kernel;
 use crate::{packages, paths, tools};
 
-/// What the module is built from, beneath `lab/hca`.
+/// The module's sources in `lab/hca`.
 const SOURCES: [&str; 2] = ["Makefile", "uverbs_test_hca.c"];
 
-/// For a kernel that was built with a compiler that the host has not: what it has, without the flag for which
-/// gcc 14 is the first.
+/// For a kernel that was built with a compiler that the host lacks: the host's own compiler, without the flag that
+/// only gcc 14 and later have.
 const OTHER_COMPILER: [&str; 2] = ["CC=gcc", "CONFIG_CC_HAS_MIN_FUNCTION_ALIGNMENT="];
 
 /// Builds `uverbs_test_hca.ko` if it is not there yet; `None` for a kernel without headers.
@@ -74,7 +74,7 @@ pub(crate) fn build(kernel: &Kernel) -> Result<Option<PathBuf>> {
     Ok(Some(module))
 }
 
-/// The compiler that Debian's headers ask for by name, such as `gcc-12`; its package is called the same.
+/// The compiler that Debian's headers name, such as `gcc-12`. Its package has the same name.
 fn compiler(headers: &std::path::Path) -> Option<String> {
     let text = fs::read_to_string(headers.join(".kernelvariables")).ok()?;
     let at = text.find("gcc-")?;

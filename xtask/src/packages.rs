@@ -1,4 +1,4 @@
-//! Debian packages: which are missing, installing them, and taking one apart without installing it.
+//! Debian packages: finds missing ones, installs them, and unpacks packages without installing them.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use crate::apt::Sources;
 use crate::tools;
 
-/// Programs of the host and of the guest, and the package each comes from.
+/// Programs of the host and of the guest, and the package of each.
 const NEEDED: [(&str, &str); 15] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("busybox", "busybox-static"),
@@ -30,7 +30,7 @@ const NEEDED: [(&str, &str); 15] = [
     ("zstd", "zstd"),
 ];
 
-/// Makes sure that everything the lab runs is there.
+/// Makes sure that every program that the lab runs is installed.
 pub(crate) fn ensure_tools() -> Result<()> {
     let mut missing: Vec<&str> = NEEDED
         .iter()
@@ -45,7 +45,7 @@ pub(crate) fn ensure_tools() -> Result<()> {
     ensure(&missing)
 }
 
-/// libibverbs' provider for rxe. Its name carries the version of the private interface.
+/// libibverbs' provider for rxe. Its name contains the version of the private interface.
 pub(crate) fn rxe_provider() -> Option<PathBuf> {
     let mut found: Vec<PathBuf> = ["/usr/lib/x86_64-linux-gnu/libibverbs", "/usr/lib64/libibverbs"]
         .iter()
@@ -61,14 +61,14 @@ pub(crate) fn rxe_provider() -> Option<PathBuf> {
     found.pop()
 }
 
-/// Installs packages when root, and says which to install otherwise.
+/// Installs packages as root. Otherwise fails, and names the packages to install.
 pub(crate) fn ensure(missing: &[&str]) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
     let list = missing.join(" ");
     if tools::find("apt-get").is_none() {
-        bail!("the lab needs what these Debian packages hold: {list}");
+        bail!("the lab needs the contents of these Debian packages: {list}");
     }
     if !rustix::process::geteuid().is_root() {
         bail!(
@@ -92,7 +92,7 @@ fn install(packages: &[&str]) -> Result<()> {
     )
 }
 
-/// The names of all packages that begin so.
+/// The names of all packages with this prefix.
 pub(crate) fn names(sources: &Sources, prefix: &str) -> Result<Vec<String>> {
     let text = tools::text(sources.command("apt-cache").args(["pkgnames", prefix]))?;
     Ok(text.lines().map(str::to_owned).collect())
@@ -125,7 +125,7 @@ pub(crate) fn is_newer(version: &str, than: &str) -> bool {
         .is_ok_and(|status| status.success())
 }
 
-/// What a package depends on directly, without alternatives and versions.
+/// The direct dependencies of a package, without alternatives and versions.
 pub(crate) fn dependencies(sources: &Sources, name: &str, version: &str) -> Result<Vec<String>> {
     let text = tools::text(
         sources

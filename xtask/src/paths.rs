@@ -1,4 +1,4 @@
-//! Where things are: the workspace, its target directory, the lab's part of it.
+//! Paths: the workspace, its target directory, and the lab's part of it.
 
 use std::env;
 use std::fs::{self, File};
@@ -22,7 +22,7 @@ pub(crate) fn target() -> PathBuf {
     }
 }
 
-/// A directory of the lab beneath the target directory, made if it is missing.
+/// A directory of the lab beneath the target directory, created if it is missing.
 pub(crate) fn lab(part: &str) -> Result<PathBuf> {
     let dir = target().join("lab").join(part);
     fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
@@ -30,9 +30,9 @@ pub(crate) fn lab(part: &str) -> Result<PathBuf> {
 }
 
 /// Held while kernels, modules and images are prepared, so that several runs can start at once.
-pub(crate) struct LabLock(#[expect(dead_code, reason = "closing it lets go of the lock")] File);
+pub(crate) struct LabLock(#[expect(dead_code, reason = "closing it releases the lock")] File);
 
-/// Waits for the lock on what the lab keeps.
+/// Waits for the lock on the lab's directory.
 pub(crate) fn lock() -> Result<LabLock> {
     let path = lab("")?.join("lock");
     let file = File::create(&path).with_context(|| format!("opening {}", path.display()))?;

@@ -1,5 +1,5 @@
-//! How far long runs are: one line that is rewritten on a terminal, plain lines elsewhere, and how much time is
-//! left by how long each job took the last time.
+//! The progress of long runs: one line that is rewritten on a terminal, plain lines elsewhere, and the remaining
+//! time, estimated from how long each job took the last time.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,19 +12,19 @@ use anyhow::{Context, Result};
 
 use crate::paths;
 
-/// How long each job took when it passed last.
+/// How long each job took when it last passed.
 pub(crate) struct Durations {
     file: PathBuf,
     seconds: BTreeMap<String, u64>,
 }
 
 impl Durations {
-    /// Those that are remembered; none when there is no such file.
+    /// The remembered durations; empty if there is no such file.
     pub(crate) fn load() -> Self {
         Self::from(paths::target().join("xtask-durations.tsv"))
     }
 
-    /// Those in a file.
+    /// The durations in a file.
     pub(crate) fn from(file: PathBuf) -> Self {
         let text = fs::read_to_string(&file).unwrap_or_default();
         let lines = text.lines().filter_map(|line| line.rsplit_once('\t'));
@@ -37,7 +37,7 @@ impl Durations {
         self.seconds.get(key).copied().map(Duration::from_secs)
     }
 
-    /// Remembers one.
+    /// Remembers one duration.
     pub(crate) fn note(&mut self, key: &str, took: Duration) -> Result<()> {
         self.seconds.insert(key.to_owned(), took.as_secs());
         let lines = self.seconds.iter().map(|(key, seconds)| format!("{key}\t{seconds}\n"));
@@ -46,16 +46,16 @@ impl Durations {
     }
 }
 
-/// The time that is left.
+/// The remaining time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Left {
     pub(crate) time: Duration,
-    /// Jobs of which nobody knows how long they take.
+    /// The number of jobs with unknown durations.
     pub(crate) unknown: usize,
 }
 
 impl Left {
-    /// Of jobs that run `width` at a time: what is left of each. One that is overdue has nothing left.
+    /// For jobs that run `width` at a time, from the remaining time of each. An overdue job has none left.
     pub(crate) fn of(rests: &[Option<Duration>], width: usize) -> Self {
         let known: Vec<Duration> = rests.iter().copied().flatten().collect();
         let longest = known.iter().copied().max().unwrap_or_default();
@@ -63,7 +63,7 @@ impl Left {
         Self { time: longest.max(shared), unknown: rests.len() - known.len() }
     }
 
-    /// With what comes after it.
+    /// Adds the time of the jobs that come after it.
     pub(crate) fn then(self, later: Self) -> Self {
         Self { time: self.time + later.time, unknown: self.unknown + later.unknown }
     }
@@ -81,7 +81,7 @@ impl Left {
     }
 }
 
-/// A duration, no more exact than it matters.
+/// A duration, rounded to a sensible precision.
 pub(crate) fn show(time: Duration) -> String {
     let seconds = time.as_secs();
     match (seconds / 3600, seconds / 60 % 60) {
@@ -91,14 +91,14 @@ pub(crate) fn show(time: Duration) -> String {
     }
 }
 
-/// The minutes that a job itself gives as left: `progress: 500/2000 executions, 12 min left`.
+/// The remaining minutes in a job's own progress line: `progress: 500/2000 executions, 12 min left`.
 pub(crate) fn minutes_left(line: &str) -> Option<Duration> {
     let (_, rest) = line.strip_prefix("progress: ")?.rsplit_once(", ")?;
     let minutes: u64 = rest.strip_suffix(" min left")?.parse().ok()?;
     Some(Duration::from_secs(60 * minutes))
 }
 
-/// Where output and progress go.
+/// The destination of output and progress.
 pub(crate) struct Screen {
     is_terminal: bool,
     state: Mutex<State>,
@@ -107,9 +107,9 @@ pub(crate) struct Screen {
 struct State {
     output: Box<dyn Write + Send>,
     error: Box<dyn Write + Send>,
-    /// The line at the bottom; empty when there is none.
+    /// The line at the bottom; empty if there is none.
     status: String,
-    /// What stands above it has ended its line.
+    /// Whether the text above it ends with a line feed.
     at_start: bool,
 }
 
@@ -120,7 +120,7 @@ pub(crate) enum Stream {
     Error,
 }
 
-/// Takes the line of the cursor away.
+/// Clears the cursor's line.
 const CLEAR: &str = "\r\x1b[K";
 
 impl Screen {
@@ -130,7 +130,7 @@ impl Screen {
         Self::on(is_terminal, Box::new(io::stdout()), Box::new(io::stderr()))
     }
 
-    /// Others.
+    /// Other streams.
     pub(crate) fn on(
         is_terminal: bool,
         output: Box<dyn Write + Send>,
@@ -144,7 +144,7 @@ impl Screen {
         self.is_terminal
     }
 
-    /// Rewrites the line at the bottom of a terminal; an empty one takes it away.
+    /// Rewrites the line at the bottom of a terminal. An empty text clears it.
     pub(crate) fn status(&self, text: &str) {
         if !self.is_terminal {
             return;
@@ -152,7 +152,7 @@ impl Screen {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let State { error, status, at_start, .. } = &mut *state;
         let columns = rustix::termios::tcgetwinsize(io::stderr()).map_or(0, |size| size.ws_col);
-        // A terminal that does not know its size gives 0.
+        // A terminal that does not know its size reports 0.
         let columns = if columns == 0 { 80 } else { usize::from(columns) };
         *status = text.chars().take(columns - 1).collect();
         if *at_start {
@@ -160,7 +160,7 @@ impl Screen {
         }
     }
 
-    /// Passes on what a job prints, above the status. When nobody reads it any more, that is no error.
+    /// Passes on a job's output, above the status. It is not an error if nobody reads it any more.
     pub(crate) fn pass(&self, stream: Stream, bytes: &[u8]) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let State { output, error, status, at_start } = &mut *state;
@@ -179,7 +179,7 @@ impl Screen {
         }
     }
 
-    /// One line of this program.
+    /// Prints one line of this program.
     pub(crate) fn line(&self, text: &str) {
         self.pass(Stream::Error, format!("xtask: {text}\n").as_bytes());
     }
@@ -190,7 +190,7 @@ mod tests {
     use super::*;
     use std::sync::Arc;
 
-    /// What was written, in its order.
+    /// Everything that was written, in order.
     #[derive(Clone, Default)]
     struct Written(Arc<Mutex<Vec<u8>>>);
 
@@ -204,7 +204,7 @@ mod tests {
         }
     }
 
-    /// What is written when a job prints a line in two parts while there is a status.
+    /// The output when a job prints a line in two parts while there is a status.
     fn written(is_terminal: bool) -> String {
         let written = Written::default();
         let screen = Screen::on(is_terminal, Box::new(written.clone()), Box::new(written.clone()));
@@ -220,7 +220,7 @@ mod tests {
     #[test]
     fn the_status_stays_below_the_output() {
         let shown = written(true).replace(CLEAR, "<");
-        // In the middle of a line there is no room for it.
+        // In the middle of a line, the status is not shown.
         assert_eq!(shown, "<one<half a line\ntwo<");
         assert_eq!(written(false), "half a line\n");
     }
@@ -234,7 +234,7 @@ mod tests {
         let rests = [minutes(10), minutes(20), minutes(30)].map(Some);
         assert_eq!(Left::of(&rests, 1).time, minutes(60));
         assert_eq!(Left::of(&rests, 2).time, minutes(30));
-        // No job is faster for having others beside it.
+        // A job is not faster when others run at the same time.
         assert_eq!(Left::of(&[Some(minutes(50)), Some(minutes(2))], 2).time, minutes(50));
         let unknown = Left::of(&[Some(minutes(5)), None], 2);
         assert_eq!(unknown, Left { time: minutes(5), unknown: 1 });
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_job_itself_expects_is_read() {
+    fn a_jobs_own_estimate_is_parsed() {
         let line = "progress: 500/2000 executions, 12 min left";
         assert_eq!(minutes_left(line), Some(minutes(12)));
         assert_eq!(minutes_left("progress: 500/2000 executions"), None);

@@ -1,4 +1,4 @@
-//! `cargo xtask prove`: the full versions of all proofs, each bounded in time, each with its own log.
+//! `cargo xtask prove`: the full versions of all proofs, each with a time limit and its own log.
 
 use std::fs;
 use std::process::{Command, Stdio};
@@ -14,7 +14,7 @@ use crate::progress::Left;
 use crate::runner::Runner;
 use crate::{guest, paths};
 
-/// A proof, of which `cargo xtask test` runs a sample.
+/// A proof. `cargo xtask test` runs a sample of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Proof {
     /// Every mutation before every kernel call, on the simulated kernel
@@ -23,9 +23,9 @@ pub(crate) enum Proof {
     LeaveOut,
     /// Real mutations at each system call
     Boundary,
-    /// Boundaries, soak and comparison against the library's first rule, which each has to find wrong
+    /// Boundaries, soak and comparison with the library's first rule, which each of them has to find wrong
     OldRule,
-    /// The simulated kernel held against real ones
+    /// The simulated kernel compared with real ones
     Compare,
     /// Devices opened while they are replaced, 3,000 times
     Soak,
@@ -36,12 +36,12 @@ pub(crate) enum Proof {
 /// Hours, under emulation.
 const GUEST_LIMIT: Duration = Duration::from_secs(6 * 3600);
 const EXPLORE_LIMIT: Duration = Duration::from_secs(4 * 3600);
-/// What a fuzz target may take besides fuzzing, which is mostly being built.
+/// The time limit for a fuzz target apart from fuzzing, most of which is the build.
 const FUZZ_BUILD: Duration = Duration::from_secs(1800);
 
-/// What to prove, and how.
+/// The proofs to run, and their settings.
 pub(crate) struct Plan {
-    /// All when there are none.
+    /// If empty, all proofs.
     pub(crate) proofs: Vec<Proof>,
     pub(crate) kernels: Vec<KernelChoice>,
     pub(crate) fuzz_seconds: u64,
@@ -49,8 +49,8 @@ pub(crate) struct Plan {
     pub(crate) guests: usize,
 }
 
-/// Runs the proofs; goes on after a failure and sums up. Guests run beside each other; what runs on the host has all
-/// of its processors to itself.
+/// Runs the proofs. Continues after a failure and prints a summary. Guests run at the same time. A proof on the
+/// host has all of the processors.
 pub(crate) fn run(plan: &Plan) -> Result<u8> {
     let proofs = match &plan.proofs[..] {
         [] => Proof::value_variants(),
@@ -92,9 +92,9 @@ pub(crate) fn run(plan: &Plan) -> Result<u8> {
 }
 
 impl Proof {
-    /// What it runs in each kernel.
+    /// The jobs that run in each kernel.
     fn in_guests(self, kernels: &[KernelChoice]) -> Result<Vec<Job>> {
-        // Each kernel has another part of what is repetitive at the boundaries.
+        // Each kernel runs another part of the repetitive executions at the boundaries.
         const PARTS: usize = 3;
         if self == Self::OldRule {
             guest::build_leaving_out()?;
@@ -125,7 +125,7 @@ impl Proof {
     }
 }
 
-/// Builds what runs in guests, once.
+/// Builds the programs for the guests, once.
 fn build(built: &mut bool) -> Result<()> {
     if !*built {
         guest::build()?;
@@ -156,7 +156,7 @@ pub(crate) const LEFT_OUT: [&str; 3] =
 pub(crate) fn with_checks_left_out() -> Command {
     let mut command = cargo();
     command.env("RUSTFLAGS", "--cfg uverbs_leave_out").arg("test");
-    // Other flags would have everything built anew each time.
+    // With other flags, everything would be rebuilt each time.
     command.arg("--target-dir").arg(paths::target().join("leave-out"));
     command.args(["--package", "uverbs", "--features", "sim", "--test", "explore"]);
     command.args(["--test", "fuzzed"]);
@@ -164,7 +164,7 @@ pub(crate) fn with_checks_left_out() -> Command {
 }
 
 fn fuzz(seconds: u64) -> Result<Vec<Job>> {
-    // Through the PATH: `+nightly` is rustup's, which the cargo that runs this program does not know.
+    // Through the PATH: `+nightly` belongs to rustup, which the cargo that runs this program does not know.
     let nightly = || {
         let mut command = Command::new("cargo");
         command.current_dir(paths::workspace()).env_remove("CARGO").env_remove("RUSTUP_TOOLCHAIN");

@@ -1,4 +1,4 @@
-//! One guest under QEMU: starting it, passing its output on, bounding it in time.
+//! One guest under QEMU: starts it, passes its output on, and limits its time.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -11,17 +11,17 @@ use anyhow::{Context, Result, anyhow};
 
 use crate::tools;
 
-/// The kernel's parameters. An oops ends the guest at once; the console has warnings and worse, for the log.
-/// Watchdogs are off because an emulated guest on a busy host is slow, not stuck.
+/// The kernel's parameters. An oops ends the guest at once. The console has warnings and worse, for the log.
+/// Watchdogs are off, because an emulated guest on a busy host is slow, not stuck.
 const PARAMETERS: &str = "console=ttyS0 quiet loglevel=5 panic=-1 oops=panic nowatchdog \
     rcupdate.rcu_cpu_stall_suppress=1 sysctl.kernel.hung_task_timeout_secs=0 \
     mitigations=off no5lvl nokaslr random.trust_cpu=on tsc=reliable";
 
-/// What a guest is made of.
+/// The parts of a guest.
 pub(crate) struct Machine<'a> {
     pub(crate) kernel: &'a Path,
     pub(crate) initramfs: &'a Path,
-    /// A directory of this run alone.
+    /// A directory for this run only.
     pub(crate) dir: &'a Path,
     pub(crate) memory_mb: u32,
     pub(crate) cpus: u32,
@@ -31,9 +31,9 @@ pub(crate) struct Machine<'a> {
 /// How a guest ended, as seen from outside.
 pub(crate) struct Ended {
     pub(crate) timed_out: bool,
-    /// The guest came as far as starting its command.
+    /// Whether the guest started its command.
     pub(crate) begun: bool,
-    /// What the guest reported when its command had ended.
+    /// The guest's report after its command had ended.
     pub(crate) report: Option<Report>,
     /// The kernel's warnings and worse.
     pub(crate) console: String,
@@ -59,7 +59,7 @@ impl Report {
     }
 }
 
-/// Boots the machine and stays with it to its end.
+/// Boots the machine and waits for its end.
 pub(crate) fn boot(machine: &Machine<'_>) -> Result<Ended> {
     let console = machine.dir.join("console.log");
     let control = machine.dir.join("control");
@@ -73,17 +73,17 @@ pub(crate) fn boot(machine: &Machine<'_>) -> Result<Ended> {
     let _ = copier.join();
     let lossy =
         |path: &Path| fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-    let told = lossy(&control).unwrap_or_default();
+    let control = lossy(&control).unwrap_or_default();
     Ok(Ended {
         timed_out,
-        begun: told.starts_with(BEGUN),
-        report: Report::parse(&told),
+        begun: control.starts_with(BEGUN),
+        report: Report::parse(&control),
         console: lossy(&console).unwrap_or_default(),
     })
 }
 
 fn command(machine: &Machine<'_>, console: &Path, control: &Path) -> Command {
-    // Through setpriv, so that the guest does not outlive us however we end.
+    // Through setpriv, so that the guest does not outlive this program, however it ends.
     let mut command = match tools::find("setpriv") {
         Some(setpriv) => {
             let mut command = Command::new(setpriv);
@@ -101,7 +101,7 @@ fn command(machine: &Machine<'_>, console: &Path, control: &Path) -> Command {
         .arg("-serial")
         .arg(join("file:", console))
         .args(["-device", "virtio-serial-pci"])
-        // Not as `stdio`, which hangs up when its input ends.
+        // Not `stdio`, which hangs up when its input ends.
         .args(["-chardev", "file,id=output,path=/dev/fd/1"])
         .args(["-device", "virtserialport,chardev=output,name=lab.output"])
         .arg("-chardev")
@@ -121,7 +121,7 @@ fn join(prefix: &str, path: &Path) -> std::ffi::OsString {
     text
 }
 
-/// Passes the guest's output on as it comes. When nobody reads ours any more, the guest's is still taken.
+/// Passes the guest's output on as it arrives. If nobody reads ours any more, the guest's is read nevertheless.
 fn copy(mut from: impl Read) {
     let mut buffer = vec![0; 65536];
     let mut to = Some(io::stdout());
@@ -142,7 +142,7 @@ fn copy(mut from: impl Read) {
     }
 }
 
-/// Waits for the end, or brings it about when the time is over; tells which.
+/// Waits for the end, or kills the guest when the time is over. Returns whether it did.
 fn wait(child: &mut Child, timeout: Duration) -> Result<bool> {
     let deadline = Instant::now() + timeout;
     loop {

@@ -1,4 +1,4 @@
-//! Runs jobs, some of them at the same time, and shows how far they are.
+//! Runs jobs, some of them at the same time, and shows their progress.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -14,9 +14,9 @@ use crate::job::{Job, TIMED_OUT};
 use crate::paths;
 use crate::progress::{Durations, Left, Screen, Stream, minutes_left, show};
 
-/// How often progress is shown where there is no terminal.
+/// The interval between progress messages without a terminal.
 const PLAIN_EVERY: Duration = Duration::from_secs(300);
-/// How much of the log of a job that failed is shown, when its output was not.
+/// How many lines of a failed job's log are shown, if its output was not.
 const TAIL: usize = 20;
 
 /// How a job ended.
@@ -31,7 +31,7 @@ impl Outcome {
         self.result.is_ok()
     }
 
-    /// Its line of the summary.
+    /// Its line in the summary.
     pub(crate) fn line(&self) -> String {
         let Self { name, result, took } = self;
         let seconds = took.as_secs();
@@ -45,14 +45,14 @@ impl Outcome {
 /// Runs jobs; each has its log in one directory.
 pub(crate) struct Runner {
     logs: PathBuf,
-    /// Their output is shown, too.
+    /// Whether their output is shown, too.
     shows: bool,
     screen: Arc<Screen>,
     durations: Durations,
 }
 
 impl Runner {
-    /// With the logs in a directory of that name beneath the target directory.
+    /// A runner that keeps the logs in a directory of that name beneath the target directory.
     pub(crate) fn new(logs: &str, shows: bool) -> Result<Self> {
         let logs = paths::target().join(logs);
         fs::create_dir_all(&logs).with_context(|| format!("making {}", logs.display()))?;
@@ -63,7 +63,7 @@ impl Runner {
         &self.logs
     }
 
-    /// The log of the job of that name.
+    /// The log of the job with that name.
     pub(crate) fn log(&self, name: &str) -> PathBuf {
         self.logs.join(format!("{name}.log"))
     }
@@ -74,7 +74,8 @@ impl Runner {
         Left::of(&times, width)
     }
 
-    /// Runs jobs, at most `width` at a time; goes on after a failure. `later` is what is left after them.
+    /// Runs jobs, at most `width` at a time. Continues after a failure. `later` is the time for the jobs after
+    /// these.
     pub(crate) fn run(
         &mut self,
         jobs: Vec<Job>,
@@ -137,16 +138,16 @@ impl Runner {
         let path = self.log(&job.name);
         let log = File::create(&path).with_context(|| format!("making {}", path.display()))?;
         let mut child = job.bounded().spawn().context("starting it through timeout(1)")?;
-        let said = Arc::new(Mutex::new(String::new()));
+        let progress = Arc::new(Mutex::new(String::new()));
         let mut copiers = Vec::new();
         let screen = self.shows.then(|| Arc::clone(&self.screen));
         if let Some(pipe) = child.stdout.take() {
-            copiers.push(copy(pipe, Stream::Output, &log, screen.clone(), &said)?);
+            copiers.push(copy(pipe, Stream::Output, &log, screen.clone(), &progress)?);
         }
         if let Some(pipe) = child.stderr.take() {
-            copiers.push(copy(pipe, Stream::Error, &log, screen, &said)?);
+            copiers.push(copy(pipe, Stream::Error, &log, screen, &progress)?);
         }
-        Ok(Running { job, child, copiers, said, expected, started: Instant::now() })
+        Ok(Running { job, child, copiers, progress, expected, started: Instant::now() })
     }
 
     fn end(&mut self, one: Running, status: std::process::ExitStatus) -> Outcome {
@@ -159,7 +160,7 @@ impl Runner {
             }
         }
         if result.is_ok() {
-            // Only the next run's times are the worse for it.
+            // Only the next run's estimates suffer.
             if let Err(error) = self.durations.note(&job.key(), took) {
                 self.screen.line(&format!("{error:#}"));
             }
@@ -179,52 +180,53 @@ impl Runner {
 fn ended(status: std::process::ExitStatus, limit: Duration) -> Result<()> {
     match status.code() {
         Some(0) => Ok(()),
-        Some(TIMED_OUT) => bail!("timed out: it may take {} s", limit.as_secs()),
+        Some(TIMED_OUT) => bail!("timed out: its limit is {} s", limit.as_secs()),
         _ => bail!("{status}"),
     }
 }
 
-/// A job that runs.
+/// A running job.
 struct Running {
     job: Job,
     child: Child,
     copiers: Vec<JoinHandle<()>>,
-    /// The last line in which it gave its progress.
-    said: Arc<Mutex<String>>,
+    /// The last line in which it reported its progress.
+    progress: Arc<Mutex<String>>,
     expected: Option<Duration>,
     started: Instant,
 }
 
 impl Running {
-    fn said(&self) -> String {
-        self.said.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    fn progress(&self) -> String {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The time that it still needs: what it printed itself, or the rest of what it took the last time.
+    /// The time that it still needs: its own estimate, or the rest of what it took the last time.
     fn left(&self) -> Option<Duration> {
         let by_last = self.expected.map(|time| time.saturating_sub(self.started.elapsed()));
-        minutes_left(&self.said()).or(by_last)
+        minutes_left(&self.progress()).or(by_last)
     }
 
     fn show(&self) -> String {
-        let (name, since, said) = (&self.job.name, show(self.started.elapsed()), self.said());
-        match said.strip_prefix("progress: ").and_then(|said| said.split(',').next()) {
-            Some(said) => format!("{name} {since} ({said})"),
+        let (name, since, progress) =
+            (&self.job.name, show(self.started.elapsed()), self.progress());
+        match progress.strip_prefix("progress: ").and_then(|rest| rest.split(',').next()) {
+            Some(done) => format!("{name} {since} ({done})"),
             None => format!("{name} {since}"),
         }
     }
 }
 
-/// Copies what a job prints to its log, and to the screen if there is one. When one of them fails, the other still
-/// gets it.
+/// Copies a job's output to its log, and to the screen if there is one. If one of them fails, the other still gets
+/// it.
 fn copy(
     mut from: impl Read + Send + 'static,
     stream: Stream,
     log: &File,
     screen: Option<Arc<Screen>>,
-    said: &Arc<Mutex<String>>,
+    progress: &Arc<Mutex<String>>,
 ) -> Result<JoinHandle<()>> {
-    let (mut log, said) = (log.try_clone()?, Arc::clone(said));
+    let (mut log, progress) = (log.try_clone()?, Arc::clone(progress));
     Ok(thread::spawn(move || {
         let mut buffer = vec![0; 65536];
         while let Ok(length @ 1..) = from.read(&mut buffer) {
@@ -235,7 +237,7 @@ fn copy(
             let _ = log.write_all(bytes);
             let text = String::from_utf8_lossy(bytes);
             if let Some(line) = text.lines().rfind(|line| line.starts_with("progress: ")) {
-                line.clone_into(&mut said.lock().unwrap_or_else(PoisonError::into_inner));
+                line.clone_into(&mut progress.lock().unwrap_or_else(PoisonError::into_inner));
             }
         }
     }))
@@ -263,10 +265,10 @@ mod tests {
     }
 
     #[test]
-    fn jobs_run_side_by_side_and_a_failure_stops_none() -> Result<()> {
+    fn jobs_run_concurrently_and_a_failure_stops_no_other() -> Result<()> {
         let dir = tempfile::tempdir()?;
         let mut runner = runner(dir.path());
-        // Each waits for the other: one after the other, neither would end.
+        // Each waits for the other: run one after the other, neither would end.
         let meet = |mine: &str, other: &str| {
             let dir = dir.path().display();
             format!("touch {dir}/{mine}; until test -e {dir}/{other}; do sleep 0.05; done")
@@ -284,18 +286,18 @@ mod tests {
         };
         assert_eq!(["one", "two", "fails", "last"].map(passed), [true, true, false, true]);
         assert_eq!(fs::read_to_string(runner.log("fails"))?, "why\n");
-        // Those that passed are known the next time.
+        // The durations of those that passed are known the next time.
         let known = |key: &String| Durations::from(dir.path().join("durations")).get(key).is_some();
         assert_eq!(keys.iter().map(known).collect::<Vec<_>>(), [true, true, false, true]);
         Ok(())
     }
 
     #[test]
-    fn a_job_is_killed_with_all_that_it_started() -> Result<()> {
+    fn a_job_is_killed_with_all_its_processes() -> Result<()> {
         let dir = tempfile::tempdir()?;
         let mut runner = runner(dir.path());
         let started = Instant::now();
-        // The pipe would stay open for as long as the inner one lives.
+        // The pipe would stay open as long as the inner process lives.
         let job = shell("hangs", "sh -c 'sleep 60; true'; true", 1);
         let outcomes = runner.run(vec![job], 1, Left::default())?;
         assert!(outcomes.iter().all(|outcome| outcome.line().contains("timed out")));

@@ -1,4 +1,4 @@
-//! `cargo xtask test`: every test there is.
+//! `cargo xtask test`: runs all tests.
 
 use std::ffi::OsString;
 use std::time::Duration;
@@ -14,15 +14,15 @@ use crate::{guest, prove};
 /// Enough for all scenarios under emulation on a slow host.
 const TIMEOUT: Duration = Duration::from_secs(1800);
 
-/// What the workspace's own tests may take, which is mostly being built.
+/// The time limit for the workspace's own tests, most of which is the build.
 const HOST_LIMIT: Duration = Duration::from_secs(3600);
 
-/// What runs in a kernel when none is named. The samples do not run on the oldest: they would take longer than all
-/// else, and what they are samples of runs on the others.
+/// The kernels if none is named, and what runs in each. The samples do not run on the oldest kernel: they would
+/// take longer than everything else, and the tests that they are samples of run on the others.
 const DEFAULT: [(&str, &[&str]); 3] =
     [("6.12", &[]), ("6.1", &[]), ("5.10", &["--without-samples"])];
 
-/// Runs the workspace's tests, then the scenarios in each kernel; goes on after a failure and sums up.
+/// Runs the workspace's tests, then the scenarios in each kernel. Continues after a failure and prints a summary.
 pub(crate) fn run(kernels: &[KernelChoice], filter: &[OsString]) -> Result<u8> {
     let kernels: Vec<(KernelChoice, &[&str])> = match kernels {
         [] => DEFAULT
@@ -47,7 +47,7 @@ pub(crate) fn run(kernels: &[KernelChoice], filter: &[OsString]) -> Result<u8> {
     }
     let later = runner.expect(&in_guests, 1);
     let mut outcomes = runner.run(on_host.into(), 1, later)?;
-    // Without what is to run in them there is no point in booting kernels: older programs would be tested.
+    // If the programs for the guests cannot be built, no kernel is booted: older programs would be tested.
     let built = guest::build();
     if built.is_ok() {
         outcomes.extend(runner.run(in_guests, 1, Left::default())?);

@@ -1,4 +1,4 @@
-//! The programs that come with a kernel's headers, where they are of a later Debian than the host.
+//! The programs in a kernel's headers package, when they come from a later Debian release than the host's.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -9,12 +9,12 @@ use anyhow::{Context, Result};
 use crate::apt::Sources;
 use crate::{packages, tools};
 
-/// Beneath an unpacked kernel.
+/// Relative to an unpacked kernel.
 const LOADER: &str = "libc/usr/lib64/ld-linux-x86-64.so.2";
 const LIBRARIES: &str = "libc/usr/lib/x86_64-linux-gnu";
 
-/// Makes those programs run that need a later C library than the host's: they get that library, for
-/// themselves. What is unpacked in `partial` will be in `dir`.
+/// Makes the programs run that need a later C library than the host's. Only they get that library. The unpacked
+/// contents of `partial` will be in `dir`.
 pub(crate) fn adapt(sources: &Sources, partial: &Path, dir: &Path) -> Result<()> {
     let mut programs = Vec::new();
     for entry in fs::read_dir(partial.join("usr/lib"))? {
@@ -38,7 +38,7 @@ pub(crate) fn adapt(sources: &Sources, partial: &Path, dir: &Path) -> Result<()>
         let script = format!(
             "#!/bin/sh\nexec '{}' --library-path '{}' '{}' \"$@\"\n",
             dir.join(LOADER).display(),
-            // Whatever else they need is the host's.
+            // All other libraries are the host's.
             [dir.join(LIBRARIES).to_string_lossy().as_ref(), "/usr/lib/x86_64-linux-gnu"].join(":"),
             elf.display(),
         );
@@ -61,7 +61,7 @@ fn find_programs(dir: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
     Ok(())
 }
 
-/// Whether the host's C library is too old for it. A script has no libraries.
+/// Whether the host's C library is too old for the program. A script needs no libraries.
 fn lacks_library(program: &Path) -> bool {
     let output = tools::command("ldd").arg(program).output();
     output.is_ok_and(|output| {

@@ -17,19 +17,19 @@ pub(crate) fn find(name: &str) -> Option<PathBuf> {
         .find(|file| is_executable(file))
 }
 
-/// Whether this is a file that can be run.
+/// Whether this is an executable file.
 pub(crate) fn is_executable(path: &Path) -> bool {
     path.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
 }
 
-/// A command that is found as [`find`] does, with nothing on its input.
+/// A command that is found as by [`find`], with empty input.
 pub(crate) fn command(name: &str) -> Command {
     let mut command = Command::new(find(name).unwrap_or_else(|| PathBuf::from(name)));
     command.stdin(Stdio::null());
     command
 }
 
-/// Runs a command to its end; its output goes to our standard error.
+/// Runs a command to its end. Its output goes to our standard error.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     let name = show(command);
     let status =
@@ -40,7 +40,7 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Runs a command to its end and returns what it printed.
+/// Runs a command to its end and returns its output.
 pub(crate) fn output(command: &mut Command) -> Result<Vec<u8>> {
     let name = show(command);
     let output =
@@ -51,12 +51,12 @@ pub(crate) fn output(command: &mut Command) -> Result<Vec<u8>> {
     Ok(output.stdout)
 }
 
-/// The same, as text.
+/// As [`output`], as text.
 pub(crate) fn text(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output(command)?).into_owned())
 }
 
-/// The command as it would be typed, for messages.
+/// The command as a user would type it, for messages.
 fn show(command: &Command) -> String {
     let program = Path::new(command.get_program());
     let name = program.file_name().unwrap_or(program.as_os_str());

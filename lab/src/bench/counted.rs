@@ -1,4 +1,4 @@
-//! System calls, counted exactly: by strace, between marks that the program writes.
+//! System calls, counted exactly by strace, between marks that the program writes.
 
 use std::fs;
 
@@ -12,7 +12,7 @@ use crate::spawn::{self, MARK};
 
 const TRACE: &str = "/tmp/trace-calls";
 
-/// What is between the marks; `-` is preparation.
+/// The parts between the marks; `-` is preparation.
 const PARTS: [&str; 8] = [
     "calls_first_list",
     "calls_first_open",
@@ -51,7 +51,7 @@ pub(crate) fn role() -> Result<()> {
         registry.devices()?;
         spawn::mark();
     }
-    // libibverbs would go on by the old names in this run, if it listed them before.
+    // If libibverbs listed the devices before, it would continue with the old names in this run.
     rename_some(10, "")
 }
 
@@ -62,9 +62,9 @@ pub(super) fn count(devices: usize, findings: &mut Findings) -> Result<()> {
     ensure!(parts.len() == PARTS.len() + 2, "{} marks in the trace", parts.len() - 1);
     for (name, part) in PARTS.iter().zip(&parts[1..]) {
         if *name != "-" {
-            // Not the end of a call that another thread interrupted, nor the end of a thread.
+            // Neither the end of a call that another thread interrupted, nor the end of a thread.
             let is_call = |line: &&str| !line.contains(" resumed>") && !line.contains(" +++ ");
-            // The first and the last line are the marks' own.
+            // The first and the last line belong to the marks.
             let calls = part.lines().filter(is_call).count().saturating_sub(2);
             findings.count(devices, name, calls);
         }

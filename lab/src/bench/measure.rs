@@ -1,10 +1,10 @@
-//! Times, taken so that what is compared is compared under the same conditions.
+//! Times, measured so that compared operations run under the same conditions.
 
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-/// What the calls of one kind took.
+/// How long the calls of one kind took.
 pub(super) struct Times(Vec<Duration>);
 
 impl Times {
@@ -13,7 +13,7 @@ impl Times {
         Self(times)
     }
 
-    /// In microseconds, at that part of the way from the fastest to the slowest.
+    /// In microseconds, at that fraction of the way from the fastest to the slowest.
     fn quantile(&self, part: f64) -> f64 {
         let at = (part * self.0.len().saturating_sub(1) as f64).round() as usize;
         self.0.get(at).map_or(f64::NAN, |time| time.as_secs_f64() * 1e6)
@@ -24,7 +24,7 @@ impl Times {
         self.quantile(0.5)
     }
 
-    /// Prints them as one line that xtask reads.
+    /// Prints them as one line. xtask reads it.
     pub(super) fn print(&self, devices: usize, name: &str) {
         let (low, median, high) = (self.quantile(0.1), self.median(), self.quantile(0.9));
         let rounds = self.0.len();
@@ -32,11 +32,11 @@ impl Times {
     }
 }
 
-/// One thing to be measured: told which round it is, does it and says how long that took.
+/// An operation to be measured. It is given the number of the round, and returns how long the operation took.
 pub(super) type Timed<'a> = &'a mut dyn FnMut(usize) -> Result<Duration>;
 
-/// Measures things in turns, so that what the host does meanwhile meets all of them alike. Each turn
-/// begins with another one.
+/// Measures operations in turns, so that other work of the host affects all of them alike. Each turn begins with
+/// another operation.
 pub(super) fn in_turns<const N: usize>(
     rounds: usize,
     things: [Timed<'_>; N],
@@ -51,7 +51,7 @@ pub(super) fn in_turns<const N: usize>(
     Ok(times.map(Times::new))
 }
 
-/// How long something takes; what it gives is dropped outside of the time.
+/// How long a closure takes. Its result is dropped after the measurement.
 pub(super) fn time<T>(act: impl FnOnce() -> Result<T>) -> Result<Duration> {
     let start = Instant::now();
     let done = act();
@@ -59,7 +59,7 @@ pub(super) fn time<T>(act: impl FnOnce() -> Result<T>) -> Result<Duration> {
     done.map(|_| elapsed)
 }
 
-/// The time of one call where so many threads make so many of them, each thread's average.
+/// The time of one call when that many threads make that many calls: each thread's average.
 pub(super) fn on_threads(
     threads: usize,
     calls: usize,

@@ -1,4 +1,4 @@
-//! The least that a list can cost: the names of both class directories, read and thrown away.
+//! The minimum cost of a list: reading the names of both class directories.
 
 use std::mem::MaybeUninit;
 
@@ -7,7 +7,7 @@ use rustix::fs::{CWD, Mode, OFlags, RawDir, openat};
 
 const CLASSES: [&str; 2] = ["/sys/class/infiniband_verbs", "/sys/class/infiniband"];
 
-/// As glibc's `readdir` asks for them.
+/// The size that glibc's `readdir` uses.
 const PAGE: usize = 32 * 1024;
 
 pub(super) fn both() -> Result<()> {

@@ -1,10 +1,10 @@
-//! The targets: what a run has to come to.
+//! The targets: the figures that a run has to reach.
 
 use std::collections::HashMap;
 
 use anyhow::{Result, ensure};
 
-/// What was measured and counted, by number of devices and name.
+/// The measured and counted figures, by number of devices and name.
 #[derive(Default)]
 pub(super) struct Findings(HashMap<(usize, String), f64>);
 
@@ -14,7 +14,7 @@ impl Findings {
         self.0.insert((devices, name.to_owned()), median);
     }
 
-    /// A number that is the same each time; printed here.
+    /// A number that is the same each time. It is printed here.
     pub(super) fn count(&mut self, devices: usize, name: &str, number: usize) {
         println!("count\t{devices}\t{name}\t{number}");
         self.0.insert((devices, name.to_owned()), number as f64);
@@ -28,7 +28,7 @@ impl Findings {
     pub(super) fn judge(&self) -> Result<()> {
         let (mut judged, mut missed) = (0, 0);
         for target in self.targets() {
-            // What was not measured in this run is not judged.
+            // Figures that were not measured in this run are not judged.
             let Some(found) = target.found else { continue };
             let met = match target.limit {
                 Limit::AtMost(limit) => found <= limit,
@@ -50,7 +50,7 @@ impl Findings {
     fn targets(&self) -> Vec<Target> {
         use Limit::{AtLeast, AtMost};
         let ratio = |devices, a: &str, b: &str| Some(self.get(devices, a)? / self.get(devices, b)?);
-        // How much slower the same call is with eight threads, beside how much slower a peer is.
+        // How much slower the same call is with eight threads, compared with how much slower a peer is.
         let slower = |ours: &str, peer: &str| {
             let of = |name: &str| {
                 ratio(1000, &format!("{name}_8_threads"), &format!("{name}_1_threads"))
@@ -169,7 +169,7 @@ enum Limit {
 struct Target {
     what: String,
     limit: Limit,
-    /// None where it was not measured.
+    /// `None` if it was not measured.
     found: Option<f64>,
 }
 

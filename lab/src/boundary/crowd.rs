@@ -1,5 +1,5 @@
-//! Other processes that hold contexts and protection domains on the device, and how many entries the kernel
-//! puts into a page of a list.
+//! Other processes that hold contexts and protection domains on the device, and the number of entries that the
+//! kernel puts into a page of a list.
 
 use std::io::Write as _;
 use std::time::Duration;
@@ -12,26 +12,26 @@ use super::trace::stop;
 use super::{link, verbs};
 use crate::guest;
 
-/// The right node under another name: it stays when the node's own name leads elsewhere.
+/// The right node under another name. It stays when the node's own name leads elsewhere.
 pub(super) const RIGHT: &str = "/dev/infiniband/right";
 
-/// A process that holds so many of them.
+/// A process that holds a number of contexts or protection domains.
 #[derive(Debug)]
 pub(super) struct Member {
     process: Process,
-    /// How many contexts it has: one, where it holds domains.
+    /// How many contexts it has. If it holds domains, it has one.
     pub(super) contexts: usize,
     pub(super) domains: usize,
 }
 
 impl Member {
-    /// Starts it; it is `ready` some time later.
+    /// Starts it. It is `ready` some time later.
     pub(super) fn start(resource: Resource, count: usize) -> Result<Self> {
-        let process = Process::fork(|say| {
+        let process = Process::fork(|output| {
             let held = hold(resource, count);
             let what =
                 held.as_ref().map_or_else(|error| format!("{error:#}"), |_| "ready".to_owned());
-            let _ = writeln!(&say, "{what}");
+            let _ = writeln!(&output, "{what}");
             stop();
             0
         })?;
@@ -45,12 +45,12 @@ impl Member {
     /// Waits until it holds them.
     pub(super) fn ready(&mut self) -> Result<()> {
         self.process.stops(Duration::from_secs(30))?;
-        let said = self.process.said();
-        ensure!(said == "ready", "the crowd: {said}");
+        let output = self.process.output();
+        ensure!(output == "ready", "the crowd: {output}");
         Ok(())
     }
 
-    /// Ends it; comes back when the kernel has taken back all that it held.
+    /// Ends it. Returns when the kernel has released everything that it held.
     pub(super) fn leave(mut self) -> Result<()> {
         self.process.kill(Duration::from_secs(20))
     }
@@ -78,7 +78,7 @@ const SHORT: usize = 2048;
 /// More than a page of any kernel holds.
 const MANY: usize = 1700;
 
-/// How many entries a list may have on the device `tst`, besides those of the kernel, so that the library's
+/// How many entries a list on the device `tst` may have, not counting those of the kernel, so that the library's
 /// first buffer holds it. Nobody else has anything on the device meanwhile.
 pub(super) fn measure_buffer(resource: Resource) -> Result<usize> {
     let one = listed_with(resource, 1)?;
@@ -103,7 +103,7 @@ pub(super) fn measure_page(resource: Resource) -> Result<usize> {
     Ok(holds - before)
 }
 
-/// The list while somebody has that many.
+/// The list while a process has that many.
 fn listed_with(resource: Resource, count: usize) -> Result<Vec<(usize, usize)>> {
     let listed = || link::pages(resource, link::index_of("tst")?);
     let before = entries(&listed()?);

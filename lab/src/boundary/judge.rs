@@ -1,4 +1,4 @@
-//! What a program says that it opened, held against what the kernel says.
+//! Compares what a program reports that it opened with the kernel's state.
 
 use std::collections::BTreeMap;
 
@@ -9,9 +9,9 @@ use super::program::Program;
 use super::trace::{End, Run};
 use super::world::World;
 
-/// Says what came of it, in a word or as `WRONG: …`. The program is stopped and has everything open.
+/// Returns the outcome, as a word or as `WRONG: …`. The program is stopped and has everything open.
 pub(super) fn judge(world: &World, program: Program, run: &Run) -> Result<String> {
-    let line = match said(&run.end) {
+    let line = match report(&run.end) {
         Ok(line) => line,
         Err(lost) => return Ok(lost),
     };
@@ -21,32 +21,32 @@ pub(super) fn judge(world: &World, program: Program, run: &Run) -> Result<String
     let contexts = world.contexts()?;
     let words: Vec<&str> = line.split(' ').collect();
     Ok(match words[..] {
-        // Nothing of a refused open stays.
+        // A refused open leaves nothing.
         ["refused", why] if program.allocates() && !is_all(world, program, &contexts, None) => {
             format!("WRONG: {why}, and a context was left")
         }
         ["refused", why] => why.to_owned(),
         ["opened", ino, guid, index] => {
             let ino = if ino == "-" { world.first } else { ino.parse()? };
-            let Some(asked) = world.instances.get(&ino) else {
+            let Some(wanted) = world.instances.get(&ino) else {
                 return Ok("WRONG: an unknown instance".to_owned());
             };
-            let wrong = !is_all(world, program, &contexts, Some(asked.index))
-                || (guid != "-" && guid.parse() != Ok(asked.guid))
-                || (index != "-" && index.parse() != Ok(asked.index));
-            match (wrong, contexts.contains_key(&asked.index)) {
+            let wrong = !is_all(world, program, &contexts, Some(wanted.index))
+                || (guid != "-" && guid.parse() != Ok(wanted.guid))
+                || (index != "-" && index.parse() != Ok(wanted.index));
+            match (wrong, contexts.contains_key(&wanted.index)) {
                 (true, _) => "WRONG: another device",
                 (false, false) => "opened, gone since",
                 (false, true) => "opened",
             }
             .to_owned()
         }
-        _ => format!("WRONG: it said {line:?}"),
+        _ => format!("WRONG: it reported {line:?}"),
     })
 }
 
-/// The device that has more protection domains than those that were there all the while. A proof may allocate some;
-/// it has to free them, unless the driver refuses to.
+/// The device that has more protection domains than those that existed throughout. A proof may allocate some, but
+/// has to free them, unless the driver refuses to.
 fn left_domain(world: &World, program: Program) -> Result<Option<u32>> {
     if world.keeps_domains {
         return Ok(None);
@@ -70,8 +70,8 @@ fn left_domain(world: &World, program: Program) -> Result<Option<u32>> {
     Ok(None)
 }
 
-/// Whether each device has the contexts that it should, or none, where they were cut off: those that were there
-/// all the while, and one more on the device that is said to have been opened.
+/// Whether each device has the contexts that it should have, or none if its driver disassociated them: those that
+/// existed throughout, and one more on the device that was reported as opened.
 fn is_all(
     world: &World,
     program: Program,
@@ -91,10 +91,10 @@ fn is_all(
     })
 }
 
-/// What it said before it was stopped; the outcome where it did not live to say anything.
-pub(super) fn said(end: &End) -> std::result::Result<&str, String> {
+/// What the program reported before it was stopped; the outcome if it did not live to report.
+pub(super) fn report(end: &End) -> std::result::Result<&str, String> {
     match end {
-        End::Said(line) => Ok(line),
+        End::Reported(line) => Ok(line),
         End::Died(how) => Err(format!("WRONG: died: {how}")),
         End::Hung(at) => Err(format!("WRONG: hung at {at}")),
     }

@@ -1,6 +1,6 @@
-//! RDMA netlink as far as the lab needs it: soft-RoCE links come and go, devices are renamed, and the
-//! contexts on a device are counted. Written apart from the library's, whose answers it judges; a
-//! program (`rdma`) for each would take most of an execution's time.
+//! RDMA netlink as far as the lab needs it: adding and removing soft-RoCE links, renaming devices, and counting the
+//! contexts on a device. Written independently of the library, whose answers it judges. Running the program `rdma`
+//! for each request would take most of an execution's time.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -30,10 +30,10 @@ const REQUEST: u16 = 1;
 const ACK: u16 = 4;
 const DUMP: u16 = 0x300;
 
-/// The netlink index of the device of that name.
+/// The netlink index of the device with that name.
 pub(super) fn index_of(name: &str) -> Result<u32> {
     let mut index = None;
-    ask(GET, DUMP, &[], |attributes| {
+    request(GET, DUMP, &[], |attributes| {
         if find(attributes, DEV_NAME).and_then(text) == Some(name) {
             index = find(attributes, DEV_INDEX).and_then(number);
         }
@@ -44,35 +44,35 @@ pub(super) fn index_of(name: &str) -> Result<u32> {
 /// Renames a device.
 pub(super) fn rename(index: u32, name: &str) -> Result<()> {
     let name = zero(name);
-    Ok(ask(SET, ACK, &[(DEV_INDEX, &index.to_ne_bytes()), (DEV_NAME, &name)], |_| ())?)
+    Ok(request(SET, ACK, &[(DEV_INDEX, &index.to_ne_bytes()), (DEV_NAME, &name)], |_| ())?)
 }
 
 /// Adds a soft-RoCE device on a network device.
 pub(super) fn add_rxe(name: &str, netdev: &str) -> Result<()> {
     let (name, netdev) = (zero(name), zero(netdev));
     let attributes = [(DEV_NAME, &*name), (NDEV_NAME, &*netdev), (LINK_TYPE, b"rxe\0")];
-    ask(NEWLINK, ACK, &attributes, |_| ()).context("adding a soft-RoCE device")
+    request(NEWLINK, ACK, &attributes, |_| ()).context("adding a soft-RoCE device")
 }
 
-/// Removes a soft-RoCE device; comes back when it is gone, which may be never.
+/// Removes a soft-RoCE device. Returns when it is gone, which may be never.
 pub(super) fn delete_rxe(index: u32) -> Result<()> {
-    Ok(ask(DELLINK, ACK, &[(DEV_INDEX, &index.to_ne_bytes())], |_| ())?)
+    Ok(request(DELLINK, ACK, &[(DEV_INDEX, &index.to_ne_bytes())], |_| ())?)
 }
 
-/// How many contexts are on a device, be it on its way out; none on one that is gone.
+/// How many contexts are on a device, even if it is being removed; 0 if it is gone.
 pub(super) fn contexts(index: u32) -> Result<usize> {
     let mut count = 0;
-    let asked = ask(RES_CTX_GET, DUMP, &[(DEV_INDEX, &index.to_ne_bytes())], |attributes| {
+    let result = request(RES_CTX_GET, DUMP, &[(DEV_INDEX, &index.to_ne_bytes())], |attributes| {
         count += find(attributes, RES_CTX).map_or(0, |table| each(table).count());
     });
-    match asked {
+    match result {
         // Gone, or Linux is older than 5.13 and lists no contexts.
         Err(error) if is_unknown(&error) => counted(index),
-        asked => asked.map(|()| count).context("counting contexts"),
+        result => result.map(|()| count).context("counting contexts"),
     }
 }
 
-/// The same, of the summary of what is on a device, which older kernels have too.
+/// The same, from the summary of a device's objects, which older kernels have, too.
 fn counted(index: u32) -> Result<usize> {
     const RES_GET: u16 = 9;
     const SUMMARY: u16 = 15;
@@ -80,28 +80,28 @@ fn counted(index: u32) -> Result<usize> {
     const NAME: u16 = 17;
     const CURRENT: u16 = 18;
     let mut count = None;
-    let asked = ask(RES_GET, ACK, &[(DEV_INDEX, &index.to_ne_bytes())], |attributes| {
+    let result = request(RES_GET, ACK, &[(DEV_INDEX, &index.to_ne_bytes())], |attributes| {
         let entries = find(attributes, SUMMARY).into_iter().flat_map(each);
         let mut entries = entries.filter(|(kind, _)| *kind == ENTRY).map(|(_, entry)| entry);
         let contexts = entries.find(|entry| find(entry, NAME).and_then(text) == Some("ctx"));
         let current = contexts.and_then(|entry| find(entry, CURRENT)?.try_into().ok());
         count = current.map(u64::from_ne_bytes);
     });
-    match asked {
+    match result {
         Err(error) if is_unknown(&error) => Ok(0),
-        asked => {
-            asked.context("counting contexts")?;
+        result => {
+            result.context("counting contexts")?;
             Ok(usize::try_from(count.context("the summary has no contexts")?)?)
         }
     }
 }
 
-/// Whether the kernel knows no such device, or no such request.
+/// Whether the kernel does not know the device or the request.
 fn is_unknown(error: &io::Error) -> bool {
     [libc::EINVAL, libc::ENODEV].map(Some).contains(&error.raw_os_error())
 }
 
-/// What the kernel lists.
+/// The objects that the kernel lists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Resource {
     Context,
@@ -109,7 +109,7 @@ pub(super) enum Resource {
 }
 
 impl Resource {
-    /// Those that this kernel lists.
+    /// The kinds that this kernel lists.
     pub(super) fn listed() -> Result<&'static [Self]> {
         match guest::lists_contexts()? {
             true => Ok(&[Self::Context, Self::Domain]),
@@ -121,8 +121,8 @@ impl Resource {
     }
 }
 
-/// The pages of a list of what is on a device: the length of each in bytes, and how many entries it holds. Those
-/// of a socket that has been read with a long buffer before.
+/// The pages of a list of a device's objects: the length of each in bytes, and how many entries it holds. They are
+/// those of a socket that has been read with a long buffer before.
 pub(super) fn pages(resource: Resource, index: u32) -> Result<Vec<(usize, usize)>> {
     let (command, table) = match resource {
         Resource::Context => (RES_CTX_GET, RES_CTX),
@@ -145,7 +145,7 @@ pub(super) fn pages(resource: Resource, index: u32) -> Result<Vec<(usize, usize)
     Ok(pages)
 }
 
-/// How many protection domains are on a device, the kernel's own included; none on one that is gone.
+/// How many protection domains are on a device, including the kernel's own; 0 if it is gone.
 pub(super) fn domains(index: u32) -> Result<usize> {
     match pages(Resource::Domain, index) {
         Ok(pages) => Ok(pages.iter().map(|(_, entries)| entries).sum()),
@@ -171,7 +171,7 @@ fn number(value: &[u8]) -> Option<u32> {
     Some(u32::from_ne_bytes(value.try_into().ok()?))
 }
 
-/// The attributes of a stretch, by kind.
+/// The attributes in these bytes, with their types.
 fn each(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let head = rest.get(..4)?;
@@ -187,8 +187,8 @@ fn find(attributes: &[u8], wanted: u16) -> Option<&[u8]> {
     each(attributes).find(|(kind, _)| *kind == wanted).map(|(_, value)| value)
 }
 
-/// One request and all of its answers.
-fn ask(
+/// Sends one request and reads all of its answers.
+fn request(
     command: u16,
     flags: u16,
     attributes: &[(u16, &[u8])],
@@ -197,7 +197,7 @@ fn ask(
     exchange(&socket()?, command, flags, attributes, |_, attributes| answer(attributes))
 }
 
-/// The same on a socket; each answer is shown with its length.
+/// The same on a given socket. Each answer is passed with its length.
 fn exchange(
     socket: &OwnedFd,
     command: u16,

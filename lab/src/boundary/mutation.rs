@@ -13,11 +13,11 @@ use super::process::Process;
 use super::world::{NODE, SYS, World, uverbs0};
 use crate::guest;
 
-/// Kept in devtmpfs, so that a rename puts it in the node's place.
+/// Kept in devtmpfs, so that a rename moves it into the node's place.
 pub(super) const ASIDE: &str = "/dev/infiniband/aside";
 
-/// The GUIDs that are told apart.
-const ASKED: u8 = 0xa0;
+/// The GUIDs of the device that the program opens, and of another one.
+const LISTED: u8 = 0xa0;
 const OTHER: u8 = 0xb0;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -26,7 +26,7 @@ pub(super) enum Mutation {
     ReplaceOtherGuid,
     ReplaceSameGuid,
     ReplaceOtherName,
-    /// By another, and that by a third which has the first one's GUID.
+    /// By another device, and that one by a third with the first one's GUID.
     ReplaceTwice,
     /// Another process holds the device open.
     HoldRemove,
@@ -43,9 +43,9 @@ pub(super) enum Mutation {
     NodeSymlink,
     NodeFifo,
     NodeOtherDevice,
-    /// Made by hand, and right.
+    /// Hand-made, and right.
     NodeHandMade,
-    /// The right node is in its place again.
+    /// The right node is back in its place.
     NodeBack,
     /// Others close what they have on the device; others come to it.
     CrowdLeaves,
@@ -77,7 +77,7 @@ pub(super) const ALL: [Mutation; 19] = [
     Mutation::NodeHandMade,
 ];
 
-/// For a device that the program, or others, have had contexts on for long.
+/// For a device on which the program, or others, have had contexts from the start.
 pub(super) const NOT_ALONE: [Mutation; 5] = [
     Mutation::Remove,
     Mutation::ReplaceSameGuid,
@@ -86,10 +86,10 @@ pub(super) const NOT_ALONE: [Mutation; 5] = [
     Mutation::CrowdComes,
 ];
 
-/// Of the test HCA.
+/// Only on the test HCA.
 pub(super) const FAILURES: [Mutation; 2] = [Mutation::AllocPdFails, Mutation::DeallocPdFails];
 
-/// Two, of which the second makes more of the first: at one call, and at two.
+/// Pairs whose second mutation adds to the effect of the first: at one call, and at two.
 pub(super) const PAIRS: [(Mutation, Mutation); 10] = [
     (Mutation::StaleNodeSameGuid, Mutation::NodeBack),
     (Mutation::StaleNodeSameGuid, Mutation::Remove),
@@ -104,17 +104,17 @@ pub(super) const PAIRS: [(Mutation, Mutation); 10] = [
 ];
 
 impl Mutation {
-    /// Whether it needs a node that is bound to an older device, and of which GUID.
+    /// The GUID of the older device that its node is bound to, if it needs such a node.
     pub(super) fn old(self) -> Option<u8> {
         match self {
             Self::StaleNode => Some(OTHER),
-            Self::StaleNodeSameGuid => Some(ASKED),
+            Self::StaleNodeSameGuid => Some(LISTED),
             _ => None,
         }
     }
 
-    /// Whether the outcome may depend on the type of the device: on whether its removal waits, or on its driver. The
-    /// others change the node, what /sys caches, or a name, and no driver takes part in that.
+    /// Whether the outcome may depend on the type of the device: on whether its removal waits, or on its driver.
+    /// The other mutations change the node, the cache of /sys, or a name. No driver takes part in those.
     pub(super) fn depends_on_type(self) -> bool {
         !matches!(
             self,
@@ -137,10 +137,10 @@ impl Mutation {
 }
 
 /// The GUID of an older device that others may be bound to.
-pub(super) const SAME: Option<u8> = Some(ASKED);
+pub(super) const SAME: Option<u8> = Some(LISTED);
 
-/// Makes the host that mutations need; with an older device of that GUID, which a node is bound to; with the right
-/// node under another name.
+/// Sets up the host that mutations need: with an older device of that GUID and a node that is bound to it, and with
+/// the right node under another name.
 pub(super) fn prepare(
     world: &mut World,
     mutations: &[Mutation],
@@ -156,7 +156,7 @@ pub(super) fn prepare(
         world.old = Some(index);
         world.remove("old", index)?;
     }
-    world.add("tst", 0, ASKED)?;
+    world.add("tst", 0, LISTED)?;
     if mutations.contains(&Mutation::SwapNames) {
         world.add("other", 1, OTHER)?;
     }
@@ -168,7 +168,7 @@ pub(super) fn prepare(
 }
 
 impl Mutation {
-    /// Does it. A removal that waits is left waiting.
+    /// Applies the mutation. A removal that waits is left waiting.
     pub(super) fn happen(self, world: &mut World) -> Result<()> {
         if let Self::HoldRemove | Self::HoldReplaceOtherGuid | Self::HoldReplaceSameGuid = self {
             world.hold()?;
@@ -179,15 +179,15 @@ impl Mutation {
                 replace(world, "tst", OTHER).map(drop)
             }
             Self::ReplaceSameGuid | Self::HoldReplaceSameGuid => {
-                replace(world, "tst", ASKED).map(drop)
+                replace(world, "tst", LISTED).map(drop)
             }
             Self::ReplaceOtherName => {
                 remove(world, "tst")?;
-                world.add("new", 0, ASKED)
+                world.add("new", 0, LISTED)
             }
             Self::ReplaceTwice => {
                 let name = replace(world, "tst", OTHER)?;
-                replace(world, name, ASKED).map(drop)
+                replace(world, name, LISTED).map(drop)
             }
             Self::Rename => link::rename(world.index()?, "renamed"),
             Self::SwapNames => {
@@ -236,15 +236,14 @@ impl Mutation {
     }
 }
 
-/// Whether the removal is through.
+/// Whether the removal is complete.
 fn remove(world: &mut World, name: &str) -> Result<bool> {
     let index = world.index()?;
     world.remove(name, index)?;
-    world.let_go(index)
+    world.wait_for_removal(index)
 }
 
-/// Replaces uverbs0; gives the name of the new one, because the old one's is taken for as long as its
-/// removal waits.
+/// Replaces uverbs0. Returns the name of the new device: the old one's name is taken as long as its removal waits.
 fn replace(world: &mut World, old: &str, guid: u8) -> Result<&'static str> {
     let names = ["tst", "new", "newer"];
     let free = match (remove(world, old)?, old) {
@@ -256,7 +255,7 @@ fn replace(world: &mut World, old: &str, guid: u8) -> Result<&'static str> {
     Ok(names[free])
 }
 
-/// Moves timestamps in /sys, up to Linux 7.2. By a process of its own, for the lab's own inode.
+/// Changes timestamps in /sys, up to Linux 7.2. A separate process does it, because of the lab's own inode.
 fn listxattr() -> Result<()> {
     let path = format!("{SYS}/uverbs0/ibdev");
     let mut process =

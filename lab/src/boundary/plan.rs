@@ -1,4 +1,4 @@
-//! Which program is disturbed how, where, and before which of its calls.
+//! The plan: which program is disturbed how, where, and before which of its calls.
 
 use anyhow::{Result, ensure};
 
@@ -12,16 +12,17 @@ use super::world::Kind;
 #[derive(Clone, Copy)]
 pub(super) enum Extent {
     Sample,
-    /// All that is not repetitive, and a part of what is. With a shard every `of`th of these.
+    /// Everything that is not repetitive, and a part of the repetitive executions. With a shard, every `of`th of
+    /// these.
     Full {
         spread: Share,
         shard: Share,
     },
-    /// All of those in which the library's first rule is wrong.
+    /// All executions in which the library's first rule is wrong.
     OldRule,
 }
 
-/// One of so many equal parts, counted from 0.
+/// One of `of` equal parts, counted from 0.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Share {
     pub(super) number: usize,
@@ -34,14 +35,14 @@ impl Share {
     /// The third that is run without `--spread`.
     pub(super) const THIRD: Self = Self { number: 0, of: 3 };
 
-    /// Whether a number is in it. Each number is in exactly one of the shares.
+    /// Whether it contains a number. Each number is in exactly one of the shares.
     pub(super) fn has(self, number: usize) -> bool {
         number % self.of == self.number
     }
 }
 
 impl Extent {
-    /// The part of what is repetitive that is run.
+    /// The part of the repetitive executions that is run.
     fn spread(self) -> Share {
         if let Self::Full { spread, .. } = self { spread } else { Share::ALL }
     }
@@ -54,7 +55,7 @@ pub(super) enum Happens {
     One(Mutation),
     /// Two things before one call.
     Both(Mutation, Mutation),
-    /// Each before a call of its own.
+    /// Two things, each before its own call.
     Apart(Mutation, Mutation),
 }
 
@@ -76,7 +77,7 @@ impl Happens {
         }
     }
 
-    /// What happens before the boundary of that number.
+    /// What happens before the boundary with that number.
     pub(super) fn at(self, boundary: usize) -> Vec<Mutation> {
         match self {
             Self::Apart(one, _) if boundary == 0 => vec![one],
@@ -95,13 +96,13 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// Whether the program has to be refused when nothing happens to it.
+    /// Whether the program must be refused if nothing happens to it.
     pub(super) fn is_refused(&self) -> bool {
         self.scene.stale || self.program.is_refused()
     }
 }
 
-/// What is done to it, with the calls before which that is done.
+/// What happens to a program, with the calls before which it happens.
 #[derive(Clone, Debug)]
 pub(super) struct Way {
     pub(super) place: Place,
@@ -119,9 +120,9 @@ pub(super) fn places(programs: &[Program], kinds: &[Kind], extent: Extent) -> Ve
     if !programs.iter().any(|program| TRIED.contains(program)) {
         return places;
     }
-    // With few others, it matters less which type of device it is.
+    // With few others, the type of device matters less.
     let one_kind = |number: usize| &kinds[number % kinds.len()..][..1];
-    // Each scene on one type of device, and on another with another part of the spread.
+    // Each scene on one type of device, and on another type with another part of the spread.
     let spread = extent.spread();
     let some_kinds = |number: usize| -> Vec<Kind> {
         kinds.iter().copied().filter(|kind| spread.has(number + kind.number())).collect()
@@ -143,7 +144,7 @@ pub(super) fn places(programs: &[Program], kinds: &[Kind], extent: Extent) -> Ve
         }
         places.extend(each(&[scene::BORDER], &TRIED, kinds));
     } else {
-        // Where removal waits for contexts, if there is such a type.
+        // On a device whose removal waits for contexts, if there is such a type.
         places.extend(each(&[scene::BORDER], &TRIED[..2], one_kind(1)));
     }
     places
@@ -160,10 +161,10 @@ fn each(scenes: &[Scene], programs: &[Program], kinds: &[Kind]) -> Vec<Place> {
     places
 }
 
-/// The programs that are run in crowds, and to which two things happen.
+/// The programs that are run in crowds, and those to which two things happen.
 const TRIED: [Program; 3] = [Program::Open, Program::OpenAgain, Program::Verify];
 
-/// In which ways a program can be disturbed that makes these calls when it is not.
+/// The ways in which a program can be disturbed that makes these calls when it is undisturbed.
 pub(super) fn ways(place: Place, calls: &[String], extent: Extent) -> Result<Vec<Way>> {
     ensure!(!calls.is_empty(), "{}: no calls", place.program.name());
     let way = |happens: Happens, points: Vec<Vec<Point>>| Way { place, happens, points };
@@ -173,7 +174,7 @@ pub(super) fn ways(place: Place, calls: &[String], extent: Extent) -> Result<Vec
         let calls = (0..calls.len()).filter(|at| spread.has(at + number + kind));
         calls.map(|at| vec![Point::Call(at)]).collect()
     };
-    // The list that was cut was the one before the node is opened.
+    // The truncated list was the one before the node is opened.
     let before = calls
         .iter()
         .position(|call| names_node(call))
@@ -181,19 +182,19 @@ pub(super) fn ways(place: Place, calls: &[String], extent: Extent) -> Result<Vec
     let calls = &calls[..before.unwrap_or(calls.len())];
     if place.scene.is_long() {
         let is_full = matches!(extent, Extent::Full { .. });
-        let points = telling(calls, if is_full { &TELLING } else { &TELLING[..1] });
+        let points = decisive(calls, if is_full { &DECISIVE } else { &DECISIVE[..1] });
         let (leaves, stale) = (Mutation::CrowdLeaves, Mutation::StaleNodeSameGuid);
         if place.scene.stale {
             let points = points.map(|at| vec![at]).collect();
             return Ok(vec![way(Happens::One(leaves), points)]);
         }
         let mut ways = vec![way(Happens::Both(leaves, stale), points.map(|at| vec![at]).collect())];
-        // A sample has no time for it.
+        // A sample has no time for these.
         if !matches!(extent, Extent::Sample) {
             // An open looks at the node before it opens it.
             let names = if place.program.is_open() { 2 } else { 1 };
             let apart = |at| (0..names).map(move |node| vec![at, Point::Node(node)]);
-            let points = telling(calls, &TELLING[..1]).flat_map(apart).collect();
+            let points = decisive(calls, &DECISIVE[..1]).flat_map(apart).collect();
             ways.push(way(Happens::Apart(leaves, stale), points));
         }
         return Ok(ways);
@@ -207,7 +208,7 @@ pub(super) fn ways(place: Place, calls: &[String], extent: Extent) -> Result<Vec
         _ if place.scene != PLAIN => &mutation::NOT_ALONE,
         _ => &mutation::ALL,
     };
-    // Those that come have the number by which it would be proved.
+    // The new entries take the number by which the descriptor would be proved.
     let comes = (place.program == Program::OpenAgain && place.scene == PLAIN)
         .then_some(Mutation::CrowdComes);
     let ones = ones.iter().chain(&comes);
@@ -234,16 +235,16 @@ pub(super) fn ways(place: Place, calls: &[String], extent: Extent) -> Result<Vec
     Ok(ways)
 }
 
-/// The calls that a list or a binding may depend on, first those that may make the next page.
-const TELLING: [&str; 5] =
+/// The calls on which a list or a binding may depend, starting with those that may make the next page.
+const DECISIVE: [&str; 5] =
     ["recvfrom", "sendto", "ioctl", "openat2 \"infiniband/", "openat \"/dev"];
 
-fn telling(calls: &[String], names: &[&str]) -> impl Iterator<Item = Point> {
+fn decisive(calls: &[String], names: &[&str]) -> impl Iterator<Item = Point> {
     let is_named = move |call: &String| names.iter().any(|name| call.starts_with(name));
     calls.iter().enumerate().filter(move |(_, call)| is_named(call)).map(|(at, _)| Point::Call(at))
 }
 
-/// Of all pairs of calls one in so many, spread evenly.
+/// One in this many of all pairs of calls is run, spread evenly.
 const SPARSE: usize = 16;
 
 fn some_pairs(calls: usize, number: usize, kind: usize, extent: Extent) -> Vec<Vec<Point>> {

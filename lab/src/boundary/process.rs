@@ -1,5 +1,5 @@
-//! Processes without an exec: a fork of the lab that goes its own way, which saves most of the time
-//! that an execution takes on an emulated kernel.
+//! Processes without an exec: forks of the lab. That saves most of the time that an execution takes on an emulated
+//! kernel.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -10,43 +10,43 @@ use anyhow::{Result, bail, ensure};
 use libc::{c_int, pid_t};
 use rustix::fs::OFlags;
 
-/// A fork of this process. Killed when it is dropped.
+/// A fork of this process. Dropping it kills it.
 #[derive(Debug)]
 pub(super) struct Process {
     pub(super) pid: pid_t,
     ended: bool,
-    said: File,
+    output: File,
 }
 
-/// The descriptor on which a fork talks to its parent.
-const SAY: c_int = 3;
+/// The descriptor to which a fork writes its output.
+const OUTPUT: c_int = 3;
 
 impl Process {
-    /// Forks. The child is given the one descriptor by which it says something and none that the
-    /// parent has open besides the standard ones; its exit status is what `work` returns.
+    /// Forks. The child gets only the standard descriptors and the one for its output, and none that the parent has
+    /// open otherwise. Its exit status is the result of `work`.
     pub(super) fn fork(work: impl FnOnce(File) -> c_int) -> Result<Self> {
         let (read, write) = std::io::pipe()?;
         let (read, write) = (OwnedFd::from(read), OwnedFd::from(write));
         rustix::fs::fcntl_setfl(&read, OFlags::NONBLOCK)?;
-        // SAFETY: the lab has one thread when it runs boundaries, so that no lock is held by one that
-        // the child does not have.
+        // SAFETY: the lab has one thread when it runs boundaries, so no lock is held by a thread that the child
+        // does not have.
         let pid = unsafe { libc::fork() };
         ensure!(pid >= 0, "fork: {}", std::io::Error::last_os_error());
         if pid == 0 {
             let status = in_child(&write, work);
-            // SAFETY: it ends the process and runs nothing of the parent's.
+            // SAFETY: it ends the process and runs no code of the parent.
             unsafe { libc::_exit(status) };
         }
-        // Both sides do it, so that it is done whichever comes first.
+        // Both sides do this, so it is done whichever runs first.
         let group = rustix::process::Pid::from_raw(pid);
         let _ = rustix::process::setpgid(group, group);
-        Ok(Self { pid, ended: false, said: read.into() })
+        Ok(Self { pid, ended: false, output: read.into() })
     }
 
-    /// What it has said so far and was not read yet.
-    pub(super) fn said(&self) -> String {
+    /// The output so far that was not read yet.
+    pub(super) fn output(&self) -> String {
         let mut bytes = [0; 4096];
-        let len = std::io::Read::read(&mut &self.said, &mut bytes).unwrap_or(0);
+        let len = std::io::Read::read(&mut &self.output, &mut bytes).unwrap_or(0);
         String::from_utf8_lossy(&bytes[..len]).trim_end().to_owned()
     }
 
@@ -75,25 +75,25 @@ impl Process {
                 return Ok(());
             }
             self.ended |= pid > 0;
-            ensure!(!self.ended, "ended with status {status:#x}: {}", self.said());
-            ensure!(Instant::now() < end, "process {} does not stop: {}", self.pid, self.said());
+            ensure!(!self.ended, "ended with status {status:#x}: {}", self.output());
+            ensure!(Instant::now() < end, "process {} does not stop: {}", self.pid, self.output());
             std::thread::sleep(Duration::from_micros(500));
         }
     }
 
-    /// Has it go on after it stopped itself.
+    /// Continues it after it stopped itself.
     pub(super) fn resume(&self) {
-        // SAFETY: it was not waited for, so that the number is still its own.
+        // SAFETY: it was not waited for, so the number is still its own.
         unsafe { libc::kill(self.pid, libc::SIGCONT) };
     }
 
-    /// Whether it ends within that time; an error when it did not end well.
+    /// Whether it ends within that time. It is an error if it fails.
     pub(super) fn ends_within(&mut self, limit: Duration) -> Result<bool> {
         let end = Instant::now() + limit;
         while !self.ended {
             match self.changed()? {
                 Some((tid, status)) if tid == self.pid && status != 0 => {
-                    bail!("ended with status {status:#x}: {}", self.said())
+                    bail!("ended with status {status:#x}: {}", self.output())
                 }
                 Some(_) => {}
                 None if Instant::now() > end => return Ok(false),
@@ -103,11 +103,11 @@ impl Process {
         Ok(true)
     }
 
-    /// Kills it and waits for its end, which may be long in coming where it waits for others.
+    /// Kills it and waits for its end. That may take long if it waits for others.
     pub(super) fn kill(&mut self, limit: Duration) -> Result<()> {
         let end = Instant::now() + limit;
         if !self.ended {
-            // SAFETY: it was not waited for, so that the number is still its own.
+            // SAFETY: it was not waited for, so the number is still its own.
             unsafe { libc::kill(self.pid, libc::SIGKILL) };
         }
         while !self.ended {
@@ -122,7 +122,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // What cannot be killed now is in the kernel and ends by itself when it comes out.
+        // A process that cannot be killed now is in the kernel, and ends when it leaves the kernel.
         let _ = self.kill(Duration::from_secs(1));
     }
 }
@@ -133,21 +133,21 @@ fn in_child(write: &OwnedFd, work: impl FnOnce(File) -> c_int) -> c_int {
     {
         return 101;
     }
-    if write.as_raw_fd() != SAY {
-        // SAFETY: both are numbers. Who owned what was there is never dropped, for the child leaves
-        // by `_exit`.
-        let copied = unsafe { libc::dup2(write.as_raw_fd(), SAY) };
-        if copied != SAY {
+    if write.as_raw_fd() != OUTPUT {
+        // SAFETY: both are numbers. The previous owners of these descriptors are never dropped, because the child
+        // leaves by `_exit`.
+        let copied = unsafe { libc::dup2(write.as_raw_fd(), OUTPUT) };
+        if copied != OUTPUT {
             return 102;
         }
     }
-    // What the parent had open is of no use here and would hold devices.
+    // The parent's descriptors are of no use here and would hold devices open.
     // SAFETY: as before.
-    let closed = unsafe { libc::close_range(SAY.cast_unsigned() + 1, u32::MAX, 0) };
+    let closed = unsafe { libc::close_range(OUTPUT.cast_unsigned() + 1, u32::MAX, 0) };
     if closed != 0 {
         return 103;
     }
-    // SAFETY: it is this process' own copy, and nothing else here owns it.
-    let say = unsafe { File::from_raw_fd(SAY) };
-    work(say)
+    // SAFETY: the descriptor is this process' own copy, and nothing else here owns it.
+    let output = unsafe { File::from_raw_fd(OUTPUT) };
+    work(output)
 }

@@ -1,5 +1,5 @@
-//! The programs that are stopped. Each makes itself ready, does between two marks what is tested, and
-//! says what it opened.
+//! The programs that are stopped. Each prepares itself, does the tested operation between two marks, and reports
+//! what it opened.
 
 use std::fs::File;
 use std::io::{ErrorKind, Write as _};
@@ -24,18 +24,18 @@ pub(super) enum Program {
     /// Stopped while it lists; opens undisturbed.
     Devices,
     Open,
-    /// Has opened the device once and keeps that, so that the next one is proved by its number, where
-    /// nobody else has that.
+    /// Has opened the device once and keeps it open, so that the next open is proved by its number, if nobody else
+    /// has that.
     OpenAgain,
-    /// Opens the node by its own means, has it verified.
+    /// Opens the node by its own means and verifies it.
     Verify,
-    /// libibverbs opens, the library verifies.
+    /// Opens with libibverbs and verifies with the library.
     VerifyIbverbs,
-    /// Opens the right node and keeps it; has one verified that it opens on an older device.
+    /// Opens the right node and keeps it; verifies a descriptor of an older device.
     KeepRight,
-    /// The other way about.
+    /// The reverse.
     KeepWrong,
-    /// The control: libibverbs alone.
+    /// The control: only libibverbs.
     IbvOpenDevice,
 }
 
@@ -48,7 +48,7 @@ pub(super) const OURS: [Program; 7] = [
     Program::KeepRight,
     Program::KeepWrong,
 ];
-/// The one that is wrong by the library's first rule. (`verify` has no other rule than its own.)
+/// The program that is wrong under the library's first rule. (`verify` has only its own rule.)
 pub(super) const OLD_RULE: [Program; 1] = [Program::Open];
 pub(super) const CONTROL: [Program; 1] = [Program::IbvOpenDevice];
 
@@ -66,12 +66,12 @@ impl Program {
         }
     }
 
-    /// Whether the context is made by the library, which then also takes it back.
+    /// Whether the library allocates the context, and then also frees it.
     pub(super) fn allocates(self) -> bool {
         matches!(self, Self::Devices | Self::Open | Self::OpenAgain | Self::IbvOpenDevice)
     }
 
-    /// Whether it is `Device::open` that is disturbed.
+    /// Whether `Device::open` is disturbed.
     pub(super) fn is_open(self) -> bool {
         matches!(self, Self::Open | Self::OpenAgain)
     }
@@ -85,7 +85,7 @@ impl Program {
         matches!(self, Self::KeepRight | Self::KeepWrong)
     }
 
-    /// How many contexts it has on the device that it asks for, besides the one in question.
+    /// How many contexts it has on the right device, not counting the one in question.
     pub(super) fn keeps_right(self) -> usize {
         usize::from(matches!(self, Self::KeepRight | Self::OpenAgain))
     }
@@ -100,20 +100,20 @@ impl Program {
         usize::from(self == Self::KeepRight)
     }
 
-    /// How many it has on an older one.
+    /// How many it has on an older device.
     pub(super) fn keeps_wrong(self) -> usize {
         usize::from(self == Self::KeepWrong)
     }
 
-    /// Whether it has to be refused when nothing happens to it.
+    /// Whether it must be refused if nothing happens to it.
     pub(super) fn is_refused(self) -> bool {
         self == Self::KeepRight
     }
 
-    /// Starts it. It stops before it makes each of `count` entries of its own, and before it begins; once more when it
-    /// is ready.
+    /// Starts it. It stops before it allocates each of its own `count` entries, before it begins, and once more
+    /// when it is ready.
     pub(super) fn start(self, resource: Resource, count: usize) -> Result<Process> {
-        start(move |say| {
+        start(move |output| {
             let registry = Registry::new(Host::open()?);
             // First of all: what the scene adds then has the next numbers.
             let first = match self {
@@ -130,16 +130,16 @@ impl Program {
                 own.push(node);
                 stop();
             }
-            let done = self.run(say, &registry);
+            let done = self.run(output, &registry);
             drop(first);
             done
         })
     }
 
-    fn run(self, say: &File, registry: &Registry) -> Result<()> {
-        // Said while everything is still open, and then it is stopped.
-        let say = |line: &str| -> Result<()> {
-            writeln!(&mut &*say, "{line}")?;
+    fn run(self, output: &File, registry: &Registry) -> Result<()> {
+        // Reported while everything is still open. Then the program is stopped.
+        let report = |line: &str| -> Result<()> {
+            writeln!(&mut &*output, "{line}")?;
             stop();
             Ok(())
         };
@@ -150,7 +150,7 @@ impl Program {
             mark();
             let opened = list.open_and_keep("tst");
             mark();
-            return say(if opened.is_ok() { "opened - - -" } else { "refused failed" });
+            return report(if opened.is_ok() { "opened - - -" } else { "refused failed" });
         }
         let listed = || registry.devices().and_then(|devices| devices.by_name("tst"));
         if self == Self::Devices {
@@ -159,8 +159,8 @@ impl Program {
             let device = listed();
             mark();
             return match device.and_then(|device| device.open().map(|context| (device, context))) {
-                Err(error) => say(&refused(&error)),
-                Ok((device, context)) => say(&opened(&device, &context)?),
+                Err(error) => report(&refused(&error)),
+                Ok((device, context)) => report(&opened(&device, &context)?),
             };
         }
         let device = listed()?;
@@ -170,8 +170,8 @@ impl Program {
             let context = device.open();
             mark();
             return match context {
-                Err(error) => say(&refused(&error)),
-                Ok(context) => say(&opened(&device, &context)?),
+                Err(error) => report(&refused(&error)),
+                Ok(context) => report(&opened(&device, &context)?),
             };
         }
         let ibverbs = if self == Self::VerifyIbverbs { Some(Ibverbs::load()?) } else { None };
@@ -190,19 +190,19 @@ impl Program {
             }
             _ => match &list {
                 Some(list) => list.open_and_keep("tst").and_then(|()| cmd_fd()),
-                // libibverbs waits five seconds for a node that is not there.
+                // libibverbs waits five seconds for a missing node.
                 None => Ok(verbs::open(NODE)?),
             },
         });
         mark();
         match &verified {
-            Ok((_, index)) => say(&format!("opened {} - {index}", device.instance().ino)),
-            Err(line) => say(line),
+            Ok((_, index)) => report(&format!("opened {} - {index}", device.instance().ino)),
+            Err(line) => report(line),
         }
     }
 }
 
-/// Has a descriptor verified that is opened by other means; gives it back with the index that it was found under.
+/// Verifies a descriptor that was opened by other means. Returns it with the index under which it was found.
 fn verify(
     device: &Device,
     open: impl FnOnce() -> Result<OwnedFd>,
@@ -231,27 +231,27 @@ fn open_stale() -> Result<OwnedFd> {
     }
 }
 
-/// Starts what is to be traced. When it fails or panics it says so and ends.
+/// Starts the program that is to be traced. If it fails or panics, it reports that and ends.
 pub(super) fn start(work: impl FnOnce(&File) -> Result<()>) -> Result<Process> {
-    Process::fork(|say| {
-        let what = match catch_unwind(AssertUnwindSafe(|| work(&say))) {
+    Process::fork(|output| {
+        let what = match catch_unwind(AssertUnwindSafe(|| work(&output))) {
             Ok(Ok(())) => return 0,
             Ok(Err(error)) => format!("failed {error:#}"),
             Err(_) => "panicked".to_owned(),
         };
-        let _ = writeln!(&say, "{what}");
+        let _ = writeln!(&output, "{what}");
         1
     })
 }
 
-/// What it asked for, and what it has.
+/// The listed device, and what the program has opened.
 fn opened(device: &uverbs::Device, context: &uverbs::Context) -> Result<String> {
     let guid = context.query_device().map_or("-".into(), |found| found.node_guid.0.to_string());
     let index = context.evidence().index().context("no index")?;
     Ok(format!("opened {} {guid} {index}", device.instance().ino))
 }
 
-/// The one descriptor of this process that is a uverbs node.
+/// The only descriptor of this process that is a uverbs node.
 fn cmd_fd() -> Result<OwnedFd> {
     for name in guest::names("/proc/self/fd") {
         let Ok(path) = std::fs::read_link(format!("/proc/self/fd/{name}")) else { continue };

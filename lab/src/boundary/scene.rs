@@ -1,5 +1,5 @@
-//! What else is on the device, by the bounds of a list: the kernel makes a list page by page, each in a system
-//! call of its own, and skips by position what it has shown.
+//! The other objects on the device, by the boundary values of a list. The kernel makes a list page by page, each
+//! page in a system call of its own, and skips by position the entries that it has shown.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,33 +13,33 @@ use super::process::Process;
 use super::program::Program;
 use super::world::{Kind, World};
 
-/// How long a program takes to open one node, at most.
+/// The maximum time that a program takes to open one node.
 const LIMIT: Duration = Duration::from_secs(10);
 
 /// A number of entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Count {
     Of(usize),
-    /// What the library's first buffer holds, and so many more.
+    /// As many as the library's first buffer holds, plus this number.
     Short(isize),
-    /// What a page holds, and so many more.
+    /// As many as a page holds, plus this number.
     Page(isize),
-    /// What two pages hold, and so many more.
+    /// As many as two pages hold, plus this number.
     Pages(isize),
 }
 
 /// Entries that follow one another in the kernel's list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Part {
-    /// Another process' that stay.
+    /// Those of another process, which stay.
     Stay(Count),
-    /// Another process' that go when the crowd leaves.
+    /// Those of another process, which go when the crowd leaves.
     Go(Count),
-    /// One that the program's own thread has had for long.
+    /// One that the program's own thread has had from the start.
     Own,
 }
 
-/// What is on the device before the program begins.
+/// The state of the device before the program begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Scene {
     pub(super) resource: Resource,
@@ -53,8 +53,8 @@ pub(super) const PLAIN: Scene = Scene { resource: Resource::Context, parts: &[],
 use Count::{Of, Page, Pages, Short};
 use Part::{Go, Own, Stay};
 
-/// Those in which a list is as long as a page, or nearly so. The program's own are last, on both sides of the
-/// border, or first.
+/// The scenes in which a list is as long as a page, or nearly so. The program's own entries are last, on both sides
+/// of the border, or first.
 const PAGES: [&[Part]; 6] = [
     &[Go(Of(1)), Stay(Page(-2)), Own],
     &[Go(Of(1)), Stay(Page(-1)), Own],
@@ -64,7 +64,7 @@ const PAGES: [&[Part]; 6] = [
     &[Go(Of(1)), Stay(Pages(-1)), Own],
 ];
 
-/// Those that take no time: few others, or as many as the first buffer holds, or nearly so.
+/// The quick scenes: few other entries, or as many as the first buffer holds, or nearly so.
 const SHORT: [&[Part]; 6] = [
     &[Own],
     &[Own, Own],
@@ -74,22 +74,22 @@ const SHORT: [&[Part]; 6] = [
     &[Go(Of(1)), Stay(Short(-1)), Own],
 ];
 
-/// Those with few entries.
+/// The scenes with few entries.
 pub(super) fn short() -> impl Iterator<Item = Scene> {
     let of = |resource| SHORT.map(|parts| Scene { resource, parts, stale: false });
     [Resource::Context, Resource::Domain].into_iter().flat_map(of)
 }
 
-/// Those with a page or two. The node is a wrong one in them, so that a list that was cut is enough.
+/// The scenes with a page or two. Their node is a wrong one, so a truncated list is enough.
 pub(super) fn long() -> impl Iterator<Item = Scene> {
     let of = |resource| PAGES.map(|parts| Scene { resource, parts, stale: true });
     [Resource::Context, Resource::Domain].into_iter().flat_map(of)
 }
 
-/// The same, with a node that is a wrong one from the beginning.
+/// The same, with a node that is wrong from the beginning.
 pub(super) const CUT: Scene = Scene { stale: true, ..BORDER };
 
-/// The one in which the second page has nothing but the program's own context. The node is right.
+/// The scene whose second page has only the program's own context. The node is right.
 pub(super) const BORDER: Scene =
     Scene { resource: Resource::Context, parts: PAGES[1], stale: false };
 
@@ -115,17 +115,18 @@ impl Scene {
         }
     }
 
-    /// Whether it goes by the bounds of a list, which what the program has opened before it counts towards.
+    /// Whether it depends on the boundary values of a list. What the program has opened before counts towards
+    /// these.
     pub(super) fn is_bounded(&self) -> bool {
         self.parts.iter().any(|part| matches!(part, Stay(Short(_) | Page(_) | Pages(_))))
     }
 
-    /// Whether it takes long to make.
+    /// Whether it takes long to set up.
     pub(super) fn is_long(&self) -> bool {
         self.parts.iter().any(|part| matches!(part, Stay(Page(_) | Pages(_))))
     }
 
-    /// Makes the rest of the world, and starts the program in it; it stops when it is ready.
+    /// Sets up the rest of the world, and starts the program in it. The program stops when it is ready.
     pub(super) fn start(
         &self,
         world: &mut World,
@@ -170,7 +171,7 @@ impl Scene {
         Ok(process)
     }
 
-    /// How many the program itself has.
+    /// How many entries the program itself has.
     pub(super) fn own(&self) -> usize {
         self.parts.iter().filter(|part| **part == Own).count()
     }

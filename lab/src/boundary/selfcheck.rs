@@ -1,5 +1,5 @@
-//! Whether the runner itself sees what it is there to see: programs that die, hang, or make their
-//! system calls on another thread; and whether what it does to a device is done.
+//! Checks of the runner itself: whether it notices programs that die, hang, or make their system calls on another
+//! thread, and whether what it does to a device really happens.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::guest;
 /// A program: what it does between the marks.
 type Does = fn();
 
-/// The call that tells the thread from others; no program of the table makes it.
+/// A call that identifies the thread. No program of the table makes it.
 fn known_call() {
     let _ = rustix::process::getppid();
 }
@@ -27,12 +27,12 @@ fn run(
     limit: Duration,
     meanwhile: impl FnMut(usize) -> Result<()>,
 ) -> Result<trace::Run> {
-    let process = program::start(|mut say| {
+    let process = program::start(|mut output| {
         trace_me()?;
         mark();
         does();
         mark();
-        std::io::Write::write_all(&mut say, b"refused nothing")?;
+        std::io::Write::write_all(&mut output, b"refused nothing")?;
         stop();
         Ok(())
     })?;
@@ -56,7 +56,7 @@ pub(crate) fn deaths_hangs_and_threads() -> Result<()> {
     ];
     for (does, expected) in ways {
         let mut run = run(does, &[], Duration::from_secs(2), |_| Ok(()))?;
-        let lost = judge::said(&run.end).err().context("it came to its end")?;
+        let lost = judge::report(&run.end).err().context("it came to its end")?;
         ensure!(lost.starts_with(expected), "expected {expected:?}, found {lost:?}");
         println!("    {lost}");
         run.process.kill(Duration::from_secs(5))?;
@@ -72,7 +72,7 @@ pub(crate) fn deaths_hangs_and_threads() -> Result<()> {
     the_crowd_and_failures()
 }
 
-/// Both come, in their order.
+/// Both boundaries are reached, in order.
 fn two_boundaries() -> Result<()> {
     let does = || {
         known_call();
@@ -90,8 +90,8 @@ fn two_boundaries() -> Result<()> {
     Ok(())
 }
 
-/// What the scenes and mutations go by: others hold what they should, and leave nothing when they go; the driver
-/// fails when it should.
+/// What the scenes and mutations rely on: others hold what they should, and leave nothing behind; the driver fails
+/// when it should.
 fn the_crowd_and_failures() -> Result<()> {
     let listed = Resource::listed()?;
     for kind in Kind::all()? {
@@ -137,7 +137,7 @@ fn failures(world: &mut World) -> Result<()> {
     Ok(verbs::free_domain(&node, domain)?)
 }
 
-/// A thread that no C library knows of, and the wait for its end.
+/// A thread that the C library does not know, and the wait for its end.
 #[allow(unsafe_code)]
 fn bare_thread() {
     extern "C" fn works(_: *mut libc::c_void) -> libc::c_int {
@@ -154,17 +154,18 @@ fn bare_thread() {
         | libc::CLONE_CHILD_CLEARTID;
     let mut stack = vec![0_u128; 4096];
     let lives = std::sync::atomic::AtomicU32::new(1);
-    // No address of a thread's own storage is handed over.
+    // No address of the thread's own storage is passed.
     let (parent, storage) =
         (std::ptr::null_mut::<libc::pid_t>(), std::ptr::null_mut::<libc::c_void>());
     // SAFETY: the stack and the number live until the thread has ended, which is awaited below. The thread makes
-    // one system call and touches nothing that belongs to a thread, for it has the storage of this one.
+    // one system call, and does not touch thread-local storage, because it shares this thread's.
     let tid = unsafe {
         let top = stack.as_mut_ptr_range().end.cast();
         libc::clone(works, top, FLAGS, std::ptr::null_mut(), parent, storage, lives.as_ptr())
     };
     assert!(tid > 0, "clone: {}", std::io::Error::last_os_error());
-    // The kernel zeroes the number and wakes whoever waits for it. If it has done so, this returns at once.
+    // The kernel zeroes the number and wakes whoever waits for it. If that has happened already, this returns at
+    // once.
     loop {
         let none = std::ptr::null::<libc::timespec>();
         // SAFETY: the number lives for the call.
@@ -175,24 +176,24 @@ fn bare_thread() {
     }
 }
 
-/// Each call of a short-lived thread is a boundary, and the thread waits there. Gives all of the calls.
+/// Each call of a short-lived thread is a boundary, and the thread waits there. Returns all of the calls.
 fn on_another_thread(does: Does) -> Result<Vec<String>> {
     let undisturbed = run(does, &[], trace::LIMIT, |_| Ok(()))?;
-    let said = judge::said(&undisturbed.end);
-    ensure!(said == Ok("refused nothing"), "{said:?}");
+    let report = judge::report(&undisturbed.end);
+    ensure!(report == Ok("refused nothing"), "{report:?}");
     ensure!(undisturbed.threads == 2, "{} threads", undisturbed.threads);
     let is_known = |call: &String| call == "getppid";
     ensure!(undisturbed.calls.iter().any(is_known), "{:?}", undisturbed.calls);
     let mut stopped = 0;
     let mut found = false;
-    // The order of two threads' calls is not always the same.
+    // The order of the calls of two threads varies.
     for at in (0..undisturbed.calls.len()).cycle().take(3 * undisturbed.calls.len()) {
         let mut here = false;
         let run = run(does, &[Point::Call(at)], trace::LIMIT, |_| {
             here = true;
             Ok(())
         })?;
-        ensure!(judge::said(&run.end) == Ok("refused nothing") && (run.reached == 1) == here);
+        ensure!(judge::report(&run.end) == Ok("refused nothing") && (run.reached == 1) == here);
         stopped += usize::from(here);
         found = here && run.calls.last().is_some_and(is_known);
         if found {

@@ -1,4 +1,4 @@
-//! What came of each execution.
+//! The outcome of each execution.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -25,14 +25,14 @@ pub(super) struct Table {
     pub(super) took: Duration,
 }
 
-/// What its programs did is not what was asked for, or the program or the lab did not live to tell.
+/// Whether the programs did something else than they should, or the program or the lab did not live to report.
 fn is_wrong(outcome: &str) -> bool {
     outcome.starts_with("WRONG")
 }
 
 impl Table {
-    /// Notes what came of one execution, and shows it at once: one line of fields between tabs. Without
-    /// `show` only what is wrong.
+    /// Records the outcome of one execution and prints it at once, as one line of fields separated by tabs. Without
+    /// `show`, prints only wrong outcomes.
     pub(super) fn add(&mut self, show: bool, row: Row, call: String, outcome: String) {
         let outcome = outcome.replace(['\n', '\t'], " ");
         if show || is_wrong(&outcome) {
@@ -55,7 +55,7 @@ impl Table {
         Ok(())
     }
 
-    /// A control is there to be wrong, each program of it, but in no other way than this.
+    /// Checks a control: each of its programs must be wrong, and in no other way than this.
     pub(super) fn caught(&self, programs: &[Program]) -> Result<()> {
         let caught =
             self.rows.iter().filter(|(_, (_, outcome))| outcome == "WRONG: another device");

@@ -1,4 +1,4 @@
-//! Stops a program before one of its system calls, whichever of its threads makes it.
+//! Stops a program before one of its system calls, on whichever of its threads.
 #![allow(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -28,10 +28,10 @@ pub(super) const LIMIT: Duration = Duration::from_secs(30);
 /// A system call before which a program is stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Point {
-    /// The one of that number, counted from the mark.
+    /// The call with that number, counted from the mark.
     Call(usize),
-    /// The one of that number that names the node in /dev, counted from the boundary before. What happened
-    /// there may have changed the numbers of calls.
+    /// The call with that number among those that name the node in /dev, counted from the previous boundary. What
+    /// happened there may have changed the numbers of the calls.
     Node(usize),
 }
 
@@ -44,10 +44,10 @@ impl fmt::Display for Point {
     }
 }
 
-/// How a program came out of it.
+/// How the program ended.
 pub(super) enum End {
-    /// It said so and is stopped, with all that it has open.
-    Said(String),
+    /// It reported a result and is stopped, with everything still open.
+    Reported(String),
     /// It ended by itself.
     Died(String),
     Hung(String),
@@ -55,16 +55,16 @@ pub(super) enum End {
 
 pub(super) struct Run {
     pub(super) end: End,
-    /// The system calls between the marks: all of them, or those up to the last boundary, which is last.
+    /// The system calls between the marks: all of them, or those up to and including the last boundary.
     pub(super) calls: Vec<String>,
-    /// How many boundaries came.
+    /// How many boundaries were reached.
     pub(super) reached: usize,
     pub(super) threads: usize,
-    /// Whoever reads this is done with it: it is killed when this is dropped.
+    /// Kept for its drop: it kills the program when the reader is done.
     pub(super) process: Process,
 }
 
-/// Called by the program that is to be traced when it is ready.
+/// Called by the program that is to be traced, when it is ready.
 pub(super) fn trace_me() -> Result<()> {
     ptrace(libc::PTRACE_TRACEME, 0, 0, 0)?;
     stop();
@@ -77,15 +77,15 @@ pub(super) fn stop() {
     unsafe { libc::raise(libc::SIGSTOP) };
 }
 
-/// A system call that does nothing and is known among the others.
+/// A system call without effect that is recognisable among the others.
 pub(super) fn mark() {
-    // SAFETY: there is no such descriptor, so that nothing is read or written.
+    // SAFETY: no such descriptor exists, so nothing is read or written.
     unsafe { libc::write(-1, MARK.as_ptr().cast(), MARK.len()) };
 }
 
-/// Has changes of state of the programs wait until they are asked for.
+/// Lets the programs' changes of state wait until they are collected.
 pub(super) fn prepare() -> Result<()> {
-    // A program and who stops it take turns. On one processor neither has to wake another one, which takes an
+    // A program and its tracer take turns. On one processor neither has to wake the other up, which takes an
     // emulated kernel longer than the calls themselves.
     let mut one = CpuSet::new();
     one.set(0);
@@ -97,8 +97,8 @@ pub(super) fn prepare() -> Result<()> {
     Ok(())
 }
 
-/// Runs a program to its first mark, and on to each boundary in turn; does `meanwhile` there, which is given the
-/// boundary's place in `at`, and lets it go on until it says what came of it.
+/// Runs a program to its first mark, and on to each boundary in turn. Calls `meanwhile` there, with the boundary's
+/// position in `at`, and continues the program until it reports its result.
 pub(super) fn run(
     process: Process,
     at: &[Point],
@@ -120,7 +120,7 @@ pub(super) fn run(
         match tracer.next()? {
             Next::Boundary(tid) => {
                 meanwhile(tracer.reached - 1)?;
-                // The time is the program's.
+                // Only the program's own time counts.
                 tracer.started = Instant::now();
                 tracer.resume(tid, 0)?;
             }
@@ -133,11 +133,11 @@ pub(super) fn run(
 
 struct Tracer {
     process: Process,
-    /// All that there were, with the system call each was last seen at.
+    /// All threads that existed, with the system call that each was last seen at.
     threads: BTreeMap<pid_t, String>,
     calls: Vec<String>,
     marks: usize,
-    /// The boundaries, and how many of them came.
+    /// The boundaries, and how many of them were reached.
     at: Vec<Point>,
     /// How many calls named the node since the last boundary.
     nodes: usize,
@@ -164,15 +164,15 @@ impl Tracer {
             };
             if !libc::WIFSTOPPED(status) {
                 if tid == self.process.pid {
-                    let said = self.process.said();
-                    return Ok(Next::End(End::Died(format!("status {status:#x} {said}"))));
+                    let output = self.process.output();
+                    return Ok(Next::End(End::Died(format!("status {status:#x} {output}"))));
                 }
                 continue;
             }
             let signal = libc::WSTOPSIG(status);
             if tid == self.process.pid && signal == libc::SIGSTOP {
                 if !self.threads.is_empty() {
-                    return Ok(Next::End(End::Said(self.process.said())));
+                    return Ok(Next::End(End::Reported(self.process.output())));
                 }
                 ptrace(libc::PTRACE_SETOPTIONS, tid, 0, OPTIONS as usize)?;
             }
@@ -184,14 +184,14 @@ impl Tracer {
             } else if self.threads.contains_key(&tid) && status >> 16 == 0 {
                 self.resume(tid, signal)?;
             } else {
-                // A new thread begins with a stop, and so does its making.
+                // A new thread begins with a stop, and its creation stops, too.
                 self.threads.entry(tid).or_default();
                 self.resume(tid, 0)?;
             }
         }
     }
 
-    /// Notes a system call that is about to be entered.
+    /// Records a system call that is about to be entered.
     fn is_boundary(&mut self, tid: pid_t) -> Result<bool> {
         let Some((number, args)) = entry(tid)? else { return Ok(false) };
         if number == libc::SYS_write && args[0] as i32 == -1 && args[2] == MARK.len() as u64 {
@@ -214,7 +214,7 @@ impl Tracer {
         if here {
             self.reached += 1;
             if self.reached == self.at.len() {
-                // What comes after the last need not be seen.
+                // Calls after the last boundary need not be recorded.
                 self.marks = 2;
             }
         }
@@ -224,7 +224,7 @@ impl Tracer {
     fn resume(&self, tid: pid_t, signal: c_int) -> Result<()> {
         let how = if self.marks < 2 { libc::PTRACE_SYSCALL } else { libc::PTRACE_CONT };
         match ptrace(how, tid, 0, signal as usize) {
-            // It was killed or is at its end: that is reported, too.
+            // It was killed or is ending: that is reported, too.
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
             done => Ok(done.map(drop)?),
         }
@@ -245,27 +245,27 @@ fn child_signal() -> libc::sigset_t {
 fn wait_a_moment() {
     let set = child_signal();
     let limit = libc::timespec { tv_sec: 0, tv_nsec: 100_000_000 };
-    // SAFETY: both live for the call, and nobody asks what the signal says.
+    // SAFETY: both live for the call, and nobody reads the signal's information.
     unsafe { libc::sigtimedwait(&raw const set, ptr::null_mut(), &raw const limit) };
 }
 
 fn ptrace(request: c_uint, tid: pid_t, addr: usize, data: usize) -> std::io::Result<c_long> {
-    // SAFETY: `data` is what the request takes: nothing, a number, or a buffer of `addr` bytes.
+    // SAFETY: `data` is the argument that the request takes: nothing, a number, or a buffer of `addr` bytes.
     let result = unsafe { libc::ptrace(request, tid, addr as *mut c_void, data as *mut c_void) };
     if result == -1 { Err(std::io::Error::last_os_error()) } else { Ok(result) }
 }
 
-/// The system call that is about to be entered; none when one is about to be left.
+/// The system call that is about to be entered; `None` if one is about to be left.
 fn entry(tid: pid_t) -> Result<Option<(c_long, [u64; 6])>> {
     let mut info = MaybeUninit::<libc::ptrace_syscall_info>::zeroed();
     let size = size_of::<libc::ptrace_syscall_info>();
     ptrace(libc::PTRACE_GET_SYSCALL_INFO, tid, size, info.as_mut_ptr().expose_provenance())?;
-    // SAFETY: all zeroes is a value of it, and the kernel wrote no more than its size.
+    // SAFETY: all zeroes is a valid value, and the kernel wrote at most its size.
     let info = unsafe { info.assume_init() };
     if info.op != libc::PTRACE_SYSCALL_INFO_ENTRY {
         return Ok(None);
     }
-    // SAFETY: at an entry this is what the kernel filled in.
+    // SAFETY: at an entry the kernel fills in this member.
     let entry = unsafe { info.u.entry };
     Ok(Some((entry.nr as c_long, entry.args)))
 }

@@ -1,4 +1,4 @@
-//! Contexts and protection domains made by hand, without any check.
+//! Contexts and protection domains that are allocated directly, without any check.
 
 use std::fs::File;
 use std::io;
@@ -11,13 +11,13 @@ pub(super) fn open(path: &str) -> io::Result<OwnedFd> {
     Ok(node)
 }
 
-/// Allocates a protection domain, which stays until it is freed or the descriptor is closed; gives its handle.
+/// Allocates a protection domain, which stays until it is freed or the descriptor is closed. Returns its handle.
 pub(super) fn allocate_domain(node: &OwnedFd) -> io::Result<u32> {
     const ALLOC_PD: u64 = 3;
     let mut handle = 0_u32;
     let address = (&raw mut handle).expose_provenance() as u64;
     let mut attributes = [
-        // Eight bytes of input are in the attribute itself: where the answer goes in the older ABI.
+        // Eight bytes of input are in the attribute itself: the address of the response in the older ABI.
         Attribute { id: 0, len: 8, flags: MANDATORY, ..Attribute::default() },
         Attribute { id: 1, len: 4, flags: MANDATORY, data: address, ..Attribute::default() },
         Attribute { id: 2, len: 8, flags: MANDATORY, data: ALLOC_PD, ..Attribute::default() },
@@ -58,7 +58,7 @@ struct Attribute {
     data: u64,
 }
 
-/// `struct ib_uverbs_ioctl_hdr`, with what follows it.
+/// `struct ib_uverbs_ioctl_hdr`, with its attributes.
 #[repr(C)]
 struct Command {
     length: u16,
@@ -71,7 +71,7 @@ struct Command {
     attribute: [Attribute; 3],
 }
 
-/// A command to soft-RoCE, or to a test HCA that passes for it.
+/// Sends a command to soft-RoCE, or to a test HCA that poses as soft-RoCE.
 #[allow(unsafe_code)]
 fn invoke(node: &OwnedFd, method: Method, attributes: &mut [Attribute]) -> io::Result<()> {
     const RDMA_VERBS_IOCTL: libc::Ioctl = 0xc018_1b01;
@@ -88,8 +88,8 @@ fn invoke(node: &OwnedFd, method: Method, attributes: &mut [Attribute]) -> io::R
         attribute: [Attribute::default(); 3],
     };
     command.attribute[..attributes.len()].copy_from_slice(attributes);
-    // SAFETY: the command is at least as long as it states, and where an attribute has an address, the caller
-    // keeps that many writable bytes there.
+    // SAFETY: the command is at least as long as it states. Where an attribute has an address, the caller keeps
+    // that many writable bytes there.
     let done = unsafe { libc::ioctl(node.as_raw_fd(), RDMA_VERBS_IOCTL, &raw mut command) };
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

@@ -1,4 +1,4 @@
-//! The host that a program is run on: a device `tst`, which is uverbs0, and what is done to it.
+//! The host that a program is run on: a device `tst`, which is uverbs0, and the actions on it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -18,7 +18,7 @@ const DIRECTORY: &str = "/dev/infiniband";
 pub(super) const NODE: &str = "/dev/infiniband/uverbs0";
 pub(super) const SYS: &str = "/sys/class/infiniband_verbs";
 
-/// What drives the devices.
+/// The driver of the devices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Kind {
     /// The test HCA, whose removal cuts contexts off or waits for them.
@@ -51,7 +51,7 @@ impl Kind {
         }
     }
 
-    /// Those that this kernel has.
+    /// The kinds that this kernel has.
     pub(super) fn all() -> Result<Vec<Self>> {
         let rxe = Self::Rxe { disassociate: rxe_disassociates()? };
         if guest::hca("wait-idle").is_ok() {
@@ -63,7 +63,7 @@ impl Kind {
     }
 }
 
-/// Removes one that is held open, and sees whether the removal waits.
+/// Removes a device that is held open, and checks whether the removal waits.
 fn rxe_disassociates() -> Result<bool> {
     let mut world = World::new(Kind::Rxe { disassociate: false });
     world.add("tst", 0, 0xa0)?;
@@ -97,29 +97,29 @@ pub(super) struct World {
     pub(super) kind: Kind,
     /// By the inode number of the directory in /sys.
     pub(super) instances: BTreeMap<u64, Instance>,
-    /// The instance that is uverbs0 at first.
+    /// The first instance that is uverbs0.
     pub(super) first: u64,
-    /// What is held open by another process than the one under test.
+    /// Held open by a process other than the one under test.
     pub(super) held: Vec<File>,
-    /// The index of the device that a stale node is bound to, where there is one.
+    /// The index of the device that a stale node is bound to, if there is one.
     pub(super) old: Option<u32>,
-    /// How many contexts the program itself has on `first`, besides the one that it opens.
+    /// How many contexts the program itself has on `first`, not counting the one that it opens.
     pub(super) own: usize,
     /// How many protection domains.
     pub(super) own_domains: usize,
-    /// The driver refuses to free them.
+    /// Whether the driver refuses to free them.
     pub(super) keeps_domains: bool,
     /// Others with contexts on `first`: those that stay, and those that go when the crowd leaves.
     stay: Vec<Member>,
     go: Vec<Member>,
     /// Removals of soft-RoCE that may still be waiting, by index.
     removals: Vec<(u32, Process)>,
-    /// How many soft-RoCE devices there were of each GUID.
+    /// How many soft-RoCE devices have had each GUID.
     made: BTreeMap<u8, usize>,
 }
 
 impl World {
-    /// An empty one.
+    /// An empty world.
     pub(super) fn new(kind: Kind) -> Self {
         Self {
             kind,
@@ -137,9 +137,9 @@ impl World {
         }
     }
 
-    /// Adds a device, whose GUID says `guid` somewhere. Its number has to become that.
+    /// Adds a device with a GUID that contains `guid`. It must get that number.
     pub(super) fn add(&mut self, name: &str, number: u32, guid: u8) -> Result<()> {
-        // The number of one that was just removed is free a moment after that has left /sys.
+        // The number of a removed device becomes free a moment after the device has left /sys.
         for _ in 0..100 {
             match self.kind {
                 Kind::Hca { disassociate } => guest::hca(&format!(
@@ -159,7 +159,7 @@ impl World {
         anyhow::bail!("{name} does not become uverbs{number}")
     }
 
-    /// Adds one as uverbs0 whose removal waits for `held`, even where the others are cut off.
+    /// Adds a device as uverbs0 whose removal waits for `held`, even if the other devices' drivers disassociate.
     pub(super) fn add_old(&mut self, guid: u8) -> Result<()> {
         let kind = self.kind;
         if let Kind::Hca { .. } = kind {
@@ -179,7 +179,7 @@ impl World {
         Ok(())
     }
 
-    /// A network device of its own for each soft-RoCE device; the GUID comes from its address.
+    /// Adds a network device for one soft-RoCE device. The GUID comes from its address.
     fn netdev(&mut self, guid: u8) -> Result<String> {
         let made = self.made.entry(guid).or_default();
         let netdev = format!("nd{guid:02x}x{made}");
@@ -198,18 +198,18 @@ impl World {
         Ok(())
     }
 
-    /// Others come to the first device.
+    /// Adds others to the first device.
     pub(super) fn join(&mut self, stays: bool, member: Member) {
         let members = if stays { &mut self.stay } else { &mut self.go };
         members.push(member);
     }
 
-    /// Those that are there to go have gone when this returns.
+    /// Ends the others that are meant to go. They are gone when this returns.
     pub(super) fn leave(&mut self) -> Result<()> {
         self.go.drain(..).try_for_each(Member::leave)
     }
 
-    /// How many contexts the first device has besides the one that the program is to open.
+    /// How many contexts the first device has, not counting the one that the program is to open.
     pub(super) fn besides(&self) -> usize {
         self.own + self.others().map(|member| member.contexts).sum::<usize>()
     }
@@ -243,7 +243,7 @@ impl World {
         Ok(self.instances.get(&ino).context("uverbs0 is unknown")?.index)
     }
 
-    /// Removes a device, as far as it goes by itself, and waits until it is gone from /sys.
+    /// Removes a device, as far as the removal does not wait, and waits until it is gone from /sys.
     pub(super) fn remove(&mut self, name: &str, index: u32) -> Result<()> {
         let number = number_of(name)?.context("it is not there")?;
         match self.kind {
@@ -256,7 +256,7 @@ impl World {
         guest::until_uverbs(&format!("uverbs{number}"), false)
     }
 
-    /// Whether the removal is through; otherwise somebody holds the device.
+    /// Whether the removal is complete. Otherwise somebody holds the device.
     pub(super) fn is_removed(&mut self, index: u32) -> Result<bool> {
         match self.kind {
             Kind::Hca { .. } => Ok(!hca_contexts()?.contains_key(&index)),
@@ -284,14 +284,14 @@ impl World {
         Ok(true)
     }
 
-    /// Waits until the removal is through, or goes on when it waits itself.
-    pub(super) fn let_go(&mut self, index: u32) -> Result<bool> {
+    /// Waits until the removal is complete, or until it is certain that the removal itself waits.
+    pub(super) fn wait_for_removal(&mut self, index: u32) -> Result<bool> {
         let cut_off = self.kind.disassociates();
-        // Everybody who has a context is stopped, so that the removal cannot end.
+        // All processes with a context are stopped, so the removal cannot end.
         if !cut_off && self.has_contexts(index)? {
             return Ok(false);
         }
-        // A node may be open without a context, which nobody lists.
+        // A node may be open without a context. The kernel lists no such node.
         let limit = Duration::from_millis(if cut_off { 10_000 } else { 60 });
         let end = Instant::now() + limit;
         while !self.is_removed(index)? {
@@ -304,7 +304,7 @@ impl World {
         Ok(true)
     }
 
-    /// Whether a device has contexts, be it on its way out.
+    /// Whether a device has contexts, even if it is being removed.
     fn has_contexts(&self, index: u32) -> Result<bool> {
         match self.kind {
             Kind::Hca { .. } => Ok(hca_contexts()?.get(&index).is_some_and(|count| *count > 0)),
@@ -312,7 +312,7 @@ impl World {
         }
     }
 
-    /// Leaves nothing. Nobody may have anything open any more but the world itself.
+    /// Removes everything. Only the world itself may still have anything open.
     pub(super) fn clean(mut self) -> Result<()> {
         self.held.clear();
         self.leave()?;
@@ -351,7 +351,7 @@ fn number_of(name: &str) -> Result<Option<u32>> {
     Ok(None)
 }
 
-/// What the test HCA itself says: the contexts on its devices, those on their way out included.
+/// The contexts on the test HCA's devices, according to its own state, including devices that are being removed.
 fn hca_contexts() -> Result<BTreeMap<u32, usize>> {
     let state = guest::hca_state()?;
     let value = |line: &str, key: &str| -> Option<u32> {
@@ -361,5 +361,5 @@ fn hca_contexts() -> Result<BTreeMap<u32, usize>> {
         let (index, count) = (value(line, "index="), value(line, "contexts="));
         Some((index?, count? as usize))
     });
-    counted.collect::<Option<_>>().with_context(|| format!("the test HCA says: {state}"))
+    counted.collect::<Option<_>>().with_context(|| format!("the test HCA reports: {state}"))
 }

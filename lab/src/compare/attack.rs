@@ -1,5 +1,5 @@
-//! A stale node, and a crowd of contexts of which some are closed between two pages of a list: the
-//! attack that found a wrong binding, through the library and on both kernels.
+//! A stale node, and a crowd of contexts, some of which are closed between two pages of a list. This attack found a
+//! wrong binding. It runs through the library and on both kernels.
 
 use std::sync::mpsc::channel;
 
@@ -8,25 +8,25 @@ use uverbs::Registry;
 use uverbs::sim::Probe;
 
 use super::foreign::{Foreign, open_node, open_unguarded};
-use super::play::told;
+use super::play::describe;
 use super::script::Node;
 use super::side::{Side, settle_removal};
 
-/// Leads to the new device, where uverbs0 leads to the old one.
+/// Leads to the new device, while uverbs0 leads to the old one.
 const RIGHT: &str = "infiniband/uverbs5";
 
-/// What one execution came to.
+/// The result of one execution.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Came {
-    /// The context is on the old device.
+    /// Whether the context is on the old device.
     pub(super) is_wrong: bool,
     pub(super) text: String,
-    /// Fewer calls were made, so the event did not come.
+    /// Whether fewer calls were made, so that the event did not happen.
     pub(super) is_over: bool,
 }
 
-/// The program has a context of its own on the new device, behind a crowd of so many, and opens that
-/// device. Before its `at`-th `recvfrom` the first of the crowd goes.
+/// The program has a context of its own on the new device, after a crowd of `crowd` contexts, and opens that
+/// device. Before its `at`-th `recvfrom` the first of the crowd are closed.
 pub(super) fn play(
     side: &mut dyn Side,
     foreign: &Foreign,
@@ -52,7 +52,7 @@ pub(super) fn play(
     let act = move || {
         let older = open_node(&through, RIGHT);
         let opened = device.open();
-        // Both stay open until the kernels were asked.
+        // Both stay open until the kernels were queried.
         let _ = sender.send((older, opened));
     };
     let (gone, event) = channel();
@@ -70,9 +70,9 @@ pub(super) fn play(
     let counted = [side.contexts(0)?, side.contexts(1)?];
     let text = match &opened {
         Ok(_) => format!("proved, {counted:?}"),
-        Err(error) => format!("{}, {counted:?}", told(error)),
+        Err(error) => format!("{}, {counted:?}", describe(error)),
     };
-    // The holder has the other one.
+    // The other context is the holder's.
     let is_wrong = opened.is_ok() && counted[0] == Some(2);
     drop((older, opened, holder, first));
     settle_removal(side, 0)?;

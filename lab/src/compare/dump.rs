@@ -1,7 +1,7 @@
-//! A netlink dump page by page. The kernel makes the first page within `sendto` and each later one
-//! within the `recvfrom` before it is received, so the caller decides what happens in between.
+//! A netlink dump, page by page. The kernel makes the first page within `sendto` and each later page within the
+//! `recvfrom` before the one that receives it, so the caller decides what happens in between.
 //!
-//! The library is judged by what this reads, so it does not read it by the library's code.
+//! The library is judged by these dumps, so they are not decoded with the library's code.
 
 use anyhow::{Context as _, Result, ensure};
 use uverbs::sim::{Probe, Wire};
@@ -19,13 +19,13 @@ const REQUEST: u16 = 1;
 const DUMP: u16 = 0x300;
 const ERROR: u16 = 2;
 const DONE: u16 = 3;
-/// The bits of an attribute's type that are no flags.
+/// The bits of an attribute's type without the flags.
 const TYPE: u16 = 0x3fff;
 
-/// As much as the kernel puts into one page at most.
+/// The maximum that the kernel puts into one page.
 pub(crate) const LONG: usize = 32 * 1024;
 
-/// What is listed.
+/// The kind of object that is listed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Of {
     Contexts,
@@ -35,7 +35,7 @@ pub(crate) enum Of {
 /// One context or PD.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Entry {
-    /// Of the PD; none of a context.
+    /// The number of the PD; `None` for a context.
     pub(crate) pdn: Option<u32>,
     pub(crate) ctxn: Option<u32>,
     pub(crate) thread: Option<u32>,
@@ -45,10 +45,10 @@ pub(crate) struct Entry {
 #[derive(Debug, Default)]
 pub(crate) struct Page {
     pub(crate) len: usize,
-    /// The room did not suffice.
+    /// Whether the room did not suffice.
     pub(crate) is_cut: bool,
     pub(crate) entries: Vec<Entry>,
-    /// The answer ends here; with an errno, where it ends in one.
+    /// Whether the answer ends here, and with which errno.
     pub(crate) end: Option<Option<i32>>,
 }
 
@@ -64,18 +64,18 @@ impl Dump {
         Ok(Self { wire, index, of })
     }
 
-    /// Asks for the list. The first page is made here.
+    /// Requests the list. The kernel makes the first page here.
     pub(crate) fn begin(&self) -> Result<()> {
         self.send(DUMP, &[(DEV_INDEX, self.index)])
     }
 
-    /// Asks for the entry of one number: one page is the whole answer.
+    /// Requests the entry with one number. One page is the whole answer.
     pub(crate) fn by_number(&self, number: u32) -> Result<Page> {
         self.send(0, &[(DEV_INDEX, self.index), (self.key(), number)])?;
         self.page(LONG)
     }
 
-    /// Asks for an entry and names none.
+    /// Requests an entry without naming one.
     pub(crate) fn without_number(&self) -> Result<Page> {
         self.send(0, &[(DEV_INDEX, self.index)])?;
         self.page(LONG)
@@ -103,7 +103,7 @@ impl Dump {
         message.extend_from_slice(&len.to_ne_bytes());
         message.extend_from_slice(&kind.to_ne_bytes());
         message.extend_from_slice(&(REQUEST | flags).to_ne_bytes());
-        // The sequence and the port: one request at a time, and none of them is told apart.
+        // Sequence number and port are constant: there is one request at a time.
         message.extend_from_slice(&[0; 8]);
         for (kind, value) in attrs {
             message.extend_from_slice(&8u16.to_ne_bytes());
@@ -157,7 +157,7 @@ impl Dump {
                 _ => {}
             }
         }
-        // By number, the entry stands in the answer itself.
+        // In an answer by number, the entry's attributes are not nested.
         let key = self.key();
         if all.iter().any(|(kind, _)| *kind == key) {
             entries.push(entry(body)?);
@@ -176,7 +176,7 @@ impl Dump {
             if is_last {
                 return Ok(pages);
             }
-            ensure!(pages.len() < 1000, "an answer without an end");
+            ensure!(pages.len() < 1000, "the answer does not end");
         }
     }
 }
@@ -212,11 +212,11 @@ fn number(value: &[u8]) -> Result<u32> {
 /// How many entries the pages of a list hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Pages {
-    /// The most that fit into the buffer with which the library asks first.
+    /// The maximum that fits into the library's first buffer.
     pub(crate) buffer: usize,
     /// The first page of a socket that has not received anything yet.
     pub(crate) short: usize,
-    /// One of a socket that was given a long buffer.
+    /// A page of a socket that was given a long buffer.
     pub(crate) long: usize,
 }
 
@@ -230,7 +230,7 @@ impl Pages {
         let pages = dump.rest(LONG)?;
         let (short, long) = (first.entries.len(), pages[0].entries.len());
         ensure!(pages.len() > 2 && short < long, "too few for two pages: {short}, {long}");
-        // Entries are of one size where the numbers are, and the short page says which.
+        // Entries with numbers of the same size have the same length, which the short page shows.
         let each = (pages[0].len - first.len) / (long - short);
         let around = first.len - short * each;
         Ok(Self { buffer: (buffer - around) / each, short, long })

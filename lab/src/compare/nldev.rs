@@ -27,7 +27,7 @@ fn socket() -> Result<OwnedFd> {
     socket.context("socket(NETLINK_RDMA)")
 }
 
-/// Sends one request; the errno that the kernel refuses it with.
+/// Sends one request. Returns the errno if the kernel refuses it.
 fn request(
     socket: &OwnedFd,
     kind: u16,
@@ -53,13 +53,13 @@ fn request(
     Ok(if errno == 0 { Ok(()) } else { Err(-errno) })
 }
 
-/// Renames the device of that index; the errno that the kernel refuses it with.
+/// Renames the device with that index. Returns the errno if the kernel refuses it.
 pub(crate) fn rename(index: u32, name: &str) -> Result<std::result::Result<(), i32>> {
     let name = format!("{name}\0");
     request(&socket()?, SET, &[(DEV_INDEX, &index.to_ne_bytes()), (DEV_NAME, name.as_bytes())])
 }
 
-/// Waits until the mode can be set, which it can while there is one namespace.
+/// Waits until the mode can be set. That is possible while there is only one namespace.
 fn set_exclusive(exclusive: bool) -> Result<()> {
     let end = Instant::now() + Duration::from_secs(20);
     while let Err(errno) =
@@ -73,7 +73,7 @@ fn set_exclusive(exclusive: bool) -> Result<()> {
     Ok(())
 }
 
-/// Another network namespace, in exclusive mode; shared mode again when it is dropped.
+/// Another network namespace, in exclusive mode. Dropping it returns to shared mode.
 pub(super) struct Elsewhere {
     namespaces: Option<Namespaces>,
 }
@@ -86,7 +86,7 @@ struct Namespaces {
 impl Elsewhere {
     pub(super) fn new() -> Result<Self> {
         set_exclusive(true)?;
-        // From here on the mode is set back, whatever fails.
+        // From here on the mode is reset, whatever fails.
         let mut elsewhere = Self { namespaces: None };
         let namespace = || File::open("/proc/thread-self/ns/net").context("namespace");
         let home = namespace()?;
@@ -116,7 +116,7 @@ impl Elsewhere {
     }
 }
 
-/// Does something in a namespace: who asks has to be where the device is.
+/// Runs a closure in a namespace: the caller must be in the device's namespace.
 fn within<T: Send>(namespace: &File, act: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     std::thread::scope(|scope| {
         let acting = scope.spawn(|| {
@@ -137,9 +137,9 @@ impl Drop for Elsewhere {
     }
 }
 
-/// This thread is in a network namespace of its own from now on.
+/// Moves this thread into a new network namespace.
 #[allow(unsafe_code)]
 fn leave() -> Result<()> {
-    // SAFETY: it is the descriptor table that must not be unshared, and it is not.
+    // SAFETY: only the descriptor table must not be unshared, and it is not.
     Ok(unsafe { unshare_unsafe(UnshareFlags::NEWNET) }?)
 }

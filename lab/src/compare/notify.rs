@@ -1,4 +1,4 @@
-//! Stopping a thread before one of its system calls, by a seccomp filter that asks this process first.
+//! Stops a thread before one of its system calls, with a seccomp filter that notifies this process first.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -10,11 +10,11 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::side::Act;
 
-/// `SECCOMP_IOCTL_NOTIF_RECV` and `_SEND` (`linux/seccomp.h`), by the sizes of what they carry.
+/// `SECCOMP_IOCTL_NOTIF_RECV` and `_SEND` (`linux/seccomp.h`); the numbers contain the sizes of their arguments.
 const RECEIVE: libc::c_ulong = 0xc050_2100;
 const SEND: libc::c_ulong = 0xc018_2101;
 
-/// Has a thread act, with an event before its `at`-th `recvfrom`. Threads that it starts count as well.
+/// Runs `act` on a new thread, and `event` before its `at`-th `recvfrom`. Threads that it starts count as well.
 pub(super) fn before_receiving(at: usize, act: Act, event: Act) -> Result<()> {
     let (sender, listener) = channel();
     let acting = std::thread::spawn(move || {
@@ -32,17 +32,17 @@ pub(super) fn before_receiving(at: usize, act: Act, event: Act) -> Result<()> {
         ensure!(Instant::now() < end, "the thread does not end");
         let mut polled =
             libc::pollfd { fd: listener.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-        // SAFETY: one descriptor, which is open, and room for what is found of it.
+        // SAFETY: it is one open descriptor, with room for its result.
         let ready = unsafe { libc::poll(&raw mut polled, 1, 5) };
         if ready <= 0 || polled.revents & libc::POLLIN == 0 {
             continue;
         }
-        // SAFETY: it is made of numbers alone, and the kernel wants zeros.
+        // SAFETY: the struct has only numbers, and the kernel requires zeros.
         let mut call: libc::seccomp_notif = unsafe { std::mem::zeroed() };
-        // SAFETY: the kernel writes as many bytes as the number of the command says, which are the struct's.
+        // SAFETY: the kernel writes as many bytes as the command's number states, which is the size of the struct.
         let received = unsafe { libc::ioctl(listener.as_raw_fd(), RECEIVE, &raw mut call) };
         if received != 0 {
-            // The thread has ended, or a signal came: the loop looks again.
+            // The thread has ended, or a signal arrived: the loop checks again.
             continue;
         }
         turn += 1;
@@ -61,14 +61,14 @@ pub(super) fn before_receiving(at: usize, act: Act, event: Act) -> Result<()> {
     Ok(())
 }
 
-/// Has this thread ask before each `recvfrom`; returns where it asks.
+/// Makes this thread notify before each `recvfrom`. Returns the descriptor that receives the notifications.
 fn filter() -> io::Result<OwnedFd> {
     const LOAD: u16 = 0x20;
     const JUMP_EQUAL: u16 = 0x15;
     const RETURN: u16 = 0x06;
     let step = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
     let mut steps = [
-        // The number of the call is what the data begins with.
+        // The data begins with the number of the call.
         step(LOAD, 0, 0, 0),
         step(JUMP_EQUAL, 0, 1, libc::SYS_recvfrom as u32),
         step(RETURN, 0, 0, libc::SECCOMP_RET_USER_NOTIF),
@@ -76,11 +76,11 @@ fn filter() -> io::Result<OwnedFd> {
     ];
     let program = libc::sock_fprog { len: steps.len() as u16, filter: steps.as_mut_ptr() };
     let (set, flags) = (libc::SECCOMP_SET_MODE_FILTER, libc::SECCOMP_FILTER_FLAG_NEW_LISTENER);
-    // SAFETY: the program lives until the call returns, which copies it.
+    // SAFETY: the program lives until the call returns, and the call copies it.
     let fd = unsafe { libc::syscall(libc::SYS_seccomp, set, flags, &raw const program) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the kernel has just made this descriptor, and nobody else knows of it.
+    // SAFETY: the kernel has just made this descriptor, and nobody else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }

@@ -1,5 +1,5 @@
-//! Lists of contexts and PDs, page by page and by number, while contexts and PDs come and go: what the
-//! two kernels make of the same.
+//! Lists of contexts and PDs, page by page and by number, while contexts and PDs come and go: compares how the two
+//! kernels list the same objects.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use super::side::{Side, settle_removal};
 /// The library's first buffer.
 const SHORT: usize = 2 * 1024;
 
-/// What happens between two calls of a dump.
+/// An event between two calls of a dump.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Event {
     Nothing,
@@ -45,18 +45,18 @@ const EVENTS: [Event; 9] = [
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Paged {
     of: Of,
-    /// How many there are, the last of them this thread's.
+    /// How many there are. The last ones are this thread's.
     total: usize,
-    /// The socket has received into a long buffer before.
+    /// Whether the socket has received into a long buffer before.
     is_warm: bool,
     /// How much room each `recvfrom` has.
     room: usize,
-    /// Before which `recvfrom` it happens; the first is 1.
+    /// Before which `recvfrom` the event happens; the first is 1.
     before: usize,
     event: Event,
 }
 
-/// All of them, for pages of these lengths.
+/// All dumps, for pages of these lengths.
 pub(super) fn all(contexts: Option<Pages>, pds: Pages) -> Vec<Paged> {
     let mut scripts = Vec::new();
     let contexts = contexts.map(|pages| (Of::Contexts, pages));
@@ -83,7 +83,7 @@ pub(super) fn all(contexts: Option<Pages>, pds: Pages) -> Vec<Paged> {
     scripts
 }
 
-/// What is listed, in the order in which it came to be.
+/// The listed objects, in order of creation.
 struct Listed<'a> {
     of: Of,
     probe: Probe,
@@ -99,7 +99,7 @@ impl Listed<'_> {
         self.contexts.len() + self.pds.len()
     }
 
-    /// One more, of the other thread or of this one.
+    /// Adds one more, of the other thread or of this one.
     fn come(&mut self, is_own: bool) -> Result<()> {
         match (self.of, &self.keeper) {
             (Of::Pds, Some(keeper)) => {
@@ -150,7 +150,7 @@ impl Listed<'_> {
     }
 }
 
-/// Plays one.
+/// Plays one dump.
 pub(super) fn play(side: &mut dyn Side, foreign: &Foreign, script: &Paged) -> Result<Record> {
     ensure!(side.add("tst", 0xa0, false)? == Ok(()));
     let probe = Probe::new(&side.host()?);
@@ -191,7 +191,7 @@ pub(super) fn play(side: &mut dyn Side, foreign: &Foreign, script: &Paged) -> Re
         if page.end.is_some() {
             break;
         }
-        ensure!(turn < 100, "an answer without an end");
+        ensure!(turn < 100, "the answer does not end");
     }
     Ok(record)
 }
@@ -203,13 +203,13 @@ fn number(entry: &Entry, of: Of) -> Option<u32> {
     }
 }
 
-/// The number of the first that came to be, which is the first that is shown.
+/// The number of the oldest object, which is shown first.
 fn first(pages: &[Page]) -> u32 {
     let entry = pages.first().and_then(|page| page.entries.first());
     entry.and_then(|entry| entry.pdn.or(entry.ctxn)).unwrap_or_default()
 }
 
-/// A page in words: which entries it has, counted from the first that came to be, and whose they are.
+/// A page in words: its entries, counted from the oldest object, and their owners.
 fn describe(page: &Page, of: Of, base: u32, this: u32) -> String {
     let mut text = format!("{} bytes", page.len);
     let mut last: Option<(u32, u32, &str)> = None;
@@ -244,7 +244,7 @@ fn describe(page: &Page, of: Of, base: u32, this: u32) -> String {
     }
 }
 
-/// Entries by their numbers, PDs by their handles, and what becomes of both.
+/// Entries by their numbers, PDs by their handles, and how both change.
 pub(super) fn numbers(
     side: &mut dyn Side,
     foreign: &Foreign,
@@ -267,8 +267,8 @@ pub(super) fn numbers(
             for number in (0..6).chain([1 << 20, u32::MAX]) {
                 let page = dump.by_number(number)?;
                 let ctxn = page.entries.first().and_then(|entry| entry.ctxn);
-                let said = describe(&page, of, 0, this);
-                record.push(format!("{what}: {of:?} {number}: {said}, context {ctxn:?}"));
+                let entry = describe(&page, of, 0, this);
+                record.push(format!("{what}: {of:?} {number}: {entry}, context {ctxn:?}"));
             }
             let page = dump.without_number()?;
             record
@@ -291,14 +291,14 @@ pub(super) fn numbers(
     let other = foreign.open(&probe)?.ok().context("a context")?;
     record.push(format!("handles {:?}", [own.alloc_pd(), own.alloc_pd(), other.alloc_pd()]));
     look(&mut record, "two contexts")?;
-    // What is freed is given out again, the lowest first; its number is not.
+    // A freed handle is reused, the lowest first. A freed number is not.
     record.push(format!("freed {:?}, again {:?}", own.free_pd(0), own.free_pd(0)));
     record.push(format!("never there {:?}, another's {:?}", own.free_pd(7), other.free_pd(1)));
     look(&mut record, "one freed")?;
     record.push(format!("handles {:?}", [own.alloc_pd(), own.alloc_pd()]));
-    look(&mut record, "allocated anew")?;
+    look(&mut record, "allocated again")?;
 
-    // A thread that ends: what it allocated is there, and nobody's.
+    // A thread that ends: the objects that it allocated remain, but belong to no thread.
     let (thread, at_exit) = (probe.clone(), side.at_exit());
     let ended = std::thread::spawn(move || {
         let opened = open_unguarded(&thread)?;
@@ -310,17 +310,17 @@ pub(super) fn numbers(
     let (orphan, pd) = ended.map_err(std::io::Error::from_raw_os_error)?;
     until_forgotten(&lists()?[1])?;
     look(&mut record, "a thread has ended")?;
-    // A PD that this thread allocates on the context of that one is this thread's.
+    // A PD that this thread allocates on the other thread's context is this thread's.
     record.push(format!("{pd}, of this thread {:?}", orphan.alloc_pd()));
     look(&mut record, "on an orphan")?;
-    // A descriptor that is closed takes its PDs along.
+    // Closing a descriptor frees its PDs.
     drop(other);
     look(&mut record, "one closed")?;
 
     drop(bare);
     side.remove(0)?;
     look(&mut record, "removed")?;
-    // Of a driver that lets go, a handle is given back all the same.
+    // If the driver has disassociated, handles can still be freed.
     let freed = [own.free_pd(0), own.free_pd(0), own.free_pd(70), orphan.free_pd(0)];
     record.push(format!("alloc {:?}, free {freed:?}", own.alloc_pd()));
     look(&mut record, "removed, and tried")?;
@@ -333,7 +333,7 @@ pub(super) fn numbers(
     Ok(record)
 }
 
-/// A thread that was joined is gone a moment later, as far as the kernel tells.
+/// The kernel forgets a joined thread a moment later.
 fn until_forgotten(pds: &Dump) -> Result<()> {
     crate::guest::until("the thread to be forgotten", || {
         let listed = pds.begin().and_then(|()| pds.rest(LONG));

@@ -1,4 +1,4 @@
-//! Plays a script on one kernel and writes down what comes of it: the same code on both.
+//! Plays a script on one kernel and records the results, with the same code for both kernels.
 
 use anyhow::{Context as _, Result, ensure};
 use uverbs::sim::{As, Probe, Probed, Root};
@@ -11,16 +11,16 @@ use super::side::Side;
 const NODE: &str = "infiniband/uverbs0";
 const DIRECTORY: &str = "devices/virtual/infiniband_verbs/uverbs";
 
-/// What a script came to, in lines that are to be the same on both kernels.
+/// The results of a script, in lines that must be the same on both kernels.
 pub(super) type Record = Vec<String>;
 
-/// What the program and those around it hold. Descriptors only.
+/// What the program and the others hold. Only descriptors.
 #[derive(Default)]
 struct Held {
-    /// Of somebody else.
+    /// Those of others.
     holder: Option<Context>,
     foreign: Vec<Probed>,
-    /// The program's.
+    /// Those of the program.
     context: Option<Context>,
     unguarded: Option<Probed>,
     /// Directory, `dev` and `ibdev`, with the context of [`Program::Watch`].
@@ -28,8 +28,8 @@ struct Held {
 }
 
 impl Held {
-    /// The holders' descriptors, not the program's.
-    fn others_let_go(&mut self) {
+    /// Drops the holders' descriptors, but not the program's.
+    fn drop_others(&mut self) {
         self.holder = None;
         self.foreign.clear();
     }
@@ -41,12 +41,12 @@ pub(super) struct Player<'a> {
     script: &'a Script,
     probe: Probe,
     registry: Registry,
-    asked: Device,
-    /// When `ibdev` came into the cache, as first listed.
+    listed: Device,
+    /// When `ibdev` was cached, as first listed.
     stamped: Timestamp,
-    listed: Option<Devices>,
+    devices: Option<Devices>,
     held: Held,
-    /// Inode numbers of uverbs directories, in the order in which they came to be.
+    /// Inode numbers of uverbs directories, in order of creation.
     instances: Vec<u64>,
     record: Record,
 }
@@ -86,21 +86,21 @@ impl<'a> Player<'a> {
         }
         let host = side.host()?;
         let registry = Registry::new(host.clone());
-        let asked = registry.devices()?.by_name("tst")?;
-        let stamped = asked.instance().timestamp;
+        let listed = registry.devices()?.by_name("tst")?;
+        let stamped = listed.instance().timestamp;
         let mut player = Self {
             side,
             foreign,
             script,
             probe: Probe::new(&host),
-            // What lists first has no records from before.
+            // The first list has no earlier records.
             registry: match script.program {
                 Program::ListAndOpen => Registry::new(host),
                 _ => registry,
             },
-            asked,
+            listed,
             stamped,
-            listed: None,
+            devices: None,
             held: Held::default(),
             instances: Vec::new(),
             record: Record::new(),
@@ -110,11 +110,11 @@ impl<'a> Player<'a> {
         Ok(player)
     }
 
-    /// What is open before anything happens.
+    /// Opens everything that is open before anything happens.
     fn hold(&mut self) -> Result<()> {
         let setup = &self.script.setup;
         if setup.held {
-            self.held.holder = Some(self.asked.open()?);
+            self.held.holder = Some(self.listed.open()?);
         }
         if setup.crowded {
             for _ in 0..self.side.crowd() {
@@ -123,7 +123,7 @@ impl<'a> Player<'a> {
             }
         }
         if self.script.program == Program::Through {
-            self.held.context = Some(self.asked.open()?);
+            self.held.context = Some(self.listed.open()?);
         }
         if self.script.program == Program::Watch {
             self.held.unguarded = open_unguarded(&self.probe).ok();
@@ -136,7 +136,7 @@ impl<'a> Player<'a> {
         Ok(())
     }
 
-    /// Adds a line, with what is true of all devices then.
+    /// Adds a line, with the current state of all devices.
     fn write(&mut self, what: &str, came: &str) -> Result<()> {
         self.side.settle()?;
         let mut contexts = Vec::new();
@@ -146,7 +146,7 @@ impl<'a> Player<'a> {
                 Some(count) => self.count(count),
             });
         }
-        let moved = match self.asked.instance().timestamp == self.stamped {
+        let moved = match self.listed.instance().timestamp == self.stamped {
             true => "as listed",
             false => "moved",
         };
@@ -154,7 +154,7 @@ impl<'a> Player<'a> {
         Ok(())
     }
 
-    /// A crowd counts as one word: it is not the same number on both kernels.
+    /// A crowd counts as one word, because its number differs between the kernels.
     fn count(&self, count: usize) -> String {
         match count.checked_sub(self.side.crowd()) {
             Some(more) if self.script.setup.crowded => format!("crowd+{more}"),
@@ -162,7 +162,7 @@ impl<'a> Player<'a> {
         }
     }
 
-    /// Notes the instances that came to be.
+    /// Records new instances.
     fn learn(&mut self) -> Result<()> {
         for number in 0..6 {
             let path = format!("{DIRECTORY}{number}");
@@ -185,7 +185,7 @@ impl<'a> Player<'a> {
 
     fn mutate(&mut self, mutation: Mutation) -> Result<String> {
         let disassociates = self.script.setup.disassociates;
-        let refused = |asked: super::side::Asked| match asked {
+        let refused = |outcome: super::side::Outcome| match outcome {
             Ok(()) => "done".to_owned(),
             Err(_) => "refused".to_owned(),
         };
@@ -232,7 +232,7 @@ impl<'a> Player<'a> {
                 format!("{:?}", opened.map(|opened| opened.map(drop)))
             }
             Mutation::HoldersLetGo => {
-                self.held.others_let_go();
+                self.held.drop_others();
                 done()
             }
             Mutation::RecreateUverbs => refused(self.side.change_namespace(0, false)?),
@@ -245,7 +245,7 @@ impl<'a> Player<'a> {
         })
     }
 
-    /// Removes a device and adds one, under another name where that one is still taken.
+    /// Removes a device and adds another, with a different name if the old one is still taken.
     fn replace(&mut self, device: usize, name: &str, guid: u64) -> Result<String> {
         self.side.remove(device)?;
         for name in [name, "second", "third"] {
@@ -260,22 +260,22 @@ impl<'a> Player<'a> {
     fn step(&mut self, step: Step) -> Result<String> {
         match step {
             Step::List => Ok(self.list()),
-            Step::OpenAsked => Ok(self.open(&self.asked.clone())),
+            Step::OpenListed => Ok(self.open(&self.listed.clone())),
             Step::OpenFound => {
-                let listed = self.listed.as_ref();
+                let listed = self.devices.as_ref();
                 let found = listed.map(|all| all.by("uverbs0", |one| one.uverbs_number() == 0));
                 Ok(match found {
                     None => "nothing was listed".to_owned(),
-                    Some(Err(error)) => told(&error),
+                    Some(Err(error)) => describe(&error),
                     Some(Ok(device)) => self.open(&device),
                 })
             }
-            Step::Ask => Ok(match self.held.context.as_ref().map(Context::query_device) {
+            Step::QueryDevice => Ok(match self.held.context.as_ref().map(Context::query_device) {
                 None => "no context".to_owned(),
                 Some(Ok(attributes)) => format!("GUID {}", attributes.node_guid),
-                Some(Err(error)) => told(&error),
+                Some(Err(error)) => describe(&error),
             }),
-            Step::Query => Ok(match self.asked.query() {
+            Step::Query => Ok(match self.listed.query() {
                 Ok(facts) => format!(
                     "device {:?}, driver {:?}, {} {} {} {}",
                     self.device_of(facts.index),
@@ -285,11 +285,12 @@ impl<'a> Player<'a> {
                     facts.node_type.to_raw(),
                     facts.firmware_version
                 ),
-                Err(error) => told(&error),
+                Err(error) => describe(&error),
             }),
-            Step::Pin => {
-                Ok(self.asked.index().map_or_else(|error| told(&error), |_| "joined".to_owned()))
-            }
+            Step::Pin => Ok(self
+                .listed
+                .index()
+                .map_or_else(|error| describe(&error), |_| "joined".to_owned())),
             Step::ForeignOpen => {
                 let opened = open_unguarded(&self.probe);
                 let came = format!("{:?}", opened.as_ref().map(drop));
@@ -297,9 +298,9 @@ impl<'a> Player<'a> {
                 Ok(came)
             }
             Step::Verify => Ok(match &self.held.unguarded {
-                Some(opened) => match self.asked.verify(opened) {
+                Some(opened) => match self.listed.verify(opened) {
                     Ok(evidence) => self.proved(&evidence),
-                    Err(error) => told(&error),
+                    Err(error) => describe(&error),
                 },
                 _ => "nothing to verify".to_owned(),
             }),
@@ -312,7 +313,7 @@ impl<'a> Player<'a> {
 
     fn list(&mut self) -> String {
         match self.registry.devices() {
-            Err(error) => told(&error),
+            Err(error) => describe(&error),
             Ok(devices) => {
                 let each: Vec<_> = devices
                     .iter()
@@ -321,10 +322,10 @@ impl<'a> Player<'a> {
                         format!("{device} {} {instance}", device.device_number())
                     })
                     .collect();
-                let faults: Vec<_> = devices.faults().map(told).collect();
-                let gone = self.asked.is_known_gone();
-                self.listed = Some(devices);
-                format!("{each:?}, faults {faults:?}, asked {:?} gone {gone}", self.asked.name())
+                let faults: Vec<_> = devices.faults().map(describe).collect();
+                let gone = self.listed.is_known_gone();
+                self.devices = Some(devices);
+                format!("{each:?}, faults {faults:?}, listed {:?} gone {gone}", self.listed.name())
             }
         }
     }
@@ -337,7 +338,7 @@ impl<'a> Player<'a> {
                 self.held.context = Some(context);
                 came
             }
-            Err(error) => told(&error),
+            Err(error) => describe(&error),
         }
     }
 
@@ -348,19 +349,19 @@ impl<'a> Player<'a> {
         format!("device {index:?} by {checks:?}")
     }
 
-    /// Which device has an index, the one that was added last where two had it.
+    /// Which device has an index. If two had it, the one that was added last.
     fn device_of(&self, index: u32) -> Option<usize> {
         (0..self.side.devices()).rev().find(|device| self.side.index(*device) == index)
     }
 
-    /// What the kernel says, call by call.
+    /// Records the kernel's answers, call by call.
     fn look(&mut self) -> Result<()> {
         let mut seen = Vec::new();
         let names = |root, path| self.probe.open(root, path, As::File).and_then(|dir| dir.names());
         seen.push(format!("uverbs {:?}", names(Root::Sys, "class/infiniband_verbs")));
         seen.push(format!("names {:?}", names(Root::Sys, "class/infiniband")));
         let mut nodes = names(Root::Dev, "infiniband");
-        // The other one, which stays where it is, would show the mount.
+        // The other directory, which stays in place, would show the mount.
         if let Ok(nodes) = &mut nodes {
             nodes.retain(|name| name.starts_with("uverbs"));
         }
@@ -395,10 +396,10 @@ impl<'a> Player<'a> {
             };
             let facts = directory.facts().ok().context("fstat")?;
             let ctime = ibdev.facts().ok().context("fstat")?.ctime;
-            // That of a directory that is gone is 0 from Linux 7.3 on. Nothing goes by it.
+            // The link count of a directory that is gone is 0 from Linux 7.3 on. Nothing depends on it.
             let is_compared = crate::guest::version()? < (7, 3) || dev.read().is_ok();
             seen.push(format!(
-                "held {} links {:?}, dev {:?}, ibdev {:?} {}, anew {:?} {:?}, names {:?}",
+                "held {} links {:?}, dev {:?}, ibdev {:?} {}, again {:?} {:?}, names {:?}",
                 self.instance(facts.ino),
                 is_compared.then_some(facts.nlink),
                 text(dev.read()),
@@ -406,7 +407,7 @@ impl<'a> Player<'a> {
                 if ctime == self.stamped { "as listed" } else { "moved" },
                 text(directory.open("dev", As::File).and_then(|dev| dev.read())),
                 text(directory.open("ibdev", As::File).and_then(|ibdev| ibdev.read())),
-                // Anew, as the place in a directory is the descriptor's.
+                // Opened again, because the position in a directory belongs to the descriptor.
                 directory.open(".", As::File).and_then(|dir| dir.names()),
             ));
         }
@@ -421,7 +422,8 @@ impl<'a> Player<'a> {
         Ok(())
     }
 
-    /// A last look, one at the node by opening it, and that nothing is left when all let go.
+    /// Looks a last time, also by opening the node, and checks that nothing is left once all descriptors are
+    /// closed.
     fn finish(mut self) -> Result<Record> {
         self.look()?;
         let opened = open_unguarded(&self.probe);
@@ -432,13 +434,13 @@ impl<'a> Player<'a> {
         self.write("opening the node", &came)?;
         drop(opened);
         self.held = Held::default();
-        self.write("all let go", "")?;
+        self.write("all closed", "")?;
         Ok(self.record)
     }
 }
 
-/// An error without the numbers that are each kernel's own: inodes, times, indices.
-pub(super) fn told(error: &uverbs::Error) -> String {
+/// An error without the numbers that differ between the kernels: inodes, times, indices.
+pub(super) fn describe(error: &uverbs::Error) -> String {
     let mut text = String::new();
     for letter in error.to_string().chars() {
         match letter.is_ascii_digit() {

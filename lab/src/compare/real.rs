@@ -1,4 +1,4 @@
-//! The kernel that this runs on, with the test HCA.
+//! The running kernel, with the test HCA.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -15,23 +15,23 @@ use uverbs::sim::Probe;
 use super::nldev::{self, Elsewhere};
 use super::notify;
 use super::script::{Node, Nodes, Setup};
-use super::side::{Act, Asked, CROWD, Side};
+use super::side::{Act, CROWD, Outcome, Side};
 use crate::guest;
 
 const DIR: &str = "/dev/infiniband";
-/// Keeps the directory beneath the mount, which would go with it.
+/// Keeps the directory beneath the mount, which otherwise would disappear with it.
 const KEEP: &str = "/dev/infiniband/keep";
 
-/// Longer than a tick of the coarse clock, by which sysfs stamps its inodes.
+/// Longer than a tick of the coarse clock that sysfs uses for its inodes.
 const TICK: Duration = Duration::from_millis(12);
 
 /// One device, as the test HCA knows it.
 struct Hca {
-    /// None once the module that had it is unloaded.
+    /// `None` once the module that had it is unloaded.
     id: Option<u64>,
     index: u32,
     name: String,
-    /// In the other network namespace.
+    /// Whether it is in the other network namespace.
     away: bool,
 }
 
@@ -42,7 +42,7 @@ pub(super) struct Real<'a> {
     elsewhere: Option<&'a Elsewhere>,
 }
 
-/// The words of the state of one device.
+/// The state of one device, parsed.
 struct Line {
     removing: bool,
     contexts: usize,
@@ -91,7 +91,7 @@ impl Side for Real<'_> {
         Ok(Host::open()?)
     }
 
-    fn add(&mut self, name: &str, guid: u64, disassociates: bool) -> Result<Asked> {
+    fn add(&mut self, name: &str, guid: u64, disassociates: bool) -> Result<Outcome> {
         let disassociates = u8::from(disassociates);
         let added = guest::hca(&format!(
             "add name={name} guid={guid:016x} disassociate={disassociates} fw_ver=1.2.3"
@@ -115,7 +115,7 @@ impl Side for Real<'_> {
         let Hca { id, index, .. } = self.devices[device];
         let number = Probe::new(&self.host()?).chardev(index).map(|(_, minor)| minor - 192);
         guest::hca(&format!("del id={}", id.context("no id")?))?;
-        // Nobody but the program holds it, so that it waits where the program has a context.
+        // Only the program holds it, so the removal waits if the program has a context.
         let mut waits = false;
         guest::until("a removal to end or to wait", || match self.line(device) {
             Ok(Some(line)) => {
@@ -129,15 +129,15 @@ impl Side for Real<'_> {
             Err(_) => false,
         })?;
         if waits {
-            // The number is freed right after the directory went.
+            // The number is freed right after the directory.
             std::thread::sleep(Duration::from_millis(20));
         }
         Ok(())
     }
 
-    fn rename(&mut self, device: usize, name: &str) -> Result<Asked> {
+    fn rename(&mut self, device: usize, name: &str) -> Result<Outcome> {
         let hca = &mut self.devices[device];
-        // An administrator of the namespace that it is in does it.
+        // An administrator of the device's namespace does this.
         let renamed = match self.elsewhere.filter(|_| hca.away) {
             Some(elsewhere) => elsewhere.rename(hca.index, name)?,
             None => nldev::rename(hca.index, name)?,
@@ -148,7 +148,7 @@ impl Side for Real<'_> {
         Ok(renamed)
     }
 
-    fn swap_names(&mut self, device: usize, other: usize) -> Result<Asked> {
+    fn swap_names(&mut self, device: usize, other: usize) -> Result<Outcome> {
         let (first, second) = (self.devices[device].name.clone(), self.devices[other].name.clone());
         for (device, name) in [(device, "swapping names"), (other, &first), (device, &second)] {
             if let Err(errno) = self.rename(device, name)? {
@@ -158,7 +158,7 @@ impl Side for Real<'_> {
         Ok(Ok(()))
     }
 
-    fn change_namespace(&mut self, device: usize, for_good: bool) -> Result<Asked> {
+    fn change_namespace(&mut self, device: usize, for_good: bool) -> Result<Outcome> {
         let elsewhere = self.elsewhere.context("no other namespace")?;
         let index = self.devices[device].index;
         ensure!(!self.devices[device].away, "there is no third namespace");
@@ -207,7 +207,7 @@ impl Side for Real<'_> {
         Ok(())
     }
 
-    fn reload_uverbs(&mut self) -> Result<Asked> {
+    fn reload_uverbs(&mut self) -> Result<Outcome> {
         let unloaded = Command::new("rmmod").arg("ib_uverbs").output()?;
         if !unloaded.status.success() {
             return Ok(Err(libc::EBUSY));
@@ -247,7 +247,7 @@ impl Side for Real<'_> {
     }
 
     fn settle(&mut self) -> Result<()> {
-        // At a program's steps every open descriptor has a context.
+        // At a program's steps, every open descriptor has a context.
         for device in 0..self.devices.len() {
             guest::until("a removal to go on", || {
                 let line = self.line(device);

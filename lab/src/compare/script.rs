@@ -1,47 +1,47 @@
-//! The scripts: a world, a program, and what happens between the program's steps.
+//! The scripts: a world, a program, and the events between the program's steps.
 
-/// Who made the nodes in /dev.
+/// The origin of the nodes in /dev.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Nodes {
     /// The kernel.
     Kernel,
-    /// Somebody, by hand, in the place of the kernel's and so in devtmpfs.
+    /// Hand-made, in place of the kernel's nodes, and so in devtmpfs.
     ByHand,
-    /// Somebody, by hand, in a tmpfs that hides what the kernel makes.
+    /// Hand-made, in a tmpfs that hides the kernel's nodes.
     Tmpfs,
 }
 
-/// How it is before the program starts: `tst` is uverbs0, `other` uverbs1, both with one GUID.
+/// The state before the program starts: `tst` is uverbs0, `other` is uverbs1, and both have the same GUID.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Setup {
-    /// The driver lets go of open contexts when its device goes.
+    /// Whether the driver disassociates open contexts when its device is removed.
     pub(super) disassociates: bool,
     pub(super) nodes: Nodes,
-    /// Somebody holds `tst` open.
+    /// Whether somebody holds `tst` open.
     pub(super) held: bool,
-    /// `tst` has so many contexts of others that their list takes several messages.
+    /// Whether others have so many contexts on `tst` that their list takes several messages.
     pub(super) crowded: bool,
 }
 
-/// What the program does.
+/// A step of the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
     /// Lists the devices.
     List,
-    /// Opens what the last list has as uverbs0.
+    /// Opens the device that the last list has as uverbs0.
     OpenFound,
-    /// Opens `tst`, which was listed before anything happened.
-    OpenAsked,
-    /// Asks for the device's attributes through the context.
-    Ask,
-    /// Asks netlink about `tst`.
+    /// Opens `tst`, as listed before anything happened.
+    OpenListed,
+    /// Queries the device's attributes through the context.
+    QueryDevice,
+    /// Queries netlink for `tst`.
     Query,
     Pin,
-    /// Opens uverbs0 and allocates a context, checking nothing.
+    /// Opens uverbs0 and allocates a context, without checks.
     ForeignOpen,
-    /// Verifies that against the pin.
+    /// Verifies that descriptor.
     Verify,
-    /// Looks at what the kernel says, call by call.
+    /// Records the kernel's answers, call by call.
     Look,
 }
 
@@ -53,7 +53,7 @@ pub(super) enum Program {
     Query,
     /// Has `tst` open before anything happens.
     Through,
-    /// Holds directory and attributes of `tst`, as a pin does, and a context.
+    /// Holds the directory and attributes of `tst`, as a pin does, and a context.
     Watch,
 }
 
@@ -70,17 +70,17 @@ impl Program {
     pub(super) fn steps(self) -> &'static [Step] {
         use Step::*;
         match self {
-            Self::ListAndOpen => &[List, OpenFound, Ask, List],
-            Self::Open => &[OpenAsked, Ask, List, OpenAsked],
+            Self::ListAndOpen => &[List, OpenFound, QueryDevice, List],
+            Self::Open => &[OpenListed, QueryDevice, List, OpenListed],
             Self::Verify => &[Pin, ForeignOpen, Verify, List],
             Self::Query => &[Query, List, Query],
-            Self::Through => &[Ask, List, Ask, OpenAsked],
+            Self::Through => &[QueryDevice, List, QueryDevice, OpenListed],
             Self::Watch => &[Look, Look],
         }
     }
 }
 
-/// What is at `/dev/infiniband/uverbs0` from then on.
+/// What is at `/dev/infiniband/uverbs0` afterwards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Node {
     Symlink,
@@ -92,7 +92,7 @@ pub(super) enum Node {
     OtherUverbs,
     /// The number of uverbs0.
     FirstUverbs,
-    /// The right number, by hand.
+    /// A hand-made node with the right number.
     Static,
     Missing,
 }
@@ -101,7 +101,7 @@ pub(super) enum Node {
 pub(super) enum Mutation {
     Remove,
     RemoveOther,
-    /// By one of that name and GUID.
+    /// By a device with that name and GUID.
     Replace(&'static str, u64),
     /// And that one by a third.
     ReplaceTwice,
@@ -113,14 +113,14 @@ pub(super) enum Mutation {
     Node(Node),
     ForeignContext,
     ForeignComesAndGoes,
-    /// All who hold `tst` open let go, but for the program.
+    /// All who hold `tst` open close it, except for the program.
     HoldersLetGo,
     /// To another network namespace and back, in exclusive mode.
     RecreateUverbs,
-    /// To another network namespace, for good.
+    /// To another network namespace, permanently.
     MoveAway,
     ReloadUverbs,
-    /// All of RDMA, and a device of the same name, GUID and index.
+    /// Reload of all of RDMA, with a new device of the same name, GUID and index.
     ReloadCore,
 }
 
@@ -152,23 +152,23 @@ pub(super) const MUTATIONS: [Mutation; 25] = [
     Mutation::ReloadUverbs,
 ];
 
-/// What a script needs of the host beyond its own world. In this order they run: modules are
-/// unloaded last.
+/// What a script needs from the host beyond its own world. The scripts run in this order: modules are unloaded
+/// last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Needs {
     Nothing,
     /// Exclusive network namespaces.
     Exclusive,
-    /// That rxe, which uses ib_uverbs, is not loaded.
+    /// rxe, which uses ib_uverbs, must not be loaded.
     NoRxe,
-    /// That the first index is free, which it is right after ib_core was loaded.
+    /// The first index must be free, as it is right after ib_core was loaded.
     FreshCore,
 }
 
 pub(super) const NEEDS: [Needs; 4] =
     [Needs::Nothing, Needs::Exclusive, Needs::NoRxe, Needs::FreshCore];
 
-/// One execution: each mutation comes before the step of that number.
+/// One execution. Each mutation comes before the step with that number.
 #[derive(Clone, Debug)]
 pub(super) struct Script {
     pub(super) setup: Setup,
@@ -177,8 +177,8 @@ pub(super) struct Script {
 }
 
 impl Script {
-    /// What it needs; none when that cannot be had: the namespace mode changes only while there is
-    /// one namespace, and ib_core is unloaded only while nobody uses it.
+    /// What it needs; `None` if that is impossible: the namespace mode can be changed only while there is one
+    /// namespace, and ib_core can be unloaded only while nobody uses it.
     pub(super) fn needs(&self) -> Option<Needs> {
         let each = self.mutations.iter().map(|(_, mutation)| match mutation {
             Mutation::RecreateUverbs | Mutation::MoveAway => Needs::Exclusive,
@@ -186,7 +186,7 @@ impl Script {
             Mutation::ReloadCore => Needs::FreshCore,
             _ => Needs::Nothing,
         });
-        // Once it moved away for good it would need a third namespace to move to.
+        // After a permanent move it would need a third namespace to move to.
         let moves =
             |mutation: &Mutation| matches!(mutation, Mutation::MoveAway | Mutation::RecreateUverbs);
         let moved = self.mutations.iter().position(|(_, one)| *one == Mutation::MoveAway);
@@ -216,13 +216,13 @@ fn setups() -> Vec<Setup> {
     all
 }
 
-/// The device is removed while the program holds it open, and its driver does not let go.
+/// The device is removed while the program holds it open, and its driver does not disassociate.
 pub(super) fn removal_that_waits() -> Script {
     let setup = Setup { disassociates: false, nodes: Nodes::Kernel, held: false, crowded: false };
     Script { setup, program: Program::Watch, mutations: vec![(0, Mutation::Remove)] }
 }
 
-/// Every mutation alone, before every step and after the last, in every world; and nothing at all.
+/// Every mutation alone, before every step and after the last one, in every world; and no mutation at all.
 pub(super) fn singles() -> Vec<Script> {
     let mut scripts = Vec::new();
     for setup in setups() {
@@ -239,7 +239,7 @@ pub(super) fn singles() -> Vec<Script> {
     scripts
 }
 
-/// ib_core goes only while there is neither a descriptor nor a netlink socket.
+/// ib_core can be unloaded only while there is neither a descriptor nor a netlink socket.
 fn core_reloads() -> Vec<Script> {
     let mut scripts = Vec::new();
     for setup in setups().into_iter().filter(|setup| !setup.held && !setup.crowded) {
@@ -258,7 +258,7 @@ fn core_reloads() -> Vec<Script> {
     scripts
 }
 
-/// Every two mutations in every program, each time at other steps and in another world.
+/// Every pair of mutations in every program, each time at other steps and in another world.
 pub(super) fn pairs() -> Vec<Script> {
     let setups: Vec<_> = setups().into_iter().filter(|setup| !setup.crowded).collect();
     let mut scripts = Vec::new();

@@ -1,4 +1,4 @@
-//! The two kernels that a script is played on, and what may be done to each.
+//! The two kernels that a script is played on, and the actions on each.
 
 use anyhow::{Context as _, Result};
 use uverbs::sim::{CallKind, DeviceId, DeviceSpec, Machine, NodeKind, Verdict};
@@ -7,51 +7,50 @@ use uverbs::{Host, Policy};
 use super::script::{Node, Nodes, Setup};
 use crate::guest;
 
-/// How an administrator's request ended: the errno that it was refused with. What the errno is differs
-/// where the requests do, so that only whether it was refused is compared.
-pub(super) type Asked = std::result::Result<(), i32>;
+/// The result of an administrator's request: the errno if it was refused. The errno differs where the requests
+/// differ, so only whether it was refused is compared.
+pub(super) type Outcome = std::result::Result<(), i32>;
 
-/// How many contexts make their list take more than one message.
+/// So many contexts that their list takes more than one message.
 pub(super) const CROWD: usize = 1700;
 
 pub(super) type Act = Box<dyn FnOnce() + Send>;
 
-/// A kernel whose devices come and go. Devices are known by their place in the order in which they
-/// were added.
+/// A kernel whose devices come and go. A device is identified by its position in the order of addition.
 pub(super) trait Side {
     fn host(&self) -> Result<Host>;
-    /// Registers a device; refused where its name is taken.
-    fn add(&mut self, name: &str, guid: u64, disassociates: bool) -> Result<Asked>;
-    /// Removes one; where that waits, it is left waiting. Does nothing when it is already gone.
+    /// Registers a device. Refused if its name is taken.
+    fn add(&mut self, name: &str, guid: u64, disassociates: bool) -> Result<Outcome>;
+    /// Removes a device. If the removal waits, it is left waiting. Does nothing if the device is already gone.
     fn remove(&mut self, device: usize) -> Result<()>;
-    fn rename(&mut self, device: usize, name: &str) -> Result<Asked>;
-    fn swap_names(&mut self, device: usize, other: usize) -> Result<Asked>;
-    /// Moves it to another network namespace and, unless that is for good, back.
-    fn change_namespace(&mut self, device: usize, for_good: bool) -> Result<Asked>;
+    fn rename(&mut self, device: usize, name: &str) -> Result<Outcome>;
+    fn swap_names(&mut self, device: usize, other: usize) -> Result<Outcome>;
+    /// Moves a device to another network namespace and, unless `for_good`, back.
+    fn change_namespace(&mut self, device: usize, for_good: bool) -> Result<Outcome>;
     fn evict(&mut self) -> Result<()>;
     fn listxattr(&mut self) -> Result<()>;
-    /// Puts something at `/dev/infiniband/uverbsN`.
+    /// Puts a node at `/dev/infiniband/uverbsN`.
     fn set_node(&mut self, number: u32, node: Node) -> Result<()>;
-    fn reload_uverbs(&mut self) -> Result<Asked>;
-    /// Also ends all devices.
+    fn reload_uverbs(&mut self) -> Result<Outcome>;
+    /// Also removes all devices.
     fn reload_core(&mut self) -> Result<()>;
     fn devices(&self) -> usize;
     fn index(&self, device: usize) -> u32;
-    /// How many contexts a device has; none when its removal is over.
+    /// How many contexts a device has; `None` if its removal is complete.
     fn contexts(&self, device: usize) -> Result<Option<usize>>;
-    /// How many contexts are a crowd here.
+    /// How many contexts are a crowd on this kernel.
     fn crowd(&self) -> usize;
-    /// Has a thread of its own act. An event comes before its `at`-th `recvfrom`; the first is 1.
+    /// Runs `act` on a new thread, and `event` before that thread's `at`-th `recvfrom`; the first is 1.
     fn interrupt(&mut self, at: usize, act: Act, event: Act) -> Result<()>;
-    /// What a thread does last, so that the kernel no longer names it.
+    /// The last action of a thread, after which the kernel no longer names it.
     fn at_exit(&self) -> Act;
-    /// Waits until what goes on by itself, once nobody holds it, has gone on.
+    /// Waits until everything is complete that continues by itself once nobody holds it.
     fn settle(&mut self) -> Result<()>;
-    /// Leaves nothing behind.
+    /// Removes everything.
     fn clean(&mut self) -> Result<()>;
 }
 
-/// Waits until a removal that waited for descriptors is over.
+/// Waits until a removal that waited for descriptors is complete.
 pub(super) fn settle_removal(side: &dyn Side, device: usize) -> Result<()> {
     guest::until("a removal to end", || side.contexts(device).is_ok_and(|left| left.is_none()))
 }
@@ -63,7 +62,7 @@ pub(super) struct Simulated {
 }
 
 impl Simulated {
-    /// One that behaves as the running kernel does.
+    /// A simulated kernel that behaves as the running kernel does.
     pub(super) fn new(setup: &Setup) -> Result<Self> {
         let version = guest::version()?;
         let machine = Machine::new();
@@ -73,8 +72,8 @@ impl Simulated {
         Ok(Self { machine, devices: Vec::new() })
     }
 
-    /// One that refuses netlink requests by index where the real one answers them: while a removal
-    /// waits.
+    /// A simulated kernel that refuses netlink requests by index in a case where the real one answers them: while a
+    /// removal waits.
     pub(super) fn wrong(setup: &Setup) -> Result<Self> {
         let simulated = Self::new(setup)?;
         simulated.machine.set_hides_unlisted(true);
@@ -87,7 +86,7 @@ impl Side for Simulated {
         Ok(Host::simulated(&self.machine, Policy::new())?)
     }
 
-    fn add(&mut self, name: &str, guid: u64, disassociates: bool) -> Result<Asked> {
+    fn add(&mut self, name: &str, guid: u64, disassociates: bool) -> Result<Outcome> {
         let spec = DeviceSpec::new(name).guid(guid).disassociates(disassociates);
         let added = self.machine.add(spec);
         self.devices.extend(added.iter());
@@ -99,15 +98,15 @@ impl Side for Simulated {
         Ok(())
     }
 
-    fn rename(&mut self, device: usize, name: &str) -> Result<Asked> {
+    fn rename(&mut self, device: usize, name: &str) -> Result<Outcome> {
         Ok(self.machine.rename(self.devices[device], name.as_bytes()))
     }
 
-    fn swap_names(&mut self, device: usize, other: usize) -> Result<Asked> {
+    fn swap_names(&mut self, device: usize, other: usize) -> Result<Outcome> {
         Ok(self.machine.swap_names(self.devices[device], self.devices[other]))
     }
 
-    fn change_namespace(&mut self, device: usize, for_good: bool) -> Result<Asked> {
+    fn change_namespace(&mut self, device: usize, for_good: bool) -> Result<Outcome> {
         let device = self.devices[device];
         let changed = self.machine.recreate_uverbs(device);
         if changed.is_ok() && for_good {
@@ -142,7 +141,7 @@ impl Side for Simulated {
         Ok(())
     }
 
-    fn reload_uverbs(&mut self) -> Result<Asked> {
+    fn reload_uverbs(&mut self) -> Result<Outcome> {
         Ok(self.machine.reload_ib_uverbs())
     }
 

@@ -1,4 +1,4 @@
-//! Async events, and what is left when devices go under open contexts.
+//! Async events, and what remains when devices are removed under open contexts.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use super::expect::{listed, refused, registry};
 use super::soak::Random;
 use crate::guest;
 
-/// The kinds that a driver raises of a port. (GID_CHANGE the core raises itself, where a GID has changed.)
+/// The kinds that a driver raises for a port. (The core itself raises GID_CHANGE, when a GID has changed.)
 const KINDS: [AsyncEventKind; 6] = [
     AsyncEventKind::PORT_ACTIVE,
     AsyncEventKind::PORT_ERROR,
@@ -24,7 +24,7 @@ const KINDS: [AsyncEventKind; 6] = [
     AsyncEventKind::CLIENT_REREGISTER,
 ];
 
-/// The longest that anything is waited for here.
+/// The longest wait in these scenarios.
 const LONG: Duration = Duration::from_secs(20);
 
 pub(super) fn every_kind() -> Result<()> {
@@ -41,7 +41,7 @@ pub(super) fn every_kind() -> Result<()> {
         guest::hca(&format!("event name=tst type={} port={port}", kind.to_raw()))?;
     }
     until("there is an event", || is_readable(&events))?;
-    // The kernel's workqueue may change their order.
+    // The kernel's workqueue may reorder them.
     let mut seen = Vec::new();
     for _ in KINDS {
         let event = events.wait(Some(LONG))?.with_context(|| format!("only {seen:?}"))?;
@@ -58,7 +58,8 @@ pub(super) fn every_kind() -> Result<()> {
     gid_change()
 }
 
-/// A new address of the network device is a new GID. The network device is its own, since an address stays.
+/// A new address of the network device is a new GID. The network device is used only here, because an address
+/// stays.
 fn gid_change() -> Result<()> {
     const NETDEV: &str = "dgid";
     guest::add_rxe("rxe0", NETDEV)?;
@@ -101,7 +102,7 @@ pub(super) fn removal_ends_the_stream() -> Result<()> {
     Ok(())
 }
 
-/// The same under tokio, whose runtime is woken by the kernel.
+/// The same under tokio. The kernel wakes its runtime.
 pub(super) fn a_stream_ends() -> Result<()> {
     guest::hca("add name=tst guid=00000000000000a0 disassociate=1")?;
     let context = listed(&registry()?, "tst")?.open()?;
@@ -125,9 +126,9 @@ pub(super) fn a_stream_ends() -> Result<()> {
     Ok(())
 }
 
-/// A driver that does not disassociate: nothing is told, everything works on, and the removal waits for
-/// the events as for the context.
-pub(super) fn nothing_is_told() -> Result<()> {
+/// A driver that does not disassociate: no removal is reported, everything continues to work, and the removal waits
+/// for the events just as for the context.
+pub(super) fn no_removal_is_reported() -> Result<()> {
     guest::hca("add name=tst guid=00000000000000a0 disassociate=0")?;
     let device = listed(&registry()?, "tst")?;
     let context = device.open()?;
@@ -152,7 +153,7 @@ pub(super) fn a_hundred() -> Result<()> {
     const DEVICES: usize = 100;
     guest::hca(&format!("add name=h guid=0000000000010000 count={DEVICES} disassociate=1"))?;
     let registry = registry()?;
-    // What is opened once, and held by nobody, is not counted.
+    // Descriptors that are opened once and kept are not counted.
     drop(listed(&registry, "h0")?.open()?);
     let before = guest::names("/proc/self/fd").len();
     let devices = registry.devices()?;
@@ -205,7 +206,7 @@ pub(super) fn fork_safety() -> Result<()> {
     Ok(())
 }
 
-/// Adds a value up over the test HCA's devices.
+/// Sums a value over the test HCA's devices.
 fn sum(key: &str) -> Result<u64> {
     let prefix = format!("{key}=");
     let state = guest::hca_state()?;
@@ -221,7 +222,7 @@ fn is_readable(events: &uverbs::AsyncEvents) -> Result<bool> {
 fn until(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
     let deadline = Instant::now() + LONG;
     while !is_so()? {
-        ensure!(Instant::now() < deadline, "it does not come to it that {what}");
+        ensure!(Instant::now() < deadline, "timed out before {what}");
         thread::sleep(Duration::from_millis(5));
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! What scenarios do with the library, and what they expect of it.
+//! What scenarios do with the library, and which results they expect.
 
 use std::path::Path;
 
@@ -21,12 +21,12 @@ pub(super) fn registry_at(dev: &Path) -> Result<Registry> {
     Ok(Registry::new(Host::from_parts(root(Path::new("/sys"))?, root(dev)?, Some(socket))?))
 }
 
-/// The listed device of that name.
+/// The listed device with that name.
 pub(super) fn listed(registry: &Registry, name: &str) -> Result<Device> {
     Ok(registry.devices()?.by_name(name)?)
 }
 
-/// Refused, for that reason.
+/// Requires an error of that kind.
 pub(super) fn refused<T: std::fmt::Debug>(
     result: uverbs::Result<T>,
     kind: ErrorKind,
@@ -37,7 +37,7 @@ pub(super) fn refused<T: std::fmt::Debug>(
     Ok(error)
 }
 
-/// Opened, proved, and with that GUID.
+/// Requires a proved context with that GUID.
 pub(super) fn opened(result: uverbs::Result<Context>, guid: u64) -> Result<Context> {
     let context = result?;
     let found = context.query_device()?.node_guid;

@@ -38,13 +38,13 @@ pub(super) fn thousand() -> Result<()> {
     Ok(())
 }
 
-/// The program as it is built with LeakSanitizer, which makes it end with 23 where it leaks.
+/// The program as built with LeakSanitizer, which makes it exit with 23 if it leaks.
 const LEAKS: &str = "uverbs-lab-leaks";
 
-/// Scenarios that open, fail to open, hold and let go, in a program that reports leaked memory.
+/// Scenarios that open, fail to open, hold and close, in a program that reports leaked memory.
 pub(super) fn no_leak() -> Result<()> {
     let leaked = Command::new(LEAKS).args(["role", "leak"]).output().context(LEAKS)?;
-    ensure!(leaked.status.code() == Some(23), "a leak is not seen: {}", leaked.status);
+    ensure!(leaked.status.code() == Some(23), "a leak is not noticed: {}", leaked.status);
     for scenario in [
         "a_hundred_contexts_while_devices_vanish",
         "every_kind_of_async_event",

@@ -1,4 +1,4 @@
-//! What is listed is what the kernel has.
+//! Lists match the kernel's devices.
 
 use std::fs;
 use std::path::Path;
@@ -21,12 +21,12 @@ fn five_devices() -> Result<Vec<String>> {
     Ok(["rxe0", "rxe1", "tst0", "tst1", "odd"].map(String::from).into())
 }
 
-/// What `uverbs … --json` prints.
+/// The output of `uverbs … --json`.
 fn uverbs_json(args: &[&str]) -> Result<Value> {
     Ok(serde_json::from_str(&guest::stdout("uverbs", args)?)?)
 }
 
-pub(super) fn says_what_the_kernel_says() -> Result<()> {
+pub(super) fn matches_the_kernel() -> Result<()> {
     let names = five_devices()?;
     let list = uverbs_json(&["list", "--json"])?;
     let devices = list["devices"].as_array().context("devices")?;
@@ -83,7 +83,7 @@ pub(super) fn hostile_names() -> Result<()> {
         let printed = device.to_string();
         ensure!(printed.bytes().all(|byte| (b' '..=b'~').contains(&byte)), "{printed:?}");
         let context = opened(device.open(), 0xb0).with_context(|| format!("{hostile:?}"))?;
-        // The keys stand beneath the name. A name that is a path would lead to another device's.
+        // The partition keys are under the device's name. A name that is a path would lead to another device's.
         match context.pkeys(1) {
             Ok(keys) => {
                 ensure!(!paths.contains(&hostile) && !keys.is_empty(), "{hostile:?}: {keys:?}")
@@ -100,7 +100,7 @@ pub(super) fn hostile_names() -> Result<()> {
     Ok(())
 }
 
-/// What is mounted over an attribute or a directory is not even read.
+/// A file that is mounted over an attribute or a directory is not even read.
 pub(super) fn mounted_over() -> Result<()> {
     guest::hca("add name=tst guid=00000000000000a0 count=3")?;
     let victim = fs::canonicalize("/sys/class/infiniband_verbs/uverbs1")?;
@@ -138,7 +138,7 @@ pub(super) fn handle_outlives_list() -> Result<()> {
     opened(device.open(), 0xa0).map(drop)
 }
 
-/// Contents that no kernel writes, in a tree that the policy allows by name to stand for /sys.
+/// Contents that no kernel writes, in a tree that the policy explicitly allows in place of /sys.
 pub(super) fn wrong_contents() -> Result<()> {
     let devices = Path::new("/tmp/tree/devices/virtual/infiniband_verbs");
     let class = Path::new("/tmp/tree/class/infiniband_verbs");
@@ -171,7 +171,7 @@ pub(super) fn wrong_contents() -> Result<()> {
         ("dev", b"", b"231:193\n"),
     ] {
         write(1, attribute, contents)?;
-        // Inodes are not unique here, so that every listing reads them all.
+        // Inodes are not unique here, so every listing reads all of them.
         let devices = registry.devices()?;
         let faults: Vec<_> = devices.faults().collect();
         ensure!(devices.len() == 1 && faults.len() == 1, "{attribute}: {devices:?} {faults:?}");

@@ -23,8 +23,8 @@ fn registry_with_dev(dev: &Path) -> Result<Registry> {
     Ok(Registry::new(Host::from_parts(sys, dev, Some(socket))?))
 }
 
-/// The old device is held open through a node that stays, and cannot disassociate: its removal waits,
-/// and the new one takes over number and device number.
+/// The old device is held open through a node that stays, and its driver does not disassociate. Its removal waits,
+/// and the new device takes over its uverbs number and device number.
 fn stale_node(dev: &Path, registry: &Registry, guid: &str) -> Result<()> {
     let node = dev.join("infiniband/uverbs0");
     guest::hca("add name=old guid=00000000000000a0 disassociate=0")?;
@@ -33,7 +33,7 @@ fn stale_node(dev: &Path, registry: &Registry, guid: &str) -> Result<()> {
         fs::remove_file(&node)?;
     }
     guest::mknod(&node, number)?;
-    // On the right device such a node is as good as any.
+    // On the right device such a node works like any other.
     let old = listed(registry, "old")?;
     let context = opened(old.open(), 0xa0)?;
     guest::hca("del name=old")?;
@@ -46,11 +46,11 @@ fn stale_node(dev: &Path, registry: &Registry, guid: &str) -> Result<()> {
     let new = listed(registry, "new")?;
     refused(new.open(), ErrorKind::NodeMismatch)?;
     ensure!(guest::hca_value("new", "contexts")? == "0");
-    // Nothing of the refused open is left on the old one either, but the context that holds it.
+    // The refused open leaves nothing on the old device: only the context that holds it.
     ensure!(context.query_device()?.node_guid.0 == 0xa0);
     drop(context);
     guest::hca("wait-idle")?;
-    // With the last descriptor gone the node leads to the new one.
+    // Once the last descriptor is closed, the node leads to the new device.
     opened(new.open(), u64::from_str_radix(guid, 16)?).map(drop)
 }
 
@@ -117,7 +117,7 @@ pub(super) fn wrong_kinds() -> Result<()> {
     fs::create_dir(&node)?;
     promptly(ErrorKind::NodeMismatch)?;
     fs::remove_dir(&node)?;
-    // A link on the way is none of ours either.
+    // A link on the way is refused, too.
     fs::remove_dir(dev.join("infiniband"))?;
     symlink("/dev/infiniband", dev.join("infiniband"))?;
     promptly(ErrorKind::Os)?;

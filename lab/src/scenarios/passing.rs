@@ -15,14 +15,17 @@ pub(super) fn broker() -> Result<()> {
     guest::add_rxe("rxe0", "d0")?;
     guest::hca("add name=tst guid=00000000000000a0")?;
     for name in ["rxe0", "tst"] {
-        let said = guest::stdout("broker", &[name])?;
-        let worked = said.contains("broker: ") && said.contains("worker: ");
-        ensure!(worked && said.contains("PD of a new thread, under the index: listed"), "{said}");
+        let output = guest::stdout("broker", &[name])?;
+        let worked = output.contains("broker: ") && output.contains("worker: ");
+        ensure!(
+            worked && output.contains("PD of a new thread, under the index: listed"),
+            "{output}"
+        );
     }
     ensure!(guest::hca_value("tst", "contexts")? == "0", "a context is left");
-    let said = guest::stdout("broker", &["--try-forbidden", "tst"])?;
-    super::traced::refuses(&said, &[])?;
-    ensure!(said.contains("worker: tst"), "{said}");
+    let output = guest::stdout("broker", &["--try-forbidden", "tst"])?;
+    super::traced::refuses(&output, &[])?;
+    ensure!(output.contains("worker: tst"), "{output}");
     ensure!(guest::hca_value("tst", "contexts")? == "0", "a context is left");
     Ok(())
 }
@@ -61,14 +64,15 @@ pub(super) fn show() -> Result<()> {
     Ok(())
 }
 
-/// A node that looks right and is bound to a device that waits for its last descriptor: only opening it shows that.
+/// A node that looks right but is bound to a device whose removal waits for its last descriptor. Only opening it
+/// shows that.
 pub(super) fn check() -> Result<()> {
     const NODE: &str = "/dev/infiniband/uverbs0";
     let check = |args: &[&str], status: i32| -> Result<Value> {
         let output = Command::new("uverbs").args(["check", "--json"]).args(args).output()?;
-        let said = String::from_utf8_lossy(&output.stdout);
-        ensure!(output.status.code() == Some(status), "{args:?}: {}: {said}", output.status);
-        Ok(serde_json::from_str(&said)?)
+        let printed = String::from_utf8_lossy(&output.stdout);
+        ensure!(output.status.code() == Some(status), "{args:?}: {}: {printed}", output.status);
+        Ok(serde_json::from_str(&printed)?)
     };
     guest::hca("add name=old guid=00000000000000a0 disassociate=0")?;
     let number = guest::device_number("uverbs0")?;
@@ -98,7 +102,7 @@ pub(super) fn check() -> Result<()> {
     Ok(())
 }
 
-/// A hold ends when the device is removed, whether its driver disassociates or not.
+/// A hold ends when the device is removed, whether or not its driver disassociates.
 pub(super) fn hold() -> Result<()> {
     for disassociate in [1, 0] {
         guest::hca(&format!("add name=tst guid=00000000000000a0 disassociate={disassociate}"))?;

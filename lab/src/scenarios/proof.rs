@@ -1,4 +1,4 @@
-//! The proof itself, where other contexts, threads and processes stand around.
+//! The proof itself, amid other contexts, threads and processes.
 
 use std::io::{BufRead as _, BufReader};
 use std::os::fd::OwnedFd;
@@ -12,7 +12,7 @@ use uverbs::{ErrorKind, Host, Opened, Registry, Step};
 use super::expect::{listed, opened, refused, registry};
 use crate::{alloc, guest, spawn};
 
-/// A role that runs until it is told to end.
+/// A role that runs until it is stopped.
 struct Background(Child);
 
 impl Background {
@@ -29,7 +29,7 @@ impl Background {
         Ok(Self(child))
     }
 
-    /// Ends it; it has to have gone well.
+    /// Stops it. It must have succeeded.
     fn end(mut self) -> Result<()> {
         drop(self.0.stdin.take());
         let status = crate::guest::wait(&mut self.0, std::time::Duration::from_secs(60))?;
@@ -83,8 +83,7 @@ pub(super) fn churn() -> Result<()> {
     churn.end()
 }
 
-/// More contexts than the buffer has room for with which the library asks at first, and fewer than
-/// one page holds.
+/// More contexts than the library's first buffer has room for, and fewer than one page holds.
 pub(super) fn long_list() -> Result<()> {
     guest::hca("add name=tst guid=00000000000000a0")?;
     let registry = registry()?;
@@ -110,18 +109,18 @@ pub(super) fn paged() -> Result<()> {
     let first = opened(device.open(), 0xa0)?;
     let second = opened(device.open(), 0xa0)?;
     ensure!(first.evidence().context_number() != second.evidence().context_number());
-    // Also while the list changes under the dump.
+    // Also while the list changes during the dump.
     let churn = Background::start(&["churn", "tst"])?;
     for _ in 0..10 {
         opened(device.open(), 0xa0)?;
     }
     churn.end()?;
-    // The proof does not depend on the contexts that there are.
+    // The proof does not depend on the existing contexts.
     device.verify(&first)?;
     crowd.end()
 }
 
-/// The thread on which a PD or a context is allocated uses the thread-local storage of its caller.
+/// The thread that allocates a PD or a context uses the thread-local storage of its caller.
 pub(super) fn allocates_nothing() -> Result<()> {
     guest::hca("add name=old guid=00000000000000a0 disassociate=0")?;
     let registry = registry()?;
@@ -139,11 +138,11 @@ pub(super) fn allocates_nothing() -> Result<()> {
         // Two PDs that are not listed.
         let mismatch = refused(device.verify(&wrong), ErrorKind::NodeMismatch)?;
         ensure!(mismatch.step() == Some(Step::Prove), "{mismatch}");
-        // A list that takes a long buffer, as the number has been taken.
+        // A list with a long buffer, because the number is taken.
         let crowd = Background::start(&["crowd", "tst", "120"])?;
         opened(device.open(), 0xa0)?;
         crowd.end()?;
-        // The context itself, on a thread of its own.
+        // The context itself, on a new thread.
         guest::hca("set name=tst fail=ALLOC_PD:22")?;
         opened(device.open(), 0xa0)?;
         refused(device.verify(&first), ErrorKind::Unproven)?;
@@ -200,7 +199,7 @@ pub(super) fn verify() -> Result<()> {
     let registry = registry()?;
     let (first, second) = (listed(&registry, "tst0")?, listed(&registry, "tst1")?);
     let (ours, other): (OwnedFd, OwnedFd) = (first.open()?.into(), second.open()?.into());
-    // As often as wanted, and on any thread.
+    // Any number of times, and on any thread.
     for _ in 0..3 {
         let evidence = first.verify(&ours)?;
         ensure!(evidence.index() == Some(first.index()?) && evidence.context_number().is_some());
@@ -209,7 +208,7 @@ pub(super) fn verify() -> Result<()> {
     std::thread::scope(|scope| {
         scope.spawn(|| first.verify(&ours).map(drop)).join().expect("no panic")
     })?;
-    // Something else altogether.
+    // A descriptor of another kind.
     let null = std::fs::File::open("/dev/null")?;
     refused(first.verify(&null), ErrorKind::NodeMismatch)?;
     let file = std::fs::File::open("/proc/self/exe")?;
@@ -217,7 +216,7 @@ pub(super) fn verify() -> Result<()> {
     // Without a context.
     let bare = std::fs::File::open("/dev/infiniband/uverbs0")?;
     refused(first.verify(&bare), ErrorKind::Unproven)?;
-    // The device goes.
+    // The device is removed.
     drop((bare, ours));
     guest::hca("del name=tst1")?;
     guest::until_uverbs("uverbs1", false)?;

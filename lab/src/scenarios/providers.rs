@@ -1,4 +1,4 @@
-//! The test HCA poses as each driver: what its provider gives it has to arrive.
+//! The test HCA poses as each driver. The data of the provider has to arrive.
 
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -13,8 +13,8 @@ use uverbs::{
 use super::expect::{listed, opened, refused, registry};
 use crate::guest;
 
-/// Of each driver: an ABI that its provider knows, and what GET_CONTEXT has to be given: input and length of
-/// output. Written down apart from the library's own table.
+/// For each driver: an ABI that its provider knows, and the input and the length of output that GET_CONTEXT must be
+/// given. Written down independently of the library's own table.
 const DRIVERS: [(u32, &str, u32, &str, &str); 21] = [
     (1, "mlx5", 1, "1000000000000000", "0"),
     (2, "mlx4", 4, "", "16"),
@@ -39,7 +39,7 @@ const DRIVERS: [(u32, &str, u32, &str, &str); 21] = [
     (21, "ionic", 1, "0000000000000000", "40"),
 ];
 
-/// A PCI function that is only recognised by its modalias, for those that have no driver id.
+/// A PCI function that is recognised only by its modalias, for drivers without a driver id.
 fn modalias(driver: u32) -> Option<&'static str> {
     match driver {
         5 => Some("pci:v000015B3d00006282sv00000000sd00000000bc0Csc06i00"),
@@ -64,7 +64,7 @@ pub(super) fn each_driver() -> Result<()> {
         let expected = if parent.is_empty() { MatchedBy::Driver } else { MatchedBy::Modalias };
         ensure!(by.is_none_or(|by| by == expected), "{driver}: {info:?}");
         ensure!(info.abi_version == abi && info.is_abi_known(), "{driver}: {info:?}");
-        // No protection domain of it can be had, so that it takes a list of contexts.
+        // The driver allocates no protection domain, so the proof needs a list of contexts.
         if provider == "ocrdma" && !guest::lists_contexts()? {
             refused(device.open(), ErrorKind::Unproven)?;
             println!("    proving {provider}: not on this kernel");
@@ -72,23 +72,23 @@ pub(super) fn each_driver() -> Result<()> {
             let context = opened(device.open(), guid)?;
             ensure!(context.driver_id().to_raw() == driver, "{driver}: {}", context.driver_id());
         }
-        let told = |key: &str| guest::hca_value(&name, key);
+        let value = |key: &str| guest::hca_value(&name, key);
         ensure!(
-            told("last_in")?.trim_start_matches('-') == input,
+            value("last_in")?.trim_start_matches('-') == input,
             "{driver}: {}",
-            told("last_in")?
+            value("last_in")?
         );
-        ensure!(told("last_inlen")? == (input.len() / 2).to_string(), "{driver}");
-        ensure!(told("last_outlen")? == output_len, "{driver}: {}", told("last_outlen")?);
+        ensure!(value("last_inlen")? == (input.len() / 2).to_string(), "{driver}");
+        ensure!(value("last_outlen")? == output_len, "{driver}: {}", value("last_outlen")?);
         known += usize::from(found.is_some());
     }
     ensure!(known == 18, "{known} providers");
-    println!("    {} drivers were given what their providers want", DRIVERS.len());
+    println!("    {} drivers were given the data of their providers", DRIVERS.len());
     Ok(())
 }
 
 pub(super) fn by_modalias() -> Result<()> {
-    // A driver that nobody knows, on functions that somebody does.
+    // An unknown driver, on PCI functions that a provider knows.
     for (number, (alias, provider)) in [
         ("pci:v000015B3d00001017sv000015B3sd00000007bc02sc00i00", Some("mlx5")),
         ("vmbus:3daf2e8ca732094bab99bd1f1c86b501", Some("mlx4")),
@@ -138,7 +138,7 @@ pub(super) fn unknown() -> Result<()> {
     Ok(())
 }
 
-/// A program's own provider: how often each of its functions ran.
+/// A program's own provider: how many times each of its functions ran.
 #[derive(Default)]
 struct Counts {
     attached: AtomicUsize,
@@ -192,8 +192,8 @@ impl Drop for Attached {
     }
 }
 
-/// It is attached when the device is listed, gives the allocation of each open, and is dropped once, when the last
-/// of list, handles and contexts is, which a removal alone does not bring about.
+/// It is attached when the device is listed, supplies the allocation of each open, and is dropped once: with the
+/// last of the list, handles and contexts. A removal alone does not drop it.
 pub(super) fn registered() -> Result<()> {
     const ADD: &str = "driver_id=99 abi=3 parent=own:1 disassociate=1";
     let own = Arc::new(Counts::default());
@@ -204,7 +204,7 @@ pub(super) fn registered() -> Result<()> {
     ensure!(own.all() == [1, 0, 0], "{:?}", own.all());
     let context = opened(device.open(), 0xa0)?;
     drop(opened(device.open(), 0xa0)?);
-    ensure!(guest::hca_value("o", "last_in")? == "6f776e3a31", "not what it gave");
+    ensure!(guest::hca_value("o", "last_in")? == "6f776e3a31", "not the provider's data");
     ensure!(guest::hca_value("o", "last_outlen")? == "12");
     ensure!(own.all() == [1, 2, 0], "{:?}", own.all());
 
@@ -215,12 +215,12 @@ pub(super) fn registered() -> Result<()> {
     refused(device.open(), ErrorKind::Replaced)?;
     refused(context.query_device(), ErrorKind::Removed)?;
     drop(device);
-    ensure!(own.all() == [2, 2, 0], "a context has it: {:?}", own.all());
+    ensure!(own.all() == [2, 2, 0], "a context holds it: {:?}", own.all());
     drop(context);
     ensure!(own.all() == [2, 2, 1], "{:?}", own.all());
     guest::hca("del-sync name=o")?;
     ensure!(registry.devices()?.is_empty());
-    ensure!(own.all() == [2, 2, 1], "a handle has it: {:?}", own.all());
+    ensure!(own.all() == [2, 2, 1], "a handle holds it: {:?}", own.all());
     drop(second);
     ensure!(own.all() == [2, 2, 2], "{:?}", own.all());
     drop(registry);
@@ -230,7 +230,7 @@ pub(super) fn registered() -> Result<()> {
 
 /// A provider that lists and opens while it is attached, on two threads at a time.
 struct Peers {
-    /// Taken out at the end: the registry has the provider.
+    /// Taken out at the end, because the registry holds the provider.
     registry: Mutex<Option<Registry>>,
     both: Barrier,
     refused: AtomicUsize,
@@ -264,14 +264,14 @@ impl Provider for Peers {
             Ok(())
         };
         let done: uverbs::Result<()> = opens();
-        // Both are attached until both have tried.
+        // Both stay unattached until both have tried.
         self.both.wait();
         done?;
         Ok(Box::new(Allocation::new(device.name().as_bytes(), 0)))
     }
 }
 
-/// Nothing waits for a provider: two threads that each attach a device and open the other's get an error.
+/// No call waits for a provider: if two threads each attach a device and open the other's, both get an error.
 pub(super) fn reentry() -> Result<()> {
     for (name, guid, driver) in [("a", 0xa0, 99), ("b", 0xb0, 99), ("r", 0xc0, 14)] {
         guest::hca(&format!("add name={name} guid={guid:016x} driver_id={driver} abi=2"))?;
@@ -291,7 +291,7 @@ pub(super) fn reentry() -> Result<()> {
     ensure!(peers.refused.load(Relaxed) == 4, "{} of 4 were busy", peers.refused.load(Relaxed));
     for (name, guid, input) in [("a", 0xa0, "61"), ("b", 0xb0, "62")] {
         opened(listed(&registry, name)?.open(), guid)?;
-        ensure!(guest::hca_value(name, "last_in")? == input, "not what it gave");
+        ensure!(guest::hca_value(name, "last_in")? == input, "not the provider's data");
     }
     peers.registry.lock().expect("no panic").take();
     Ok(())

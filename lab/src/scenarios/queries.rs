@@ -1,4 +1,4 @@
-//! What a context says is what libibverbs and sysfs say, field by field.
+//! A context reports the same as libibverbs and sysfs, field by field.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,25 +13,25 @@ pub(super) fn rxe() -> Result<()> {
     guest::add_rxe("rxe0", "d0")?;
     let context = listed(&registry()?, "rxe0")?.open()?;
     let text = guest::stdout("ibv_devinfo", &["-v", "-d", "rxe0"])?;
-    let told = Told::parse(&text);
+    let devinfo = Devinfo::parse(&text);
 
     let device = context.query_device()?;
     let port = context.query_port(1)?;
     let ours = device_fields(&device).into_iter().chain(port_fields(&port));
     let mut compared = 0;
     for (key, ours) in ours.chain([("num_comp_vectors", context.completion_vectors().into())]) {
-        let theirs = told.number(key)?;
-        ensure!(ours == theirs, "{key}: {ours}, ibv_devinfo says {theirs}");
+        let theirs = devinfo.number(key)?;
+        ensure!(ours == theirs, "{key}: {ours}, ibv_devinfo has {theirs}");
         compared += 1;
     }
-    println!("    {compared} fields are as ibv_devinfo says");
+    println!("    {compared} fields are equal to those of ibv_devinfo");
 
     let extended = context.query_device_extended()?;
     for (key, ours) in extended_fields(&extended) {
-        let theirs = told.number(key)?;
-        ensure!(ours == theirs, "{key}: {ours}, ibv_devinfo says {theirs}");
+        let theirs = devinfo.number(key)?;
+        ensure!(ours == theirs, "{key}: {ours}, ibv_devinfo has {theirs}");
     }
-    // rxe has none of these, which ibv_devinfo says in words.
+    // rxe has none of these, and ibv_devinfo prints that in words.
     let words = [
         ("completion_timestamp_mask not supported", extended.completion_timestamp_mask),
         ("core clock not supported", extended.hca_core_clock_khz),
@@ -43,7 +43,7 @@ pub(super) fn rxe() -> Result<()> {
 
     for (file, ours) in sysfs_fields(&device, &port) {
         let theirs = fs::read_to_string(format!("/sys/class/infiniband/rxe0/{file}"))?;
-        ensure!(ours == theirs.trim(), "{file}: {ours:?}, sysfs says {theirs:?}");
+        ensure!(ours == theirs.trim(), "{file}: {ours:?}, sysfs has {theirs:?}");
     }
     gids(&context)?;
     refused(context.query_port(2), ErrorKind::Os)?;
@@ -57,14 +57,14 @@ fn gids(context: &Context) -> Result<()> {
     ensure!(!ours.is_empty(), "no GID");
     for entry in &ours {
         let i = entry.index;
-        let told = |file: &str| -> Result<String> {
+        let attribute = |file: &str| -> Result<String> {
             let path = format!("{PORT}/{file}/{i}");
             Ok(fs::read_to_string(&path).context(path)?.trim().to_owned())
         };
         ensure!(entry.port == 1, "{entry:?}");
-        ensure!(entry.gid.to_string() == told("gids")?, "{entry:?}: {}", told("gids")?);
-        ensure!(entry.kind.to_string() == told("gid_attrs/types")?, "{entry:?}");
-        let netdev = told("gid_attrs/ndevs")?;
+        ensure!(entry.gid.to_string() == attribute("gids")?, "{entry:?}: {}", attribute("gids")?);
+        ensure!(entry.kind.to_string() == attribute("gid_attrs/types")?, "{entry:?}");
+        let netdev = attribute("gid_attrs/ndevs")?;
         let index = fs::read_to_string(format!("/sys/class/net/{netdev}/ifindex"))?;
         ensure!(entry.netdev_index == index.trim().parse().ok(), "{entry:?}: {netdev}");
     }
@@ -73,11 +73,11 @@ fn gids(context: &Context) -> Result<()> {
         gid.contains(|digit: char| digit.is_ascii_hexdigit() && digit != '0')
     });
     ensure!(used.count() == ours.len(), "{ours:?}");
-    println!("    {} GIDs are as sysfs says", ours.len());
+    println!("    {} GIDs are equal to those of sysfs", ours.len());
     Ok(())
 }
 
-/// Each speed of a port is reported as sysfs reports it, also the one that needs more than a byte.
+/// The library reports each speed of a port as sysfs does, including the one that needs more than a byte.
 pub(super) fn speeds() -> Result<()> {
     guest::hca("add name=tst guid=00000000000000a1")?;
     let context = listed(&registry()?, "tst")?.open()?;
@@ -86,22 +86,22 @@ pub(super) fn speeds() -> Result<()> {
         guest::hca(&format!("set name=tst speed={speed}"))?;
         let port = context.query_port(1)?;
         if speed == 256 && version <= (6, 1) {
-            // These kernels report a byte, and in it the fastest speed that fits.
+            // These kernels report a byte, with the fastest speed that fits.
             ensure!(port.active_speed == LinkSpeed::NDR, "{:?}", port.active_speed);
             continue;
         }
         ensure!(port.active_speed.to_raw() == speed, "{speed}: {:?}", port.active_speed);
         let (ours, theirs) =
             (rate(&port), fs::read_to_string("/sys/class/infiniband/tst/ports/1/rate")?);
-        // The sysfs of 5.10 takes a speed that it does not know for the slowest.
+        // The sysfs of 5.10 treats an unknown speed as the slowest.
         let known = if speed == 128 && version <= (5, 10) { "10 Gb/sec (4X SDR)" } else { &ours };
-        ensure!(known == theirs.trim(), "{ours:?}, sysfs says {theirs:?}");
+        ensure!(known == theirs.trim(), "{ours:?}, sysfs has {theirs:?}");
         println!("    {ours}");
     }
     Ok(())
 }
 
-/// The device is removed under an open context: every command says so.
+/// The device is removed under an open context. Every command reports that.
 pub(super) fn removed() -> Result<()> {
     guest::hca("add name=tst guid=00000000000000a0 disassociate=1")?;
     let context = listed(&registry()?, "tst")?.open()?;
@@ -115,18 +115,18 @@ pub(super) fn removed() -> Result<()> {
     Ok(())
 }
 
-/// What `ibv_devinfo -v` prints, by key.
-struct Told(BTreeMap<String, String>);
+/// The output of `ibv_devinfo -v`, by key.
+struct Devinfo(BTreeMap<String, String>);
 
-impl Told {
+impl Devinfo {
     fn parse(text: &str) -> Self {
         let pairs = text.lines().filter_map(|line| line.split_once(':'));
         Self(pairs.map(|(key, value)| (key.trim().to_owned(), value.trim().to_owned())).collect())
     }
 
-    /// The number of a key: the one in brackets, if there is one.
+    /// The number for a key: the one in brackets, if there is one.
     fn number(&self, key: &str) -> Result<u64> {
-        let value = self.0.get(key).with_context(|| format!("ibv_devinfo says no {key}"))?;
+        let value = self.0.get(key).with_context(|| format!("ibv_devinfo has no {key}"))?;
         let word = match value.split_once('(') {
             Some((_, rest)) => rest.trim_end_matches(')'),
             None => value,

@@ -1,4 +1,4 @@
-//! A device that is removed, replaced, renamed or only looks different between list and open.
+//! A device that is removed, replaced, renamed, or only looks different, between list and open.
 
 use std::process::Command;
 
@@ -25,7 +25,7 @@ fn swapped(guid: &str) -> Result<()> {
     opened(device.open(), 0xa0)?;
     replace(guid)?;
     refused(device.open(), ErrorKind::Replaced)?;
-    // Nobody had a context on the new one.
+    // Nobody has had a context on the new device.
     ensure!(guest::hca_value("tst", "allocs")? == "0", "{}", guest::hca_state()?);
     ensure!(device.is_known_gone());
     let fresh = listed(&registry, "tst")?;
@@ -59,13 +59,13 @@ pub(super) fn control_libibverbs() -> Result<()> {
     guest::add_rxe("rxe0", "d0")?;
     let ibverbs = Ibverbs::load()?;
     let list = ibverbs.list()?;
-    let asked = list.guid("rxe0")?;
-    ensure!(list.guid_when_opened("rxe0")? == asked, "libibverbs opens another device by itself");
+    let listed = list.guid("rxe0")?;
+    ensure!(list.guid_when_opened("rxe0")? == listed, "libibverbs opens another device by itself");
     guest::delete_rxe("rxe0")?;
     guest::add_rxe("rxe0", "d1")?;
     let found = list.guid_when_opened("rxe0")?;
-    ensure!(found != asked, "libibverbs refused or saw through it: the scenarios prove nothing");
-    println!("    libibverbs: asked for {asked:016x}, opened {found:016x}");
+    ensure!(found != listed, "libibverbs refused or saw through it: the scenarios prove nothing");
+    println!("    libibverbs: listed {listed:016x}, opened {found:016x}");
     Ok(())
 }
 
@@ -75,17 +75,17 @@ pub(super) fn removed() -> Result<()> {
     let (first, second) = (listed(&registry, "tst0")?, listed(&registry, "tst1")?);
     let context = opened(first.open(), 0xa0)?;
     guest::hca("del-sync name=tst0")?;
-    // Not known yet: the open finds out.
+    // Not known yet: the open finds it.
     ensure!(!first.is_known_gone());
     refused(first.open(), ErrorKind::Removed)?;
     refused(context.query_device(), ErrorKind::Removed)?;
     guest::hca("del-sync name=tst1")?;
-    // Known from a rescan: the open asks nobody (strace_known_gone_asks_nobody).
+    // Known from a rescan: the open makes no call (strace_known_gone_makes_no_call).
     ensure!(registry.devices()?.is_empty());
     ensure!(second.is_known_gone());
     let error = refused(second.open(), ErrorKind::Removed)?;
     ensure!(error.raw_os_error().is_none(), "{error:?}");
-    // The handle still answers.
+    // The handle still works.
     ensure!(second.name() == "tst1" && second.uverbs_number() == 1);
     Ok(())
 }
@@ -97,10 +97,10 @@ pub(super) fn renamed() -> Result<()> {
     let (rxe, tst) = (listed(&registry, "rxe0")?, listed(&registry, "tst")?);
     let guid = rxe.query()?.node_guid.0;
     guest::rename("rxe0", "other")?;
-    // The open itself learns the new name.
+    // The open itself finds the new name.
     opened(rxe.open(), guid)?;
     ensure!(rxe.name() == "other");
-    // Two swap names: the rescan sees through it.
+    // Two devices swap names. The rescan notices.
     guest::rename("other", "third")?;
     guest::rename("tst", "other")?;
     guest::rename("third", "tst")?;
@@ -121,7 +121,7 @@ pub(super) fn evicted() -> Result<()> {
     ensure!(before == after, "another instance");
     ensure!(before.timestamp != after.timestamp, "the cache was not dropped: {before:?}");
     ensure!(listed(&registry, "tst")? == device && !device.is_known_gone());
-    // Who demands that timestamps stay gets that.
+    // A policy that requires constant timestamps gets what it requires.
     let strict = uverbs::Policy::new().strict_timestamps(true);
     let device = listed(&Registry::new(Host::open_with(strict)?), "tst")?;
     // An inode that was looked up more than once outlives some passes.
@@ -143,7 +143,7 @@ pub(super) fn listxattr() -> Result<()> {
     ensure!(list.success());
     opened(device.open(), 0xa0)?;
     let after = device.instance();
-    // Up to 7.2 it moves them.
+    // Up to 7.2 it changes them.
     let moved = before.timestamp != after.timestamp;
     ensure!(before == after && moved == (guest::version()? < (7, 3)), "{before:?} {after:?}");
     ensure!(listed(&registry, "tst")? == device);
@@ -155,11 +155,11 @@ pub(super) fn uverbs_reloaded() -> Result<()> {
     let registry = registry()?;
     let device = listed(&registry, "rxe0")?;
     opened(device.open(), device.query()?.node_guid.0)?;
-    // rxe stays; its uverbs device goes and comes.
+    // rxe stays; its uverbs device goes and comes back.
     let _ = Command::new("rmmod").arg("rdma_ucm").output();
     let unloaded = Command::new("rmmod").arg("ib_uverbs").output()?;
     if !unloaded.status.success() {
-        // rdma_rxe uses ib_uverbs' symbols: it has to go first.
+        // rdma_rxe uses ib_uverbs' symbols, so it has to go first.
         guest::reload(false)?;
         ensure!(registry.devices()?.is_empty());
         guest::add_rxe("rxe0", "d0")?;
@@ -181,7 +181,7 @@ pub(super) fn core_reloaded() -> Result<()> {
     let device = listed(&registry, "rxe0")?;
     let (index, guid) = (device.index()?, device.query()?.node_guid);
     opened(device.open(), guid.0)?;
-    // What the registry keeps does not keep the modules from going.
+    // The registry holds nothing that keeps the modules from being unloaded.
     guest::reload(true).context("the library holds a module")?;
     guest::add_rxe("rxe0", "d1")?;
     refused(device.open(), ErrorKind::Replaced)?;

@@ -1,9 +1,9 @@
-//! The soak: threads list, open, query and drop while others replace the devices under them.
+//! The soak: threads list, open, query and drop while others replace the devices.
 //!
-//! The truth is learnt without the library: whoever adds a device notes which netlink index and GUID
-//! the test HCA gave it, under the inode number of its uverbs directory, which no other device has
-//! until the next boot. What was opened is held against that at the end, by the inode number that was
-//! listed. A control opens nodes by their number alone, and has to be caught on other devices.
+//! The truth does not come from the library. The thread that adds a device records the netlink index and the GUID
+//! that the test HCA gave it, under the inode number of its uverbs directory, which no other device has until the
+//! next boot. At the end, everything that was opened is compared with that, by the inode number that was listed. A
+//! control opens nodes by their number alone, and must be caught on other devices.
 
 mod crowd;
 mod foreign;
@@ -31,25 +31,25 @@ use crate::{alloc, guest};
 const REPLACERS: u64 = 3;
 const SLOTS: u64 = 3;
 
-/// How long a thread may take for what it is at when all is over; nothing in it waits for another.
+/// How long a thread may take to finish its work at the end. No thread waits for another.
 const GRACE: Duration = Duration::from_secs(30);
 
-/// How much more heap may be in use after than before: what hash tables keep, not what grows.
+/// How much more heap may be in use afterwards: room for what hash tables keep, but not for growth.
 const HEAP_SLACK: usize = 16 << 10;
-/// The same for resident memory, which has the allocator's own keeping in it.
+/// The same for resident memory, which includes what the allocator keeps.
 const RESIDENT_SLACK: usize = 4 << 20;
 
 /// What an opener does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
     Open,
-    /// Opens by other means, verifies.
+    /// Opens by other means and verifies.
     Verify,
-    /// Opens by other means and hopes for the best.
+    /// Opens by other means, without a check.
     Control,
 }
 
-/// How many openers on stale nodes there are: each keeps two processors busy, with its crowd.
+/// The number of openers on stale nodes. Each keeps two processors busy, with its crowd.
 const OPENERS: usize = 1;
 
 /// `uverbs-lab soak [--replacements N] [--part PART] [--seconds N] | --old-rule`
@@ -71,11 +71,11 @@ pub(crate) fn run(args: &[&str]) -> Result<()> {
     }
     let limit = Duration::from_secs(seconds);
     let is_wanted = |part| only.is_none_or(|only| only == part);
-    // The next part is run whatever came of one: each has its own figures.
+    // The next part runs whatever the result of this one: each has its own figures.
     let mut failures = Vec::new();
     guest::clean()?;
     if is_wanted("replaced") {
-        // Emulated, on a busy host, one takes a quarter of a second.
+        // Under emulation, on a busy host, a replacement takes a quarter of a second.
         let replaced = soak(replacements, Duration::from_secs(60 + replacements / 2));
         failures.extend(replaced.and_then(|replaced| enough(replaced, replacements)).err());
         guest::clean()?;
@@ -100,7 +100,7 @@ fn enough(replaced: u64, replacements: u64) -> Result<()> {
     Ok(())
 }
 
-/// As much as there is time for.
+/// As many replacements as the time allows.
 pub(super) fn bounded() -> Result<()> {
     let replaced = soak(u64::MAX, Duration::from_secs(12))?;
     ensure!(replaced >= 20, "no more than {replaced} replacements in 12 s");
@@ -130,14 +130,14 @@ fn old_rule(_: Duration) -> Result<()> {
     bail!("this build has no old rule: build it with --cfg uverbs_leave_out")
 }
 
-/// Until so many devices have been replaced, or the time is over; gives how many were.
+/// Runs until that many devices have been replaced, or the time is over. Returns how many were replaced.
 fn soak(replacements: u64, limit: Duration) -> Result<u64> {
     let registry = registry()?;
     let elsewhere = registry_with_static_nodes()?;
     let ledger = Arc::new(Ledger::default());
     let slots = (0..REPLACERS * SLOTS).map(|slot| replacer::Slot::fill(&ledger, slot));
     let mut slots = slots.collect::<Result<Vec<_>>>()?;
-    // What is made once, at the first use, is no growth.
+    // What is created once, at the first use, is not growth.
     for registry in [&registry, &elsewhere] {
         for device in &registry.devices()? {
             device.open()?;
@@ -185,7 +185,7 @@ fn soak(replacements: u64, limit: Duration) -> Result<u64> {
     Ok(replaced)
 }
 
-/// Waits for all threads; a failure of one ends the others.
+/// Waits for all threads. If one fails, the others end, too.
 fn join(ledger: &Ledger, threads: Vec<JoinHandle<Result<()>>>, end: Instant) -> Result<()> {
     let mut failure = None;
     for thread in threads {
@@ -194,7 +194,7 @@ fn join(ledger: &Ledger, threads: Vec<JoinHandle<Result<()>>>, end: Instant) -> 
             if now > end {
                 ledger.stop.store(true, Relaxed);
             }
-            // Whoever hangs ends with the process.
+            // A thread that hangs ends with the process.
             ensure!(now < end + GRACE, "a thread hangs; {} were replaced", ledger.replaced());
             std::thread::sleep(Duration::from_millis(10));
         }
@@ -206,7 +206,7 @@ fn join(ledger: &Ledger, threads: Vec<JoinHandle<Result<()>>>, end: Instant) -> 
     failure.map_or(Ok(()), Err)
 }
 
-/// What this process holds.
+/// The resources that this process holds.
 #[derive(Debug)]
 struct Held {
     descriptors: usize,
@@ -235,8 +235,8 @@ impl Held {
     }
 }
 
-/// A registry whose nodes stay where they are, whatever becomes of the devices: those lead to a removed
-/// device for as long as somebody has that open.
+/// A registry whose nodes stay in place, whatever happens to the devices. A node leads to a removed device as long
+/// as somebody has that device open.
 fn registry_with_static_nodes() -> Result<Registry> {
     let dev = guest::container_dev()?;
     for number in 0..32 {
@@ -263,7 +263,7 @@ fn open_all_the_while(ledger: &Ledger, registry: &Registry, way: Way, seed: u64)
             continue;
         }
         if way == Way::Control {
-            // The later, the more have been replaced since they were listed.
+            // The later, the more devices have been replaced since they were listed.
             for device in &devices {
                 random.pause(100);
                 control(ledger, device);
@@ -272,7 +272,7 @@ fn open_all_the_while(ledger: &Ledger, registry: &Registry, way: Way, seed: u64)
         }
         let device = devices.iter().nth(random.below(devices.len() as u64) as usize);
         let device = device.context("no such device")?;
-        // Half of the time at once, so that the device is replaced in all steps of an open.
+        // Half of the time at once, so that devices are replaced during every step of an open.
         if random.one_in(2) {
             let most = if random.one_in(4) { 400 } else { 8 };
             random.pause(most);
@@ -296,11 +296,11 @@ fn open(ledger: &Ledger, device: &Device, random: &mut Random) -> Result<()> {
     ledger.opened("open");
     observe(ledger, device, &context, "open")?;
     hold(random);
-    // It stays what it was, or is cut off.
+    // It stays on its device, or is cut off.
     observe(ledger, device, &context, "held")
 }
 
-/// Notes what a context says of itself, and that the kernel has a context on that device.
+/// Records what a context reports about itself, and that the kernel has a context on that device.
 fn observe(ledger: &Ledger, device: &Device, context: &Context, how: &'static str) -> Result<()> {
     let index = context.evidence().index().context("proved without an index")?;
     let guid = match context.query_device() {
@@ -313,7 +313,7 @@ fn observe(ledger: &Ledger, device: &Device, context: &Context, how: &'static st
     };
     let state = ledger::state()?;
     let line = state.iter().find(|line| line.index == index);
-    // One being removed may have cut its contexts off already; one that is not has this one.
+    // A device that is being removed may have cut its contexts off already. Any other device has this one.
     if line.is_some_and(|line| line.live && line.contexts == 0) {
         ledger.wrong(format!("{how}: no context on index {index}, which is {device}"));
     }
@@ -343,7 +343,7 @@ fn verify(ledger: &Ledger, device: &Device, random: &mut Random) -> Result<()> {
     Ok(())
 }
 
-/// What happens without the library: its GUIDs are judged apart, and some have to be wrong.
+/// What happens without the library. Its GUIDs are judged separately, and some have to be wrong.
 fn control(ledger: &Ledger, device: &Device) {
     let guid = Foreign::open(device.uverbs_number()).and_then(|foreign| foreign.node_guid());
     if let Ok(guid) = guid {
@@ -352,7 +352,7 @@ fn control(ledger: &Ledger, device: &Device) {
     }
 }
 
-/// Keeps what is open for a while, at times long enough for a removal to wait.
+/// Keeps the object open for a while, sometimes long enough for a removal to wait.
 fn hold(random: &mut Random) {
     match random.below(40) {
         0 => random.pause(300),

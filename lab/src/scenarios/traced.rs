@@ -1,4 +1,4 @@
-//! What the library asks the kernel for, as strace sees it.
+//! The library's system calls, as strace sees them.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -22,7 +22,7 @@ fn trace(args: &[&str]) -> Result<Vec<String>> {
     let trace = fs::read_to_string(TRACE)?;
     let mut parts = trace.split(MARK);
     let between = parts.nth(1).context("no marks in the trace")?;
-    // The rest of the first mark's line, and the start of the second's, are the marks' own.
+    // The rest of the first mark's line, and the start of the second's, belong to the marks.
     let mut lines: Vec<_> = between.lines().skip(1).map(str::to_owned).collect();
     lines.pop();
     Ok(lines)
@@ -41,7 +41,7 @@ pub(super) fn list_and_open() -> Result<()> {
             "{line}"
         );
     }
-    // By path nothing else is asked for anything.
+    // No other system call uses a path.
     for line in &lines {
         for call in [" open(", " openat(", " creat(", " stat(", " lstat(", " access("] {
             ensure!(!line.contains(call), "{line}");
@@ -52,13 +52,13 @@ pub(super) fn list_and_open() -> Result<()> {
     Ok(())
 }
 
-/// No node was opened but to be looked at.
+/// Requires that the node was only looked at.
 fn nothing_opened(lines: &[String]) -> Result<()> {
     let looks = lines.iter().filter(|line| line.contains("\"infiniband/uverbs0\"")).count();
     ensure!(looks > 0, "the node was not even looked at: {lines:#?}");
     for line in lines {
         ensure!(!line.contains("O_RDWR"), "opened: {line}");
-        ensure!(!line.contains(" ioctl("), "asked: {line}");
+        ensure!(!line.contains(" ioctl("), "a command: {line}");
     }
     Ok(())
 }
@@ -82,8 +82,8 @@ pub(super) fn wrong_node() -> Result<()> {
     refused("NodeMismatch")
 }
 
-/// Runs a program under strace that lists, waits for Enter and opens; replaces the device meanwhile.
-/// Gives its exit status, what it said, and the trace from then on.
+/// Runs a program under strace that lists, waits for Enter and opens. Replaces the device meanwhile. Returns the
+/// exit status, the output, and the trace from then on.
 fn replaced_under(program: &[&str]) -> Result<(Option<i32>, String, String)> {
     guest::hca("add name=tst guid=00000000000000a0 disassociate=1")?;
     let mut strace = Command::new("strace")
@@ -94,29 +94,29 @@ fn replaced_under(program: &[&str]) -> Result<(Option<i32>, String, String)> {
         .stderr(Stdio::piped())
         .spawn()?;
     let mut stdout = BufReader::new(strace.stdout.take().context("stdout")?);
-    let mut said = String::new();
-    while !said.contains("Enter") {
-        ensure!(stdout.read_line(&mut said)? > 0, "it ended: {said}");
+    let mut output = String::new();
+    while !output.contains("Enter") {
+        ensure!(stdout.read_line(&mut output)? > 0, "it ended: {output}");
     }
     let before = fs::read_to_string(TRACE)?.len();
     guest::hca("del-sync name=tst")?;
     guest::hca("add name=tst guid=00000000000000ff disassociate=1")?;
     strace.stdin.take().context("stdin")?.write_all(b"\n")?;
     let status = crate::guest::wait(&mut strace, std::time::Duration::from_secs(30))?;
-    std::io::Read::read_to_string(&mut stdout, &mut said)?;
+    std::io::Read::read_to_string(&mut stdout, &mut output)?;
     let mut stderr = strace.stderr.take().context("stderr")?;
-    std::io::Read::read_to_string(&mut stderr, &mut said)?;
-    Ok((status.code(), said, fs::read_to_string(TRACE)?.split_off(before)))
+    std::io::Read::read_to_string(&mut stderr, &mut output)?;
+    Ok((status.code(), output, fs::read_to_string(TRACE)?.split_off(before)))
 }
 
 fn is_refused(program: &[&str]) -> Result<()> {
-    let (code, said, trace) = replaced_under(program)?;
-    ensure!(code == Some(1), "{program:?}: exit status {code:?}: {said}");
-    ensure!(said.contains("replaced"), "{said}");
+    let (code, output, trace) = replaced_under(program)?;
+    ensure!(code == Some(1), "{program:?}: exit status {code:?}: {output}");
+    ensure!(output.contains("replaced"), "{output}");
     ensure!(trace.contains("openat2(") && !trace.contains("O_RDWR"), "{trace}");
-    // A program may ask whether its output is a terminal, and the device nothing.
-    let asked = trace.lines().find(|line| line.contains("ioctl(") && !line.contains("TCGETS"));
-    ensure!(asked.is_none(), "{asked:?}");
+    // A program may check whether its output is a terminal, but must not send the device any command.
+    let command = trace.lines().find(|line| line.contains("ioctl(") && !line.contains("TCGETS"));
+    ensure!(command.is_none(), "{command:?}");
     ensure!(guest::hca_value("tst", "allocs")? == "0");
     Ok(())
 }
@@ -133,27 +133,27 @@ pub(super) fn example_hotplug() -> Result<()> {
         Command::new("hotplug").arg("tst").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
     child.stdin.take().context("stdin")?.write_all(b"\n")?;
     let output = child.wait_with_output()?;
-    let said = String::from_utf8_lossy(&output.stdout);
-    ensure!(output.status.success() && said.contains("0000:0000:0000:00a0"), "{said}");
+    let printed = String::from_utf8_lossy(&output.stdout);
+    ensure!(output.status.success() && printed.contains("0000:0000:0000:00a0"), "{printed}");
     Ok(())
 }
 
 pub(super) fn example_from_parts() -> Result<()> {
     guest::hca("add name=tst guid=00000000000000a0")?;
-    let said = guest::stdout("from_parts", &["tst"])?;
-    ensure!(said.contains("0000:0000:0000:00a0"), "{said}");
-    let said = guest::stdout("from_parts", &["--try-forbidden", "tst"])?;
-    refuses(&said, &[])?;
-    ensure!(said.contains("0000:0000:0000:00a0"), "{said}");
+    let output = guest::stdout("from_parts", &["tst"])?;
+    ensure!(output.contains("0000:0000:0000:00a0"), "{output}");
+    let output = guest::stdout("from_parts", &["--try-forbidden", "tst"])?;
+    refuses(&output, &[])?;
+    ensure!(output.contains("0000:0000:0000:00a0"), "{output}");
     Ok(())
 }
 
-/// What an example said its sandbox refused: what both refuse, and what this one does.
-pub(super) fn refuses(said: &str, more: &[&str]) -> Result<()> {
+/// The calls that an example reports as refused by its sandbox: those that both examples refuse, and `more`.
+pub(super) fn refuses(output: &str, more: &[&str]) -> Result<()> {
     let both = ["openat", "socket", "connect", "execve", "a process", "another ioctl"];
     for call in both.iter().chain(more) {
-        let refused = said.lines().any(|line| line == format!("refused: {call}"));
-        ensure!(refused, "{call} is not refused: {said}");
+        let refused = output.lines().any(|line| line == format!("refused: {call}"));
+        ensure!(refused, "{call} is not refused: {output}");
     }
     Ok(())
 }
@@ -161,7 +161,7 @@ pub(super) fn refuses(said: &str, more: &[&str]) -> Result<()> {
 pub(super) fn known_gone() -> Result<()> {
     guest::hca("add name=tst guid=00000000000000a0 disassociate=1")?;
     let lines = trace(&["known-gone"])?;
-    ensure!(lines.is_empty(), "it asked: {lines:#?}");
+    ensure!(lines.is_empty(), "it made calls: {lines:#?}");
     Ok(())
 }
 

@@ -9,21 +9,21 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use super::{Errno, Sys};
 
-/// While this exists the calling thread runs no signal handler
+/// While this exists, the calling thread runs no signal handler
 /// ([`Kernel::undisturbed`](crate::kernel::Kernel::undisturbed)).
 pub(crate) struct Undisturbed {
-    /// The mask that was there before.
+    /// The previous mask.
     before: Mask,
-    /// It is of the thread that made it.
+    /// Not Send: it belongs to the thread that created it.
     _not_send: PhantomData<*const ()>,
 }
 
-/// The kernel's set of signals, a bit each. MIPS has twice as many.
+/// The kernel's set of signals, one bit each. MIPS has twice as many.
 type Mask = [u64; if cfg!(any(target_arch = "mips", target_arch = "mips64")) { 2 } else { 1 }];
 
 impl Undisturbed {
-    /// By the system call: `pthread_sigmask(3)` leaves out the two signals that the C library keeps for itself
-    /// (for `pthread_cancel(3)` and `setuid(2)`), whose handlers then wait, too.
+    /// Makes the system call directly: `pthread_sigmask(3)` leaves out the two signals that the C library uses
+    /// itself (for `pthread_cancel(3)` and `setuid(2)`). Here their handlers wait, too.
     pub(in crate::kernel) fn begin() -> Sys<Self> {
         let before = set_mask(libc::SIG_BLOCK, &[u64::MAX; size_of::<Mask>() / 8])?;
         Ok(Self { before, _not_send: PhantomData })
@@ -32,12 +32,12 @@ impl Undisturbed {
 
 impl Drop for Undisturbed {
     fn drop(&mut self) {
-        // It fails for no mask that the kernel has returned.
+        // It cannot fail for a mask that the kernel has returned.
         let _ = set_mask(libc::SIG_SETMASK, &self.before);
     }
 }
 
-/// `rt_sigprocmask(2)`: returns the mask that was there before.
+/// `rt_sigprocmask(2)`: returns the previous mask.
 fn set_mask(how: libc::c_int, mask: &Mask) -> Sys<Mask> {
     let mut before = Mask::default();
     let (new, old) = (std::ptr::from_ref(mask), &raw mut before);
@@ -66,7 +66,8 @@ unsafe extern "C" {
     ) -> libc::c_int;
 }
 
-/// While this exists the calling thread is not cancelled (`pthread_cancel(3)`), so that what it holds is closed.
+/// While this exists, the calling thread is not cancelled (`pthread_cancel(3)`), so everything that it holds is
+/// closed.
 pub(crate) struct Uncancelled(libc::c_int, PhantomData<*const ()>);
 
 impl Uncancelled {
@@ -84,11 +85,11 @@ impl Drop for Uncancelled {
     }
 }
 
-/// The function that a thread starts with. Its argument points to the job that it was made for, which nobody
-/// else touches before the thread has exited.
+/// The function that a thread starts with. Its argument points to the thread's job. Nobody else touches the job
+/// before the thread has exited.
 type Start = extern "C" fn(*mut c_void) -> *mut c_void;
 
-/// What a thread runs, and where it leaves the result.
+/// What a thread runs, and where it stores the result.
 struct Job<'a, T, F> {
     run: &'a mut F,
     result: Option<std::thread::Result<T>>,
@@ -119,12 +120,12 @@ impl<'a, T, F: FnMut() -> T> Job<'a, T, F> {
     }
 }
 
-/// Runs something on a thread that was made for it, with the id of that thread, and waits for it.
+/// Runs a closure on a new thread, with the id of that thread, and waits for it.
 ///
-/// A bare system call makes the thread on the architectures below, so that it costs three calls and not
-/// eleven. The thread has the thread-local storage of the caller. So `run` must not allocate: an allocator may keep
-/// its state by thread in a way that needs a thread of the C library (restartable sequences, `rseq(2)`). Where
-/// the call is refused, the C library makes the thread.
+/// On the architectures below, a bare system call starts the thread, which takes three calls instead of eleven. The
+/// thread has the thread-local storage of the caller. So `run` must not allocate: an allocator may keep its state
+/// by thread in a way that needs a thread of the C library (restartable sequences, `rseq(2)`). If the call is
+/// refused, the C library starts the thread.
 pub(in crate::kernel) fn on_new_thread<T: Send>(
     run: &mut (impl FnMut(u32) -> T + Send),
     _undisturbed: &Undisturbed,
@@ -135,8 +136,8 @@ pub(in crate::kernel) fn on_new_thread<T: Send>(
         let mut run = || run(id.load(Relaxed));
         let mut job = Job::new(&mut run);
         let start = job.start();
-        // SAFETY: `start` is that of this job, which nothing touches before the thread has exited; no signal
-        // handler runs on this thread, as `_undisturbed` shows.
+        // SAFETY: `start` belongs to this job, which nothing touches before the thread has exited. No signal
+        // handler runs on this thread, as `_undisturbed` guarantees.
         if unsafe { bare::run(start, (&raw mut job).cast(), &id) }.is_ok() {
             return job.finish();
         }
@@ -155,15 +156,15 @@ mod bare {
 
     use super::{Errno, Start, Sys};
 
-    /// What runs there calls the kernel, and has its long buffers elsewhere.
+    /// The code that runs there calls the kernel, and has its long buffers elsewhere.
     const STACK: usize = 64 << 10;
 
     #[repr(C, align(16))]
     struct Stack(MaybeUninit<[u8; STACK]>);
 
-    /// The flags of `pthread_create(3)` but for the thread-local storage: the thread has that of the caller,
-    /// which waits. The kernel writes the thread's id where the caller waits, clears it when the thread has
-    /// exited, and wakes the caller (`set_tid_address(2)`).
+    /// The flags of `pthread_create(3)`, except for the thread-local storage: the thread uses that of the caller,
+    /// which waits. The kernel writes the thread's id where the caller waits, clears it when the thread has exited,
+    /// and wakes the caller (`set_tid_address(2)`).
     const FLAGS: libc::c_int = libc::CLONE_VM
         | libc::CLONE_FS
         | libc::CLONE_FILES
@@ -173,7 +174,7 @@ mod bare {
         | libc::CLONE_PARENT_SETTID
         | libc::CLONE_CHILD_CLEARTID;
 
-    /// Calls `start(job)` on a new thread and waits until that has exited. The thread finds its id in `id`.
+    /// Calls `start(job)` on a new thread and waits until the thread has exited. The thread finds its id in `id`.
     ///
     /// # Errors
     /// The errno of `clone(2)`; `start` was not called.
@@ -182,7 +183,8 @@ mod bare {
     /// `start` belongs to `job`, which nobody touches before this returns. Meanwhile no signal handler runs on this
     /// thread, whose thread-local storage is in use.
     pub(super) unsafe fn run(start: Start, job: *mut c_void, id: &AtomicU32) -> Sys<()> {
-        // In this frame, which stays until the thread has exited, and above what this thread calls meanwhile.
+        // In this frame, which stays until the thread has exited, and above everything that this thread calls
+        // meanwhile.
         let mut stack = Stack(MaybeUninit::uninit());
         // SAFETY: as the caller guarantees; the stack and the word outlive the thread, which is waited for below.
         unsafe { clone(start, job, &mut stack, id) }?;
@@ -203,8 +205,8 @@ mod bare {
         let top = (&raw mut *stack).wrapping_add(1);
         let result: isize;
         // SAFETY: the kernel returns twice. Here the result is not 0, and all registers but those of the call are
-        // as before. The new thread has its own registers and stack, of which the top is aligned to 16 bytes as the
-        // C ABI demands; it never leaves this block.
+        // as before. The new thread has its own registers and stack. The top of the stack is aligned to 16 bytes, as
+        // the C ABI requires. It never leaves this block.
         #[cfg(target_arch = "x86_64")]
         unsafe {
             asm!(
@@ -265,11 +267,11 @@ mod bare {
     }
 }
 
-/// Room for what runs there and for the program's thread-local variables.
+/// Room for the code that runs there and for the program's thread-local variables.
 const STACK: usize = 256 << 10;
 
-/// The same on a thread of the C library, where `run` may allocate. Not one of std, whose threads allocate a
-/// signal stack when they start, and abort the process where that cannot be had.
+/// As [`on_new_thread`], but on a thread of the C library, where `run` may allocate. It does not use std's threads:
+/// they allocate a signal stack when they start, and abort the process if that fails.
 fn on_library_thread<T: Send, F: FnMut() -> T + Send>(run: &mut F) -> Sys<T> {
     let mut job = Job::new(run);
     let mut attributes = MaybeUninit::uninit();
@@ -290,7 +292,7 @@ fn on_library_thread<T: Send, F: FnMut() -> T + Send>(run: &mut F) -> Sys<T> {
     };
     let mut failed = create(attributes.as_ptr());
     if failed == libc::EINVAL {
-        // The program's thread-local variables alone are larger than that.
+        // The stack is too small: the program's thread-local variables alone are larger.
         failed = create(std::ptr::null());
     }
     // SAFETY: the attributes are initialised and not used again.
@@ -330,7 +332,7 @@ mod tests {
         let inner = Undisturbed::begin().expect("masked");
         assert_eq!(raise(), 0);
         drop(inner);
-        assert_eq!(raise(), 0, "the outer one is still there");
+        assert_eq!(raise(), 0, "the outer guard still exists");
         drop(outer);
         assert_eq!(HANDLED.load(Relaxed), 1, "both were pending as one");
         assert_eq!(raise(), 2);
@@ -338,7 +340,7 @@ mod tests {
 
     /// `SigBlk` of this thread: the two signals of the C library are in it, too.
     #[test]
-    fn every_signal_that_can_be_is_blocked_and_the_mask_comes_back() {
+    fn every_blockable_signal_is_blocked_and_the_mask_is_restored() {
         let blocked = || set_mask(libc::SIG_BLOCK, &Mask::default()).expect("the mask")[0];
         let before = blocked();
         let undisturbed = Undisturbed::begin().expect("masked");
@@ -370,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_comes_back_to_the_caller() {
+    fn a_panic_reaches_the_caller() {
         let panicked = catch_unwind(|| on_library_thread(&mut || assert_eq!(1, 2, "on purpose")));
         assert!(panicked.is_err());
     }

@@ -1,4 +1,4 @@
-//! What is accepted of an answer, and what is not.
+//! Answers that the parsers accept, and answers that they refuse.
 
 use proptest::prelude::*;
 
@@ -6,7 +6,7 @@ use super::super::Errno;
 use super::super::netlink::{Attribute, HEADER, Messages, NLMSG_DONE, NLMSG_ERROR, Writer};
 use super::*;
 
-/// An answer to RDMA_NLDEV_CMD_GET, its attributes in the order in which the kernel gives them.
+/// An answer to RDMA_NLDEV_CMD_GET, with the attributes in the kernel's order.
 fn device(name: &[u8]) -> Vec<u8> {
     let name = [name, b"\0"].concat();
     Writer::message(Command::Get.message_type(), 0, 7)
@@ -24,7 +24,7 @@ fn first(bytes: &[u8]) -> Message<'_> {
 }
 
 #[test]
-fn a_device_is_understood() {
+fn a_device_is_parsed() {
     let bytes = device(b"mlx5_0");
     let message = first(&bytes);
     assert_eq!((message.kind, message.seq), (0x1401, 7));
@@ -39,7 +39,7 @@ fn a_message_cut_anywhere_is_an_error() {
     for len in 1..bytes.len() {
         assert!(Messages(&bytes[..len]).next().expect("something").is_err(), "{len}");
     }
-    // The length says less than there is: an attribute is cut.
+    // The length is less than the bytes that are there: an attribute is cut.
     let mut short = bytes.clone();
     short[..4].copy_from_slice(&22u32.to_ne_bytes());
     assert!(DeviceInfo::parse(&first(&short)).is_err());
@@ -55,7 +55,7 @@ fn attributes_are_read_strictly() {
     assert_eq!((of(&[2]).u8(), of(&[0]).u8()), (Ok(2), Ok(0)));
     assert!(of(&[]).u8().is_err() && of(&[0; 2]).u8().is_err());
     assert!(of(&[0; 8]).u32().is_err() && of(&[0; 4]).u64().is_err());
-    // The flags of a type do not count.
+    // The flags of a type are ignored.
     let flagged = Writer::message(0, 0, 0).attr(0x8000 | attr::DEV_NAME, b"a").finish();
     let kinds: Vec<_> = first(&flagged).attrs().map(|found| found.map(|at| at.kind)).collect();
     assert_eq!(kinds, [Ok(attr::DEV_NAME)]);
@@ -64,7 +64,7 @@ fn attributes_are_read_strictly() {
 }
 
 #[test]
-fn facts_of_devices_are_understood() {
+fn facts_of_devices_are_parsed() {
     let chardev = |message: Writer| Chardev::parse(&first(&message.finish()));
     let message = || Writer::message(Command::GetChardev.message_type(), 0, 1);
     let dev = encode_dev((231, 192)).to_ne_bytes();
@@ -87,7 +87,7 @@ fn facts_of_devices_are_understood() {
     }
     let mut bytes = device(b"mlx5_0");
     assert_eq!(&*DeviceInfo::parse(&first(&bytes)).expect("a device").fw_version, b"1.0");
-    // Without its index, its name or its GUID it is none: the first three attributes.
+    // An answer without its index, its name or its GUID, which are the first three attributes, is not a device.
     for at in [18, 26, 38] {
         assert_ne!(bytes[at], 0, "the type of an attribute");
         bytes[at] ^= 0x20;
@@ -96,7 +96,7 @@ fn facts_of_devices_are_understood() {
     }
 }
 
-/// Errors name a request as the kernel's header does.
+/// Errors use the names of the kernel's header for requests.
 #[test]
 fn requests_have_their_names_and_types() {
     for (command, name, kind) in [
@@ -111,7 +111,7 @@ fn requests_have_their_names_and_types() {
 }
 
 #[test]
-fn errnos_are_told_from_success() {
+fn errnos_are_distinguished_from_success() {
     let ended = |kind, body: &[u8]| {
         let bytes = Writer::message(kind, 0, 1).raw(body).finish();
         first(&bytes).errno()
@@ -125,9 +125,9 @@ fn errnos_are_told_from_success() {
     assert!(ended(NLMSG_ERROR, &i32::MIN.to_ne_bytes()).is_err());
 }
 
-/// Entries of a dump, and the answer to a request by number, are read alike.
+/// Entries of a dump and the answer to a request by number are parsed alike.
 #[test]
-fn resources_are_understood() {
+fn resources_are_parsed() {
     let entry = |message: Writer| {
         message.attr(attr::RES_PDN, &7u32.to_ne_bytes()).attr(attr::RES_CTXN, &3u32.to_ne_bytes())
     };
@@ -146,14 +146,14 @@ fn resources_are_understood() {
     let mut found = Vec::new();
     let parsed = parse_resources(&first(&dump), Resource::Pd, 5, &mut |entry| found.push(entry));
     assert_eq!((parsed, found), (Ok(()), vec![ResourceEntry { thread: Some(9), ..expected }]));
-    // A table of protection domains lists no contexts.
+    // A table of protection domains has no contexts.
     let none = &mut |_| panic!("an entry of another kind");
     assert_eq!(parse_resources(&first(&dump), Resource::Context, 5, none), Ok(()));
 }
 
 proptest! {
     #[test]
-    fn device_numbers_come_back(major in 0u32..1 << 12, minor in 0u32..1 << 20) {
+    fn device_numbers_round_trip(major in 0u32..1 << 12, minor in 0u32..1 << 20) {
         prop_assert_eq!(decode_dev(encode_dev((major, minor))), Ok((major, minor)));
     }
 
@@ -172,7 +172,7 @@ proptest! {
     }
 
     #[test]
-    fn a_byte_that_is_wrong_does_no_harm(at in 0usize..80, byte: u8) {
+    fn a_wrong_byte_does_no_harm(at in 0usize..80, byte: u8) {
         let mut bytes = device(b"mlx5_0");
         let at = at % bytes.len();
         bytes[at] = byte;

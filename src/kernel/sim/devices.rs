@@ -8,7 +8,7 @@ use super::spec::{DeviceId, DeviceSpec, Stage};
 use super::tree::{Kind, NodeId, SYS, Value};
 use super::world::{WhileListed, World};
 
-/// `EBUSY` and the like, as the mutations of a [`World`] give them.
+/// `EBUSY` and the like, as the mutations of a [`World`] return them.
 pub(super) mod errno {
     pub(in super::super) const NOENT: i32 = 2;
     pub(in super::super) const BUSY: i32 = 16;
@@ -18,7 +18,7 @@ pub(super) mod errno {
     pub(in super::super) const OPNOTSUPP: i32 = 95;
 }
 
-/// `RDMA_MAX_PORTS`: so many uverbs numbers there are.
+/// `RDMA_MAX_PORTS`: the number of uverbs numbers.
 const NUMBERS: u32 = 8192;
 
 /// One uverbs instance of a device.
@@ -33,14 +33,14 @@ pub(super) struct IbDevice {
     pub(super) index: u32,
     dir: NodeId,
     link: NodeId,
-    /// In dumps (`DEVICE_REGISTERED`).
+    /// Listed in dumps (`DEVICE_REGISTERED`).
     pub(super) listed: bool,
-    /// Of the network namespace that asks.
+    /// In the network namespace of the caller.
     pub(super) visible: bool,
     pub(super) gone: bool,
-    /// The instance, its number and its marks, as netlink tells them.
+    /// The instance, and its number and marks as netlink reports them.
     pub(super) uverbs: Option<UverbsId>,
-    /// A removal that waits goes on by itself once it can.
+    /// A waiting removal continues by itself as soon as it can.
     goes_on: bool,
     /// CTXN and the thread that allocated it.
     pub(super) contexts: BTreeMap<u32, Option<u32>>,
@@ -51,7 +51,7 @@ pub(super) struct IbDevice {
     pub(super) driver_data: Vec<u8>,
 }
 
-/// All devices that there ever were.
+/// All devices that have ever existed.
 #[derive(Debug, Default, Hash)]
 pub(super) struct Devices(Vec<IbDevice>);
 
@@ -81,9 +81,9 @@ pub(super) struct Uverbs {
     pub(super) number: u32,
     pub(super) dir: NodeId,
     link: NodeId,
-    /// The stage that its removal comes to next.
+    /// The next stage of its removal.
     pub(super) next: Stage,
-    /// Found by its device number.
+    /// Reachable by its device number.
     pub(super) mapped: bool,
     /// Its contexts are dead (`ib_dev` is NULL).
     pub(super) disassociated: bool,
@@ -93,12 +93,12 @@ pub(super) struct Uverbs {
     pub(super) cached_in: Vec<NodeId>,
 }
 
-/// The device number of `uverbsN`: 32 are fixed, the rest of a dynamic major.
+/// The device number of `uverbsN`: 32 are fixed, the others have a dynamic major number.
 pub(super) fn device_number(number: u32) -> (u32, u32) {
     if number < 32 { (231, 192 + number) } else { (510, number - 32) }
 }
 
-/// The reverse.
+/// The reverse of [`device_number`].
 pub(super) fn number_of_device((major, minor): (u32, u32)) -> Option<u32> {
     match major {
         231 if (192..224).contains(&minor) => Some(minor - 192),
@@ -112,7 +112,7 @@ pub(super) fn node_name(number: u32) -> Vec<u8> {
 }
 
 impl World {
-    /// Registers a device: `ENFILE` when its name is taken, also by one that is being removed.
+    /// Registers a device. `ENFILE` if its name is taken, also by a device that is being removed.
     pub fn add(&mut self, spec: DeviceSpec) -> Result<DeviceId, i32> {
         let name = self.free_name(&spec.name)?;
         let id = DeviceId(self.devices.0.len() as u32);
@@ -186,7 +186,7 @@ impl World {
         if taken(&name) { Err(errno::NFILE) } else { Ok(name.into()) }
     }
 
-    /// The directory of a class under a device's parent, which exists while something is in it.
+    /// The directory of a class under a device's parent. It exists as long as it has an entry.
     fn glue(&mut self, spec: &DeviceSpec, class: &[u8]) -> NodeId {
         let tree = &mut self.tree;
         let mut at = tree.dir(SYS, b"devices");
@@ -205,7 +205,7 @@ impl World {
     /// Gives a device its uverbs instance, if ib_uverbs is loaded.
     pub(super) fn add_uverbs(&mut self, id: DeviceId) {
         let Some(class) = self.infiniband_verbs else { return };
-        // A device beyond the last number is left without one, as in the kernel.
+        // A device beyond the last number gets none, as in the kernel.
         let Some(number) = (0..NUMBERS).find(|n| !self.numbers.contains_key(n)) else { return };
         let uverbs = UverbsId(self.uverbs.len() as u32);
         let spec = self.devices[id].spec.clone();
@@ -241,15 +241,15 @@ impl World {
         self.devices[id].uverbs = Some(uverbs);
     }
 
-    /// Removes a device. If its driver does not disassociate and descriptors are open, all stages
-    /// up to [`Stage::NumberFreed`] are done now and the rest when the last one is closed; until
-    /// then its name and netlink index stay taken.
+    /// Removes a device. If its driver does not disassociate and descriptors are open, all stages up to
+    /// [`Stage::NumberFreed`] are done now, and the rest when the last descriptor is closed. Until then its name
+    /// and netlink index stay taken.
     pub fn remove(&mut self, id: DeviceId) {
         while self.remove_step(id).is_some() {}
         self.devices[id].goes_on = true;
     }
 
-    /// Does the next stage of a device's removal; none when it is over or has to wait until
+    /// Does the next stage of a device's removal. Returns `None` if the removal is over, or has to wait until
     /// descriptors are closed.
     pub fn remove_step(&mut self, id: DeviceId) -> Option<Stage> {
         let device = &mut self.devices[id];
@@ -322,7 +322,7 @@ impl World {
             _ => {
                 if self.devices[device].spec.disassociates {
                     // IB_EVENT_DEVICE_FATAL
-                    self.tell_event(id, (0, 8));
+                    self.deliver_event(id, (0, 8));
                     self.uverbs[id.0 as usize].disassociated = true;
                     self.release_all(device);
                 } else if uverbs_open(self, id) {
@@ -336,7 +336,7 @@ impl World {
         Some(stage)
     }
 
-    /// Closing one of its descriptors lets go of what waits for the last.
+    /// After one of its descriptors was closed, continues what waits for the last one.
     pub(super) fn uverbs_closed(&mut self, id: UverbsId) {
         let uverbs = &mut self.uverbs[id.0 as usize];
         uverbs.open -= 1;
@@ -347,7 +347,7 @@ impl World {
         }
     }
 
-    /// Inodes cache a cdev until its last reference goes: its device's and every cmd fd's.
+    /// Inodes cache a cdev until its last reference goes: the device's, and that of every cmd fd.
     fn forget_cdev(&mut self, id: UverbsId) {
         let uverbs = &mut self.uverbs[id.0 as usize];
         if uverbs.open > 0 || uverbs.next != Stage::Unregistered {
@@ -360,16 +360,15 @@ impl World {
         }
     }
 
-    /// Removes a device's uverbs instance alone; its descriptors must be closed or disassociate.
+    /// Removes only a device's uverbs instance. Its descriptors must be closed, or its driver must disassociate.
     pub(super) fn remove_uverbs(&mut self, id: DeviceId) {
         while let Some(uverbs) = self.devices[id].uverbs
             && self.remove_uverbs_step(uverbs).is_some()
         {}
     }
 
-    /// Removes a device's uverbs instance and makes another, as a move to another network
-    /// namespace and back does. The RDMA device stays. `EOPNOTSUPP` for a driver that does not
-    /// disassociate.
+    /// Removes a device's uverbs instance and makes another, as a move to another network namespace and back does.
+    /// The RDMA device stays. `EOPNOTSUPP` for a driver that does not disassociate.
     pub fn recreate_uverbs(&mut self, id: DeviceId) -> Result<(), i32> {
         if self.devices[id].gone || !self.devices[id].listed {
             return Err(errno::NOENT);
@@ -382,8 +381,8 @@ impl World {
         Ok(())
     }
 
-    /// Gives a device another name, which may be hostile: `EEXIST` when it is taken, `EINVAL`
-    /// when it is empty, longer than 63 bytes or contains a NUL.
+    /// Renames a device. The name may be hostile. `EEXIST` if it is taken, `EINVAL` if it is empty, longer than 63
+    /// bytes or contains a NUL.
     pub fn rename(&mut self, id: DeviceId, name: &[u8]) -> Result<(), i32> {
         check_name(name)?;
         if self.devices[id].gone {
@@ -399,7 +398,7 @@ impl World {
         Ok(())
     }
 
-    /// Exchanges two devices' names.
+    /// Exchanges the names of two devices.
     pub fn swap_names(&mut self, a: DeviceId, b: DeviceId) -> Result<(), i32> {
         let (name_a, name_b) = (self.devices[a].name.clone(), self.devices[b].name.clone());
         self.rename(a, b"swapping names")?;
@@ -407,7 +406,7 @@ impl World {
         self.rename(a, &name_b)
     }
 
-    /// Does what is to happen once the link `node` was shown: whether that took it from its place.
+    /// Does what is set to happen once the link `node` was shown. Returns whether that moved or removed the link.
     pub(super) fn happens_while_listed(&mut self, node: NodeId) -> bool {
         let Some(happens) = &self.settings.while_listed else { return false };
         let (WhileListed::Remove(id) | WhileListed::Rename(id, _)) = *happens;
@@ -416,15 +415,15 @@ impl World {
         }
         let name = self.tree[node].name.clone();
         match self.settings.while_listed.take() {
-            // A name that is taken leaves it where it is.
+            // If the new name is taken, the link stays where it is.
             Some(WhileListed::Rename(_, name)) => drop(self.rename(id, &name)),
             _ => self.remove(id),
         }
         !self.tree[node].linked || self.tree[node].name != name
     }
 
-    /// Whether the device belongs to the network namespace that asks, in exclusive mode: if not,
-    /// netlink and `class/infiniband` do not show it, and opening it fails with `EPERM`.
+    /// Sets whether the device belongs to the caller's network namespace, in exclusive mode. If not, netlink and
+    /// `class/infiniband` do not show it, and opening it fails with `EPERM`.
     pub fn set_netns_visible(&mut self, id: DeviceId, visible: bool) {
         self.devices[id].visible = visible;
         let (dir, link) = (self.devices[id].dir, self.devices[id].link);
@@ -432,8 +431,7 @@ impl World {
         self.tree[link].hidden = !visible;
     }
 
-    /// Makes an attribute of the device's uverbs directory, or of its RDMA directory, say
-    /// something else, verbatim.
+    /// Sets the content of an attribute in the device's uverbs directory, or in its RDMA directory.
     pub fn set_attribute(&mut self, id: DeviceId, name: &str, value: &[u8]) -> Result<(), i32> {
         let uverbs = self.devices[id].uverbs.map(|uverbs| self.uverbs[uverbs.0 as usize].dir);
         let node = [uverbs, Some(self.devices[id].dir)]

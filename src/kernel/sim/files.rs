@@ -54,7 +54,7 @@ impl World {
             Kind::Fifo => self.open_other(node, NodeOpened::Fifo),
             Kind::Regular => self.open_other(node, NodeOpened::Regular),
             Kind::Device { rdev, cdev } => {
-                // Before anything has happened, as it may fail for want of descriptors.
+                // Allocated first, because it may fail for lack of descriptors.
                 let pair = pair()?;
                 let uverbs = self.open_device(node, rdev, cdev)?;
                 let state = match uverbs {
@@ -101,7 +101,7 @@ impl World {
     }
 
     pub(super) fn readlink(&self, id: FileId, buffer: &mut [u8]) -> Sys<usize> {
-        // readlinkat with an empty path: what is no link is an empty path that leads nowhere.
+        // readlinkat with an empty path: a file that is not a link counts as an empty path that leads nowhere.
         let text = self.tree.link_text(self.file(id)?.node).ok_or(Errno::NOENT)?;
         if buffer.is_empty() {
             return Err(Errno::INVAL);
@@ -140,10 +140,10 @@ impl World {
             return Err(Errno::INVAL);
         };
         let (element, kind) = *events.front().ok_or(Errno::AGAIN)?;
-        let told = buffer.get_mut(..LEN).ok_or(Errno::INVAL)?;
-        told.fill(0);
-        told[..8].copy_from_slice(&element.to_ne_bytes());
-        told[8..12].copy_from_slice(&kind.to_ne_bytes());
+        let event = buffer.get_mut(..LEN).ok_or(Errno::INVAL)?;
+        event.fill(0);
+        event[..8].copy_from_slice(&element.to_ne_bytes());
+        event[8..12].copy_from_slice(&kind.to_ne_bytes());
         events.pop_front();
         Ok(LEN)
     }
@@ -156,7 +156,7 @@ impl World {
         }
     }
 
-    /// One page of a directory; none at its end.
+    /// One page of a directory; empty at its end.
     pub(super) fn getdents(&mut self, id: FileId) -> Sys<Page> {
         let file = self.files.get_mut(&id).ok_or(Errno::BADF)?;
         let place = match &mut file.state {
@@ -172,8 +172,8 @@ impl World {
             page.push((self.tree.ino(node), name.into()));
             place.dots += 1;
         }
-        // The kernel goes by the hash of the names, here it is the names: either way one that was
-        // neither added nor renamed meanwhile is shown once, unless it is stepped over.
+        // The kernel goes by the hash of the names; here the order is that of the names. Either way, a name that
+        // was neither added nor renamed meanwhile is shown once, unless it is skipped.
         let after = place.after.clone();
         let is_reversed = self.settings.lists_reversed;
         let rest: Vec<(Box<[u8]>, NodeId)> = match (after, is_reversed) {
@@ -204,7 +204,7 @@ impl World {
                 break;
             }
             if name.contains(&b'/') {
-                // The names before it are given first.
+                // The names before it are returned first.
                 return if page.is_empty() { Err(Errno::IO) } else { Ok(page) };
             }
             page.push((self.tree.ino(node), name.clone()));
@@ -228,7 +228,7 @@ impl World {
         }
     }
 
-    /// The node at `/dev/infiniband/uverbsN`: its inode number.
+    /// The inode number of the node at `/dev/infiniband/uverbsN`.
     pub fn node_ino(&self, number: u32) -> Option<u64> {
         let dir = self.tree.child(DEV, b"infiniband")?;
         let node = self.tree.child(dir, &node_name(number))?;
@@ -236,12 +236,12 @@ impl World {
     }
 }
 
-#[allow(clippy::borrowed_box)] // what a map of them gives
+#[allow(clippy::borrowed_box)] // the type of the map's entries
 fn own((name, node): (&Box<[u8]>, &NodeId)) -> (Box<[u8]>, NodeId) {
     (name.clone(), *node)
 }
 
-/// What fits of `from`: how much that is.
+/// Copies as much of `from` as fits. Returns the length.
 pub(super) fn copy(from: &[u8], to: &mut [u8]) -> usize {
     let len = from.len().min(to.len());
     to[..len].copy_from_slice(&from[..len]);

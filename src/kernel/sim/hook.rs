@@ -1,5 +1,5 @@
-//! What is told of a call before it is done, and what may be done about it; and the methods of
-//! the world on the machine.
+//! The hook: what it sees of a call before the call is done, and what it may do about it. Also the world's methods
+//! on the machine.
 
 use std::fmt;
 use std::os::fd::BorrowedFd;
@@ -30,7 +30,7 @@ pub enum CallKind {
     Send,
     /// `recvfrom`.
     Recv,
-    /// `fstat` of a descriptor that came from outside.
+    /// `fstat` of a descriptor that the library did not open.
     FstatCmd,
     /// `ioctl`.
     VerbsIoctl,
@@ -42,7 +42,7 @@ pub enum CallKind {
     Poll,
     /// `clone` of a thread.
     Thread,
-    /// `fcntl(F_DUPFD_CLOEXEC)` of a descriptor that came from outside.
+    /// `fcntl(F_DUPFD_CLOEXEC)` of a descriptor that the library did not open.
     Duplicate,
 }
 
@@ -89,12 +89,12 @@ impl<'a> Call<'a> {
         self.kind
     }
 
-    /// Which of all calls of the machine it is; the first is 1.
+    /// Its number among all calls of the machine; the first is 1.
     pub fn ordinal(&self) -> u64 {
         self.ordinal
     }
 
-    /// What it is done on in this world, for people to read.
+    /// The object of the call in this world, for people to read.
     pub fn detail(&self, world: &World) -> String {
         (self.describe)(world)
     }
@@ -111,32 +111,31 @@ impl fmt::Debug for Call<'_> {
     }
 }
 
-/// What becomes of a call.
+/// What happens to a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Verdict {
-    /// It is done.
+    /// The call is done.
     Continue,
-    /// It fails with this errno, and nothing has happened.
+    /// The call fails with this errno, and has no effect.
     Fail(i32),
-    /// Of send: the request vanishes. Of recv: the next datagram does, and the one after it is
-    /// given. Else as [`Verdict::Continue`].
+    /// For send: the request is lost. For recv: the next datagram is lost, and the one after it is returned. For
+    /// other calls as [`Verdict::Continue`].
     Lose,
-    /// Of send: only so many bytes arrive. Of recv: the buffer has room for no more. Else as
-    /// [`Verdict::Continue`].
+    /// For send: only this many bytes arrive. For recv: the buffer has room for no more than this. For other calls
+    /// as [`Verdict::Continue`].
     Truncate(usize),
-    /// Of recv: this datagram comes first, and from another process. Else as
-    /// [`Verdict::Continue`].
+    /// For recv: this datagram, from another process, comes first. For other calls as [`Verdict::Continue`].
     Forge(Vec<u8>),
-    /// Of recv, and of reading a file or a link: the answer is this, from the kernel, in place of the
-    /// right one. Of an ioctl that succeeds: the output begins so. Else as [`Verdict::Continue`].
+    /// For recv, and for reading a file or a link: this answer, from the kernel, in place of the right one. For an
+    /// ioctl that succeeds: the output begins with this. For other calls as [`Verdict::Continue`].
     Answer(Vec<u8>),
-    /// Of the same calls: in the right answer, these bits of the bytes at these places are turned.
+    /// For the same calls: in the right answer, these bits are flipped in the bytes at these positions.
     Alter(Vec<(usize, u8)>),
 }
 
 impl Verdict {
-    /// What becomes of the answer that is in the buffer, and how long it is then.
+    /// Changes the answer in the buffer accordingly, and returns its length.
     pub(super) fn of_answer(&self, buffer: &mut [u8], len: usize) -> usize {
         match self {
             Self::Answer(bytes) => {
@@ -144,9 +143,9 @@ impl Verdict {
                 bytes.len()
             }
             Self::Alter(places) => {
-                let told = len.min(buffer.len());
+                let given = len.min(buffer.len());
                 for (at, bits) in places {
-                    if let Some(byte) = buffer[..told].get_mut(*at) {
+                    if let Some(byte) = buffer[..given].get_mut(*at) {
                         *byte ^= bits;
                     }
                 }

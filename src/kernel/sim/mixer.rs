@@ -1,8 +1,8 @@
-//! A hash of states that are many and small; nobody chooses them to collide.
+//! A hash for many small states. Nobody chooses them to collide.
 
 use std::hash::Hasher;
 
-/// Folds each word into the state by a multiplication of 64 by 64 bits, whose two halves are mixed.
+/// Folds each word into the state: multiplies 64 by 64 bits and mixes the two halves.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Mixer(u64);
 
@@ -11,7 +11,7 @@ const FACTOR: u64 = 0x243f_6a88_85a3_08d3;
 
 impl Mixer {
     fn mix(&mut self, word: u64) {
-        // The constant keeps zeroes from being swallowed.
+        // The constant keeps zeroes from having no effect.
         let product = u128::from(self.0 ^ word ^ 0x1319_8a2e_0370_7344) * u128::from(FACTOR);
         self.0 = (product as u64) ^ ((product >> 64) as u64).rotate_left(23);
     }

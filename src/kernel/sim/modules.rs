@@ -5,8 +5,8 @@ use super::tree::SYS;
 use super::world::World;
 
 impl World {
-    /// Unloads ib_uverbs: all uverbs instances go, and `class/infiniband_verbs` with them.
-    /// `EBUSY` while a cmd fd is open anywhere, as each holds the module.
+    /// Unloads ib_uverbs: all uverbs instances go, and `class/infiniband_verbs` with them. `EBUSY` while any cmd fd
+    /// is open, because each holds the module.
     pub fn unload_ib_uverbs(&mut self) -> Result<(), i32> {
         if self.cmd_fds().next().is_some() {
             return Err(errno::BUSY);
@@ -20,7 +20,7 @@ impl World {
         Ok(())
     }
 
-    /// Loads ib_uverbs: every registered device gets a uverbs instance, in the order of indices.
+    /// Loads ib_uverbs: every registered device gets a uverbs instance, in the order of their indices.
     pub fn load_ib_uverbs(&mut self) {
         if self.infiniband_verbs.is_some() {
             return;
@@ -43,9 +43,9 @@ impl World {
         Ok(())
     }
 
-    /// Unloads all of RDMA and loads it again, without devices: the next netlink index is 0 and
-    /// the class directories are others. `EBUSY` while a cmd fd or an RDMA netlink socket is
-    /// open, as each holds a module; [`World::force_reload_ib_core`] does not ask.
+    /// Unloads all of RDMA and loads it again, without devices. The next netlink index is 0, and the class
+    /// directories are new ones. `EBUSY` while a cmd fd or an RDMA netlink socket is open, because each holds a
+    /// module. [`World::force_reload_ib_core`] ignores that.
     pub fn reload_ib_core(&mut self) -> Result<(), i32> {
         if self.cmd_fds().next().is_some() || self.sockets() > 0 {
             return Err(errno::BUSY);
@@ -54,7 +54,7 @@ impl World {
         Ok(())
     }
 
-    /// The same although descriptors are open, as after `rmmod -f`; contexts die of it.
+    /// Reloads it even if descriptors are open, as after `rmmod -f`. Contexts die.
     pub fn force_reload_ib_core(&mut self) {
         for id in self.device_ids() {
             self.devices[id].spec.disassociates = true;

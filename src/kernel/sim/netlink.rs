@@ -1,11 +1,10 @@
-//! RDMA netlink: requests are answered at once, dumps one page ahead of who reads them.
+//! RDMA netlink. Requests are answered at once. Dumps are made one page ahead of the reader.
 //!
-//! The first page of a dump is made within `sendto`, and each later one within the `recvfrom` that
-//! gives the page before (`__netlink_dump_start`, `netlink_recvmsg` and `netlink_dump` in
-//! `net/netlink/af_netlink.c`, read in 6.1). Each begins after as many entries as were shown, by
-//! position. A page is full when the next entry does not fit into its bytes. `NLMSG_DONE` is a
-//! datagram of its own: the kernel appends it to a page only if the dump ends within that page, and
-//! RDMA's dumps end with a page on which they show nothing.
+//! The first page of a dump is made within `sendto`, and each later page within the `recvfrom` that returns the
+//! page before (`__netlink_dump_start`, `netlink_recvmsg` and `netlink_dump` in `net/netlink/af_netlink.c`, read in
+//! 6.1). Each page skips as many entries as were shown before, by position. A page is full if the next entry does
+//! not fit. `NLMSG_DONE` is a datagram of its own: the kernel appends it to a page only if the dump ends within
+//! that page, and RDMA's dumps end with a page on which they show nothing.
 
 use std::collections::VecDeque;
 
@@ -29,31 +28,31 @@ const RES_KERN_NAME: u16 = 29;
 const RES_USECNT: u16 = 38;
 const DRIVER_STRING: u16 = 56;
 
-/// The bytes of a page, unless a longer buffer was seen (`NLMSG_GOODSIZE`).
+/// The length of a page in bytes, unless a longer buffer was seen (`NLMSG_GOODSIZE`).
 const SHORT_PAGE: usize = 3776;
-/// The bytes of the longest page: 32 KiB less what the kernel needs for itself.
+/// The length of the longest page in bytes: 32 KiB less what the kernel needs for itself.
 const LONG_PAGE: usize = 32_448;
 /// Header of a message, or of an attribute.
 const HEADER: usize = 16;
 const ATTRIBUTE: usize = 4;
 
-/// The requests that are answered.
+/// The requests that are supported.
 const COMMANDS: [Command; 5] =
     [Command::Get, Command::SysGet, Command::GetChardev, Command::ResCtxGet, Command::ResPdGet];
 
-/// Drivers that userspace shall not match by id: mthca and hns.
+/// Drivers that userspace must not match by id: mthca and hns.
 const UNBOUND: [u32; 2] = [5, 12];
 
 #[derive(Debug, Default, Hash)]
 pub(super) struct Socket {
     queue: VecDeque<Vec<u8>>,
     dump: Option<Dump>,
-    /// The longest buffer that was received into.
+    /// The longest buffer that was passed to a receive.
     longest: usize,
 }
 
 impl Socket {
-    /// How many bytes a page has that is made now.
+    /// The length in bytes of a page that is made now.
     fn page(&self, is_memory_short: bool) -> usize {
         match is_memory_short {
             true => SHORT_PAGE,
@@ -62,7 +61,7 @@ impl Socket {
     }
 }
 
-/// A dump that is not at its end. It knows nothing but how many entries it has shown.
+/// A dump that is not at its end. It only knows how many entries it has shown.
 #[derive(Debug, Clone, Copy, Hash)]
 struct Dump {
     command: Command,
@@ -149,7 +148,7 @@ impl World {
         Ok(())
     }
 
-    /// The device of an index, as a request by index finds it: also one whose removal waits.
+    /// The device with an index, as a request by index finds it. That includes a device whose removal waits.
     fn accessible(&self, index: Option<u32>) -> Sys<DeviceId> {
         let device = index.and_then(|index| self.indices.get(&index)).copied();
         device
@@ -182,7 +181,7 @@ impl World {
             .find(|attribute| attribute.kind == attr::CHARDEV_TYPE)
             .ok_or(Errno::INVAL)?;
         let device = &self.devices[self.accessible(index)?];
-        // The mark of the client goes before its instance does.
+        // The mark of the client goes before its instance.
         let uverbs = device
             .uverbs
             .filter(|_| device.listed && kind.value == b"uverbs\0")
@@ -257,7 +256,7 @@ impl World {
             .attr(attr::DEV_NAME, &name)
     }
 
-    /// One context or PD by its number: its attributes, in no nest.
+    /// One context or PD by its number: its attributes, not nested.
     fn resource_message(
         &mut self,
         command: Command,
@@ -285,7 +284,7 @@ impl World {
             _ => (attr::RES_CTX, attr::RES_CTX_ENTRY),
         };
         let used = answer.len() + ATTRIBUTE;
-        // What an entry has at least, so that so many fit into a short page.
+        // The least length of an entry, so that exactly that many fit into a short page.
         let least = (SHORT_PAGE - used).checked_div(self.settings.contexts_a_page).unwrap_or(0);
         let room = page - used;
         let mut entries = Writer::message(0, 0, 0);
@@ -304,7 +303,7 @@ impl World {
         Ok(Some(answer.attr(table, &nested(entries)).finish()))
     }
 
-    /// Takes the next datagram, which lets a dump go on.
+    /// Takes the next datagram and continues the dump.
     pub(super) fn recv(&mut self, id: FileId, buffer: &mut [u8]) -> Sys<Datagram> {
         let socket = self.socket(id)?;
         let datagram = socket.queue.pop_front().ok_or(Errno::AGAIN)?;
@@ -314,7 +313,7 @@ impl World {
         Ok(Datagram { len: datagram.len(), from_kernel: true })
     }
 
-    /// The next datagram never arrives.
+    /// Drops the next datagram.
     pub(super) fn lose(&mut self, id: FileId) -> Sys<()> {
         self.recv(id, &mut []).map(drop)
     }
@@ -338,7 +337,7 @@ fn pd_attributes(pdn: u32, pd: Pd) -> Writer {
     }
 }
 
-/// An entry that takes at least so many bytes, by an attribute of which nobody knows the meaning.
+/// Pads an entry to at least that many bytes, with an attribute that no reader knows.
 fn padded(entry: Writer, least: usize) -> Writer {
     let len = entry.len() - HEADER + 2 * ATTRIBUTE;
     match (least & !3).checked_sub(len) {
@@ -347,7 +346,7 @@ fn padded(entry: Writer, least: usize) -> Writer {
     }
 }
 
-/// What was written after the header of an unused message.
+/// What was written after the header of a message that is not used otherwise.
 fn nested(writer: Writer) -> Vec<u8> {
     writer.finish().split_off(HEADER)
 }
@@ -356,7 +355,7 @@ fn number(attrs: Attrs<'_>, kind: u16) -> Option<u32> {
     attrs.map_while(Result::ok).find(|attribute| attribute.kind == kind)?.u32().ok()
 }
 
-/// What a request is, for people to read.
+/// A description of a request, for people to read.
 pub(super) fn describe(bytes: &[u8]) -> String {
     let Some(Ok(message)) = Messages(bytes).next() else { return "malformed".into() };
     let name = match message.kind & 0x3ff {

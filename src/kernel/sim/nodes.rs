@@ -1,4 +1,4 @@
-//! What is in /dev/infiniband, and what opening it does.
+//! The contents of /dev/infiniband, and what opening them does.
 
 use super::super::{Errno, Sys};
 use super::devices::{UverbsId, device_number, node_name, number_of_device};
@@ -6,17 +6,16 @@ use super::spec::DeviceId;
 use super::tree::{DEV, Kind, NodeId};
 use super::world::World;
 
-/// What [`World::set_node`] puts at `/dev/infiniband/uverbsN`.
+/// The kind of node that [`World::set_node`] puts at `/dev/infiniband/uverbsN`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum NodeKind {
-    /// What the kernel makes for the device that has the number, if there is one.
+    /// The node that the kernel makes for the device that has the number, if there is one.
     Kernel,
-    /// A node by hand with the right device number, as containers have it. It stays when the
-    /// device is removed, and its inode remembers the device that was last opened through it for
-    /// as long as anybody holds that one open.
+    /// A hand-made node with the right device number, as in containers. It stays when the device is removed, and
+    /// its inode remembers the device that was last opened through it, as long as anybody has that device open.
     Static,
-    /// A node by hand with another device number.
+    /// A hand-made node with another device number.
     Device(u32, u32),
     /// A symbolic link.
     Symlink(String),
@@ -26,9 +25,9 @@ pub enum NodeKind {
     Regular,
     /// A directory.
     Directory,
-    /// Whatever is there, without the permission to open it.
+    /// The node that is there already, but without the permission to open it.
     Forbidden,
-    /// Nothing.
+    /// No node.
     Missing,
 }
 
@@ -38,7 +37,7 @@ pub enum NodeKind {
 pub enum NodeOpened {
     /// A cmd fd on this device.
     Verbs(DeviceId),
-    /// A uverbs device number that did not let itself be opened.
+    /// A uverbs device number whose open failed.
     Refused(u32, u32),
     /// A character device of another kind.
     Device(u32, u32),
@@ -52,7 +51,7 @@ pub enum NodeOpened {
 const ASIDE: &[u8] = b"aside";
 
 impl World {
-    /// Puts something at `/dev/infiniband/uverbsN`, in place of what is there.
+    /// Puts a node at `/dev/infiniband/uverbsN`, in place of the one that is there.
     pub fn set_node(&mut self, number: u32, kind: NodeKind) {
         let name = node_name(number);
         let dir = match self.tree.child(DEV, b"infiniband") {
@@ -95,12 +94,12 @@ impl World {
         self.tree.add(dir, &name, kind);
     }
 
-    /// Renames the node of that number, so that it survives its device, with what its inode remembers.
+    /// Renames the node of that number. It then survives its device, with the device that its inode remembers.
     pub fn set_node_aside(&mut self, number: u32) {
         self.rename_node(&node_name(number), ASIDE);
     }
 
-    /// Renames what was set aside, over what is there.
+    /// Renames the node that was set aside, over the node that is there.
     pub fn put_node_back(&mut self, number: u32) {
         self.rename_node(ASIDE, &node_name(number));
     }
@@ -115,7 +114,7 @@ impl World {
         }
     }
 
-    /// devtmpfs makes the node of a new device, unless something has its name.
+    /// devtmpfs makes the node of a new device, unless something has its name already.
     pub(super) fn make_kernel_node(&mut self, number: u32) {
         if self.settings.devtmpfs {
             self.make_node(number);
@@ -136,22 +135,21 @@ impl World {
         }
     }
 
-    /// devtmpfs removes the node of a device if it made it.
+    /// devtmpfs removes the node of a device if devtmpfs made it.
     pub(super) fn remove_kernel_node(&mut self, number: u32) {
         let Some(dir) = self.tree.child(DEV, b"infiniband") else { return };
         if let Some(node) = self.tree.child(dir, &node_name(number))
             && self.tree[node].by_kernel
         {
             self.tree.unlink(node);
-            // One that somebody made by hand stays.
+            // A hand-made node stays.
             if self.tree[dir].by_kernel {
                 self.tree.unlink_if_empty(dir);
             }
         }
     }
 
-    /// Opens a character device: the uverbs instance it leads to, or none when it is of another
-    /// kind.
+    /// Opens a character device. Returns the uverbs instance that it leads to, or `None` if it is of another kind.
     pub(super) fn open_device(
         &mut self,
         node: NodeId,
@@ -199,7 +197,7 @@ impl World {
         }
     }
 
-    /// Has the inode of the node in /dev remember the cdev, if it fits and remembers none.
+    /// Makes the inode of the node in /dev remember the cdev, if the node fits and remembers none.
     pub(super) fn cache_cdev(&mut self, id: UverbsId) {
         let number = self.uverbs[id.0 as usize].number;
         let dir = self.tree.child(DEV, b"infiniband");

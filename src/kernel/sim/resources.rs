@@ -1,5 +1,4 @@
-//! What a device lists of contexts and protection domains (restrack in the kernel), and the ones
-//! that others have.
+//! The contexts and protection domains that a device lists (restrack in the kernel), including those of others.
 
 use std::collections::BTreeMap;
 
@@ -11,27 +10,27 @@ use super::world::{FileId, FileState, Settings, World, errno};
 /// The context of a cmd fd.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Context {
-    /// 0 where the kernel had no memory to track it, although another context may have that number.
+    /// 0 if the kernel had no memory to track it, although another context may have that number.
     pub(super) ctxn: u32,
-    /// Its device lists it.
+    /// Whether its device lists it.
     is_tracked: bool,
 }
 
 /// A protection domain in the list of its device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Pd {
-    /// The CTXN of its context; none of a PD of the kernel's own.
+    /// The CTXN of its context; `None` for a PD of the kernel itself.
     pub(super) ctxn: Option<u32>,
     /// The thread that allocated it, while it lives.
     pub(super) thread: Option<u32>,
-    /// So many answers leave it out, while a failing destruction has taken it out of the list.
+    /// This many answers leave it out, while a failing destruction has taken it out of the list.
     hidden: u32,
 }
 
-/// The handles of a cmd fd's PDs, each with its PDN; none where the kernel does not track it.
+/// The handles of a cmd fd's PDs, each with its PDN, or `None` if the kernel does not track it.
 pub(super) type Pds = BTreeMap<u32, Option<u32>>;
 
-/// A command that fails some times.
+/// A command that fails a number of times.
 #[derive(Debug, Clone, Copy, Default, Hash)]
 pub(super) struct Failing {
     errno: i32,
@@ -43,7 +42,7 @@ impl Failing {
         Self { errno, times }
     }
 
-    /// The errno of this time, if it fails.
+    /// Takes one of the failures: returns its errno, if any is left.
     fn take(&mut self) -> Sys<()> {
         match self.times {
             0 => Ok(()),
@@ -56,7 +55,7 @@ impl Failing {
     }
 }
 
-/// What goes wrong with contexts and PDs.
+/// Failures of contexts and PDs.
 #[derive(Debug, Default, Hash)]
 pub(super) struct Failures {
     alloc_pd: Failing,
@@ -69,7 +68,7 @@ pub(super) struct Failures {
 /// The first file of another process.
 const FOREIGN: u64 = 1 << 32;
 
-/// The first thread of another process, which is never one of ours.
+/// The first thread of another process. Ours never have that number.
 const FOREIGN_THREAD: u32 = 0x4000_0000;
 
 /// Takes the next free number, cyclically, as `xa_alloc_cyclic` does.
@@ -82,7 +81,7 @@ fn take_number<T>(taken: &BTreeMap<u32, T>, next: &mut u32) -> u32 {
     number
 }
 
-/// Counts one down: whether there was one.
+/// Decrements a count, unless it is 0. Returns whether it was decremented.
 fn take_one(count: &mut u32) -> bool {
     let had = *count > 0;
     *count -= u32::from(had);
@@ -111,7 +110,7 @@ impl World {
         Some(pdn)
     }
 
-    /// Allocates a PD on the context of a cmd fd: its handle and its PDN.
+    /// Allocates a PD on the context of a cmd fd. Returns its handle and its PDN.
     fn new_pd(&mut self, file: FileId, thread: u32) -> Sys<(u32, Option<u32>)> {
         let FileState::Cmd { uverbs, context, .. } = self.file(file)?.state else {
             return Err(Errno::NOTTY);
@@ -132,7 +131,7 @@ impl World {
         }
     }
 
-    /// ALLOC_PD: the handle, which is there even where an errno follows.
+    /// ALLOC_PD. The handle is valid even if an errno follows.
     pub(super) fn alloc_pd(
         &mut self,
         file: FileId,
@@ -171,14 +170,14 @@ impl World {
         }
     }
 
-    /// The driver lets go of all contexts of a device; PDs of the kernel's own stay.
+    /// The driver disassociates all contexts of a device. The kernel's own PDs stay.
     pub(super) fn release_all(&mut self, id: DeviceId) {
         let device = &mut self.devices[id];
         device.contexts.clear();
         device.pds.retain(|_, pd| pd.ctxn.is_none());
     }
 
-    /// The PDs that an answer lists, in order. Those that are left out of it come back later.
+    /// The PDs that an answer lists, in order. Those that are left out come back later.
     pub(super) fn shown_pds(&mut self, id: DeviceId) -> Vec<(u32, Pd)> {
         let mut shown = Vec::new();
         for (pdn, pd) in &mut self.devices[id].pds {
@@ -189,19 +188,18 @@ impl World {
         shown
     }
 
-    // What others do.
+    // The actions of others.
 
-    /// Another process opens the device and allocates a context: its CTXN. Until
-    /// [`World::close_foreign`] it holds the device open. It goes through the node in /dev, if
-    /// there is a fitting one, whose inode remembers the device from then on. None when the
-    /// device cannot be opened.
+    /// Another process opens the device and allocates a context. Returns its CTXN. Until [`World::close_foreign`]
+    /// it holds the device open. It opens the node in /dev, if there is a fitting one, and the node's inode
+    /// remembers the device from then on. Returns `None` if the device cannot be opened.
     pub fn foreign_context(&mut self, id: DeviceId) -> Option<u32> {
         let thread = FOREIGN_THREAD + self.next_foreign as u32;
         self.context_by(id, thread)
     }
 
-    /// The same by a given thread: by [`World::this_thread`] as another library of this process
-    /// does it, through a descriptor of its own.
+    /// As [`foreign_context`](Self::foreign_context), but with a given thread. With [`World::this_thread`] it
+    /// stands for another library of this process, with a descriptor of its own.
     pub fn context_by(&mut self, id: DeviceId, thread: u32) -> Option<u32> {
         let uverbs = self.devices[id].uverbs?;
         let instance = &self.uverbs[uverbs.0 as usize];
@@ -210,7 +208,7 @@ impl World {
         }
         self.cache_cdev(uverbs);
         let context = Some(self.new_context(id, thread));
-        // Numbered apart, so that the files of the library have the same numbers without it.
+        // Numbered separately, so that the library's files have the same numbers without it.
         let file = FileId(FOREIGN + self.next_foreign);
         self.next_foreign += 1;
         let state = FileState::Cmd { uverbs, context, pds: Pds::new() };
@@ -240,15 +238,14 @@ impl World {
         }
     }
 
-    /// A thread allocates a PD on a context that [`World::foreign_context`] or
-    /// [`World::context_by`] opened: its PDN. None where there is no such context, or where the
-    /// kernel does not track the PD.
+    /// A thread allocates a PD on a context that [`World::foreign_context`] or [`World::context_by`] opened.
+    /// Returns its PDN, or `None` if there is no such context, or if the kernel does not track the PD.
     pub fn pd_by(&mut self, id: DeviceId, ctxn: u32, thread: u32) -> Option<u32> {
         let file = self.foreign_file(id, ctxn)?;
         self.new_pd(file, thread).ok()?.1
     }
 
-    /// Another process opens the device and allocates a context, and a PD on it: its PDN.
+    /// Another process opens the device, and allocates a context and a PD on it. Returns the PDN.
     pub fn foreign_pd(&mut self, id: DeviceId) -> Option<u32> {
         let thread = FOREIGN_THREAD + self.next_foreign as u32;
         let ctxn = self.context_by(id, thread)?;
@@ -274,25 +271,25 @@ impl World {
         }
     }
 
-    /// The kernel itself allocates a PD on the device, as its MAD layer does: its PDN.
+    /// The kernel itself allocates a PD on the device, as its MAD layer does. Returns its PDN.
     pub fn kernel_pd(&mut self, id: DeviceId) -> Option<u32> {
         self.number_pd(id, None, None)
     }
 
-    /// The next so many answers leave a PD out, whose destruction is tried and then given up, as
-    /// from Linux 6.12 on; its number stays taken.
+    /// The next answers, as many as given, leave out a PD whose destruction is tried and then given up, as from
+    /// Linux 6.12 on. Its number stays taken.
     pub fn hide_pd(&mut self, id: DeviceId, pdn: u32, answers: u32) {
         if let Some(pd) = self.devices[id].pds.get_mut(&pdn) {
             pd.hidden = answers;
         }
     }
 
-    /// The CTXN that the device gives out next, unless it is taken: for wrapping around.
+    /// Sets the CTXN that the device assigns next, unless it is taken. Tests use it to let numbers wrap around.
     pub fn set_next_ctxn(&mut self, id: DeviceId, ctxn: u32) {
         self.devices[id].next_ctxn = ctxn;
     }
 
-    /// The PDN that the device gives out next, unless it is taken.
+    /// Sets the PDN that the device assigns next, unless it is taken.
     pub fn set_next_pdn(&mut self, id: DeviceId, pdn: u32) {
         self.devices[id].next_pdn = pdn;
     }
@@ -314,30 +311,30 @@ impl World {
         failures
     }
 
-    /// ALLOC_PD fails with this errno the next so many times, as at a limit of the driver;
-    /// `u32::MAX` times is for ever.
+    /// Makes ALLOC_PD fail with this errno the next `times` times, as at a limit of the driver. `u32::MAX` means
+    /// always.
     pub fn fail_alloc_pd(&mut self, errno: i32, times: u32) {
         self.failures().alloc_pd = Failing::new(errno, times);
     }
 
-    /// ALLOC_PD makes a PD and writes its handle, and fails with this errno all the same, the next
-    /// so many times, as when a copy to the program fails.
+    /// Makes ALLOC_PD fail with this errno after it has made a PD and written its handle, the next `times` times,
+    /// as if a copy to the program failed.
     pub fn fail_after_alloc_pd(&mut self, errno: i32, times: u32) {
         self.failures().copy_pd = Failing::new(errno, times);
     }
 
-    /// DEALLOC_PD of an existing PD fails with this errno the next so many times, and the PD stays.
+    /// Makes DEALLOC_PD of an existing PD fail with this errno the next `times` times. The PD stays.
     pub fn fail_dealloc_pd(&mut self, errno: i32, times: u32) {
         self.failures().dealloc_pd = Failing::new(errno, times);
     }
 
-    /// The next so many contexts are never listed, as when the kernel has no memory to track them.
+    /// Leaves the next contexts, as many as given, out of all lists, as if the kernel had no memory to track them.
     /// Their PDs have the CTXN 0.
     pub fn untrack_contexts(&mut self, contexts: u32) {
         self.failures().untracked_contexts = contexts;
     }
 
-    /// The next so many PDs are never listed.
+    /// Leaves the next PDs, as many as given, out of all lists.
     pub fn untrack_pds(&mut self, pds: u32) {
         self.failures().untracked_pds = pds;
     }

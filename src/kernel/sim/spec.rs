@@ -1,12 +1,12 @@
-//! What a device is like, and how far its removal has gone.
+//! The description of a device, and the stages of its removal.
 
-/// One device as it was registered, until it is removed. Never reused; it means nothing to another
-/// machine than the one that gave it.
+/// One registered device, until it is removed. Ids are never reused, and are valid only on the machine that
+/// returned them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct DeviceId(pub(super) u32);
 
-/// What a device to be registered is like. [`DeviceSpec::default`] is one whose driver lets go of
-/// its contexts when it is removed.
+/// The properties of a device to be registered. The driver of [`DeviceSpec::default`] disassociates when the device
+/// is removed.
 #[derive(Debug, Clone, Hash)]
 #[non_exhaustive]
 pub struct DeviceSpec {
@@ -46,78 +46,78 @@ impl Default for DeviceSpec {
 }
 
 impl DeviceSpec {
-    /// A device of this name. `%d` in it stands for the lowest free number; `/` becomes `!`, as
-    /// the kernel does it.
+    /// A device with this name. `%d` in it stands for the lowest free number. `/` becomes `!`, as in the kernel.
     pub fn new(name: impl Into<Vec<u8>>) -> Self {
         Self { name: name.into(), ..Self::default() }
     }
 
-    /// The node GUID, in place of one that no other device has.
+    /// Sets the node GUID. The default is unique.
     pub fn guid(mut self, guid: u64) -> Self {
         self.guid = Some(guid);
         self
     }
 
-    /// The driver's id (`enum rdma_driver_id`) and the version of its ABI, in place of rxe's.
+    /// Sets the driver's id (`enum rdma_driver_id`) and the version of its ABI. The default is rxe's.
     pub fn driver(mut self, id: u32, abi_version: u32) -> Self {
         self.driver_id = id;
         self.abi_version = abi_version;
         self
     }
 
-    /// Whether the driver lets go of contexts when the device is removed. If it does not, the
-    /// removal waits until all descriptors are closed.
+    /// Sets whether the driver disassociates when the device is removed. If it does not, the removal waits until
+    /// all descriptors are closed.
     pub fn disassociates(mut self, disassociates: bool) -> Self {
         self.disassociates = disassociates;
         self
     }
 
-    /// The parent's path beneath `/sys/devices` and its modalias, as a PCI device has them.
+    /// Sets the parent's path beneath `/sys/devices` and its modalias, as PCI devices have them.
     pub fn parent(mut self, path: impl Into<String>, modalias: impl Into<String>) -> Self {
         self.parent = Some(path.into());
         self.modalias = Some(modalias.into());
         self
     }
 
-    /// The firmware version; may be empty.
+    /// Sets the firmware version, which may be empty.
     pub fn fw_version(mut self, version: impl Into<String>) -> Self {
         self.fw_version = version.into();
         self
     }
 
-    /// The contents of the attribute `board_id`, which is missing otherwise.
+    /// Sets the contents of the attribute `board_id`. By default there is no such attribute.
     pub fn board_id(mut self, id: impl Into<String>) -> Self {
         self.board_id = Some(id.into());
         self
     }
 
-    /// The node type (`enum rdma_node_type`), in place of 1, a channel adapter.
+    /// Sets the node type (`enum rdma_node_type`). The default is 1, a channel adapter.
     pub fn node_type(mut self, node_type: u8) -> Self {
         self.node_type = node_type;
         self
     }
 
-    /// How many bytes of driver data GET_CONTEXT asks for at least, in and out; with fewer it
-    /// fails with `EINVAL`.
+    /// Sets the least number of bytes of driver data that GET_CONTEXT requires, in and out. With fewer it fails
+    /// with `EINVAL`.
     pub fn driver_data(mut self, input: usize, output: usize) -> Self {
         self.driver_data_in = input;
         self.driver_data_out = output;
         self
     }
 
-    /// What the driver writes to the output of GET_CONTEXT: all of it, however short the output
-    /// says it is, as drivers up to Linux 7.0 do ([`World::overruns`](super::World::overruns)).
+    /// Sets what the driver writes to the output of GET_CONTEXT. It writes all of it, however short the output is,
+    /// as drivers up to Linux 7.0 do ([`World::overruns`](super::World::overruns)).
     pub fn response(mut self, response: impl Into<Vec<u8>>) -> Self {
         self.response = response.into();
         self
     }
 }
 
-/// What [`World::remove_step`](super::World::remove_step) has just done. In this order a removal goes.
+/// The stage that [`World::remove_step`](super::World::remove_step) has just done. A removal has them in this
+/// order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Stage {
-    /// No longer in netlink dumps, and its character device no longer told.
+    /// The device is no longer in netlink dumps, and netlink no longer reports its character device.
     Unlisted,
     /// The node that devtmpfs made is gone.
     NodeGone,
@@ -129,12 +129,12 @@ pub enum Stage {
     AttributesGone,
     /// The uverbs directory is gone.
     DirectoryGone,
-    /// Opening the device number no longer leads here.
+    /// Opening the device number no longer reaches the device.
     Unmapped,
-    /// The uverbs number may be given to another device.
+    /// The uverbs number is free for another device.
     NumberFreed,
-    /// Contexts are dead; of a driver that does not disassociate: all descriptors are closed.
+    /// Contexts are dead. For a driver that does not disassociate: all descriptors are closed.
     Disassociated,
-    /// The RDMA device itself is gone: name and netlink index are free.
+    /// The RDMA device itself is gone: its name and netlink index are free.
     Unregistered,
 }

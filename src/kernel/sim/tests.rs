@@ -1,4 +1,4 @@
-//! What the simulated kernel does, said by the calls of the seam.
+//! The behaviour of the simulated kernel, observed through the calls of the seam.
 
 mod device;
 mod netlink;
@@ -104,7 +104,7 @@ impl Host {
         self.ioctl(fd, 3, &mut [])
     }
 
-    /// The node GUID, asked through the descriptor.
+    /// The node GUID, queried through the descriptor.
     fn guid(&self, fd: &impl AsFd) -> Sys<u64> {
         let mut answer = [0; 176];
         let mut attrs = [
@@ -139,7 +139,7 @@ fn sysfs_shows_a_device() {
 }
 
 #[test]
-fn a_parent_shows_in_the_paths() {
+fn the_paths_contain_the_parent() {
     let host = Host::new();
     let spec = DeviceSpec::new("a").parent("pci0000:00/0000:00:03.0", "pci:v000015B3");
     host.machine.add(spec).unwrap();
@@ -190,14 +190,14 @@ fn an_entry_of_a_link_has_the_number_of_the_link() {
 }
 
 #[test]
-fn eviction_moves_times_of_what_is_not_held() {
+fn eviction_changes_the_times_of_unheld_inodes() {
     let host = Host::new();
     host.add("a");
     let dir = host.uverbs_dir(0).unwrap();
     let (ino, before) = (host.ino(&dir), host.kernel.fstat(&dir).unwrap().ctime);
     let first = host.ctime(&dir);
     assert_eq!(host.ctime(&dir), first);
-    // A directory does not hold what is in it.
+    // A descriptor on a directory does not hold the directory's entries.
     host.machine.evict();
     let second = host.ctime(&dir);
     assert_ne!(second, first);
@@ -210,7 +210,7 @@ fn eviction_moves_times_of_what_is_not_held() {
 }
 
 #[test]
-fn listxattr_moves_times_once() {
+fn listxattr_changes_times_once() {
     let host = Host::new();
     host.add("a");
     let dir = host.uverbs_dir(0).unwrap();
@@ -226,7 +226,7 @@ fn listxattr_moves_times_once() {
     assert_ne!(after, before);
     host.machine.listxattr(0);
     assert_eq!(ctime(), after);
-    // What it has of its own outlives the inode.
+    // A node's own attributes outlive the inode.
     drop(held);
     host.machine.evict();
     assert_eq!(host.ctime(&dir), after);
@@ -267,14 +267,14 @@ fn a_directory_is_read_in_pages() {
     };
     assert_eq!(page(), (true, 3));
     assert_eq!(page(), (true, 3));
-    // What goes and comes between two pages disturbs nothing else.
+    // Entries that go and come between two pages do not affect the others.
     host.machine.remove(ids[2]);
     while page().0 {}
     assert_eq!(names.len(), 12);
 }
 
 #[test]
-fn a_live_entry_is_stepped_over() {
+fn a_live_entry_is_skipped() {
     let host = Host::new();
     let ids: Vec<_> = (0..4).map(|n| host.add(&format!("d{n}"))).collect();
     let class = || host.sys("class/infiniband_verbs", DIR).unwrap();
@@ -293,7 +293,7 @@ fn a_live_entry_is_stepped_over() {
     assert!(!host.machine.is_alive(ids[1]) && host.machine.is_alive(ids[2]));
     let names = host.names(&class()).unwrap();
     assert_eq!(names[3..], ["uverbs0", "uverbs2", "uverbs3"]);
-    // Also across two pages, and not from 7.3 on.
+    // This also happens across two pages, and no longer from 7.3 on.
     host.machine.set_entries_a_page(1);
     host.machine.set_lists_reversed(true);
     host.machine.remove_while_listed(ids[3]);
@@ -305,7 +305,7 @@ fn a_live_entry_is_stepped_over() {
 }
 
 #[test]
-fn a_page_steps_over_what_is_behind_an_entry_that_goes() {
+fn a_page_skips_the_entry_after_a_removed_one() {
     let host = Host::new();
     let add = |n| host.machine.add(DeviceSpec::new(format!("d{n}")).disassociates(false)).unwrap();
     let ids: Vec<_> = (0..4).map(add).collect();
@@ -317,7 +317,7 @@ fn a_page_steps_over_what_is_behind_an_entry_that_goes() {
     host.machine.rename_while_listed(ids[1], b"d9");
     assert_eq!(names("class/infiniband"), "d1 d3 d9");
     assert_eq!(names("class/infiniband"), "d2 d3 d9");
-    // What waits for a descriptor is still in its place.
+    // A device whose removal waits for a descriptor keeps its place.
     let node = host.node(2).unwrap();
     host.machine.remove_while_listed(ids[2]);
     assert_eq!(names("class/infiniband"), "d2 d3 d9");
@@ -396,7 +396,7 @@ fn a_hook_changes_the_world_and_makes_calls_fail() {
     let first = host.machine.calls() + 1;
     let mut held = Some(host.uverbs_dir(0).unwrap());
     host.machine.on_call(move |world, call| {
-        // To let go of a descriptor in here does not wait for the lock.
+        // Dropping a descriptor in here does not wait for the lock.
         drop(held.take());
         match call.ordinal() - first {
             1 => Verdict::Fail(11),

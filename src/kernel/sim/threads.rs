@@ -1,4 +1,4 @@
-//! Which thread calls: one of this process, or one that only simulated machines know.
+//! The identity of the calling thread: one of this process, or one that exists only on simulated machines.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use super::super::linux::gettid;
 
 thread_local! {
-    /// The thread that the calling one stands for; 0 for itself.
+    /// The thread that the calling thread stands for; 0 if it stands for itself.
     static STANDS_FOR: Cell<u32> = const { Cell::new(0) };
 }
 
@@ -21,7 +21,7 @@ pub(super) fn current() -> u32 {
     }
 }
 
-/// While this exists the calling thread stands for a new one.
+/// While this exists, the calling thread stands for a new one.
 pub(super) struct Started(u32);
 
 impl Started {

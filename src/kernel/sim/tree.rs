@@ -6,19 +6,19 @@ use super::super::{Errno, FileType, Stat, Sys};
 use super::devices::UverbsId;
 use super::spec::DeviceId;
 
-/// A node; never reused, so that a held one stays what it was.
+/// A node. Ids are never reused, so a held one keeps its meaning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct NodeId(u32);
 
-/// What sockets are opened on; it is in no tree.
+/// The node that sockets are opened on. It is in no tree.
 pub(super) const SOCKETS: NodeId = NodeId(0);
 /// The root of /sys.
 pub(super) const SYS: NodeId = NodeId(1);
 /// The root of /dev.
 pub(super) const DEV: NodeId = NodeId(2);
 
-/// The first inode number. The kernel's counter is past 32 bits, which is rare but allowed, so
-/// that a number that was cut short shows.
+/// The first inode number. The kernel's counter is past 32 bits, which is rare but possible, so that a truncated
+/// number becomes visible.
 const FIRST_INO: u64 = (1 << 32) + 18_000;
 
 /// `PATH_MAX`.
@@ -34,7 +34,7 @@ pub(super) enum Fs {
 #[derive(Debug, Hash)]
 pub(super) enum Value {
     Bytes(Box<[u8]>),
-    /// The device's name as it is when it is read.
+    /// The device's name at the time of the read.
     NameOf(DeviceId),
 }
 
@@ -42,12 +42,12 @@ pub(super) enum Value {
 pub(super) enum Kind {
     Socket,
     Dir(BTreeMap<Box<[u8]>, NodeId>),
-    /// A link of sysfs, whose text follows renames.
+    /// A sysfs link. Its text follows renames.
     LinkTo(NodeId),
-    /// A link by hand.
+    /// A hand-made link.
     LinkText(Box<[u8]>),
     Attr(Value),
-    /// A character device, with what its inode caches of the cdev it was once opened on.
+    /// A character device, with the cdev that its inode caches from an earlier open.
     Device {
         rdev: (u32, u32),
         cdev: Option<UverbsId>,
@@ -62,18 +62,18 @@ pub(super) struct Node {
     pub(super) parent: NodeId,
     pub(super) fs: Fs,
     pub(super) kind: Kind,
-    /// Still to be found in its directory.
+    /// Still reachable through its directory.
     pub(super) linked: bool,
     /// Belongs to another network namespace.
     pub(super) hidden: bool,
-    /// Made by devtmpfs itself, and so removed by it.
+    /// Made by devtmpfs, which therefore removes it.
     pub(super) by_kernel: bool,
-    /// No permission to open it.
+    /// The program may not open it.
     pub(super) denied: bool,
     pins: u32,
     /// Change time of the cached inode, if it is cached.
     inode: Option<u64>,
-    /// Attributes of its own, once somebody made the kernel allocate them.
+    /// Has attributes of its own, once a user made the kernel allocate them.
     own_times: Option<u64>,
 }
 
@@ -119,15 +119,14 @@ impl Tree {
             by_kernel: false,
             denied: false,
             pins: 0,
-            // A tmpfs keeps its inodes, whose times nobody asks; those of sysfs are made when
-            // somebody looks.
+            // A tmpfs keeps its inodes, whose times nobody reads. Those of sysfs are created by the first lookup.
             inode: (fs != Fs::Sys).then_some(0),
             own_times: None,
         });
         id
     }
 
-    /// Adds a node to a directory, in the place of whatever had that name.
+    /// Adds a node to a directory, in place of any node with that name.
     pub(super) fn add(&mut self, parent: NodeId, name: &[u8], kind: Kind) -> NodeId {
         let id = self.push(parent, name, self[parent].fs, kind);
         if let Kind::Dir(children) = &mut self[parent].kind {
@@ -144,7 +143,7 @@ impl Tree {
         self.add(parent, name, Kind::Attr(Value::Bytes(value.into())))
     }
 
-    /// The directory of that name, made if it is missing.
+    /// The directory with that name, created if it is missing.
     pub(super) fn dir(&mut self, parent: NodeId, name: &[u8]) -> NodeId {
         self.child(parent, name).unwrap_or_else(|| self.add_dir(parent, name))
     }
@@ -156,7 +155,7 @@ impl Tree {
         }
     }
 
-    /// Removes a node and all beneath it. Who holds one of them keeps it, dead.
+    /// Removes a node and everything beneath it. Descriptors on them stay valid, but dead.
     pub(super) fn unlink(&mut self, id: NodeId) {
         if !self[id].linked {
             return;
@@ -181,14 +180,14 @@ impl Tree {
         }
     }
 
-    /// Removes a directory that the kernel keeps only while something is in it.
+    /// Removes a directory that the kernel keeps only as long as it has an entry.
     pub(super) fn unlink_if_empty(&mut self, dir: NodeId) {
         if matches!(&self[dir].kind, Kind::Dir(children) if children.is_empty()) {
             self.unlink(dir);
         }
     }
 
-    /// Gives a node another name: the same node, the same inode number.
+    /// Renames a node. It keeps its identity and its inode number.
     pub(super) fn rename(&mut self, id: NodeId, name: &[u8]) {
         let old = std::mem::replace(&mut self[id].name, name.into());
         let (parent, linked) = (self[id].parent, self[id].linked);
@@ -200,7 +199,7 @@ impl Tree {
         }
     }
 
-    /// Follows `path` beneath `start`: no link is followed, nothing leads above `start`.
+    /// Follows `path` beneath `start`. Links are not followed, and the path must not lead above `start`.
     pub(super) fn walk(&mut self, start: NodeId, path: &[u8], no_follow: bool) -> Sys<NodeId> {
         match path {
             [] => return Err(Errno::NOENT),
@@ -236,14 +235,14 @@ impl Tree {
         matches!(self[id].kind, Kind::LinkTo(_) | Kind::LinkText(_))
     }
 
-    /// What the link says.
+    /// The text of the link.
     pub(super) fn link_text(&self, id: NodeId) -> Option<Vec<u8>> {
         let target = match &self[id].kind {
             Kind::LinkText(text) => return Some(text.to_vec()),
             Kind::LinkTo(target) => *target,
             _ => return None,
         };
-        // Up from the link's directory to the lowest common one above the target, and down.
+        // Up from the link's directory to the lowest directory that it shares with the target, then down.
         let above = self.ancestors(self[id].parent);
         let mut down = self.ancestors(target);
         let both = above.iter().rev().zip(down[1..].iter().rev());
@@ -258,7 +257,7 @@ impl Tree {
         Some(text)
     }
 
-    /// The node and all above it.
+    /// The node and everything above it.
     fn ancestors(&self, id: NodeId) -> Vec<NodeId> {
         let mut all = vec![id];
         let mut at = id;
@@ -288,7 +287,7 @@ impl Tree {
         }
     }
 
-    /// An open descriptor holds the inode of its node and of all above it, not of those below.
+    /// An open descriptor holds the inodes of its node and of everything above it, but not those below.
     pub(super) fn pin(&mut self, id: NodeId) {
         let mut at = id;
         loop {
@@ -312,7 +311,7 @@ impl Tree {
         }
     }
 
-    /// Drops every inode of sysfs that nothing holds.
+    /// Drops every sysfs inode that nothing holds.
     pub(super) fn evict(&mut self) {
         for node in &mut self.nodes {
             if node.fs == Fs::Sys && node.pins == 0 {
@@ -321,7 +320,7 @@ impl Tree {
         }
     }
 
-    /// Gives the node times of its own, which moves them, once.
+    /// Gives the node times of its own, which changes them once.
     pub(super) fn take_own_times(&mut self, id: NodeId) {
         if self[id].own_times.is_none() {
             let now = self.now;
@@ -357,7 +356,7 @@ impl Tree {
             },
             ino: self.ino(id),
             kind,
-            // A dead node of sysfs keeps its count (up to 7.0), one of a tmpfs does not.
+            // A dead sysfs node keeps its count (up to 7.0); a dead tmpfs node does not.
             nlink: if node.fs == Fs::Dev && !node.linked { 0 } else { nlink },
             rdev,
             ctime: ((time / 1_000_000_000) as i64, (time % 1_000_000_000) as u32),

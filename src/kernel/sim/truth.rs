@@ -1,4 +1,4 @@
-//! What is really so, for tests to compare with.
+//! The true state of the simulated kernel, for tests to compare with.
 
 use std::os::fd::BorrowedFd;
 
@@ -20,8 +20,8 @@ impl World {
         Some(self.uverbs[self.uverbs_of(fd)?.0 as usize].device)
     }
 
-    /// The inode number of the directory of the uverbs instance that a cmd fd is bound to, be the
-    /// directory there or not.
+    /// The inode number of the directory of the uverbs instance that a cmd fd is bound to, whether or not the
+    /// directory still exists.
     pub fn directory_of(&self, fd: BorrowedFd<'_>) -> Option<u64> {
         Some(self.tree.ino(self.uverbs[self.uverbs_of(fd)?.0 as usize].dir))
     }
@@ -81,7 +81,7 @@ impl World {
         self.devices[id].contexts.keys().copied().collect()
     }
 
-    /// The CTXNs of those that other processes have.
+    /// The CTXNs of the contexts that other processes have on a device.
     pub fn foreign_contexts_of(&self, id: DeviceId) -> Vec<u32> {
         let theirs = self.cmd_fds().filter_map(|(_, file)| match file.state {
             FileState::Cmd { uverbs, context, .. }
@@ -94,13 +94,13 @@ impl World {
         theirs.collect()
     }
 
-    /// The contexts that a thread allocated on a device: their CTXNs.
+    /// The CTXNs of the contexts that a thread allocated on a device.
     pub fn contexts_by(&self, id: DeviceId, thread: u32) -> Vec<u32> {
         let contexts = self.devices[id].contexts.iter();
         contexts.filter(|(_, by)| **by == Some(thread)).map(|(ctxn, _)| *ctxn).collect()
     }
 
-    /// The PDNs of the PDs on a device, of all processes and of the kernel's own.
+    /// The PDNs of the PDs on a device, of all processes and of the kernel itself.
     pub fn pds_of(&self, id: DeviceId) -> Vec<u32> {
         self.devices[id].pds.keys().copied().collect()
     }
@@ -111,7 +111,7 @@ impl World {
         pds.filter(|(_, pd)| pd.thread == Some(thread)).map(|(pdn, _)| *pdn).collect()
     }
 
-    /// The PDNs of those that others have, by any thread.
+    /// The PDNs of the PDs that others have on a device, whichever thread allocated them.
     pub fn foreign_pds_of(&self, id: DeviceId) -> Vec<u32> {
         let theirs = self.cmd_fds().filter_map(|(_, file)| match &file.state {
             FileState::Cmd { uverbs, pds, .. }
@@ -132,33 +132,33 @@ impl World {
         }
     }
 
-    /// How often others have opened a device so far.
+    /// How many times others have opened a device so far.
     pub fn opened_by_others(&self) -> u64 {
         self.next_foreign
     }
 
-    /// The driver data that the last GET_CONTEXT on the device brought.
+    /// The driver data of the last GET_CONTEXT on the device.
     pub fn driver_data_of(&self, id: DeviceId) -> Vec<u8> {
         self.devices[id].driver_data.clone()
     }
 
-    /// How often a driver's answer was longer than the memory behind the output. On a real kernel
-    /// each of them destroys memory of the program.
+    /// How many times a driver's response was longer than the memory behind the output. On a real kernel, each time
+    /// overwrites memory of the program.
     pub fn overruns(&self) -> u64 {
         self.overruns
     }
 
-    /// How many descriptors of this process are open.
+    /// The number of open descriptors of this process.
     pub fn open_handles(&self) -> usize {
         self.files.values().filter(|file| !file.foreign).count()
     }
 
-    /// Everything that was opened in /dev other than by `O_PATH`, in this order.
+    /// Everything that was opened in /dev without `O_PATH`, in order.
     pub fn node_opens(&self) -> Vec<NodeOpened> {
         self.opened.clone()
     }
 
-    /// How many calls there were.
+    /// The number of calls.
     pub fn calls(&self) -> u64 {
         self.calls
     }

@@ -21,7 +21,7 @@ const UHW_OUT: u16 = 0x1001;
 /// `UVERBS_OBJECT_PD`.
 const PD_OBJECT: u64 = 1;
 
-/// `IB_USER_VERBS_CMD_*`, and how long the request and the answer of QUERY_DEVICE are.
+/// `IB_USER_VERBS_CMD_*`, and the lengths of QUERY_DEVICE's request and response.
 const QUERY_DEVICE: u64 = 1;
 pub(super) const ALLOC_PD: u64 = 3;
 const DEALLOC_PD: u64 = 4;
@@ -29,14 +29,14 @@ const EX_QUERY_DEVICE: u64 = 0x8000_0001;
 const QUERY_DEVICE_IN: usize = 8;
 const QUERY_DEVICE_OUT: usize = 176;
 
-/// The object of async events, and its one method, which makes a descriptor.
+/// The object of async events, and its only method, which creates a descriptor.
 const ASYNC_EVENT: u16 = 16;
 const ALLOC: u16 = 0;
 
-/// A descriptor that a command made.
+/// A descriptor that a command created.
 pub(super) type Made = Option<(FileId, Option<OwnedFd>)>;
 
-/// Attributes that each method knows.
+/// The attributes that each method knows.
 fn known(object: u16, method: u16) -> Option<&'static [u16]> {
     Some(match (object, method) {
         (0, INVOKE_WRITE) => &[0, 1, 2, UHW_IN, UHW_OUT],
@@ -113,7 +113,7 @@ impl World {
         }
         put(call, 0, &1_u32.to_ne_bytes())?;
         put(call, 1, &1_u64.to_ne_bytes())?;
-        // Drivers up to 7.0 write all they have, whatever the length says.
+        // Drivers up to 7.0 write their whole response, whatever the length.
         let response = spec.response.clone();
         if let Some((memory, _)) = output(call, UHW_OUT)
             && copy(&response, memory) < response.len()
@@ -150,14 +150,14 @@ impl World {
         if request.len() < request_len || output_len(call, 1) < answer_len {
             return Err(Errno::NOSPC);
         }
-        // What the kernel knows no meaning of has to be zero.
+        // Fields without a meaning to the kernel must be zero.
         if matches!(command, ALLOC_PD | DEALLOC_PD)
             && request.get(request_len..).is_some_and(|more| more.iter().any(|byte| *byte != 0))
         {
             return Err(Errno::OPNOTSUPP);
         }
         if command == DEALLOC_PD {
-            // Also without a context, which has no handles.
+            // This also works without a context, which has no handles.
             let handle = request.first_chunk().copied().map(u32::from_ne_bytes);
             return self.dealloc_pd(file, handle.unwrap_or_default());
         }
@@ -166,9 +166,9 @@ impl World {
         }
         let mut answer = |answer: &[u8]| {
             if let Some((memory, len)) = output(call, 1) {
-                let told = &mut memory[..len];
-                told.fill(0);
-                copy(answer, told);
+                let response = &mut memory[..len];
+                response.fill(0);
+                copy(answer, response);
             }
         };
         match command {
@@ -181,7 +181,7 @@ impl World {
         }
     }
 
-    /// The handles of a kind of object that the descriptor has: here, of PDs.
+    /// The handles of one kind of object that the descriptor has: here, of PDs.
     fn info_handles(&self, file: FileId, is_dead: bool, call: &mut VerbsCall<'_>) -> Sys<()> {
         let object = input(call, 0).ok_or(Errno::INVAL)?;
         let room = output_len(call, 2);
@@ -202,8 +202,8 @@ impl World {
     }
 }
 
-/// A descriptor whose device is gone still gives back the handles it had: what they were of went with the
-/// device, and to free them succeeds.
+/// Whether a descriptor answers after its device is gone. Its handles can still be freed: their objects went with
+/// the device, and freeing them succeeds.
 fn is_answered_when_dead(call: &VerbsCall<'_>) -> bool {
     match (call.object, call.method) {
         (0, INFO_HANDLES) => true,
@@ -212,7 +212,7 @@ fn is_answered_when_dead(call: &VerbsCall<'_>) -> bool {
     }
 }
 
-/// `struct ib_uverbs_ex_query_device_resp`, as far as a kernel that does not know its last fields fills it.
+/// `struct ib_uverbs_ex_query_device_resp`, as far as a kernel fills it that does not know its last fields.
 fn query_device_extended(guid: u64, call: &mut VerbsCall<'_>) -> Sys<()> {
     const FILLED: usize = 288;
     let mut answer = [0; FILLED];
@@ -228,7 +228,7 @@ fn query_device_extended(guid: u64, call: &mut VerbsCall<'_>) -> Sys<()> {
     Ok(())
 }
 
-/// `struct ib_uverbs_query_port_resp_ex`: the one port is active, on Ethernet.
+/// `struct ib_uverbs_query_port_resp_ex`: the only port is active, on Ethernet.
 fn query_port(call: &mut VerbsCall<'_>) -> Sys<()> {
     if input(call, 0).as_deref() != Some(&1_u64.to_ne_bytes()) {
         return Err(Errno::INVAL);
@@ -244,7 +244,7 @@ fn query_port(call: &mut VerbsCall<'_>) -> Sys<()> {
     put(call, 1, &answer)
 }
 
-/// One entry, of a link-local address that is made of the GUID.
+/// One entry: a link-local address that is derived from the GUID.
 fn query_gid_table(guid: u64, call: &mut VerbsCall<'_>) -> Sys<()> {
     const ENTRY: usize = 32;
     if input(call, 0).as_deref() != Some(&(ENTRY as u64).to_ne_bytes()) {
@@ -272,7 +272,7 @@ fn input(call: &VerbsCall<'_>, id: u16) -> Option<Vec<u8>> {
     })
 }
 
-/// The memory of an output attribute, and the length that the kernel is told.
+/// The memory of an output attribute, and the length that the kernel is given.
 fn output<'a>(call: &'a mut VerbsCall<'_>, id: u16) -> Option<(&'a mut [u8], usize)> {
     let attr = call.attrs.iter_mut().find(|attr| attr.id == id)?;
     match &mut attr.data {
@@ -288,7 +288,7 @@ fn output_len(call: &mut VerbsCall<'_>, id: u16) -> usize {
     output(call, id).map_or(0, |(_, len)| len)
 }
 
-/// Writes an output of fixed size, if it was asked for.
+/// Writes an output of fixed size, if the call has that attribute.
 fn put(call: &mut VerbsCall<'_>, id: u16, value: &[u8]) -> Sys<()> {
     match output(call, id) {
         None => Ok(()),

@@ -24,7 +24,7 @@ pub(super) struct File {
     pub(super) node: NodeId,
     pub(super) state: FileState,
     stand_in: Option<StandIn>,
-    /// Held by another process.
+    /// Another process holds it.
     pub(super) foreign: bool,
 }
 
@@ -45,7 +45,7 @@ pub(super) enum FileState {
         cmd: FileId,
         events: VecDeque<AsyncEvent>,
     },
-    /// Something else that was opened under /dev.
+    /// Another file that was opened under /dev.
     Node,
     Socket(Socket),
 }
@@ -60,8 +60,8 @@ pub(super) struct DirPlace {
     pub(super) after: Option<Box<[u8]>>,
 }
 
-/// The world's end of a socket pair, whose other end stands for a simulated descriptor in the
-/// process. When that end and all its duplicates are closed, this one reads end of file.
+/// The world's end of a socket pair, whose other end stands for a simulated descriptor in the process. When that
+/// end and all its duplicates are closed, this one reads end of file.
 #[derive(Debug)]
 struct StandIn {
     peer: OwnedFd,
@@ -69,9 +69,9 @@ struct StandIn {
 }
 
 impl StandIn {
-    /// Makes the other end readable, for whoever polls it.
+    /// Makes the other end readable for pollers.
     fn wake(&self) {
-        // Where it is full it is readable already.
+        // If it is full, it is readable already.
         let _ = rustix::net::send(&self.peer, &[0], SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
     }
 
@@ -80,9 +80,9 @@ impl StandIn {
         loop {
             match rustix::net::recv(&self.peer, &mut byte, RecvFlags::DONTWAIT) {
                 Ok((_, 0)) => return true,
-                // It was closed with a wake in it that nobody read.
+                // The other end was closed with an unread wake in it.
                 Err(Errno::CONNRESET) => return true,
-                // What somebody wrote into it is in the way of the end of file.
+                // Whatever was written into it precedes the end of file.
                 Ok(_) => {}
                 Err(_) => return false,
             }
@@ -90,19 +90,19 @@ impl StandIn {
     }
 }
 
-/// What identifies an open file of this process, whatever its number.
+/// Identifies an open file of this process, whatever its number.
 fn key_of(fd: BorrowedFd<'_>) -> Sys<(u64, u64)> {
     let stat = rustix::fs::fstat(fd)?;
     Ok((stat.st_dev, stat.st_ino))
 }
 
-/// Two ends of a stream that carries nothing.
+/// Two ends of a stream that carries no data.
 pub(super) fn pair() -> Sys<(OwnedFd, OwnedFd)> {
     let (family, kind) = (AddressFamily::UNIX, SocketType::STREAM);
     rustix::net::socketpair(family, kind, SocketFlags::CLOEXEC, None)
 }
 
-/// A simulated kernel, as one call of it sees it: devices come and go by its methods.
+/// A simulated kernel, as one call sees it. Its methods add and remove devices.
 #[derive(Debug)]
 pub struct World {
     pub(super) tree: Tree,
@@ -120,17 +120,17 @@ pub struct World {
     pub(super) next_foreign: u64,
     closed: u64,
     by_stand_in: BTreeMap<(u64, u64), FileId>,
-    /// Let go of by the library, and open as long as somebody has the stand-in.
+    /// Dropped by the library, but open as long as somebody has the stand-in.
     released: Vec<FileId>,
     pub(super) opened: Vec<NodeOpened>,
     pub(super) overruns: u64,
     pub(super) calls: u64,
     pub(super) log: Option<Vec<String>>,
-    /// Threads of this process, in the order in which they came here: their numbers, other than those
-    /// that the real kernel gives, are the same in each run.
+    /// Threads of this process, in the order in which they first appeared. Their numbers here, unlike those of the
+    /// real kernel, are the same in each run.
     threads: Vec<u32>,
-    /// Everything that calls have answered so far.
-    pub(super) told: Mixer,
+    /// A hash of everything that calls have returned so far.
+    pub(super) returned: Mixer,
     pub(super) settings: Settings,
 }
 
@@ -157,17 +157,17 @@ pub(super) struct Settings {
     pub(super) lists_reversed: bool,
 }
 
-/// What happens to a device inside of a `getdents` that has just shown its link.
+/// What happens to a device during a `getdents` that has just shown its link.
 #[derive(Debug, Hash)]
 pub(super) enum WhileListed {
     Remove(DeviceId),
     Rename(DeviceId, Box<[u8]>),
 }
 
-/// The number of the first thread: others' are far from it.
+/// The number of the first thread. Those of other processes are far from it.
 const FIRST_THREAD: u32 = 1000;
 
-/// An errno that a test named; what is none becomes `EIO`.
+/// An errno that a test passed in. An invalid one becomes `EIO`.
 pub(super) fn errno(raw: i32) -> Errno {
     if (1..4096).contains(&raw) { Errno::from_raw_os_error(raw) } else { Errno::IO }
 }
@@ -197,7 +197,7 @@ impl World {
             calls: 0,
             log: None,
             threads: Vec::new(),
-            told: Mixer::default(),
+            returned: Mixer::default(),
             settings: Settings {
                 tick: 4_000_000,
                 devtmpfs: true,
@@ -224,7 +224,7 @@ impl World {
         world
     }
 
-    /// The number that a thread of this process has here.
+    /// The number of one of this process' threads in this world.
     pub(super) fn thread(&mut self, real: u32) -> u32 {
         let known = self.threads.iter().position(|thread| *thread == real);
         let at = known.unwrap_or_else(|| {
@@ -234,13 +234,13 @@ impl World {
         FIRST_THREAD + at as u32
     }
 
-    /// The number that the calling thread has here.
+    /// The number of the calling thread in this world.
     pub fn this_thread(&mut self) -> u32 {
         self.thread(super::threads::current())
     }
 
-    /// A thread of this process has exited. The real kernel may give its number to the next one; here that
-    /// one is another thread.
+    /// A thread of this process has exited. The real kernel may give its number to the next thread, which is a
+    /// different thread here.
     pub(super) fn thread_exits(&mut self, real: u32) {
         if let Some(at) = self.threads.iter().position(|thread| *thread == real) {
             self.threads[at] = 0;
@@ -248,11 +248,11 @@ impl World {
         }
     }
 
-    /// Two worlds of one fingerprint, reached from the same start by the same program, go on alike
-    /// whatever is done to both: what they are and everything that their calls have answered is the
-    /// same. For searches that need not look at the same state twice.
+    /// A fingerprint of the state. Two worlds that the same program reached from the same start, with the same
+    /// fingerprint, continue alike under the same events: their state is the same, and so is everything that their
+    /// calls have returned. A search need not look at the same state twice.
     pub fn fingerprint(&self) -> u64 {
-        let mut state = self.told;
+        let mut state = self.returned;
         self.tree.hash(&mut state);
         self.devices.hash(&mut state);
         self.indices.hash(&mut state);
@@ -332,12 +332,12 @@ impl World {
         }
     }
 
-    /// Every context on the instance is told of an event.
-    pub(super) fn tell_event(&mut self, told: UverbsId, event: AsyncEvent) {
+    /// Delivers an event to every context on the instance.
+    pub(super) fn deliver_event(&mut self, to: UverbsId, event: AsyncEvent) {
         let open: Vec<FileId> = self.cmd_fds().map(|(id, _)| id).collect();
         for file in self.files.values_mut() {
             if let FileState::Async { uverbs, cmd, events } = &mut file.state
-                && *uverbs == told
+                && *uverbs == to
                 && open.contains(cmd)
             {
                 events.push_back(event);
@@ -348,7 +348,7 @@ impl World {
         }
     }
 
-    /// Closes what the library let go of, unless its stand-in was handed on and is still open.
+    /// Closes what the library has dropped, unless its stand-in was passed on and is still open.
     pub(super) fn settle(&mut self, closing: &mut Vec<FileId>) {
         self.released.append(closing);
         let mut at = 0;
@@ -363,12 +363,12 @@ impl World {
         }
     }
 
-    /// Something that the library let go of is still open.
-    pub(super) fn is_letting_go(&self) -> bool {
+    /// Whether something that the library has dropped is still open.
+    pub(super) fn has_dropped_files(&self) -> bool {
         !self.released.is_empty()
     }
 
-    /// How many files were closed so far.
+    /// The number of files that were closed so far.
     pub fn closed(&self) -> u64 {
         self.closed
     }
@@ -382,26 +382,26 @@ impl World {
         self.files.values().filter(|file| matches!(file.state, FileState::Socket(_))).count()
     }
 
-    /// The netlink index that the next device gets, unless it is taken; the kernel's end before 2^31.
+    /// Sets the netlink index that the next device gets, unless it is taken. The kernel's indices end below 2^31.
     pub fn set_next_index(&mut self, index: u32) {
         self.next_index = index;
     }
 
-    /// The device raises an async event (`enum ib_event_type`) of itself, element 0, or of a port.
+    /// The device raises an async event (`enum ib_event_type`), of itself (element 0) or of a port.
     pub fn event(&mut self, id: DeviceId, kind: u32, element: u64) {
         if let Some(uverbs) = self.devices[id].uverbs {
-            self.tell_event(uverbs, (element, kind));
+            self.deliver_event(uverbs, (element, kind));
         }
     }
 
-    /// Drops every cached inode of sysfs that nothing holds, as reclaim does: looked up again, it
-    /// has the same number and other times.
+    /// Drops every cached inode of sysfs that nothing holds, as memory reclaim does. Looked up again, it has the
+    /// same number and other times.
     pub fn evict(&mut self) {
         self.tree.evict();
     }
 
-    /// Any user's `listxattr` on `uverbsN/ibdev`: its times move, once, though it is held; not
-    /// when [`World::set_listxattr_moves`] turned that off.
+    /// Any user's `listxattr` on `uverbsN/ibdev`. It changes the times once, even if the inode is held, unless
+    /// [`World::set_listxattr_moves`] turned that off.
     pub fn listxattr(&mut self, number: u32) {
         if let Some(uverbs) = self.numbers.get(&number)
             && let dir = self.uverbs[uverbs.0 as usize].dir
@@ -414,63 +414,62 @@ impl World {
 
     // Settings.
 
-    /// Nanoseconds that the coarse clock goes on with every call; 0 stops it. 4 ms unless told.
+    /// Sets how many nanoseconds the coarse clock advances with every call; 0 stops it. The default is 4 ms.
     pub fn set_tick(&mut self, nanoseconds: u64) {
         self.settings.tick = nanoseconds;
     }
 
-    /// Sets the clock, in nanoseconds since the epoch; backwards, too.
+    /// Sets the clock, in nanoseconds since the epoch. It may go backwards.
     pub fn set_clock(&mut self, nanoseconds: u64) {
         self.tree.now = nanoseconds;
     }
 
-    /// How many names one `getdents` gives at most; 64 unless told.
+    /// Sets the maximum number of names in one `getdents`. The default is 64.
     pub fn set_entries_a_page(&mut self, entries: usize) {
         self.settings.entries_a_page = entries.max(1);
     }
 
-    /// Removes a device within the next `getdents` that shows it in a class: while the kernel gives
-    /// its entry out, without a lock. The live entry after it is then stepped over, unless
-    /// [`World::set_steps_over`] turned that off.
+    /// Removes a device within the next `getdents` that shows it in a class, while the kernel passes its entry out
+    /// without a lock. The live entry after it is then skipped, unless [`World::set_steps_over`] turned that off.
     pub fn remove_while_listed(&mut self, id: DeviceId) {
         self.settings.while_listed = Some(WhileListed::Remove(id));
     }
 
-    /// Whether `getdents` steps over the entry after one that is removed while it is given out, as
-    /// `kernfs_fop_readdir` does up to Linux 6.12 at least, and not in 7.3.
+    /// Sets whether `getdents` skips the entry after one that is removed while it is passed out, as
+    /// `kernfs_fop_readdir` does up to Linux 6.12 at least, but not in 7.3.
     pub fn set_steps_over(&mut self, steps_over: bool) {
         self.settings.steps_over = steps_over;
     }
 
-    /// Whether `getdents` gives names in the reverse order. The kernel's order is that of hashes.
+    /// Sets whether `getdents` returns names in reverse order. The kernel's order is that of hashes.
     pub fn set_lists_reversed(&mut self, reversed: bool) {
         self.settings.lists_reversed = reversed;
     }
 
-    /// Has this many contexts, or PDs, fill a short page of a dump (3,776 bytes): each entry is as
-    /// long as that takes. A longer page, up to 32,448 bytes, holds accordingly more. With 0, as in
-    /// the beginning, entries are as long as the kernel makes them.
+    /// Makes each entry of a dump so long that this many contexts, or PDs, fill a short page (3,776 bytes). A
+    /// longer page, up to 32,448 bytes, holds accordingly more. With 0, the default, entries are as long as the
+    /// kernel makes them.
     pub fn set_contexts_a_page(&mut self, contexts: usize) {
         self.settings.contexts_a_page = contexts;
     }
 
-    /// Whether the kernel lacks the memory for long pages of dumps, whatever buffers it has seen.
+    /// Sets whether the kernel lacks the memory for long pages of dumps, whatever buffers it has seen.
     pub fn set_short_pages(&mut self, short: bool) {
         self.settings.short_pages = short;
     }
 
-    /// Whether the kernel is older than 5.13: it does not know `RES_CTX_GET`.
+    /// Sets whether the kernel is older than 5.13, and so does not know `RES_CTX_GET`.
     pub fn set_no_res_ctx(&mut self, missing: bool) {
         self.settings.no_res_ctx = missing;
     }
 
-    /// Whether the kernel is older than 5.10: it does not know `RES_PD_GET`.
+    /// Sets whether the kernel is older than 5.10, and so does not know `RES_PD_GET`.
     pub fn set_no_res_pd(&mut self, missing: bool) {
         self.settings.no_res_pd = missing;
     }
 
-    /// Whether netlink by index refuses a device as soon as its removal has begun, as newer
-    /// kernels may; as they are, they answer until nobody holds the device open.
+    /// Sets whether netlink by index refuses a device as soon as its removal has begun, as a future kernel may.
+    /// Present kernels answer until nobody has the device open.
     pub fn set_hides_unlisted(&mut self, hides: bool) {
         self.settings.hides_unlisted = hides;
     }
@@ -485,46 +484,45 @@ impl World {
         self.settings.no_threads = errno;
     }
 
-    /// Refuses the next request of netlink with this errno.
+    /// Refuses the next netlink request with this errno.
     pub fn refuse_request(&mut self, errno: i32) {
         self.settings.refuse_request = Some(errno);
     }
 
-    /// Has a dump of netlink, the one that is under way or else the next, end in this errno where
-    /// its next message would be: the errno is inside of `NLMSG_DONE`.
+    /// Ends a netlink dump, the current one or else the next one, with this errno in place of its next message. The
+    /// errno is inside `NLMSG_DONE`.
     pub fn break_dump(&mut self, errno: i32) {
         self.settings.break_dump = Some(errno);
     }
 
-    /// The same with a rename, which moves the device's link in `class/infiniband`. In the other class
-    /// nothing moves, and nothing is stepped over.
-    /// The same with a rename, which moves the entry.
+    /// As [`remove_while_listed`](Self::remove_while_listed), but renames the device, which moves its link in
+    /// `class/infiniband`. In the other class nothing moves, and nothing is skipped.
     pub fn rename_while_listed(&mut self, id: DeviceId, name: &[u8]) {
         self.settings.while_listed = Some(WhileListed::Rename(id, name.into()));
     }
 
-    /// Whether the kernel makes the nodes in /dev. If not, as in a container, there are those
-    /// that [`World::set_node`] makes.
+    /// Sets whether the kernel makes the nodes in /dev. If not, as in a container, only those exist that
+    /// [`World::set_node`] makes.
     pub fn set_devtmpfs(&mut self, devtmpfs: bool) {
         self.settings.devtmpfs = devtmpfs;
     }
 
-    /// Whether `listxattr` moves times, as up to Linux 7.2.
+    /// Sets whether `listxattr` changes times, as up to Linux 7.2.
     pub fn set_listxattr_moves(&mut self, moves: bool) {
         self.settings.listxattr_moves = moves;
     }
 
-    /// Whether the kernel says that it copies pinned pages on fork, as from Linux 5.12 on.
+    /// Sets whether the kernel reports that it copies pinned pages on fork, as it does from Linux 5.12 on.
     pub fn set_copies_on_fork(&mut self, copies: bool) {
         self.settings.copies_on_fork = copies;
     }
 
-    /// What `fstatfs` says that /sys is.
+    /// Sets the file system type that `fstatfs` returns for /sys.
     pub fn set_sys_type(&mut self, magic: u64) {
         self.settings.sys_type = magic;
     }
 
-    /// Starts or stops recording the calls; what was recorded is forgotten.
+    /// Starts or stops recording the calls. Earlier records are discarded.
     pub fn record_calls(&mut self, record: bool) {
         self.log = record.then(Vec::new);
     }

@@ -1,4 +1,4 @@
-//! What a run printed, line by line.
+//! The output of a run, line by line.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,7 +13,7 @@ pub(crate) struct Times {
     pub(crate) high: f64,
 }
 
-/// A target and what was found.
+/// A target and the figure that was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Target {
     pub(crate) met: bool,
@@ -22,7 +22,7 @@ pub(crate) struct Target {
     pub(crate) found: String,
 }
 
-/// Everything of one run, by name and number of devices.
+/// All figures of one run, by name and number of devices.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Run {
     pub(crate) kernel: String,
@@ -32,7 +32,7 @@ pub(crate) struct Run {
 }
 
 impl Run {
-    /// Reads what `uverbs-lab bench` printed; lines of others are passed over.
+    /// Parses the output of `uverbs-lab bench`. Other lines are skipped.
     pub(crate) fn parse(text: &str) -> Result<Self> {
         let mut run = Self::default();
         for line in text.lines() {
@@ -90,7 +90,7 @@ pub(super) mod tests {
         target\tPASS\tit is quick\tat most 2\t1.50\ntarget\tFAIL\tit is small\tat most 1\t1.50\n";
 
     #[test]
-    fn a_run_is_read() {
+    fn a_run_is_parsed() {
         let run = Run::parse(TEXT).expect("read");
         assert_eq!(run.kernel, "6.12.1");
         assert_eq!(run.time("rescan", 1000).map(|times| times.median), Some(1000.0));

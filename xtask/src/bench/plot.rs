@@ -11,10 +11,10 @@ const LEFT: f64 = 76.0;
 const RIGHT: f64 = 610.0;
 const TOP: f64 = 52.0;
 const BOTTOM: f64 = 460.0;
-/// The least distance of two labels.
+/// The minimum distance between two labels.
 const LABEL: f64 = 17.0;
 
-/// What is drawn: name of the figure, label, colour, whether dashed. Libibverbs is red, this library blue.
+/// The curves: name of the figure, label, colour, whether dashed. libibverbs is red, this library blue.
 const CURVES: [(&str, &str, &str, bool); 7] = [
     ("list_ibverbs", "ibv_get_device_list", "#c0392b", false),
     ("first_list_ibverbs", "the first of a process", "#c0392b", true),
@@ -30,7 +30,7 @@ pub(crate) fn svg(runs: &[Run]) -> String {
     let Some(run) = runs.last() else { return String::new() };
     let sizes = run.sizes();
     let medians = || run.times.values().map(|times| times.median).filter(|median| *median > 0.0);
-    // Whole powers of ten around what there is.
+    // Whole powers of ten around the figures.
     let y_from = medians().fold(f64::INFINITY, f64::min).log10().floor();
     let y_to = medians().fold(1.0, f64::max).log10().ceil();
     let x_to = sizes.last().map_or(1.0, |&most| (most as f64).log10().max(1.0));
@@ -89,7 +89,7 @@ pub(crate) fn svg(runs: &[Run]) -> String {
         }
         labels.push((end, label, colour));
     }
-    // Labels beside the ends of the curves, apart from one another.
+    // Labels next to the ends of the curves, without overlap.
     labels.sort_by(|(a, ..), (b, ..)| a.total_cmp(b));
     let mut lowest = f64::NEG_INFINITY;
     for (end, label, colour) in labels {
@@ -123,7 +123,7 @@ mod tests {
     use crate::bench::figures::tests::TEXT;
 
     #[test]
-    fn a_picture_of_what_there_is() {
+    fn a_plot_of_the_available_figures() {
         let svg = svg(&[Run::parse(TEXT).expect("read")]);
         assert_eq!(svg.matches("<polyline").count(), 2);
         assert!(svg.contains("ibv_get_device_list") && svg.contains("100 ms"));

@@ -156,7 +156,7 @@ mod tests {
     use crate::bench::figures::tests::TEXT;
 
     #[test]
-    fn a_missed_target_is_seen() {
+    fn a_missed_target_is_shown() {
         let run = Run::parse(TEXT).expect("read");
         let text = results(&[run.clone(), run]);
         assert!(text.contains("| it is quick | at most 2 | 1.50 | 1.50 |"), "{text}");

@@ -1,12 +1,11 @@
 //! Openers on stale nodes, while crowds of contexts and PDs come and go around the pages of their lists.
 //!
-//! Each opener has two devices of one GUID: `old`, removed but held, and `new`, in its place. A static
-//! node still leads to `old`. Whatever is proved to be on `new` through that node is wrong. The opener
-//! has contexts and PDs of its own on `new`, from the same thread, and a process has a crowd there.
+//! Each opener has two devices of one GUID: `old`, removed but held, and `new`, in its place. A static node still
+//! leads to `old`. Everything that is proved through that node to be on `new` is wrong. The opener has contexts and
+//! PDs of its own on `new`, from the same thread, and another process has a crowd there.
 //!
-//! Two things say where a descriptor is, and both are no part of what the library looks at: the system
-//! image GUID, by which the devices are marked, and the number of contexts that the test HCA counts on
-//! each of them.
+//! Two things show where a descriptor is, and the library looks at neither: the system image GUID, by which the
+//! devices are marked, and the number of contexts that the test HCA counts on each of them.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -23,41 +22,41 @@ use super::tide::{Crowd, Ebb, Tide};
 use crate::compare::dump::{Of, Pages};
 use crate::guest;
 
-/// The buffer with which the library asks for a list first.
+/// The buffer with which the library first requests a list.
 const BUFFER: usize = 2 * 1024;
-/// So many rounds with one crowd, before it changes, and so many crowds of one length.
+/// This many rounds with one crowd before it changes, and this many crowds of one length.
 const ROUNDS: usize = 8;
 const EPOCHS: usize = 5;
-/// At most so many go during a round.
+/// At most this many go during a round.
 const EBB: u64 = 4;
-/// How long a call takes, before one was measured.
+/// How long a call is assumed to take before one was measured.
 const GUESS: Duration = Duration::from_millis(5);
 
-/// Where the opener's own contexts and PDs stand in the lists.
+/// The position of the opener's own contexts and PDs in the lists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Place {
     /// Before the crowd.
     First,
-    /// The last of a page, and the first of the next.
+    /// The last entry of a page, and the first of the next.
     Border,
-    /// Behind the crowd.
+    /// After the crowd.
     Last,
 }
 
 const PLACES: [Place; 5] = [Place::Last, Place::Border, Place::Last, Place::First, Place::Border];
 
-/// What stands around during some rounds.
+/// The other entries during some rounds.
 #[derive(Clone, Copy, Debug)]
 struct Epoch {
-    /// How long both lists are, the opener's own among them.
+    /// The length of both lists, including the opener's own entries.
     total: Crowd,
-    /// How many contexts the opener has, each with a PD where the list of those is long enough.
+    /// How many contexts the opener has. Each has a PD if the list of PDs is long enough.
     own: usize,
     place: Place,
-    /// How many stand before the opener's own.
+    /// How many entries come before the opener's own.
     before: Crowd,
     length: Length,
-    /// How many contexts stand behind that border.
+    /// How many contexts come after that border.
     over: usize,
 }
 
@@ -78,7 +77,7 @@ struct Lists {
     pds: Pages,
 }
 
-/// One opener's devices and what it keeps open.
+/// One opener's devices, and what it keeps open.
 struct Opener {
     number: usize,
     /// Leads to the new device.
@@ -92,7 +91,7 @@ struct Opener {
     _holder: Foreign,
     tide: Tide,
     random: Random,
-    /// How long it took lately: within that the crowd goes.
+    /// How long a call took lately. The crowd goes within that time.
     typical: HashMap<(Way, Length), Duration>,
     tally: Tally,
 }
@@ -106,7 +105,7 @@ struct Marks {
     new_id: u64,
 }
 
-/// Lets openers run for so long; the verdict is the caller's.
+/// Lets openers run for that long. The caller judges the result.
 pub(super) fn soak(openers: usize, limit: Duration) -> Result<Tally> {
     guest::raise_descriptor_limit()?;
     let openers = (0..openers).map(Opener::new).collect::<Result<Vec<_>>>()?;
@@ -187,7 +186,7 @@ impl Opener {
     }
 
     fn measure(&mut self) -> Result<Lists> {
-        // Enough for two long pages of either.
+        // Enough for two long pages of each.
         self.tide.fill(Crowd { contexts: 3600, pds: 3600 })?;
         let probe = uverbs::sim::Probe::new(self.through_right.host());
         let index = self.device(&self.through_right)?.index()?;
@@ -218,7 +217,7 @@ impl Opener {
             }
             let mut own = None;
             for _ in 0..ROUNDS {
-                // A crowd whose oldest go is filled up with new ones: what stands first stays so.
+                // The oldest of a crowd go and are replaced by new ones, so the first entries stay first.
                 if epoch.place != Place::First {
                     own = None;
                 }
@@ -247,14 +246,14 @@ impl Opener {
         Ok(tally)
     }
 
-    /// Lengths by boundary values, those around a long page as often as all others.
+    /// Lengths by boundary values. Those around a long page are as frequent as all others together.
     fn epoch(&mut self, lists: Lists, length: Length, turn: usize) -> Epoch {
         let random = &mut self.random;
         let place = PLACES[turn % PLACES.len()];
         let own = [1, 2, 1, 1, 0][turn / PLACES.len() % 5];
         let border = length.border(lists.contexts);
         let pd_border = Length::pick(random).border(lists.pds);
-        // From one under to three over, mostly one or two over: those are on the next page.
+        // From one below to three above the border, mostly one or two above: those are on the next page.
         let mut about = |border: usize| {
             (border + [0, 1, 2, 2, 3, 3, 4][random.below(7) as usize]).saturating_sub(1)
         };
@@ -264,7 +263,7 @@ impl Opener {
         let before = |border: usize, total: usize| match place {
             Place::First => 0,
             Place::Last => total - own.min(total),
-            // Behind so many others, one is the last of a page or the first of the next.
+            // After that many others, the opener's entry is the last of a page or the first of the next.
             Place::Border => border.saturating_sub(turn % 2).min(total - own.min(total)),
         };
         let before =
@@ -279,8 +278,8 @@ impl Opener {
             (self.through_right.clone(), self.through_stale.clone());
         let random = &mut self.random;
         let typical = self.typical.get(&(way, epoch.length)).copied().unwrap_or(GUESS);
-        // Half of the time within its first half, where the list before is, and then as many that what
-        // is behind the border comes before it.
+        // Half of the time within the first half of the call, where the first list is, and then so many that the
+        // entries after the border move before it.
         let is_aimed = random.one_in(2);
         let within = typical.as_micros() as u64 / (1 + u64::from(is_aimed)) + 1;
         let contexts = match is_aimed {
@@ -317,19 +316,19 @@ impl Opener {
         Ok(())
     }
 
-    /// Has a descriptor verified that was opened by other means.
+    /// Verifies a descriptor that was opened by other means.
     fn verify(&mut self, way: Way, device: &Device) -> Result<Seen> {
         let kept = match way {
             Way::VerifyStaleKeepingRight | Way::VerifyStaleAfterRight => {
                 let right = Foreign::open_at(&self.right)?;
-                // With a PD, which is as good as a context to be taken for another's.
+                // With a PD, which can be mistaken for another one just as a context can.
                 right.allocate_pd()?;
                 Some(right)
             }
             _ => None,
         };
         if let (Way::VerifyStaleAfterRight, Some(right)) = (way, &kept) {
-            // What comes of it is what `VerifyRight` is for.
+            // `VerifyRight` judges this outcome.
             let _ = device.verify(right);
         }
         let node = if way == Way::VerifyRight { &self.right } else { &self.stale };
@@ -340,7 +339,7 @@ impl Opener {
         })
     }
 
-    /// How many contexts the old device has, and how many there ever were.
+    /// How many contexts the old device has, and how many it ever had.
     fn contexts(&self) -> Result<(u64, u64)> {
         let state = ledger::state()?;
         let line = |id| state.iter().find(|line| line.id == id).context("a device is gone");
@@ -358,7 +357,7 @@ impl Opener {
                     mark if mark == self.marks.new => false,
                     mark => bail!("a device of mark {mark:x}"),
                 };
-                // Nobody else opens the old device: both have to agree, or neither can be believed.
+                // Nobody else opens the old device: both indications must agree, or neither can be trusted.
                 let grew = after.0 - before.0;
                 ensure!(
                     grew == u64::from(is_old),
@@ -371,12 +370,12 @@ impl Opener {
                 match error.kind() {
                     ErrorKind::Unproven => Outcome::Unproven,
                     ErrorKind::NodeMismatch if !way.is_right() => Outcome::Mismatch,
-                    // Nothing was removed and no node has changed.
+                    // Nothing was removed, and no node has changed.
                     _ => Outcome::False(error.to_string()),
                 }
             }
         };
-        // A stale node was opened, or what is judged is not what was meant.
+        // A stale node was opened, or the judged descriptor is not the intended one.
         if way != Way::OpenStale {
             let opened = u64::from(!way.is_right());
             let refused_early = matches!(seen, Seen::Refused(_)) && after.1 == before.1;
@@ -386,7 +385,7 @@ impl Opener {
     }
 }
 
-/// What came of a round.
+/// The result of a round.
 enum Seen {
     Proved { mark: u64, _held: Held },
     Refused(Error),

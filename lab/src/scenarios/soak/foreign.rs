@@ -1,5 +1,5 @@
-//! Opening a device the way other libraries do it: the node by its number, and a context by `write(2)`.
-//! The soak gives such descriptors to `verify`, and keeps some unverified as its control.
+//! Opening a device as other libraries do: the node by its number, and the context by `write(2)`. The soak passes
+//! such descriptors to `verify`, and keeps some unverified as its control.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -21,7 +21,7 @@ pub(super) struct Foreign {
 }
 
 impl Foreign {
-    /// Opens the node of that number and allocates a context on whatever it leads to.
+    /// Opens the node with that number and allocates a context on the device that it leads to.
     pub(super) fn open(number: u32) -> Result<Self> {
         Self::open_at(Path::new(&format!("/dev/infiniband/uverbs{number}")))
     }
@@ -31,19 +31,19 @@ impl Foreign {
         let node = File::options().read(true).write(true).open(path);
         let node = node.with_context(|| path.display().to_string())?;
         let [events, ..] = command::<2>(node.as_fd(), GET_CONTEXT, None)?;
-        // SAFETY: the kernel has just made this descriptor for us, and nobody else knows of it.
+        // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
         let events = unsafe { OwnedFd::from_raw_fd(events.cast_signed()) };
         Ok(Self { node, _events: events })
     }
 
     /// The node GUID of the device that the context is on.
     pub(super) fn node_guid(&self) -> Result<u64> {
-        // Behind the firmware's version; in network order.
+        // After the firmware's version, in network order.
         let [_, _, high, low, ..] = command::<44>(self.node.as_fd(), QUERY_DEVICE, None)?;
         Ok(guid(high, low))
     }
 
-    /// The system image GUID, which the library does not look at: the soak marks each device by it.
+    /// The system image GUID, by which the soak marks each device. The library does not look at it.
     pub(super) fn mark(&self) -> Result<u64> {
         let [_, _, _, _, high, low, ..] = command::<44>(self.node.as_fd(), QUERY_DEVICE, None)?;
         Ok(guid(high, low))
@@ -73,7 +73,7 @@ fn guid(high: u32, low: u32) -> u64 {
     u64::from_be_bytes(bytes.try_into().expect("eight bytes"))
 }
 
-/// One command, whose answer is `WORDS` words of four bytes. A command has either an answer or an argument.
+/// Sends a command, with a response of `WORDS` words of four bytes. A command has either a response or an argument.
 fn command<const WORDS: usize>(
     fd: BorrowedFd<'_>,
     number: u32,
@@ -81,7 +81,7 @@ fn command<const WORDS: usize>(
 ) -> Result<[u32; WORDS]> {
     let mut answer = [0u32; WORDS];
     let words = u16::try_from(WORDS)?;
-    // `struct ib_uverbs_cmd_hdr`, and behind it where the answer is to go, or the argument.
+    // `struct ib_uverbs_cmd_hdr`, followed by the address of the response, or by the argument.
     let mut bytes = number.to_ne_bytes().to_vec();
     let in_words = if argument.is_some() { 3u16 } else { 4 };
     bytes.extend_from_slice(&in_words.to_ne_bytes());
@@ -93,8 +93,8 @@ fn command<const WORDS: usize>(
             bytes.extend_from_slice(&response.to_ne_bytes());
         }
     }
-    // SAFETY: the command is as long as it says, and `answer` has room for the `out_words` words that
-    // the kernel writes at most; it lives, and is not looked at, until the call has returned.
+    // SAFETY: the command is as long as it states, and `answer` has room for the at most `out_words` words that the
+    // kernel writes. It lives, and is not read, until the call has returned.
     let written = unsafe {
         libc::write(std::os::fd::AsRawFd::as_raw_fd(&fd), bytes.as_ptr().cast(), bytes.len())
     };

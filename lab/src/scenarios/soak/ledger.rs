@@ -1,4 +1,4 @@
-//! What the threads of the soak note, and what is made of it.
+//! What the threads of the soak record, and its evaluation.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Mutex;
@@ -17,12 +17,12 @@ pub(super) struct Truth {
     pub(super) guid: u64,
 }
 
-/// What an opened context said of itself, and the directory that was listed.
+/// What an opened context reported about itself, and the directory that was listed.
 #[derive(Debug)]
 pub(super) struct Observation {
     pub(super) ino: u64,
     pub(super) index: Option<u32>,
-    /// None where the device was gone before it could be asked.
+    /// `None` if the device was gone before it could be queried.
     pub(super) guid: Option<u64>,
     pub(super) how: &'static str,
 }
@@ -30,7 +30,7 @@ pub(super) struct Observation {
 #[derive(Default)]
 pub(super) struct Ledger {
     pub(super) stop: AtomicBool,
-    /// How many have been begun, so that no more are; and how many of them are done.
+    /// How many replacements have begun, which limits them, and how many are done.
     begun: AtomicU64,
     done: AtomicU64,
     /// By the inode number of the directory in /sys.
@@ -56,12 +56,12 @@ impl Ledger {
         Ok(())
     }
 
-    /// Whether there is one more replacement to be made.
+    /// Whether another replacement is to be made.
     pub(super) fn begin(&self, of: u64) -> bool {
         !self.stop.load(Relaxed) && self.begun.fetch_add(1, Relaxed) < of
     }
 
-    /// One was made; with the last one, all is done.
+    /// A replacement was made. After the last one, everything is done.
     pub(super) fn end(&self, of: u64) {
         if self.done.fetch_add(1, Relaxed) + 1 == of {
             self.stop.store(true, Relaxed);
@@ -86,7 +86,7 @@ impl Ledger {
         let kind = format!("{way}: {:?}", error.kind());
         lock(&self.samples).entry(kind.clone()).or_insert_with(|| error.to_string());
         self.count(kind);
-        // What a device that comes and goes does not explain.
+        // Errors that the coming and going of devices does not explain.
         if let ErrorKind::Malformed | ErrorKind::Unsupported | ErrorKind::PermissionDenied =
             error.kind()
         {
@@ -106,7 +106,7 @@ impl Ledger {
         lock(&self.controls).push(observation);
     }
 
-    /// Judges, prints and forgets.
+    /// Judges and prints the records.
     pub(super) fn report(self, elapsed: Duration) -> Result<()> {
         let truth = lock(&self.truth);
         let judge = |seen: &Observation| match truth.get(&seen.ino) {
@@ -120,8 +120,8 @@ impl Ledger {
         let observations = lock(&self.observations);
         for seen in observations.iter().filter(|seen| !judge(seen)) {
             let Observation { ino, index, guid, how } = seen;
-            let asked = truth.get(ino);
-            wrong.push(format!("{how}: index {index:?}, GUID {guid:?}, asked for {asked:?}"));
+            let wanted = truth.get(ino);
+            wrong.push(format!("{how}: index {index:?}, GUID {guid:?}, listed {wanted:?}"));
         }
         let controls = lock(&self.controls);
         let caught = controls.iter().filter(|seen| !judge(seen)).count();
@@ -138,7 +138,7 @@ impl Ledger {
         let rate = |count: u64| count as f64 / seconds;
         println!("    {replaced} replacements in {seconds:.1} s, {:.1}/s", rate(replaced));
         println!("    {opens} opens, {:.1}/s; {opened} proved", rate(opens));
-        println!("    {} looks at what was opened: {} wrong", observations.len(), wrong.len());
+        println!("    {} opened contexts checked: {} wrong", observations.len(), wrong.len());
         println!("    control: {} opens by number alone: {caught} wrong", controls.len());
         wrong.truncate(20);
         ensure!(wrong.is_empty(), "wrong:\n{}", wrong.join("\n"));
@@ -182,7 +182,7 @@ fn parse(line: &str) -> Result<Line> {
     })
 }
 
-/// Numbers that look random: xorshift.
+/// Pseudo-random numbers: xorshift.
 pub(crate) struct Random(u64);
 
 impl Random {
@@ -201,7 +201,7 @@ impl Random {
         self.below(of) == 0
     }
 
-    /// Sleeps, up to so many milliseconds.
+    /// Sleeps up to `most` milliseconds.
     pub(super) fn pause(&mut self, most: u64) {
         std::thread::sleep(Duration::from_micros(self.below(most * 1000)));
     }

@@ -1,4 +1,4 @@
-//! Who takes the devices away and puts others in their place.
+//! The replacers: threads that remove devices and add others in their place.
 
 use std::fs;
 use std::io;
@@ -19,9 +19,9 @@ static FRESH: AtomicU64 = AtomicU64::new(0);
 
 /// A place for one device, always of the same replacer.
 pub(super) struct Slot {
-    /// As the test HCA counts.
+    /// The test HCA's id.
     id: u64,
-    /// What it is called now.
+    /// Its current name.
     name: String,
     guid: u64,
 }
@@ -32,8 +32,8 @@ impl Slot {
         add(ledger, &format!("s{slot}"), 0xa0 + slot, slot.is_multiple_of(2))
     }
 
-    /// Another name. The `rdma` tool looks for the old one in a list of all devices, which leaves some out
-    /// while others come and go; then it is not renamed.
+    /// Renames the device. The `rdma` tool looks for the old name in a list of all devices, which leaves some out
+    /// while others come and go. In that case the device is not renamed.
     fn rename(&mut self, ledger: &Ledger) -> Result<()> {
         let name = format!("r{}", FRESH.fetch_add(1, Relaxed));
         match guest::rename(&self.name, &name) {
@@ -49,13 +49,13 @@ impl Slot {
         Ok(())
     }
 
-    /// Another device in the place of this one. The removal may wait for who has it open: nobody waits
-    /// for the removal, but the next device has another name then.
+    /// Replaces the device by another. The removal may wait for holders of the device. This does not wait for the
+    /// removal, but then the next device gets another name.
     fn replace(&mut self, ledger: &Ledger, random: &mut Random) -> Result<()> {
         let (same_name, same_guid) = (!random.one_in(4), random.one_in(2));
         let guid = match random.below(2) {
             _ if same_guid => self.guid,
-            // One that devices of other slots have too.
+            // A GUID that devices of other slots have, too.
             0 => 0xa0 + random.below(3),
             _ => 0x1_0000 + FRESH.fetch_add(1, Relaxed),
         };
@@ -79,7 +79,7 @@ impl Slot {
     }
 }
 
-/// Replaces one after another until so many have been replaced by all.
+/// Replaces one device after another until all threads together have replaced that many.
 pub(super) fn replace_until(
     ledger: &Ledger,
     mut slots: Vec<Slot>,
@@ -108,8 +108,8 @@ pub(super) fn replace_until(
     Ok(())
 }
 
-/// Adds a device and learns which it is. For as long as it lives its name is its own, so the one
-/// directory that says so is its directory.
+/// Adds a device and determines which one it is. Its name is unique as long as it lives, so the only directory with
+/// that name is its own.
 fn add(ledger: &Ledger, name: &str, guid: u64, disassociate: bool) -> Result<Slot> {
     let disassociate = u8::from(disassociate);
     guest::hca(&format!("add name={name} guid={guid:016x} disassociate={disassociate}"))?;
@@ -118,7 +118,7 @@ fn add(ledger: &Ledger, name: &str, guid: u64, disassociate: bool) -> Result<Slo
     let line = line.with_context(|| format!("the test HCA has no {name}"))?;
     for uverbs in guest::names(SYS).iter().filter(|uverbs| uverbs.starts_with("uverbs")) {
         let path = format!("{SYS}/{uverbs}");
-        // The numbers before and after: another directory may come to stand there in between.
+        // Read before and after, because another directory may take its place in between.
         let ino = || fs::metadata(&path).map(|meta| meta.ino()).ok();
         let (before, ibdev) = (ino(), fs::read_to_string(format!("{path}/ibdev")));
         if let Some(known) = before
@@ -132,7 +132,7 @@ fn add(ledger: &Ledger, name: &str, guid: u64, disassociate: bool) -> Result<Slo
     bail!("no directory of {name}")
 }
 
-/// A device of that name is there, or its removal is still going on.
+/// Whether a device with that name is there, or is still being removed.
 fn is_taken(error: &anyhow::Error) -> bool {
     let errno = error.root_cause().downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
     errno == Some(Errno::NFILE.raw_os_error())

@@ -1,9 +1,9 @@
-//! Devices that stay, listed while others go: whatever a look at the directory leaves out, the registry
-//! must not take a device that is there for one that is gone.
+//! Devices that stay, listed while others go. Whatever a sweep of the directory leaves out, the registry must not
+//! mark a device that is there as gone.
 //!
-//! A round adds some devices, and threads list again and again while those are removed. All of it runs on
-//! one processor: a thread that is preempted while it reads the directory mostly waits with an entry in
-//! hand, outside of the directory's lock, and that is when the kernel can step over the next one.
+//! A round adds some devices, and threads list again and again while those are removed. All of it runs on one
+//! processor: a thread that is preempted while it reads the directory mostly waits in the middle of an entry,
+//! without the directory's lock, and then the kernel may skip the next entry.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -22,15 +22,15 @@ use super::ledger::Random;
 use crate::guest;
 
 const STAY: usize = 30;
-/// At most so many go in a round.
+/// At most this many go in a round.
 const GO: u64 = 12;
-/// So many numbers are taken from at first.
+/// The numbers are first taken from this many.
 const PLACES: usize = 64;
 const LISTERS: usize = 3;
 
 const CLASS: &str = "/sys/class/infiniband_verbs";
 
-/// The processors of the kernel's workers; those of the test HCA remove its devices.
+/// The processors of the kernel's workers. Those of the test HCA remove its devices.
 const WORKERS: &str = "/sys/devices/virtual/workqueue/cpumask";
 
 /// A device that stays, as the kernel has it.
@@ -45,17 +45,17 @@ struct Tally {
     lists: u64,
     /// Rounds in which a device that is there was marked as gone.
     marked: u64,
-    /// Rounds with a list without a device that an earlier one had and that is there.
+    /// Rounds with a list that lacks a device which is there and which an earlier list had.
     left_out: u64,
     sample: Option<String>,
-    /// Looks at the directory without the library, and those that lacked one that is there.
+    /// Sweeps of the directory without the library, and those that lacked a device that is there.
     sweeps: u64,
     without: u64,
 }
 
 pub(super) fn soak(limit: Duration) -> Result<()> {
-    // Those that go take the lowest numbers that are free, which are anywhere among those that stay. Whether
-    // the kernel steps over an entry depends on the tree that it keeps them in, and so on what was there.
+    // The devices that go take the lowest free numbers, which are spread among those that stay. Whether the kernel
+    // skips an entry depends on the shape of the tree that it keeps them in, and so on earlier entries.
     let mut random = Random::new(300);
     let mut places: Vec<_> = (0..PLACES).collect();
     guest::hca(&format!("add name=place guid=000000000000c000 count={PLACES}"))?;
@@ -81,11 +81,13 @@ pub(super) fn soak(limit: Duration) -> Result<()> {
     println!(
         "    rounds in which one that is there was marked as gone: {marked}, left out: {left_out}"
     );
-    println!("    control: {without} of {sweeps} looks at the directory lacked one that is there");
+    println!(
+        "    control: {without} of {sweeps} sweeps of the directory lacked a device that is there"
+    );
     ensure!(rounds >= 10, "too few rounds to prove anything");
     ensure!(
         marked == 0 && left_out == 0,
-        "a device that is there was taken for gone: {}",
+        "a device that is there was marked as gone: {}",
         sample.unwrap_or_default()
     );
     Ok(())
@@ -123,7 +125,7 @@ fn rounds(staying: &[Staying], random: &mut Random, limit: Duration) -> Result<T
             tally.marked += u64::from(seen.marked);
             tally.left_out += u64::from(seen.left_out);
             if seen.sample.is_some() {
-                // A device that was marked once stays so: the next round is another registry's.
+                // A device that was marked once stays marked, so the next round uses a new registry.
                 *registry = expect::registry()?;
             }
             tally.sample = tally.sample.or(seen.sample);
@@ -134,13 +136,14 @@ fn rounds(staying: &[Staying], random: &mut Random, limit: Duration) -> Result<T
     Ok(tally)
 }
 
-/// The inode number of a uverbs directory; none where it is gone.
+/// The inode number of a uverbs directory; `None` if it is gone.
 fn ino(number: u32) -> Option<u64> {
     let path = format!("{CLASS}/uverbs{number}");
     fs::metadata(path).ok().map(|meta| meta.ino())
 }
 
-/// Reads the directory until it is over; how often, and how often one that stays was not in it.
+/// Reads the directory until the round is over. Returns how many times, and how many times one of the staying
+/// devices was missing.
 fn sweep(staying: &[Staying], barrier: &Barrier, is_over: &AtomicBool) -> Result<(u64, u64)> {
     on_one_processor()?;
     let mut buffer = Vec::with_capacity(32 << 10);
@@ -185,7 +188,7 @@ struct Seen {
     sample: Option<String>,
 }
 
-/// Lists until those that go are gone.
+/// Lists until the devices that go are gone.
 fn watch(registry: &Registry, staying: &[Staying], barrier: &Barrier) -> Result<Seen> {
     on_one_processor()?;
     let known = registry.devices();

@@ -1,4 +1,4 @@
-//! What came of the rounds of the openers on stale nodes.
+//! The outcomes of the openers' rounds on stale nodes.
 
 use std::collections::BTreeMap;
 
@@ -7,16 +7,16 @@ use anyhow::{Result, ensure};
 use super::ledger::Random;
 use crate::compare::dump::Pages;
 
-/// How the opener comes to a descriptor. "Stale" leads to the old device, "right" to the new one.
+/// How the opener gets a descriptor. "Stale" leads to the old device, "right" to the new one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Way {
     OpenStale,
     OpenRight,
     VerifyStale,
     VerifyRight,
-    /// Opens both, and hands in the stale one.
+    /// Opens both, and passes in the stale one.
     VerifyStaleKeepingRight,
-    /// Hands in the right one, and then the stale one.
+    /// Passes in the right one, and then the stale one.
     VerifyStaleAfterRight,
 }
 
@@ -30,7 +30,7 @@ impl Way {
         Self::VerifyStaleAfterRight,
     ];
 
-    /// Opening a stale node is tried as often as all else: it is what the lists decide.
+    /// Opening a stale node is tried as often as everything else together: there the lists decide.
     pub(super) fn pick(random: &mut Random) -> Self {
         let others = Self::ALL.len() - 1;
         let picked = random.below(2 * others as u64) as usize;
@@ -42,7 +42,7 @@ impl Way {
     }
 }
 
-/// The border that a list is about as long as.
+/// The border that the length of a list is near.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Length {
     Nothing,
@@ -78,11 +78,11 @@ impl Length {
 pub(super) enum Outcome {
     /// On the right device, as the test HCA has it.
     Proved,
-    /// Proved, and on another device.
+    /// Proved, but on another device.
     Wrong,
     Mismatch,
     Unproven,
-    /// Refused for a reason that is not there.
+    /// Refused for a reason that does not apply.
     False(String),
 }
 
@@ -99,14 +99,14 @@ struct Counts {
 #[derive(Debug, Default)]
 pub(super) struct Tally {
     by_way: BTreeMap<Way, Counts>,
-    /// Of opening stale nodes, by the length of the list of contexts.
+    /// Opens of stale nodes, by the length of the list of contexts.
     by_length: BTreeMap<Length, Counts>,
     /// The first of each way.
     wrong: BTreeMap<Way, String>,
     refused_falsely: Vec<String>,
 }
 
-/// So many of a kind are printed.
+/// How many of each kind are printed.
 const SAMPLES: usize = 5;
 
 impl Counts {
@@ -183,13 +183,13 @@ impl Tally {
         }
     }
 
-    /// Of the library as it is: never wrong, never refused without a reason, and not for want of trying.
+    /// For the library as it is: never wrong, never refused without a reason, and tried often enough.
     pub(super) fn all_right(&self) -> Result<()> {
         let wrong: Vec<_> = self.wrong.values().map(String::as_str).collect();
         ensure!(wrong.is_empty(), "proved on the wrong device, e.g.\n{}", wrong.join("\n"));
         ensure!(
             self.refused_falsely.is_empty(),
-            "refused for a reason that is not there:\n{}",
+            "refused for a reason that does not apply:\n{}",
             self.refused_falsely.join("\n")
         );
         for way in Way::ALL {
@@ -205,7 +205,7 @@ impl Tally {
         Ok(())
     }
 
-    /// Of a library that counts contexts by lists: it has to be found wrong where lists decide.
+    /// For a library that counts contexts by lists: it must be found wrong where lists decide.
     #[cfg(uverbs_leave_out)]
     pub(super) fn caught(&self) -> Result<()> {
         let wrong = self.by_way.get(&Way::OpenStale).map_or(0, |counts| counts.wrong);

@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use super::foreign::Foreign;
 use crate::{guest, spawn};
 
-/// A quantity of each.
+/// A number of each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Crowd {
     pub(super) contexts: usize,
@@ -22,7 +22,7 @@ pub(super) struct Crowd {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ebb {
     pub(super) crowd: Crowd,
-    /// How long after it was told, and how long from one to the next.
+    /// How long after the command the first goes, and how long from one to the next.
     pub(super) delay: Duration,
     pub(super) gap: Duration,
     /// As many come back at once.
@@ -32,7 +32,7 @@ pub(super) struct Ebb {
 /// The process, seen from outside.
 pub(super) struct Tide {
     child: Child,
-    told: ChildStdin,
+    commands: ChildStdin,
     answers: BufReader<ChildStdout>,
 }
 
@@ -44,26 +44,26 @@ impl Tide {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;
-        let told = child.stdin.take().context("stdin")?;
+        let commands = child.stdin.take().context("stdin")?;
         let answers = BufReader::new(child.stdout.take().context("stdout")?);
-        let mut tide = Self { child, told, answers };
+        let mut tide = Self { child, commands, answers };
         tide.done()?;
         Ok(tide)
     }
 
-    /// Has it open or close until it has so many. It closes the newest first.
+    /// Opens or closes until it has that many. It closes the newest first.
     pub(super) fn fill(&mut self, crowd: Crowd) -> Result<()> {
         ensure!(crowd.contexts > 0 || crowd.pds == 0, "PDs need a context");
-        writeln!(self.told, "fill {} {}", crowd.contexts, crowd.pds)?;
+        writeln!(self.commands, "fill {} {}", crowd.contexts, crowd.pds)?;
         self.done()
     }
 
-    /// Has some go, the oldest first, without waiting for it: [`done`](Self::done) does.
+    /// Lets some go, the oldest first, without waiting: [`done`](Self::done) waits.
     pub(super) fn ebb(&mut self, ebb: Ebb) -> Result<()> {
         let Ebb { crowd, delay, gap, comes_back } = ebb;
         let (delay, gap) = (delay.as_micros(), gap.as_micros());
         Ok(writeln!(
-            self.told,
+            self.commands,
             "ebb {} {} {delay} {gap} {}",
             crowd.contexts,
             crowd.pds,
@@ -71,7 +71,7 @@ impl Tide {
         )?)
     }
 
-    /// Waits until it has done what it was told.
+    /// Waits until it has done the last command.
     pub(super) fn done(&mut self) -> Result<()> {
         let mut line = String::new();
         self.answers.read_line(&mut line)?;
@@ -80,15 +80,15 @@ impl Tide {
     }
 
     pub(super) fn end(self) -> Result<()> {
-        let Self { mut child, told, answers } = self;
-        drop((told, answers));
+        let Self { mut child, commands, answers } = self;
+        drop((commands, answers));
         let status = guest::wait(&mut child, Duration::from_secs(60))?;
         ensure!(status.success(), "{status}");
         Ok(())
     }
 }
 
-/// `role tide NODE`: does what its input says, line by line.
+/// `role tide NODE`: executes its input, line by line.
 pub(crate) fn role(node: &str) -> Result<()> {
     guest::raise_descriptor_limit()?;
     let node = Path::new(node);
@@ -115,10 +115,10 @@ pub(crate) fn role(node: &str) -> Result<()> {
     Ok(())
 }
 
-/// What the process has, oldest first.
+/// What the process holds, oldest first.
 struct Held<'a> {
     node: &'a Path,
-    /// The oldest context, which has the PDs and stays while any does.
+    /// The oldest context. It has the PDs, and stays as long as any of them.
     first: Option<Foreign>,
     /// The others.
     contexts: VecDeque<Foreign>,
@@ -152,7 +152,7 @@ impl Held<'_> {
 
     fn ebb(&mut self, ebb: Ebb) -> Result<()> {
         let before = (self.contexts.len() + usize::from(self.first.is_some()), self.pds.len());
-        // A sleep would end too late for so short a time.
+        // A sleep would end too late for such a short time.
         let mut at = Instant::now() + ebb.delay;
         for turn in 0..ebb.crowd.contexts.max(ebb.crowd.pds) {
             while Instant::now() < at {

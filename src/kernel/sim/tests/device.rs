@@ -1,4 +1,4 @@
-//! Nodes, cmd fds, and removal as they see it.
+//! Nodes, cmd fds, and how a removal affects them.
 
 use std::os::fd::OwnedFd;
 
@@ -38,13 +38,13 @@ fn the_ioctl_checks_in_order() {
     assert_eq!(host.ioctl(&node, 3, &mut [unknown()]), Err(Errno::PROTONOSUPPORT));
     let twice = || Attr { id: 0x1000, data: AttrData::In(&[]) };
     assert_eq!(host.ioctl(&node, 3, &mut [twice(), twice()]), Err(Errno::INVAL));
-    // A handle that is no cmd fd has nothing that answers.
+    // A handle that is not a cmd fd answers no ioctl.
     assert_eq!(host.get_context(&host.dev), Err(Errno::NOTTY));
     assert_eq!(host.kernel.fstat_cmd(host.dev.as_fd()), Err(Errno::BADF));
 }
 
 #[test]
-fn a_driver_gets_its_data_and_writes_all_it_has() {
+fn a_driver_gets_its_data_and_writes_its_whole_response() {
     let host = Host::new();
     let spec = DeviceSpec::new("a").driver_data(8, 16).response([7; 80]);
     let id = host.machine.add(spec).unwrap();
@@ -81,7 +81,7 @@ fn a_replacement_reuses_everything_but_the_inode_and_the_index() {
     assert_ne!(host.ino(&dir), host.ino(&again));
     assert_ne!(host.machine.index_of(new), host.machine.index_of(old));
     assert_ne!(host.machine.node_ino(0), ino);
-    // The driver let go of the old context; its descriptor says so for ever.
+    // The driver has disassociated the old context; its descriptor reports that permanently.
     assert_eq!(host.machine.device_of(node.as_fd()), Some(old));
     assert_eq!(host.guid(&node), Err(Errno::IO));
     assert_eq!(host.get_context(&node), Err(Errno::IO));
@@ -95,7 +95,7 @@ fn a_static_node_binds_the_old_device_while_it_is_held() {
     let host = Host::new();
     host.machine.set_node(0, NodeKind::Static);
     let old = host.add_stubborn("rxe0");
-    // Somebody opens it through that very inode.
+    // Somebody opens the device through that very inode.
     let ctxn = host.machine.foreign_context(old).unwrap();
     host.machine.remove(old);
     assert!(!host.machine.is_gone(old));
@@ -139,7 +139,7 @@ fn a_node_by_hand_in_devtmpfs_survives() {
     let node = host.node(0).unwrap();
     assert_eq!(host.machine.device_of(node.as_fd()), Some(old));
     assert_eq!(host.kernel.fstat(&node).unwrap().nlink, 1);
-    // What the kernel makes in its place is fresh.
+    // The kernel makes a fresh node in its place.
     host.machine.set_node(0, NodeKind::Kernel);
     assert_ne!(host.machine.device_of(host.node(0).unwrap().as_fd()), Some(old));
 }
@@ -182,7 +182,7 @@ fn a_blocked_removal_keeps_the_name_and_the_context() {
     assert_eq!(host.guid(&node), Ok(host.machine.guid_of(old)));
     let other = host.add("b");
     assert_eq!(host.machine.number_of(other), Some(0));
-    // Handed out, it stays open until its last duplicate is closed.
+    // A descriptor that was handed out stays open until its last duplicate is closed.
     let owned = OwnedFd::from(node);
     let duplicate = owned.try_clone().unwrap();
     drop(owned);
@@ -233,7 +233,7 @@ fn another_network_namespace_may_not_open() {
     assert_eq!(host.node(0).map(drop), Err(Errno::PERM));
     let class = host.sys("class/infiniband", DIR).unwrap();
     assert_eq!(host.names(&class).unwrap(), [".", ".."]);
-    // Its uverbs directory is seen everywhere.
+    // Its uverbs directory is visible everywhere.
     assert_eq!(host.read(&host.uverbs_dir(0).unwrap(), "ibdev").unwrap(), b"a\n");
     host.machine.set_netns_visible(id, true);
     assert!(host.node(0).is_ok());
@@ -272,7 +272,7 @@ fn devtmpfs_removes_its_own_empty_directory_alone() {
     let there = || host.at(&host.dev, "infiniband", DIR).map(drop);
     let id = host.add("a");
     assert_eq!(there(), Ok(()));
-    // Emptied by hand it stays, until a node of the kernel's comes and goes.
+    // A directory that was emptied by hand stays until a node of the kernel's comes and goes.
     host.machine.set_node(0, NodeKind::Missing);
     assert_eq!(there(), Ok(()));
     host.machine.remove(id);
@@ -280,10 +280,10 @@ fn devtmpfs_removes_its_own_empty_directory_alone() {
     let id = host.add("b");
     host.machine.remove(id);
     assert_eq!(there(), Err(Errno::NOENT));
-    // Nothing is made to be missing.
+    // Missing directories are not created.
     host.machine.set_node(0, NodeKind::Missing);
     assert_eq!(there(), Err(Errno::NOENT));
-    // One that was made by hand stays.
+    // A hand-made directory stays.
     host.machine.set_node(1, NodeKind::Fifo);
     let id = host.add("c");
     host.machine.set_node(1, NodeKind::Missing);

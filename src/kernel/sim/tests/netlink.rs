@@ -7,12 +7,18 @@ use super::super::super::nldev::{
 use super::*;
 
 impl Host {
-    pub(super) fn ask(&self, socket: &Handle, command: Command, dump: bool, index: Option<u32>) {
-        self.ask_of(socket, command, dump, index, None);
+    pub(super) fn request(
+        &self,
+        socket: &Handle,
+        command: Command,
+        dump: bool,
+        index: Option<u32>,
+    ) {
+        self.request_one(socket, command, dump, index, None);
     }
 
-    /// Asks of one resource, by the attribute that numbers it.
-    fn ask_of(
+    /// Requests one resource, by the attribute that numbers it.
+    fn request_one(
         &self,
         socket: &Handle,
         command: Command,
@@ -46,7 +52,7 @@ impl Host {
         Ok(buffer[..datagram.len].to_vec())
     }
 
-    /// The answer by index: itself or the errno.
+    /// The answer to a request by index, or the errno.
     pub(super) fn answer(&self, command: Command, index: u32) -> Result<Vec<u8>, Errno> {
         self.answer_of(command, index, None)
     }
@@ -58,7 +64,7 @@ impl Host {
         number: Option<(u16, u32)>,
     ) -> Result<Vec<u8>, Errno> {
         let socket = self.kernel.rdma_socket().unwrap();
-        self.ask_of(&socket, command, false, Some(index), number);
+        self.request_one(&socket, command, false, Some(index), number);
         let bytes = self.next(&socket).unwrap();
         let message = Messages(&bytes).next().unwrap().unwrap();
         assert_eq!(self.next(&socket), Err(Errno::AGAIN));
@@ -67,7 +73,7 @@ impl Host {
 
     pub(super) fn contexts(&self, index: u32) -> (Vec<ResourceEntry>, Option<Errno>) {
         let socket = self.kernel.rdma_socket().unwrap();
-        self.ask(&socket, Command::ResCtxGet, true, Some(index));
+        self.request(&socket, Command::ResCtxGet, true, Some(index));
         let mut all = Vec::new();
         loop {
             let bytes = self.next(&socket).unwrap();
@@ -113,14 +119,14 @@ fn a_dump_pages_by_position() {
     let host = Host::new();
     let ids: Vec<_> = (0..4).map(|n| host.add(&format!("d{n}"))).collect();
     let socket = host.kernel.rdma_socket().unwrap();
-    host.ask(&socket, Command::Get, true, None);
+    host.request(&socket, Command::Get, true, None);
     let next = || {
         let bytes = host.next(&socket).unwrap();
         let message = Messages(&bytes).next().unwrap().unwrap();
         assert_eq!(message.seq, 7);
         (message.kind != NLMSG_DONE).then(|| DeviceInfo::parse(&message).unwrap().index)
     };
-    // The first two are made by now; one of them goes, and the third is never shown.
+    // The first two pages are made by now. One of their devices goes, and the third device is never shown.
     assert_eq!(next(), Some(0));
     host.machine.remove(ids[0]);
     assert_eq!(next(), Some(1));
@@ -134,8 +140,8 @@ fn one_dump_at_a_time() {
     let host = Host::new();
     host.add("a");
     let socket = host.kernel.rdma_socket().unwrap();
-    host.ask(&socket, Command::Get, true, None);
-    host.ask(&socket, Command::Get, true, None);
+    host.request(&socket, Command::Get, true, None);
+    host.request(&socket, Command::Get, true, None);
     let device = host.next(&socket).unwrap();
     assert!(DeviceInfo::parse(&Messages(&device).next().unwrap().unwrap()).is_ok());
     let busy = host.next(&socket).unwrap();
@@ -161,7 +167,7 @@ fn a_context_names_its_thread() {
         host.contexts(0),
         (vec![ResourceEntry { number: 0, context: Some(0), thread: None }], None)
     );
-    // Numbers go on, they are not taken up again at once.
+    // Numbers continue: they are not reused at once.
     drop(node);
     let node = host.node(0).unwrap();
     host.get_context(&node).unwrap();
@@ -169,15 +175,15 @@ fn a_context_names_its_thread() {
     assert!(host.machine.contexts_of(b).is_empty());
 }
 
-/// The numbers and the length of each page of contexts, received into buffers of that length; `between`
-/// happens between the request and the first of them.
+/// The numbers and the length of each page of contexts, received into buffers of that length. `between` runs
+/// between the request and the first of them.
 fn pages(
     host: &Host,
     socket: &Handle,
     len: usize,
     between: impl FnOnce(),
 ) -> Vec<(Vec<u32>, usize)> {
-    host.ask(socket, Command::ResCtxGet, true, Some(0));
+    host.request(socket, Command::ResCtxGet, true, Some(0));
     between();
     let mut pages = Vec::new();
     loop {
@@ -204,15 +210,14 @@ fn pages_are_as_long_as_the_longest_buffer_seen() {
     let counts = |len| -> Vec<_> {
         pages(&host, &socket, len, || {}).iter().map(|page| (page.0.len(), page.1)).collect()
     };
-    // The figures of real kernels, with a name of three letters. The first page is made before a
-    // buffer is seen.
+    // The lengths on real kernels, with a name of three letters. The first page is made before a buffer is seen.
     assert_eq!(counts(65_536)[..2], [(187, 3_776), (1_514, 30_316)]);
     assert_eq!(counts(65_536), [(1_620, 32_436), (81, 1_656)]);
     host.machine.set_short_pages(true);
     assert_eq!(counts(65_536)[0], (187, 3_776));
     host.machine.set_short_pages(false);
-    // One hundred close between the request and the first page's arrival: the last one, which was
-    // there all the while, is in no page.
+    // One hundred close between the request and the arrival of the first page. The last context, which existed
+    // throughout, is in no page.
     let close = || theirs[..100].iter().for_each(|ctxn| host.machine.close_foreign(id, *ctxn));
     let cut = pages(&host, &socket, 65_536, close);
     assert_eq!(cut.len(), 1);
@@ -234,7 +239,7 @@ fn entries_are_as_long_as_the_wanted_pages_take() {
         let first = |len| pages(&host, &socket, len, || {})[0].clone();
         let (short, len) = first(32_768);
         assert_eq!(short.len(), a_page);
-        assert!(len > 3_300, "{len}: what is shorter is whole");
+        assert!(len > 3_300, "{len}: a shorter page counts as complete");
         assert_eq!(first(32_768).0.len(), long);
     }
 }
@@ -250,7 +255,7 @@ fn a_context_dump_fails_at_its_end() {
         host.machine.foreign_context(id).unwrap();
     }
     assert_eq!(host.contexts(0).0.len(), 3);
-    // One closed behind the dump hides the one after.
+    // A context that is closed behind the dump's position hides the next one.
     let socket = host.kernel.rdma_socket().unwrap();
     let seen = pages(&host, &socket, 4096, || host.machine.close_foreign(id, 0));
     let seen: Vec<u32> = seen.into_iter().flat_map(|page| page.0).collect();
@@ -271,7 +276,7 @@ fn a_blocked_removal_is_found_by_index_alone() {
     assert_eq!(host.answer(Command::GetChardev, 0), Err(Errno::OPNOTSUPP));
     assert_eq!(host.contexts(0).0.len(), 1);
     let socket = host.kernel.rdma_socket().unwrap();
-    host.ask(&socket, Command::Get, true, None);
+    host.request(&socket, Command::Get, true, None);
     let done = host.next(&socket).unwrap();
     assert_eq!(Messages(&done).next().unwrap().unwrap().kind, NLMSG_DONE);
     host.machine.set_hides_unlisted(true);
@@ -287,10 +292,10 @@ fn datagrams_are_cut_lost_and_forged() {
     host.add("a");
     let socket = host.kernel.rdma_socket().unwrap();
     let whole = host.answer(Command::Get, 0).unwrap().len();
-    host.ask(&socket, Command::Get, false, Some(0));
+    host.request(&socket, Command::Get, false, Some(0));
     let mut short = [0; 20];
     assert_eq!(host.kernel.recv(&socket, &mut short).unwrap().len, whole);
-    host.ask(&socket, Command::Get, false, Some(0));
+    host.request(&socket, Command::Get, false, Some(0));
     let mut verdicts = vec![Verdict::Lose, Verdict::Forge(vec![1, 2, 3])];
     host.machine.on_call(move |_, _| verdicts.pop().unwrap_or(Verdict::Continue));
     let mut buffer = [0; 64];

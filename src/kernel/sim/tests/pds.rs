@@ -1,4 +1,4 @@
-//! Protection domains: on descriptors, and in the lists of netlink.
+//! Protection domains: on descriptors, and in netlink's lists.
 
 use super::super::super::netlink::{Attrs, Messages, NLMSG_DONE};
 use super::super::super::nldev::{Command, attr};
@@ -24,7 +24,7 @@ fn listed(attrs: Attrs<'_>) -> Listed {
 }
 
 impl Host {
-    /// ALLOC_PD: the handle, or the errno with what was written all the same.
+    /// ALLOC_PD: the handle, or the errno with what was written nevertheless.
     fn alloc_pd(&self, fd: &impl AsFd) -> Result<u32, (Errno, u32)> {
         let mut answer = [0xff; 4];
         let mut attrs = [
@@ -64,7 +64,7 @@ impl Host {
 
     fn pds(&self, index: u32) -> (Vec<Listed>, Option<Errno>) {
         let socket = self.kernel.rdma_socket().unwrap();
-        self.ask(&socket, Command::ResPdGet, true, Some(index));
+        self.request(&socket, Command::ResPdGet, true, Some(index));
         let mut all = Vec::new();
         loop {
             let bytes = self.next(&socket).unwrap();
@@ -107,7 +107,7 @@ fn a_pd_is_listed_under_the_device_of_its_descriptor() {
     assert_eq!(host.pd(9, 0), Err(Errno::INVAL));
     assert_eq!(host.answer(Command::ResPdGet, index), Err(Errno::INVAL));
     assert_eq!(host.pd_handles(&node), Ok(vec![0, 1]));
-    // The lowest free handle is given again, numbers go on.
+    // The lowest free handle is reused, but numbers continue.
     assert_eq!(host.dealloc_pd(&node, 0), Ok(()));
     assert_eq!(host.dealloc_pd(&node, 0), Err(Errno::NOENT));
     assert_eq!(host.pd(index, 0), Err(Errno::NOENT));
@@ -184,14 +184,14 @@ fn pds_go_with_their_context() {
     }
     // Netlink still answers for the index.
     assert_eq!(host.pds(0), (vec![(kernel, None, None)], None));
-    // Freeing needs no device, so that its success does not show that there is one.
+    // Freeing needs no device, so its success does not show that the device is there.
     assert_eq!(host.dealloc_pd(&node, 0), Ok(()));
     assert_eq!(host.alloc_pd(&node), Err((Errno::IO, u32::MAX)));
     assert_eq!(host.pd_handles(&node), Ok(vec![]));
 }
 
 #[test]
-fn commands_on_pds_fail_as_told() {
+fn commands_on_pds_fail_as_configured() {
     let host = Host::new();
     let id = host.add("a");
     let node = host.node(0).unwrap();
@@ -212,7 +212,7 @@ fn commands_on_pds_fail_as_told() {
 }
 
 #[test]
-fn what_is_not_tracked_is_not_listed() {
+fn an_untracked_object_is_not_listed() {
     let host = Host::new();
     let id = host.add("a");
     let theirs = host.machine.foreign_context(id).unwrap();
@@ -223,7 +223,7 @@ fn what_is_not_tracked_is_not_listed() {
     host.machine.untrack_pds(1);
     assert_eq!(host.alloc_pd(&node), Ok(0));
     assert_eq!(host.pds(0), (vec![], None));
-    // A PD that is tracked has the number 0 for its context, whosever that is.
+    // A tracked PD of an untracked context has the number 0 for its context, whichever context has that number.
     host.alloc_pd(&node).unwrap();
     assert_eq!(host.pds(0).0, [(0, Some(0), Some(host.kernel.gettid()))]);
     assert_eq!(host.machine.pd_handles_of(node.as_fd()), [0, 1]);

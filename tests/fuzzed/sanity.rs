@@ -1,18 +1,18 @@
-//! What the library may say, whatever it was told.
+//! Properties of everything that the library reports, whatever input it was given.
 
 use std::fmt::Debug;
 
 use uverbs::{Error, ErrorKind};
 
-/// More kernel calls than one request needs on a host of a few devices, with all its repetitions.
+/// More kernel calls than one request needs on a host of a few devices, including all retries.
 pub(crate) const TOO_MANY: u64 = 20_000;
 
-/// Nothing in a text can move a cursor or begin a line.
+/// Requires that nothing in a text can move a cursor or begin a line.
 pub(crate) fn require_printable(text: &str) {
     assert!(text.bytes().all(|byte| (b' '..=b'~').contains(&byte)), "not escaped: {text:?}");
 }
 
-/// An error is of a kind that belongs to the operations on devices, and prints safely.
+/// Requires an error to be of a kind that belongs to operations on devices, and to print safely.
 pub(crate) fn require_sane(error: &Error) {
     use ErrorKind::*;
     let kind = error.kind();
@@ -39,7 +39,7 @@ pub(crate) fn require_sane(error: &Error) {
     require_printable(&format!("{error:?}"));
 }
 
-/// The same for a result; the value is handed on.
+/// The same for a result. Returns the value.
 pub(crate) fn sane<T: Debug>(result: uverbs::Result<T>) -> Option<T> {
     match result {
         Ok(value) => {
