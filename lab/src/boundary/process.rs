@@ -136,7 +136,7 @@ fn in_child(write: &OwnedFd, work: impl FnOnce(File) -> c_int) -> c_int {
     if write.as_raw_fd() != OUTPUT {
         // SAFETY: both are numbers. The previous owners of these descriptors are never dropped, because the child
         // leaves by `_exit`.
-            let copied = unsafe { libc::dup2(write.as_raw_fd(), OUTPUT) };
+        let copied = unsafe { libc::dup2(write.as_raw_fd(), OUTPUT) };
         if copied != OUTPUT {
             return 102;
         }
