@@ -388,7 +388,7 @@ static int hca_dealloc_pd(struct ib_pd *pd, struct ib_udata *udata)
 static const struct ib_device_ops hca_ops = {
 	.owner = THIS_MODULE,
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(5, 14, 0)
-	/* Set only now, because each device was given it before: see hca_add. */
+	/* Before Linux 5.14, hca_add gives each device this group. */
 	.device_group = &hca_group,
 #endif
 	.query_device = hca_query_device,
