@@ -18,7 +18,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::evidence::Evidence;
 use crate::ids::DriverId;
 use crate::kernel::{Attr, Errno, Kernel};
-use crate::open::{self, Outcome, Proven};
+use crate::open::{self, OpenOptions, Outcome, Proven};
 use crate::pin;
 use crate::provider::Provided;
 use crate::verbs::{CmdFd, DRIVER_FAILS, object};
@@ -148,7 +148,7 @@ impl Device {
     /// the first system call that failed.
     #[doc(alias = "ibv_open_device")]
     pub fn open(&self) -> Result<Context> {
-        let Outcome { cmd, provided, evidence, proof } = open::open(self, false)?;
+        let Outcome { cmd, provided, evidence, proof } = open::open(self, &OpenOptions::new())?;
         Ok(Context::new((cmd, provided, evidence), self, proof?))
     }
 
@@ -158,12 +158,34 @@ impl Device {
     /// # Errors
     /// As [`open`](Self::open), but for `Unproven` and `NetlinkUnavailable`.
     pub fn open_allow_unproven(&self) -> Result<Opened> {
-        let Outcome { cmd, provided, evidence, proof } = open::open(self, true)?;
+        self.open_with(&OpenOptions::new().allow_unproven(true))
+    }
+
+    /// Opens the device as the options demand.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open). With [`allow_unproven`](OpenOptions::allow_unproven) neither `Unproven` nor
+    /// `NetlinkUnavailable`.
+    pub fn open_with(&self, options: &OpenOptions) -> Result<Opened> {
+        let Outcome { cmd, provided, evidence, proof } = open::open(self, options)?;
         let outcome = (cmd, provided, evidence);
         Ok(match proof {
             Ok(proof) => Opened::Proven(Context::new(outcome, self, proof)),
-            Err(reason) => Opened::Unproven(Context::new(outcome, self, Unproven(reason))),
+            Err(reason) if options.is_unproven_allowed() => {
+                Opened::Unproven(Context::new(outcome, self, Unproven(reason)))
+            }
+            Err(reason) => return Err(reason),
         })
+    }
+}
+
+impl OpenOptions {
+    /// Opens a device with these options ([`Device::open_with`]).
+    ///
+    /// # Errors
+    /// As [`Device::open_with`].
+    pub fn open(&self, device: &Device) -> Result<Opened> {
+        device.open_with(self)
     }
 }
 

@@ -19,13 +19,13 @@
 //! ```
 //!
 //! # The tour
-//! - [`Host`]: `/sys`, `/dev` and RDMA netlink, taken once; [`Host::from_parts`] takes them from the caller,
-//!   who may then sandbox the process. [`Policy`] sets what the host has to provide.
+//! - [`Host`]: `/sys`, `/dev` and RDMA netlink, taken once; [`Host::builder`] takes them from the caller,
+//!   who may then sandbox the process.
 //! - [`Registry`]: looks at the host and keeps one record an instance. [`Registry::devices`] returns
 //!   [`Devices`], a list that does not change. It finds a device by name, GUID, netlink index or uverbs number.
 //! - [`Device`]: a counted handle on one instance. It holds no descriptor and outlives the hardware.
 //! - [`Device::open`] returns a [`Context`], or an [`Error`] that names the device, the step and the cause.
-//!   [`Device::verify`] proves the same of a descriptor that another library opened.
+//!   [`OpenOptions`] demand more of an open, or less. [`Device::verify`] proves the same of a descriptor that another library opened.
 //! - [`Context`] queries the device, its ports and GIDs, and has its [`AsyncEvents`].
 //! - [`ContextClaim`] and [`Context::from_fd`]: a context passed on to another process.
 //! - [`Provider`] and [`DeviceProvider`]: what a driver is given when a context is allocated; the known ones
@@ -50,7 +50,7 @@
 //! - `serde`: `Serialize` for plain data, in the forms below.
 //! - `sim`: a simulated kernel, for tests and demonstrations ([`Host::open`] never uses it).
 //!
-//! Versions follow Semantic Versioning. Outside of that are the module `sim`, `Host::simulated`, and what is hidden
+//! Versions follow Semantic Versioning. Outside of that are the module `sim`, `Host::simulated`, `HostBuilder::simulated`, and what is hidden
 //! from this documentation, such as the module `fuzzing`: they serve this project's own tests and may change in any
 //! version.
 //!
@@ -99,7 +99,6 @@ mod serialized;
 mod sysfs;
 mod verbs;
 
-pub use cap_std::fs::Dir;
 #[cfg(uverbs_leave_out)]
 pub use check::leave_out;
 #[cfg(feature = "tokio")]
@@ -112,7 +111,7 @@ pub use context::{
 pub use device::{Device, DeviceFacts};
 pub use error::{Error, ErrorKind, Result};
 pub use evidence::{Check, Evidence, Step, Value};
-pub use host::{ForkSafety, Host, Policy, memlock_limit};
+pub use host::{ForkSafety, Host, HostBuilder, memlock_limit};
 pub use identity::{Instance, Timestamp};
 pub use ids::{DeviceNumber, DriverId, Guid, Name, NodeType, ParseGuidError};
 /// A simulated kernel, for tests, demonstrations and proofs. Outside of Semantic Versioning.
@@ -121,7 +120,7 @@ pub mod sim {
     pub use crate::kernel::sim::*;
     pub use crate::probe::{As, Facts, Probe, Probed, Root, Wire};
 }
-pub use open::Proven;
+pub use open::{OpenOptions, Proven};
 pub use provider::{
     Allocation, DeviceProvider, Match, MatchedBy, PinnedView, Provider, ProviderInfo,
 };

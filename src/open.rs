@@ -18,6 +18,7 @@
 
 #[cfg(uverbs_leave_out)]
 mod old_rule;
+mod options;
 mod pd;
 mod proof;
 mod sysfs_guid;
@@ -32,12 +33,13 @@ use crate::ids::DriverId;
 use crate::kernel::{
     Errno, FileType, Handle, Kernel, OFlags, Resolve, Stat, Uncancelled, VerbsCall, retry,
 };
-use crate::pin::{Pin, TIMESTAMP, known, pin_instance, time};
+use crate::pin::{Pin, TIMESTAMP, known, pin_instance, require_unmoved, time};
 use crate::provider::{Allocation, Provided};
 use crate::record::{Joined, Record};
 use crate::sysfs;
 use crate::verbs::{self, CmdFd, DRIVER_FAILS};
 
+pub use options::OpenOptions;
 pub use proof::Proven;
 use proof::{Place, Proof, Target};
 
@@ -54,15 +56,15 @@ pub(crate) struct Outcome {
     pub(crate) proof: Result<Proven>,
 }
 
-/// Opens a device. With `allow_unproven` an open that cannot be proved is no error; one that is contradicted is an
+/// Opens a device. With `allow_unproven` in the options an open that cannot be proved is no error; one that is contradicted is an
 /// error either way.
-pub(crate) fn open(device: &Device, allow_unproven: bool) -> Result<Outcome> {
+pub(crate) fn open(device: &Device, options: &OpenOptions) -> Result<Outcome> {
     let _uncancelled = Uncancelled::begin();
     let record = device.record();
     let mut place = Place::Here;
     let mut attempts = 1;
     loop {
-        match attempt(device, allow_unproven, place) {
+        match attempt(device, options, place) {
             Err(error) if error.kind() == ErrorKind::Unstable && attempts < ATTEMPTS => {
                 tracing::debug!(device = record.label(), %error, "opening starts over");
             }
@@ -79,9 +81,9 @@ pub(crate) fn open(device: &Device, allow_unproven: bool) -> Result<Outcome> {
     }
 }
 
-fn attempt(device: &Device, allow_unproven: bool, place: Place) -> Result<Attempt> {
+fn attempt(device: &Device, options: &OpenOptions, place: Place) -> Result<Attempt> {
     let mut evidence = Evidence::default();
-    let (cmd, provided, proof) = match steps(device, allow_unproven, place, &mut evidence) {
+    let (cmd, provided, proof) = match steps(device, options, place, &mut evidence) {
         Ok(opened) => opened,
         Err(error) => return Err(error.with_evidence(&evidence)),
     };
@@ -104,16 +106,21 @@ enum Attempt {
 
 fn steps(
     device: &Device,
-    allow_unproven: bool,
+    options: &OpenOptions,
     place: Place,
     evidence: &mut Evidence,
 ) -> Result<(CmdFd, Option<Arc<Provided>>, Proof)> {
     let record = device.record();
     known(record)?;
     let pin = pin_instance(record, evidence).map_err(|e| e.at(Step::Pin))?;
+    if options.strict_timestamps {
+        require_unmoved(record, &pin, evidence)?;
+    }
     // Before anything is opened: where nothing can be proved there is no use in opening.
     let target = match Target::find(device, &pin) {
-        Err(error) if !allow_unproven || !is_unproven(&error) => return Err(error.at(Step::Prove)),
+        Err(error) if !options.allow_unproven || !is_unproven(&error) => {
+            return Err(error.at(Step::Prove));
+        }
         target => target,
     };
     // A device that its provider cannot handle is not opened either.

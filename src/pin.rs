@@ -85,7 +85,7 @@ pub(crate) fn pin_instance(record: &Record, evidence: &mut Evidence) -> Result<P
     if timestamp != known {
         // Where inode numbers are unique this is an eviction. Where they may repeat it is what tells a
         // replacement.
-        if record.host.heeds_timestamps() {
+        if !record.host.has_unique_inodes() {
             let (expected, found) = (time(known), time(timestamp));
             evidence.require(Step::Pin, TIMESTAMP, ErrorKind::Replaced, expected, || Ok(found))?;
         }
@@ -95,6 +95,16 @@ pub(crate) fn pin_instance(record: &Record, evidence: &mut Evidence) -> Result<P
     let kernel = kernel.clone();
     Ok(Pin { directory, dev, ibdev, kernel, device_number, name, timestamp })
 }
+
+/// What [`OpenOptions::strict_timestamps`](crate::OpenOptions::strict_timestamps) demands.
+pub(crate) fn require_unmoved(record: &Record, pin: &Pin, evidence: &mut Evidence) -> Result<()> {
+    let (expected, found) = (time(record.state().listed_timestamp), time(pin.timestamp));
+    evidence
+        .require(Step::Pin, TIMESTAMP, ErrorKind::Replaced, expected, || Ok(found))
+        .map_err(|error| error.hint(MOVED))
+}
+
+const MOVED: &str = "the kernel also moves it when it drops the inode from its cache: list again";
 
 pub(crate) const TIMESTAMP: &str = "timestamp (ibdev)";
 

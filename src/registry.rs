@@ -267,7 +267,7 @@ impl State {
     /// Nothing has to be looked at again while the sweeps stay as they are.
     fn is_settled(&self, host: &Host) -> bool {
         self.is_whole
-            && !host.heeds_timestamps()
+            && host.has_unique_inodes()
             && self.sweeps.has_names()
             && self.entries.iter().all(|entry| {
                 let seen = entry.listed();
@@ -379,7 +379,7 @@ impl Entry {
             return false;
         };
         if *known_link == link
-            && !registry.host.heeds_timestamps()
+            && registry.host.has_unique_inodes()
             && seen.device.0.is_settled()
             && let Some((name, name_link)) = seen.name_link.and_then(|link| sweeps.name_of(link))
         {

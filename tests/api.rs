@@ -22,8 +22,8 @@ macro_rules! all {
 // A thread is part of the meaning of none of these: each may be shared by threads.
 all!(is_static:
     Allocation, AsyncEvent, Check, Context, ContextClaim, Device, DeviceAttributes, DeviceFacts,
-    DeviceNumber, Devices, DevicesIntoIter, Dir, ErrorKind, Evidence, ExtendedAttributes,
-    ForkSafety, Gid, GidEntry, Guid, Host, Instance, Match, MatchedBy, Name, Opened, Policy,
+    DeviceNumber, Devices, DevicesIntoIter, ErrorKind, Evidence, ExtendedAttributes,
+    ForkSafety, Gid, GidEntry, Guid, Host, HostBuilder, Instance, Match, MatchedBy, Name, OpenOptions, Opened,
     PortAttributes, PortRate, ProviderInfo, Registry, Step, Timestamp, UnprovenContext, Value,
 );
 all!(is_send_and_sync: AsyncEvents, PinnedView<'_>, Box<dyn DeviceProvider>, Box<dyn Provider>);

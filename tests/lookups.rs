@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use uverbs::sim::{CallKind, DeviceId, DeviceSpec, Machine, Verdict};
-use uverbs::{Device, ErrorKind, Guid, Host, Name, Policy, Registry};
+use uverbs::{Device, ErrorKind, Guid, Host, Name, Registry};
 
 fn registry(machine: &Machine) -> Registry {
-    Registry::new(Host::simulated(machine, Policy::new()).expect("a host"))
+    Registry::new(Host::simulated(machine).expect("a host"))
 }
 
 fn add(machine: &Machine, name: &str, guid: u64) -> DeviceId {

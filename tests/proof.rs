@@ -4,7 +4,7 @@
 use std::os::fd::AsFd as _;
 
 use uverbs::sim::{CallKind, DeviceId, DeviceSpec, Machine, NodeKind, Verdict};
-use uverbs::{Device, ErrorKind, Host, Opened, Policy, Registry};
+use uverbs::{Device, ErrorKind, Host, Opened, Registry};
 
 const OCRDMA: u32 = 7;
 
@@ -13,7 +13,7 @@ fn spec(name: &str) -> DeviceSpec {
 }
 
 fn listed(machine: &Machine, name: &str) -> Device {
-    let host = Host::simulated(machine, Policy::new()).expect("a host");
+    let host = Host::simulated(machine).expect("a host");
     Registry::new(host).devices().expect("a list").by_name(name).expect("listed")
 }
 

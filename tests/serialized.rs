@@ -4,12 +4,12 @@ use serde_json::{Value, json, to_value};
 use uverbs::sim::{DeviceSpec, Machine};
 use uverbs::{
     AsyncEventKind, Context, ContextClaim, Device, DeviceNumber, DriverId, ErrorKind, Guid, Host,
-    LinkLayer, NodeType, Policy, PortState, Registry,
+    LinkLayer, NodeType, PortState, Registry,
 };
 
 fn device(machine: &Machine, spec: DeviceSpec) -> Device {
     machine.add(spec).expect("added");
-    let host = Host::simulated(machine, Policy::new()).expect("a host");
+    let host = Host::simulated(machine).expect("a host");
     Registry::new(host).devices().expect("a list").get(0).expect("listed").clone()
 }
 

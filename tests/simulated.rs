@@ -4,14 +4,14 @@
 use std::os::fd::AsFd as _;
 
 use uverbs::sim::{CallKind, DeviceSpec, Machine, NodeKind, NodeOpened, Verdict};
-use uverbs::{Device, ErrorKind, Host, Opened, Policy, Registry, Step};
+use uverbs::{Device, ErrorKind, Host, OpenOptions, Opened, Registry, Step};
 
 fn device(name: &str, guid: u64) -> DeviceSpec {
     DeviceSpec::new(name).guid(guid)
 }
 
 fn registry(machine: &Machine) -> Registry {
-    Registry::new(Host::simulated(machine, Policy::new()).expect("a host"))
+    Registry::new(Host::simulated(machine).expect("a host"))
 }
 
 fn listed(machine: &Machine, name: &str) -> Device {
@@ -112,21 +112,30 @@ fn a_wrong_node_is_not_opened() {
 }
 
 #[test]
-fn a_policy_holds_for_lists_and_opens_alike() {
+fn a_strict_open_demands_the_timestamp_of_the_last_list() {
     let machine = Machine::new();
     machine.add(device("rxe0", 0xa0)).expect("added");
-    let policy = Policy::new().strict_timestamps(true);
-    let strict = Registry::new(Host::simulated(&machine, policy).expect("a host"));
-    let asked = strict.devices().expect("a list").by_name("rxe0").expect("listed");
-    let lax = listed(&machine, "rxe0");
-    machine.evict();
-    assert_eq!(kind(asked.open()), ErrorKind::Replaced);
-    assert_eq!(kind(asked.open_allow_unproven()), ErrorKind::Replaced);
-    lax.open().expect("opened");
-    // Whoever lists anew has the timestamp of now, as another device.
-    let anew = strict.devices().expect("a list").by_name("rxe0").expect("listed");
-    anew.open().expect("opened");
-    assert_ne!(anew.instance().timestamp, asked.instance().timestamp);
+    let registry = registry(&machine);
+    let list = || registry.devices().expect("a list").by_name("rxe0").expect("listed");
+    let asked = list();
+    let strict = OpenOptions::new().strict_timestamps(true);
+    let opened = asked.open_with(&strict).expect("unmoved");
+    let Opened::Proven(context) = opened else { panic!("proved") };
+    let check = (Step::Pin, "timestamp (ibdev)");
+    assert!(context.evidence().checks().iter().any(|made| (made.step, made.what) == check));
+    drop(context);
+    for strict in [strict.clone(), strict.allow_unproven(true)] {
+        machine.evict();
+        assert_eq!(refused_by(strict.open(&asked)), check);
+        // Neither an open without it nor a reading takes the timestamp over.
+        asked.open().expect("opened");
+        asked.query().expect("facts");
+        assert_eq!(kind(strict.open(&asked)), ErrorKind::Replaced);
+        assert!(!asked.is_known_gone());
+        // A list does, and it is the same device.
+        assert_eq!(list(), asked);
+        strict.open(&asked).expect("opened");
+    }
 }
 
 #[test]

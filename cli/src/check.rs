@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 
 use clap::Args;
 use serde::Serialize;
-use uverbs::{Device, Devices, Host, Policy, Registry};
+use uverbs::{Device, Devices, Host, Registry};
 
 use crate::absent::Absent;
 use crate::explain;
@@ -130,11 +130,11 @@ fn audit(open: bool) -> Audit {
     host::kernel(&mut audit);
     host::memlock(&mut audit);
     // A /sys that is not sysfs is a finding, and no reason not to check the rest.
-    match explain::host(Policy::new().allow_foreign_sys(true)) {
+    match explain::host(Host::builder().allow_foreign_sys(true)) {
         Err(error) => audit.error("host", error.to_string()),
         Ok(host) => {
             audit.fine("openat2 can be used");
-            let is_sysfs = match explain::host(Policy::new()) {
+            let is_sysfs = match explain::host(Host::builder()) {
                 Ok(_) => true,
                 Err(error) => {
                     audit.error("sysfs", error.to_string());
@@ -392,7 +392,7 @@ mod tests {
         machine.remove(old);
         machine.add(DeviceSpec::new("siw1").disassociates(false)).expect("added");
         machine.add(DeviceSpec::new("rxe0")).expect("added");
-        let host = Host::simulated(&machine, Policy::new()).expect("a host");
+        let host = Host::simulated(&machine).expect("a host");
         let registry = Registry::new(host);
         let look = |open: bool| {
             let mut audit = Audit { opens: open.then(Vec::new), ..Audit::default() };
@@ -427,7 +427,7 @@ mod tests {
         let machine = Machine::new();
         machine.add(DeviceSpec::new("rxe0")).expect("added");
         machine.set_node(0, NodeKind::Missing);
-        let host = Host::simulated(&machine, Policy::new()).expect("a host");
+        let host = Host::simulated(&machine).expect("a host");
         let devices = Registry::new(host).devices().expect("a list");
         let mut audit = Audit { opens: Some(Vec::new()), ..Audit::default() };
         open_devices(&mut audit, &devices, &BTreeSet::from([0]));

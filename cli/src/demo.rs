@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use clap::Args;
 use uverbs::sim::{DeviceId, DeviceSpec, Machine, NodeKind, NodeOpened};
-use uverbs::{Device, ErrorKind, Guid, Host, Policy, Registry, Step};
+use uverbs::{Device, ErrorKind, Guid, Host, Registry, Step};
 
 use crate::evidence::evidence_table;
 use crate::open::verdict;
@@ -50,7 +50,7 @@ struct Scene {
 impl Scene {
     fn new() -> Result<Self, Failure> {
         let machine = Machine::new();
-        let registry = Registry::new(Host::simulated(&machine, Policy::new())?);
+        let registry = Registry::new(Host::simulated(&machine)?);
         Ok(Self { machine, registry })
     }
 

@@ -68,7 +68,7 @@ impl From<&Check> for CheckJson {
 #[cfg(all(test, feature = "demo"))]
 mod tests {
     use uverbs::sim::{DeviceSpec, Machine};
-    use uverbs::{Host, Policy, Registry};
+    use uverbs::{Host, Registry};
 
     use super::*;
 
@@ -76,7 +76,7 @@ mod tests {
         let machine = Machine::new();
         let name = [b'n'; 63];
         machine.add(DeviceSpec::new(name)).expect("added");
-        let host = Host::simulated(&machine, Policy::new()).expect("a host");
+        let host = Host::simulated(&machine).expect("a host");
         let devices = Registry::new(host).devices().expect("a list");
         let context = devices.by_name(name).expect("listed").open().expect("opened");
         context.evidence().checks().to_vec()

@@ -4,7 +4,7 @@
 use std::fs;
 
 use rustix::io::Errno;
-use uverbs::{Device, Error, ErrorKind, Host, Policy, Step};
+use uverbs::{Device, Error, ErrorKind, Host, HostBuilder, Step};
 
 use crate::output::{Failure, up_to_five};
 
@@ -76,8 +76,8 @@ fn node_of(device: &str) -> Option<String> {
 }
 
 /// Opens the host; an error is explained by what is there.
-pub(crate) fn host(policy: Policy) -> Result<Host, Failure> {
-    Host::open_with(policy).map_err(|error| {
+pub(crate) fn host(builder: HostBuilder) -> Result<Host, Failure> {
+    builder.build().map_err(|error| {
         let is_missing = |path: &str| fs::metadata(path).is_err();
         let text = match error.kind() {
             ErrorKind::Os if is_missing("/sys") => "there is no /sys: mount sysfs there",
@@ -136,7 +136,7 @@ mod tests {
 
     fn listed(machine: &Machine) -> Device {
         machine.add(DeviceSpec::new("rxe(0)")).expect("added");
-        let host = Host::simulated(machine, Policy::new()).expect("a host");
+        let host = Host::simulated(machine).expect("a host");
         Registry::new(host).devices().expect("a list").by_name("rxe(0)").expect("listed")
     }
 

@@ -115,13 +115,13 @@ fn in_words(device: &Device, event: &AsyncEvent) -> String {
 mod tests {
     use super::*;
     use uverbs::sim::{DeviceId, DeviceSpec, Machine};
-    use uverbs::{Host, Policy, Registry};
+    use uverbs::{Host, Registry};
 
     fn opened(disassociates: bool) -> (Machine, DeviceId, Opened) {
         let machine = Machine::new();
         let spec = DeviceSpec::new("rxe0").disassociates(disassociates);
         let id = machine.add(spec).expect("added");
-        let host = Host::simulated(&machine, Policy::new()).expect("a host");
+        let host = Host::simulated(&machine).expect("a host");
         let devices = Registry::new(host).devices().expect("a list");
         let context = devices.by_name("rxe0").expect("listed").open().expect("opened");
         (machine, id, Opened::Proven(context))

@@ -2,7 +2,7 @@
 
 use clap::Args;
 use serde::Serialize;
-use uverbs::{Policy, Registry};
+use uverbs::{Host, Registry};
 
 use crate::DEMO_HINT;
 use crate::absent::Absent;
@@ -33,7 +33,7 @@ struct ListJson {
 }
 
 pub(crate) fn run(args: &ListArgs, out: &mut Out) -> Result<bool, Failure> {
-    let registry = Registry::new(explain::host(Policy::new())?);
+    let registry = Registry::new(explain::host(Host::builder())?);
     list(&registry, args, out)
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 use serde::Serialize;
-use uverbs::{Device, DeviceAttributes, Error, Evidence, Opened, Policy, Registry};
+use uverbs::{Device, DeviceAttributes, Error, Evidence, Host, OpenOptions, Opened, Registry};
 
 use crate::DeviceArg;
 use crate::evidence::{CheckJson, evidence_table};
@@ -32,7 +32,7 @@ pub(crate) struct OpenArgs {
     /// Open the device even if it cannot be proved to be the right one
     #[arg(long)]
     allow_unproven: bool,
-    /// Treat a device whose timestamp has changed as another device
+    /// Refuse the device if its timestamp has moved since it was listed
     #[arg(long)]
     strict_timestamps: bool,
     #[command(flatten)]
@@ -72,8 +72,7 @@ struct AttributesJson {
 
 pub(crate) fn run(args: &OpenArgs, out: &mut Out) -> Result<bool, Failure> {
     let selector = args.device.selector()?;
-    let policy = Policy::new().strict_timestamps(args.strict_timestamps);
-    let registry = Registry::new(explain::host(policy)?);
+    let registry = Registry::new(explain::host(Host::builder())?);
     let device = selector.find(&registry.devices()?)?;
     if args.wait_for_enter {
         let prompt = format!("listed {device}; press Enter to open\n");
@@ -86,7 +85,7 @@ pub(crate) fn run(args: &OpenArgs, out: &mut Out) -> Result<bool, Failure> {
         let read = io::stdin().read_line(&mut String::new());
         read.map_err(|error| Failure::os("cannot read stdin", &error))?;
     }
-    let opened = match open(&device, args.allow_unproven) {
+    let opened = match args.options().open(&device) {
         Ok(opened) => opened,
         Err(error) => {
             // With --json it is part of the error.
@@ -124,8 +123,12 @@ pub(crate) fn run(args: &OpenArgs, out: &mut Out) -> Result<bool, Failure> {
     Ok(true)
 }
 
-fn open(device: &Device, allow_unproven: bool) -> uverbs::Result<Opened> {
-    if allow_unproven { device.open_allow_unproven() } else { device.open().map(Opened::Proven) }
+impl OpenArgs {
+    fn options(&self) -> OpenOptions {
+        OpenOptions::new()
+            .strict_timestamps(self.strict_timestamps)
+            .allow_unproven(self.allow_unproven)
+    }
 }
 
 fn json(
@@ -230,12 +233,11 @@ mod tests {
     #[cfg(feature = "demo")]
     mod simulated {
         use super::*;
-        use uverbs::Host;
         use uverbs::sim::{DeviceSpec, Machine};
 
         fn listed(machine: &Machine) -> Device {
             machine.add(DeviceSpec::new("rxe0").guid(0xa0)).expect("added");
-            let host = Host::simulated(machine, Policy::new()).expect("a host");
+            let host = Host::simulated(machine).expect("a host");
             Registry::new(host).devices().expect("a list").by_name("rxe0").expect("listed")
         }
 
@@ -262,11 +264,11 @@ mod tests {
             let machine = Machine::new();
             let device = listed(&machine);
             machine.deny_netlink(Some(1));
-            let opened = open(&device, true).expect("opened");
+            let opened = device.open_allow_unproven().expect("opened");
             let Opened::Unproven(context) = opened else { panic!("cannot be proved") };
             let text = verdict(&device, context.evidence(), Some(context.reason()));
             assert!(text.contains("UNPROVEN") && !text.contains("proved"), "{text}");
-            open(&device, false).expect_err("refused");
+            device.open().expect_err("refused");
         }
     }
 }

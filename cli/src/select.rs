@@ -334,7 +334,7 @@ mod tests {
         let machine = Machine::new();
         machine.add(DeviceSpec::new("uverbs1").guid(0xa0)).expect("added");
         machine.add(DeviceSpec::new("rxe1").guid(0xb0)).expect("added");
-        let host = uverbs::Host::simulated(&machine, uverbs::Policy::new()).expect("a host");
+        let host = uverbs::Host::simulated(&machine).expect("a host");
         let devices = uverbs::Registry::new(host).devices().expect("a list");
         let find = |text: &str| parse(text.as_bytes()).expect("a selector").find(&devices);
         let number = |text| find(text).expect("found").uverbs_number();
@@ -362,7 +362,7 @@ mod tests {
         for name in ["one", "other"] {
             machine.add(DeviceSpec::new(name).guid(0xa0)).expect("added");
         }
-        let host = uverbs::Host::simulated(&machine, uverbs::Policy::new()).expect("a host");
+        let host = uverbs::Host::simulated(&machine).expect("a host");
         let devices = uverbs::Registry::new(host).devices().expect("a list");
         let kind = |text: &str| {
             let selector = parse(text.as_bytes()).expect("a selector");
@@ -384,7 +384,7 @@ mod tests {
         for name in [&b"a\x1b"[..], b"b\n\xff", br"b\x1b", b"c=d", br"e\\x", br"e\x"] {
             machine.add(DeviceSpec::new(name)).expect("added");
         }
-        let host = uverbs::Host::simulated(&machine, uverbs::Policy::new()).expect("a host");
+        let host = uverbs::Host::simulated(&machine).expect("a host");
         let devices = uverbs::Registry::new(host).devices().expect("a list");
         let find = |text: &[u8]| parse(text).expect("a selector").find(&devices);
         for device in &devices {
@@ -416,7 +416,7 @@ mod tests {
         for name in ["mlx5_0", "mlx5_1", "mlx5_2", "mlx5_3", "mlx5_4", "rxe0"] {
             machine.add(DeviceSpec::new(name).guid(0xa0)).expect("added");
         }
-        let host = uverbs::Host::simulated(&machine, uverbs::Policy::new()).expect("a host");
+        let host = uverbs::Host::simulated(&machine).expect("a host");
         let devices = uverbs::Registry::new(host).devices().expect("a list");
         let find = |text: &str| parse(text.as_bytes()).expect("a selector").find(&devices);
         let error = |text: &str| find(text).expect_err("refused").to_string();

@@ -4,7 +4,7 @@ mod opened;
 
 use clap::Args;
 use serde::Serialize;
-use uverbs::{Device, Policy, ProviderInfo, Registry};
+use uverbs::{Device, Host, ProviderInfo, Registry};
 
 use crate::DeviceArg;
 use crate::explain::{self, of_device};
@@ -89,7 +89,7 @@ impl ProviderJson {
 
 pub(crate) fn run(args: &ShowArgs, out: &mut Out) -> Result<bool, Failure> {
     let selector = args.device.selector()?;
-    let devices = Registry::new(explain::host(Policy::new())?).devices()?;
+    let devices = Registry::new(explain::host(Host::builder())?).devices()?;
     let device = selector.find(&devices)?;
     let shown = read(&device, args.no_open)?;
     if args.json.json {
@@ -187,7 +187,7 @@ mod tests {
 
     fn listed(machine: &Machine, firmware: &str) -> Device {
         machine.add(DeviceSpec::new("rxe0").guid(0xa0).fw_version(firmware)).expect("added");
-        let host = Host::simulated(machine, Policy::new()).expect("a host");
+        let host = Host::simulated(machine).expect("a host");
         Registry::new(host).devices().expect("a list").by_name("rxe0").expect("listed")
     }
 

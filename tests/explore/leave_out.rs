@@ -5,7 +5,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use uverbs::sim::{DeviceSpec, Machine};
-use uverbs::{Device, Host, Policy, Registry, Step, leave_out};
+use uverbs::{Device, Host, Registry, Step, leave_out};
 
 use crate::happens::{Event, PAGE};
 use crate::play::{Play, Program};
@@ -92,7 +92,7 @@ fn checks() -> Vec<Check> {
     let machine = Machine::new();
     machine.add(DeviceSpec::new("rxe0")).expect("added");
     let listed = || {
-        let registry = Registry::new(Host::simulated(&machine, Policy::new()).expect("a host"));
+        let registry = Registry::new(Host::simulated(&machine).expect("a host"));
         registry.devices().expect("a list").by_name("rxe0").expect("listed")
     };
     let mut checks: Vec<Check> = Vec::new();

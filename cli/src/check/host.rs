@@ -163,7 +163,7 @@ mod tests {
         machine.add(DeviceSpec::new("rxe0")).expect("added");
         let other = machine.add(DeviceSpec::new("rxe1")).expect("added");
         machine.set_netns_visible(other, false);
-        let host = Host::simulated(&machine, uverbs::Policy::new()).expect("a host");
+        let host = Host::simulated(&machine).expect("a host");
         let devices = uverbs::Registry::new(host.clone()).devices().expect("a list");
 
         let mut audit = Audit::default();

@@ -138,11 +138,11 @@ pub(super) fn example_hotplug() -> Result<()> {
     Ok(())
 }
 
-pub(super) fn example_from_parts() -> Result<()> {
+pub(super) fn example_handed_in() -> Result<()> {
     guest::hca("add name=tst guid=00000000000000a0")?;
-    let said = guest::stdout("from_parts", &["tst"])?;
+    let said = guest::stdout("handed_in", &["tst"])?;
     ensure!(said.contains("0000:0000:0000:00a0"), "{said}");
-    let said = guest::stdout("from_parts", &["--try-forbidden", "tst"])?;
+    let said = guest::stdout("handed_in", &["--try-forbidden", "tst"])?;
     refuses(&said, &[])?;
     ensure!(said.contains("0000:0000:0000:00a0"), "{said}");
     Ok(())
