@@ -100,7 +100,7 @@ fn worker(name: &str, socket: &OwnedFd, tries: bool) -> anyhow::Result<()> {
     let ports = context.query_port(1)?;
     println!("worker: {device}: node GUID {guid}, port 1 {}", ports.state);
     for check in context.evidence().checks() {
-        println!("  {}: {}: {}", check.step, check.what, check.found);
+        println!("  {}: {}: {}", check.step, check.what(), check.found);
     }
     Ok(())
 }

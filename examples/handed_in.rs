@@ -52,7 +52,7 @@ fn main() -> anyhow::Result<()> {
     let context = device.open()?;
     println!("{device}: node GUID {}", context.query_device()?.node_guid);
     for check in context.evidence().checks() {
-        println!("  {}: {}: {}", check.step, check.what, check.found);
+        println!("  {}: {}: {}", check.step, check.what(), check.found);
     }
     Ok(())
 }

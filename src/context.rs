@@ -102,7 +102,7 @@ impl Body {
     fn explain(&self, error: Error) -> Error {
         let error = match error.errno() {
             Some(Errno::IO) if self.cmd.is_cut_off() => error.into_kind(ErrorKind::Removed),
-            Some(Errno::IO) => error.hint(DRIVER_FAILS),
+            Some(Errno::IO) => error.with_hint(DRIVER_FAILS),
             Some(Errno::PROTONOSUPPORT) => error.into_kind(ErrorKind::Unsupported),
             _ => error,
         };

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, Weak};
 use crate::error::{Error, ErrorKind, Result};
 use crate::identity::Instance;
 use crate::ids::{DeviceNumber, DriverId, Guid, Name, NodeType};
-use crate::index::{Indices, Neighbour};
+use crate::index::{Indices, MOVE_IT, Neighbour};
 use crate::netlink::Socket;
 use crate::pin::{self, Pin};
 use crate::provider::{Allocation, Provided, ProviderInfo, Providers, Slot};
@@ -205,7 +205,10 @@ impl Device {
             // The index is this device's for as long as the directory lives: still alive after
             // the answer, it was this device's answer.
             pinned.read_device_number()?;
-            info.ok_or_else(|| Error::new(ErrorKind::Unproven, "netlink does not know the index"))
+            info.ok_or_else(|| {
+                let text = format!("RDMA netlink has no device of index {}", joined.index);
+                Error::new(ErrorKind::OtherNamespace, text).with_hint(MOVE_IT)
+            })
         };
         let info = facts().map_err(|error| self.0.explain(error))?;
         Ok(DeviceFacts {

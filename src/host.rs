@@ -173,7 +173,12 @@ fn open_root(path: &str) -> Result<Handle> {
     #[allow(clippy::disallowed_methods)] // `/sys` and `/dev`: the only two paths of the library
     let root = Dir::open_ambient_dir(path, ambient_authority()).map_err(|error| {
         let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
-        Error::call(format!("openat(\"{path}\", O_DIRECTORY)"), errno)
+        let error = Error::call(format!("openat(\"{path}\", O_DIRECTORY)"), errno);
+        if errno == Errno::NOENT {
+            error.with_hint("mount sysfs at /sys and devtmpfs at /dev")
+        } else {
+            error
+        }
     })?;
     Ok(Handle::Real(OwnedFd::from(root.into_std_file())))
 }
@@ -213,10 +218,10 @@ impl Host {
         probe.map_err(|errno| {
             let error = Error::call(sysfs::open_text("sys", c".", sysfs::DIRECTORY), errno);
             match errno {
-                Errno::NOSYS => error.into_kind(ErrorKind::Unsupported).hint(
+                Errno::NOSYS => error.into_kind(ErrorKind::Unsupported).with_hint(
                     "openat2 is missing: it needs Linux 5.6, or a filter answers as if it were older",
                 ),
-                Errno::PERM => error.into_kind(ErrorKind::Unsupported).hint(
+                Errno::PERM => error.into_kind(ErrorKind::Unsupported).with_hint(
                     "openat2 is blocked by a seccomp filter, such as a container's: allow it there",
                 ),
                 _ => error,
@@ -226,10 +231,9 @@ impl Host {
             .map_err(|errno| Error::call("fstatfs(sys)", errno))?;
         let is_sysfs = magic == SYSFS_MAGIC;
         if !is_sysfs && !allow_foreign_sys {
-            return Err(Error::new(
-                ErrorKind::Unsupported,
-                format!("/sys is not sysfs (f_type {magic:#x}, not {SYSFS_MAGIC:#x})"),
-            ));
+            let text = format!("/sys is not sysfs: f_type {magic:#x}, not {SYSFS_MAGIC:#x}");
+            let error = Error::new(ErrorKind::Unsupported, text);
+            return Err(error.with_hint("mount it there: mount -t sysfs sysfs /sys"));
         }
         Ok(Self(Arc::new(Inner { kernel, sys, dev, netlink, is_sysfs })))
     }

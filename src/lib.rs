@@ -59,9 +59,9 @@
 //! - [`Guid`] and [`Gid`] are strings, as they print: `"0002:c903:0005:1234"`.
 //! - [`Name`] is a string: the name where it is UTF-8, else the name as it prints, escaped. Two names may have the
 //!   same string, so there is no `Deserialize`.
-//! - [`ErrorKind`] is the name of its variant, [`Step`] its [`name`](Step::name), [`Value`] a map of one key: `{"number": 3}`,
+//! - [`ErrorKind`] is its [`code`](ErrorKind::code), [`Step`] its [`name`](Step::name), [`CheckId`] its [`name`](CheckId::name), [`Value`] a map of one key: `{"number": 3}`,
 //!   `{"guid": "..."}`, `{"device_number": {"major": 231, "minor": 192}}`, `{"time": [seconds, nanoseconds]}`, `{"name": "..."}`,
-//!   `{"word": "..."}`. A [`Check`] has `held` besides its fields.
+//!   `{"word": "..."}`. A [`Check`] has `held` and `what` besides its fields.
 //! - Everything else is a map of its fields. Inode numbers take up to 64 bits, more than a number in JavaScript holds.
 //!
 //! `Deserialize` is there for the kernel's numbers, [`Guid`], [`DeviceNumber`] and [`ContextClaim`], where every
@@ -110,7 +110,7 @@ pub use context::{
 };
 pub use device::{Device, DeviceFacts};
 pub use error::{Error, ErrorKind, Result};
-pub use evidence::{Check, Evidence, Step, Value};
+pub use evidence::{Check, CheckId, Evidence, Step, Value};
 pub use host::{ForkSafety, Host, HostBuilder, memlock_limit};
 pub use identity::{Instance, Timestamp};
 pub use ids::{DeviceNumber, DriverId, Guid, Name, NodeType, ParseGuidError};

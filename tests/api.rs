@@ -21,7 +21,7 @@ macro_rules! all {
 
 // A thread is part of the meaning of none of these: each may be shared by threads.
 all!(is_static:
-    Allocation, AsyncEvent, Check, Context, ContextClaim, Device, DeviceAttributes, DeviceFacts,
+    Allocation, AsyncEvent, Check, CheckId, Context, ContextClaim, Device, DeviceAttributes, DeviceFacts,
     DeviceNumber, Devices, DevicesIntoIter, ErrorKind, Evidence, ExtendedAttributes,
     ForkSafety, Gid, GidEntry, Guid, Host, HostBuilder, Instance, Match, MatchedBy, Name, OpenOptions, Opened,
     PortAttributes, PortRate, ProviderInfo, Registry, Step, Timestamp, UnprovenContext, Value,

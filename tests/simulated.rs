@@ -4,7 +4,7 @@
 use std::os::fd::AsFd as _;
 
 use uverbs::sim::{CallKind, DeviceSpec, Machine, NodeKind, NodeOpened, Verdict};
-use uverbs::{Device, ErrorKind, Host, OpenOptions, Opened, Registry, Step};
+use uverbs::{CheckId, Device, ErrorKind, Host, OpenOptions, Opened, Registry, Step};
 
 fn device(name: &str, guid: u64) -> DeviceSpec {
     DeviceSpec::new(name).guid(guid)
@@ -23,11 +23,13 @@ fn kind<T: std::fmt::Debug>(result: uverbs::Result<T>) -> ErrorKind {
 }
 
 /// Which check refused it.
-fn refused_by<T: std::fmt::Debug>(result: uverbs::Result<T>) -> (Step, &'static str) {
+fn refused_by<T: std::fmt::Debug>(result: uverbs::Result<T>) -> (Step, CheckId) {
     let error = result.expect_err("it has to be refused");
-    let check = error.evidence().and_then(|evidence| evidence.checks().last()).expect("evidence");
+    let check = error.check().expect("a check");
     assert!(!check.held(), "{error}");
-    (check.step, check.what)
+    let last = error.evidence().and_then(|evidence| evidence.checks().last());
+    assert_eq!(last, Some(check), "{error}");
+    (check.step, check.id)
 }
 
 #[test]
@@ -121,8 +123,8 @@ fn a_strict_open_demands_the_timestamp_of_the_last_list() {
     let strict = OpenOptions::new().strict_timestamps(true);
     let opened = asked.open_with(&strict).expect("unmoved");
     let Opened::Proven(context) = opened else { panic!("proved") };
-    let check = (Step::Pin, "timestamp (ibdev)");
-    assert!(context.evidence().checks().iter().any(|made| (made.step, made.what) == check));
+    let check = (Step::Pin, CheckId::Timestamp);
+    assert!(context.evidence().checks().iter().any(|made| (made.step, made.id) == check));
     drop(context);
     for strict in [strict.clone(), strict.allow_unproven(true)] {
         machine.evict();
@@ -173,7 +175,7 @@ fn the_node_is_looked_at_before_it_is_opened() {
         }
         Verdict::Continue
     });
-    assert_eq!(refused_by(asked.open()), (Step::Open, "device number of the node"));
+    assert_eq!(refused_by(asked.open()), (Step::Open, CheckId::NodeDeviceNumber));
     assert_eq!(machine.node_opens(), [NodeOpened::Device(1, 3)]);
     drop(asked);
     assert_eq!(machine.open_handles(), 0);
@@ -200,7 +202,7 @@ fn what_is_opened_is_what_was_looked_at() {
     machine.add(device("rxe0", 0xa0)).expect("added");
     change_before_open(&machine, NodeKind::Static);
     let refused = refused_by(listed(&machine, "rxe0").open());
-    assert_eq!(refused, (Step::Open, "inode of the node"));
+    assert_eq!(refused, (Step::Open, CheckId::NodeInode));
     // What cannot be opened as a device any more.
     for (node, errno, expected) in [
         (NodeKind::Symlink("uverbs1".into()), 40, ErrorKind::NodeMismatch),
@@ -334,7 +336,7 @@ fn nothing_is_done_with_the_descriptor_of_another_node() {
         _ => Verdict::Continue,
     });
     let refused = refused_by(asked.verify(&other));
-    assert_eq!(refused, (Step::Open, "device number of the node"));
+    assert_eq!(refused, (Step::Open, CheckId::NodeDeviceNumber));
 }
 
 /// The pinned device has its number and is mapped: a node that leads to nothing is not its own.

@@ -9,7 +9,6 @@ use uverbs::{Device, DeviceAttributes, Error, Evidence, Host, OpenOptions, Opene
 
 use crate::DeviceArg;
 use crate::evidence::{CheckJson, evidence_table};
-use crate::explain::{self, of_device};
 use crate::facts::{DeviceJson, firmware_number, or_dash};
 use crate::hold::hold;
 use crate::output::{BAD, Failure, GOOD, JsonArgs, Out, WARN, note};
@@ -72,7 +71,7 @@ struct AttributesJson {
 
 pub(crate) fn run(args: &OpenArgs, out: &mut Out) -> Result<bool, Failure> {
     let selector = args.device.selector()?;
-    let registry = Registry::new(explain::host(Host::builder())?);
+    let registry = Registry::new(Host::open()?);
     let device = selector.find(&registry.devices()?)?;
     if args.wait_for_enter {
         let prompt = format!("listed {device}; press Enter to open\n");
@@ -92,7 +91,7 @@ pub(crate) fn run(args: &OpenArgs, out: &mut Out) -> Result<bool, Failure> {
             if let (Some(evidence), false) = (error.evidence(), args.json.json) {
                 out.text(&evidence_table(evidence.checks(), 0).render())?;
             }
-            return Err(of_device(&device, error));
+            return Err(error.into());
         }
     };
     let attributes = match &opened {
@@ -255,7 +254,7 @@ mod tests {
             assert!(json["context"].is_u64() && json["index"].is_u64());
             let check = &json["evidence"][0];
             let keys: Vec<_> = check.as_object().expect("an object").keys().cloned().collect();
-            assert_eq!(keys, ["expected", "found", "held", "step", "step_number", "what"]);
+            assert_eq!(keys, ["expected", "found", "held", "id", "step", "step_number", "what"]);
             assert_eq!((&check["step"], &check["step_number"]), (&"pin".into(), &2.into()));
         }
 

@@ -67,7 +67,7 @@ fn require_component(name: &Name) -> Result<()> {
         return Ok(());
     }
     let text = format!("the partition keys of a device named \"{name}\" cannot be read in sysfs");
-    Err(Error::new(ErrorKind::Unsupported, text).hint("rename the device"))
+    Err(Error::new(ErrorKind::Unsupported, text).with_hint("rename the device"))
 }
 
 fn path(bytes: Vec<u8>) -> Result<CString> {

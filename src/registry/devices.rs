@@ -191,8 +191,7 @@ impl Devices {
             [] => Err(self.not_found(asked)),
             [(device, _)] => Ok(device.clone()),
             _ => {
-                let (count, found) = (found.len(), names(found.iter().copied()));
-                let text = format!("{count} devices match {asked}: {found}");
+                let text = format!("{asked}: {}", names(found.iter().copied()));
                 Err(Error::new(ErrorKind::Ambiguous, text))
             }
         }

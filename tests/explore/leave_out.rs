@@ -5,20 +5,20 @@
 use std::sync::{Mutex, PoisonError};
 
 use uverbs::sim::{DeviceSpec, Machine};
-use uverbs::{Device, Host, Registry, Step, leave_out};
+use uverbs::{CheckId, Device, Host, Registry, Step, leave_out};
 
 use crate::happens::{Event, PAGE};
 use crate::play::{Play, Program};
 use crate::search::{Limits, everything, explore_all};
 use crate::{adverse_events, identity_events, is_base, is_full, is_plain, list_events};
 
-type Check = (Step, &'static str);
+type Check = (Step, CheckId);
 
 /// The checks that nothing stands behind: without one of these it comes to the wrong device.
 const NEEDED: [Check; 3] = [
-    (Step::Pin, "uverbs directory (inode)"),
-    (Step::Prove, "PD of a new thread, under the index"),
-    (Step::Prove, "context of a new thread, under the index"),
+    (Step::Pin, CheckId::UverbsInode),
+    (Step::Prove, CheckId::ProtectionDomain),
+    (Step::Prove, CheckId::Context),
 ];
 
 /// What is left out holds for the whole process.
@@ -60,14 +60,14 @@ fn each_check_earns_its_place() {
     };
     let mut needed = Vec::new();
     println!("| step | check left out | what then goes wrong |\n|---|---|---|");
-    for &(step, what) in &checks {
-        let left_out = [(step, what)];
+    for &(step, id) in &checks {
+        let left_out = [(step, id)];
         let wrong = first_wrong(&left_out, 1, &singles).or_else(|| deeper(&left_out));
         if wrong.is_some() {
-            needed.push((step, what));
+            needed.push((step, id));
         }
         let wrong = wrong.unwrap_or_else(|| "nothing was found".to_owned());
-        println!("| {} | {what} | {wrong} |", step.number());
+        println!("| {} | {} | {wrong} |", step.number(), id.name());
     }
     assert_eq!(needed, NEEDED, "an exploration that does not find these proves nothing");
     if !is_full() {
@@ -81,6 +81,7 @@ fn each_check_earns_its_place() {
             }
             if let Some(wrong) = first_wrong(&[first, second], 1, &everything()) {
                 let [(a, one), (b, other)] = [first, second];
+                let (one, other) = (one.name(), other.name());
                 println!("| {} {one}; {} {other} | {wrong} |", a.number(), b.number());
             }
         }
@@ -99,8 +100,8 @@ fn checks() -> Vec<Check> {
     let mut open = |device: &Device| {
         let context = device.open().expect("opened");
         for check in context.evidence().checks() {
-            if !checks.contains(&(check.step, check.what)) {
-                checks.push((check.step, check.what));
+            if !checks.contains(&(check.step, check.id)) {
+                checks.push((check.step, check.id));
             }
         }
     };

@@ -24,6 +24,7 @@ const ALLOWED: &[&str] = &[
     "Unstable",
     "NodeMismatch",
     "Unproven",
+    "OtherNamespace",
     "NetlinkUnavailable",
     "PermissionDenied",
     "Malformed",
