@@ -36,6 +36,16 @@ pub use rate::{LinkSpeed, LinkWidth, PortRate};
 /// Dropping it closes the descriptor. While it is open it keeps some drivers' devices from being
 /// removed (those without `disassociate_ucontext`: efa, siw, rxe up to 7.2, and others).
 ///
+/// # Blocking and threads
+/// Each query is a command to the driver, which may wait for its device's firmware, without limit. So may the
+/// close. Threads may share a context; the library holds no lock during a command.
+///
+/// # Fork
+/// A forked child has the descriptor, and with it the same kernel context. The queries work there, as they use
+/// the ioctl ABI. Commands by `write(2)`, as other libraries issue them, fail there with `EACCES`: the kernel accepts
+/// them only with the credentials of the opener (`ib_safe_file_access`, `rdma/ib.h`). The context lives until both processes have
+/// closed it. [`Host::fork_safety`](crate::Host::fork_safety) reports what a fork does to registered memory.
+///
 /// ```no_run
 /// # fn main() -> uverbs::Result<()> {
 /// # let device: uverbs::Device = unimplemented!();
@@ -137,8 +147,16 @@ pub enum Opened {
 impl Device {
     /// Opens the device: a context on exactly this instance, or an error that says what happened.
     ///
-    /// A thread is started for the proof and waited for; the calling thread runs no signal handlers meanwhile, and
-    /// is not cancelled (`pthread_cancel(3)`) until this returns.
+    /// # Blocking
+    /// The driver may wait for its device's firmware while the context is allocated and while a protection domain is
+    /// allocated and freed for the proof. Opening the node waits for a device that is being added or removed. Nothing
+    /// limits these waits.
+    ///
+    /// # Threads
+    /// The proof starts a thread, by `clone(2)` alone on x86-64 and AArch64, and waits for it to exit. That thread has
+    /// the caller's thread-local storage, and runs nothing but system calls of the library. The calling thread has all
+    /// signals blocked meanwhile, so its handlers run afterwards. It is not cancelled (`pthread_cancel(3)`) until this
+    /// returns.
     ///
     /// # Errors
     /// `Removed`, `Replaced`: the device is gone. `NodeMismatch`: the node in /dev leads elsewhere.

@@ -189,7 +189,7 @@ impl Check {
 /// Everything that was checked on the way to a context, in order.
 ///
 /// Of a [`Context`](crate::Context) and of an [`UnprovenContext`](crate::UnprovenContext) every check held.
-/// Of an error ([`Error::evidence`]) the last one may be the one that did not.
+/// Of an error ([`Error::evidence`](crate::Error::evidence)) the last one may be the one that did not.
 ///
 /// ```no_run
 /// # fn main() -> uverbs::Result<()> {

@@ -35,6 +35,22 @@ const LITTLE_MEMLOCK: u64 = 32 << 10;
 
 /// The directories `/sys` and `/dev`, and RDMA netlink. Every access of the library goes through these. A clone is
 /// the same host.
+///
+/// # Blocking
+/// The library never sleeps or waits for a device to come. Its system calls may wait in the kernel: a sysfs attribute or
+/// a netlink answer for a device that is being added or removed, a request about an index without a node for a
+/// module to be loaded, a command to a device for its firmware, without limit if that hangs. An asynchronous
+/// program makes such calls on a thread for blocking work.
+///
+/// # Threads
+/// A host may be shared by threads. Threads that use one socket that was handed in ([`HostBuilder::netlink`]) wait for
+/// one another's exchanges. Otherwise each has a socket of its own.
+///
+/// # Fork
+/// A child needs a host of its own, and a registry made of it. A socket that was handed in is shared with the parent: each
+/// takes answers that are meant for the other, and both get errors that have nothing to do with a device. The locks
+/// of a host, a [`Registry`](crate::Registry) and a [`Device`](crate::Device) also stay locked in the child if
+/// another thread of the parent held them.
 #[derive(Clone, Debug)]
 pub struct Host(Arc<Inner>);
 

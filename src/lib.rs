@@ -35,8 +35,8 @@
 //! # It does not
 //! - fall back to anything weaker: where `openat2(2)` is missing or blocked, or netlink cannot prove, it fails
 //!   with the reason; [`Device::open_allow_unproven`] is the explicit exception, and returns another type;
-//! - wait: a system call may sleep in the kernel, and the thread that a proof starts is joined; the library itself
-//!   never sleeps;
+//! - sleep: a system call may wait in the kernel, and the thread that a proof starts is joined ([`Host`] documents
+//!   blocking and forks, [`Device::open`] the thread);
 //! - read the environment, print, or keep a descriptor for a device;
 //! - move data: queue pairs and memory are left to other libraries, over the cmd fd.
 //!

@@ -409,8 +409,7 @@ impl Device {
     /// `verify` works on a duplicate, so that closing or reusing the descriptor's number meanwhile leads nowhere
     /// else.
     ///
-    /// A thread is started for the proof and waited for; the calling thread runs no signal handlers meanwhile, and
-    /// is not cancelled (`pthread_cancel(3)`) until this returns.
+    /// What may block, and the thread that the proof starts, are as for [`open`](Self::open).
     ///
     /// # Errors
     /// `NodeMismatch` when the descriptor is on another device; `Removed`, `Replaced` when this one is gone;

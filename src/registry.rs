@@ -15,7 +15,8 @@ use crate::sysfs;
 
 pub use devices::{Devices, DevicesIntoIter};
 
-/// The devices of a host. A clone shares its records.
+/// The devices of a host. A clone shares its records. Threads may share a registry; a forked child makes one of its own
+/// ([`Host`], "Fork").
 ///
 /// ```no_run
 /// use uverbs::{Host, Registry};
@@ -112,6 +113,10 @@ impl Registry {
     /// agree, and a known device that neither shows is looked up before it is marked. If the directory
     /// changes under each of eight sweeps, the last pair counts: a device that is new may be missing from
     /// the list then, a known one never is.
+    ///
+    /// The system calls may wait in the kernel for devices that are being added or removed. No lock is held during the
+    /// sweeps; one is while changed entries are looked at, for which other threads that list then wait. With
+    /// [providers](Self::with_providers) of the program's own, their code runs on this thread, without a lock.
     ///
     /// # Errors
     /// `Unstable` when the uverbs module is being loaded or unloaded; `Os`, `PermissionDenied`. What is
