@@ -43,8 +43,8 @@ pub use rate::{LinkSpeed, LinkWidth, PortRate};
 /// # Fork
 /// A forked child has the descriptor, and with it the same kernel context. The queries work there, as they use
 /// the ioctl ABI. Commands by `write(2)`, as other libraries issue them, fail there with `EACCES`: the kernel accepts
-/// them only with the credentials of the opener (`ib_safe_file_access`, `rdma/ib.h`). The context lives until both processes have
-/// closed it. [`Host::fork_safety`](crate::Host::fork_safety) reports what a fork does to registered memory.
+/// them only with the credentials of the opener (`ib_safe_file_access`, `rdma/ib.h`). The context lives until both
+/// processes have closed it. [`Host::fork_safety`](crate::Host::fork_safety) reports what a fork does to registered memory.
 ///
 /// ```no_run
 /// # fn main() -> uverbs::Result<()> {
@@ -161,8 +161,8 @@ impl Device {
     /// # Errors
     /// `Removed`, `Replaced`: the device is gone. `NodeMismatch`: the node in /dev leads elsewhere.
     /// `Unproven`: the kernel cannot show which device it is (Linux before 5.10, among others).
-    /// `NetlinkUnavailable`: netlink is denied. `Unstable`: it would not stay still. `AbiMismatch`,
-    /// `Provider`: its provider cannot handle it, or is being attached (`Busy`). `PermissionDenied`, `Os`:
+    /// `OtherNamespace`: netlink does not list it. `NetlinkUnavailable`: netlink is denied.
+    /// `Unstable`: it would not stay still. `AbiMismatch`, `Provider`: its provider cannot handle it, or is being attached (`Busy`). `PermissionDenied`, `Os`:
     /// the first system call that failed.
     #[doc(alias = "ibv_open_device")]
     pub fn open(&self) -> Result<Context> {
@@ -174,7 +174,7 @@ impl Device {
     /// checked is checked, and what contradicts is refused; the result says which of the two it is.
     ///
     /// # Errors
-    /// As [`open`](Self::open), but for `Unproven` and `NetlinkUnavailable`.
+    /// As [`open`](Self::open), but for `Unproven`, `OtherNamespace` and `NetlinkUnavailable`.
     pub fn open_allow_unproven(&self) -> Result<Opened> {
         self.open_with(&OpenOptions::new().allow_unproven(true))
     }
@@ -182,8 +182,9 @@ impl Device {
     /// Opens the device as the options demand.
     ///
     /// # Errors
-    /// As [`open`](Self::open). With [`allow_unproven`](OpenOptions::allow_unproven) neither `Unproven` nor
-    /// `NetlinkUnavailable`.
+    /// As [`open`](Self::open), or with [`allow_unproven`](OpenOptions::allow_unproven) as
+    /// [`open_allow_unproven`](Self::open_allow_unproven). With [`strict_timestamps`](OpenOptions::strict_timestamps)
+    /// also `Replaced` where the timestamp has moved.
     pub fn open_with(&self, options: &OpenOptions) -> Result<Opened> {
         let Outcome { cmd, provided, evidence, proof } = open::open(self, options)?;
         let outcome = (cmd, provided, evidence);

@@ -176,8 +176,8 @@ impl Device {
     /// it is known.
     ///
     /// # Errors
-    /// `Removed` or `Replaced` when the device is gone; `Unproven` when netlink is denied or does not
-    /// know the device.
+    /// `Removed` or `Replaced` when the device is gone. `OtherNamespace` when netlink does not list it though it is
+    /// alive. `Unproven` when devices come and go under each of several dumps. `NetlinkUnavailable`.
     #[doc(alias = "ibv_get_device_index")]
     pub fn index(&self) -> Result<u32> {
         self.joined().map(|joined| joined.index)

@@ -37,8 +37,8 @@ const LITTLE_MEMLOCK: u64 = 32 << 10;
 /// the same host.
 ///
 /// # Blocking
-/// The library never sleeps or waits for a device to come. Its system calls may wait in the kernel: a sysfs attribute or
-/// a netlink answer for a device that is being added or removed, a request about an index without a node for a
+/// The library never sleeps or waits for a device to come. Its system calls may wait in the kernel: a sysfs attribute
+/// or a netlink answer for a device that is being added or removed, a request about an index without a node for a
 /// module to be loaded, a command to a device for its firmware, without limit if that hangs. An asynchronous
 /// program makes such calls on a thread for blocking work.
 ///
@@ -47,8 +47,8 @@ const LITTLE_MEMLOCK: u64 = 32 << 10;
 /// one another's exchanges. Otherwise each has a socket of its own.
 ///
 /// # Fork
-/// A child needs a host of its own, and a registry made of it. A socket that was handed in is shared with the parent: each
-/// takes answers that are meant for the other, and both get errors that have nothing to do with a device. The locks
+/// A child needs a host of its own, and a registry made of it. A socket that was handed in is shared with the parent:
+/// each takes answers that are meant for the other, and both get errors that have nothing to do with a device. The locks
 /// of a host, a [`Registry`](crate::Registry) and a [`Device`](crate::Device) also stay locked in the child if
 /// another thread of the parent held them.
 #[derive(Clone, Debug)]
@@ -266,7 +266,7 @@ impl Host {
     /// nothing is set up by it.
     ///
     /// # Errors
-    /// `Unproven` when RDMA netlink is denied.
+    /// `NetlinkUnavailable` when RDMA netlink is denied.
     pub fn fork_safety(&self) -> Result<ForkSafety> {
         Ok(match self.netlink()?.copies_on_fork()? {
             true => ForkSafety::CopiedOnFork,
