@@ -2,7 +2,7 @@
 
 use divan::Bencher;
 use uverbs::sim::{DeviceSpec, Machine};
-use uverbs::{Host, Policy, Registry};
+use uverbs::{Host, Registry};
 
 const DEVICES: [usize; 3] = [1, 64, 1000];
 
@@ -23,7 +23,7 @@ fn listed(devices: usize) -> (Machine, Registry) {
 }
 
 fn registry(machine: &Machine) -> Registry {
-    Registry::new(Host::simulated(machine, Policy::new()).expect("a host"))
+    Registry::new(Host::simulated(machine).expect("a host"))
 }
 
 #[divan::bench(args = DEVICES)]

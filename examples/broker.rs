@@ -23,7 +23,7 @@ use rustix::net::{
 };
 use rustix::process::{Pid, WaitOptions, waitpid};
 use sandbox::{Allowed, any};
-use uverbs::{Context, ContextClaim, Device, Dir, Host, Registry};
+use uverbs::{Context, ContextClaim, Device, Host, Registry};
 
 /// What the worker needs in addition to the descriptor.
 const RECEIVE: &[Allowed] = &[
@@ -100,7 +100,7 @@ fn worker(name: &str, socket: &OwnedFd, tries: bool) -> anyhow::Result<()> {
     let ports = context.query_port(1)?;
     println!("worker: {device}: node GUID {guid}, port 1 {}", ports.state);
     for check in context.evidence().checks() {
-        println!("  {}: {}: {}", check.step, check.what, check.found);
+        println!("  {}: {}: {}", check.step, check.what(), check.found);
     }
     Ok(())
 }
@@ -108,10 +108,10 @@ fn worker(name: &str, socket: &OwnedFd, tries: bool) -> anyhow::Result<()> {
 /// The two directories, and a netlink socket that remains when none can be opened any more.
 fn host() -> anyhow::Result<Host> {
     #[allow(clippy::disallowed_methods)] // the two roots are the only paths of the program
-    let root = |path| Dir::open_ambient_dir(path, cap_std::ambient_authority());
+    let root = |path| cap_std::fs::Dir::open_ambient_dir(path, cap_std::ambient_authority());
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let netlink = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, Some(netlink::RDMA))?;
-    Ok(Host::from_parts(root("/sys")?, root("/dev")?, Some(netlink))?)
+    Ok(Host::builder().sys(root("/sys")?).dev(root("/dev")?).netlink(netlink).build()?)
 }
 
 fn receive(socket: &OwnedFd, device: &Device) -> anyhow::Result<Context> {

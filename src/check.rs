@@ -1,7 +1,7 @@
 //! Where checks are made: looking, comparing, and noting what was found.
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::evidence::{Check, Evidence, Step, Value};
+use crate::evidence::{Check, CheckId, Evidence, Step, Value};
 
 impl Evidence {
     /// Compares something that proves if it is as expected, and proves nothing if it is not. Only what held is
@@ -9,16 +9,16 @@ impl Evidence {
     pub(crate) fn confirm(
         &mut self,
         step: Step,
-        what: &'static str,
+        id: CheckId,
         expected: Value,
         look: impl FnOnce() -> Result<Value>,
     ) -> Result<bool> {
         #[cfg(uverbs_leave_out)]
-        if leave_out::is_left_out(step, what) {
+        if leave_out::is_left_out(step, id) {
             return Ok(true);
         }
         let found = look().map_err(|error| error.at(step))?;
-        let check = Check { step, what, expected, found };
+        let check = Check { id, step, expected, found };
         let held = check.held();
         if held {
             self.note(check);
@@ -31,24 +31,20 @@ impl Evidence {
     pub(crate) fn require(
         &mut self,
         step: Step,
-        what: &'static str,
+        id: CheckId,
         otherwise: ErrorKind,
         expected: Value,
         look: impl FnOnce() -> Result<Value>,
     ) -> Result<()> {
         #[cfg(uverbs_leave_out)]
-        if leave_out::is_left_out(step, what) {
+        if leave_out::is_left_out(step, id) {
             return Ok(());
         }
         let found = look().map_err(|error| error.at(step))?;
-        let check = Check { step, what, expected, found };
+        let check = Check { id, step, expected, found };
         let held = check.held();
         self.note(check.clone());
-        if held {
-            Ok(())
-        } else {
-            Err(Error::differs(otherwise, what, check.expected, check.found).at(step))
-        }
+        if held { Ok(()) } else { Err(Error::check_failed(otherwise, check)) }
     }
 }
 
@@ -59,7 +55,7 @@ pub mod leave_out {
     use std::sync::RwLock;
     use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-    use crate::evidence::Step;
+    use crate::evidence::{CheckId, Step};
 
     static OLD_RULE: AtomicBool = AtomicBool::new(false);
 
@@ -72,16 +68,16 @@ pub mod leave_out {
         OLD_RULE.load(Relaxed)
     }
 
-    static LEFT_OUT: RwLock<Vec<(Step, &'static str)>> = RwLock::new(Vec::new());
+    static LEFT_OUT: RwLock<Vec<(Step, CheckId)>> = RwLock::new(Vec::new());
 
     /// Leaves these checks, and no others, out of whatever this process does from now on.
-    pub fn leave_out(checks: &[(Step, &'static str)]) {
+    pub fn leave_out(checks: &[(Step, CheckId)]) {
         let mut left_out = LEFT_OUT.write().unwrap_or_else(|poison| poison.into_inner());
         *left_out = checks.to_vec();
     }
 
-    pub(super) fn is_left_out(step: Step, what: &str) -> bool {
+    pub(super) fn is_left_out(step: Step, id: CheckId) -> bool {
         let left_out = LEFT_OUT.read().unwrap_or_else(|poison| poison.into_inner());
-        left_out.iter().any(|(left, check)| (*left, *check) == (step, what))
+        left_out.contains(&(step, id))
     }
 }

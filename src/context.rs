@@ -19,7 +19,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::evidence::Evidence;
 use crate::ids::DriverId;
 use crate::kernel::{Attr, Errno, Kernel};
-use crate::open::{self, Outcome, Proven};
+use crate::open::{self, OpenOptions, Outcome, Proven};
 use crate::pin;
 use crate::provider::Provided;
 use crate::verbs::{CmdFd, DRIVER_FAILS, object};
@@ -36,6 +36,16 @@ pub use rate::{LinkSpeed, LinkWidth, PortRate};
 ///
 /// Dropping it closes the descriptor. While it is open it keeps some drivers' devices from being
 /// removed (those without `disassociate_ucontext`: efa, siw, rxe up to 7.2, and others).
+///
+/// # Blocking and threads
+/// Each query is a command to the driver, which may wait for its device's firmware, without limit. So may the
+/// close. Threads may share a context; the library holds no lock during a command.
+///
+/// # Fork
+/// A forked child has the descriptor, and with it the same kernel context. The queries work there, as they use
+/// the ioctl ABI. Commands by `write(2)`, as other libraries issue them, fail there with `EACCES`: the kernel accepts
+/// them only with the credentials of the opener (`ib_safe_file_access`, `rdma/ib.h`). The context lives until both
+/// processes have closed it. [`Host::fork_safety`](crate::Host::fork_safety) reports what a fork does to registered memory.
 ///
 /// ```no_run
 /// # fn main() -> uverbs::Result<()> {
@@ -103,7 +113,7 @@ impl Body {
     fn explain(&self, error: Error) -> Error {
         let error = match error.errno() {
             Some(Errno::IO) if self.cmd.is_cut_off() => error.into_kind(ErrorKind::Removed),
-            Some(Errno::IO) => error.hint(DRIVER_FAILS),
+            Some(Errno::IO) => error.with_hint(DRIVER_FAILS),
             Some(Errno::PROTONOSUPPORT) => error.into_kind(ErrorKind::Unsupported),
             _ => error,
         };
@@ -138,18 +148,26 @@ pub enum Opened {
 impl Device {
     /// Opens the device: a context on exactly this instance, or an error that says what happened.
     ///
-    /// A thread is started for the proof and waited for; the calling thread runs no signal handlers meanwhile, and
-    /// is not cancelled (`pthread_cancel(3)`) until this returns.
+    /// # Blocking
+    /// The driver may wait for its device's firmware while the context is allocated and while a protection domain is
+    /// allocated and freed for the proof. Opening the node waits for a device that is being added or removed. Nothing
+    /// limits these waits.
+    ///
+    /// # Threads
+    /// The proof starts a thread, by `clone(2)` alone on x86-64 and AArch64, and waits for it to exit. That thread has
+    /// the caller's thread-local storage, and runs nothing but system calls of the library. The calling thread has all
+    /// signals blocked meanwhile, so its handlers run afterwards. It is not cancelled (`pthread_cancel(3)`) until this
+    /// returns.
     ///
     /// # Errors
     /// `Removed`, `Replaced`: the device is gone. `NodeMismatch`: the node in /dev leads elsewhere.
     /// `Unproven`: the kernel cannot show which device it is (Linux before 5.10, among others).
-    /// `NetlinkUnavailable`: netlink is denied. `Unstable`: it would not stay still. `AbiMismatch`,
-    /// `Provider`: its provider cannot handle it, or is being attached (`Busy`). `PermissionDenied`, `Os`:
+    /// `OtherNamespace`: netlink does not list it. `NetlinkUnavailable`: netlink is denied.
+    /// `Unstable`: it would not stay still. `AbiMismatch`, `Provider`: its provider cannot handle it, or is being attached (`Busy`). `PermissionDenied`, `Os`:
     /// the first system call that failed.
     #[doc(alias = "ibv_open_device")]
     pub fn open(&self) -> Result<Context> {
-        let Outcome { cmd, provided, evidence, proof } = open::open(self, false)?;
+        let Outcome { cmd, provided, evidence, proof } = open::open(self, &OpenOptions::new())?;
         Ok(Context::new((cmd, provided, evidence), self, proof?))
     }
 
@@ -157,14 +175,37 @@ impl Device {
     /// checked is checked, and what contradicts is refused; the result says which of the two it is.
     ///
     /// # Errors
-    /// As [`open`](Self::open), but for `Unproven` and `NetlinkUnavailable`.
+    /// As [`open`](Self::open), but for `Unproven`, `OtherNamespace` and `NetlinkUnavailable`.
     pub fn open_allow_unproven(&self) -> Result<Opened> {
-        let Outcome { cmd, provided, evidence, proof } = open::open(self, true)?;
+        self.open_with(&OpenOptions::new().allow_unproven(true))
+    }
+
+    /// Opens the device as the options demand.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), or with [`allow_unproven`](OpenOptions::allow_unproven) as
+    /// [`open_allow_unproven`](Self::open_allow_unproven). With [`strict_timestamps`](OpenOptions::strict_timestamps)
+    /// also `Replaced` where the timestamp has moved.
+    pub fn open_with(&self, options: &OpenOptions) -> Result<Opened> {
+        let Outcome { cmd, provided, evidence, proof } = open::open(self, options)?;
         let outcome = (cmd, provided, evidence);
         Ok(match proof {
             Ok(proof) => Opened::Proven(Context::new(outcome, self, proof)),
-            Err(reason) => Opened::Unproven(Context::new(outcome, self, Unproven(reason))),
+            Err(reason) if options.is_unproven_allowed() => {
+                Opened::Unproven(Context::new(outcome, self, Unproven(reason)))
+            }
+            Err(reason) => return Err(reason),
         })
+    }
+}
+
+impl OpenOptions {
+    /// Opens a device with these options ([`Device::open_with`]).
+    ///
+    /// # Errors
+    /// As [`Device::open_with`].
+    pub fn open(&self, device: &Device) -> Result<Opened> {
+        device.open_with(self)
     }
 }
 

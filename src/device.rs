@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, Weak};
 use crate::error::{Error, ErrorKind, Result};
 use crate::identity::Instance;
 use crate::ids::{DeviceNumber, DriverId, Guid, Name, NodeType};
-use crate::index::{Indices, Neighbour};
+use crate::index::{Indices, MOVE_IT, Neighbour};
 use crate::netlink::Socket;
 use crate::pin::{self, Pin};
 use crate::provider::{Allocation, Provided, ProviderInfo, Providers, Slot};
@@ -176,7 +176,8 @@ impl Device {
     /// closes it: the kernel then tries to load a module. Once such an index is known, it is queried last.
     ///
     /// # Errors
-    /// `Removed` or `Replaced` if the device is gone; `Unproven` if netlink is denied or does not know the device.
+    /// `Removed` or `Replaced` when the device is gone. `OtherNamespace` when netlink does not list it though it is
+    /// alive. `Unproven` when devices come and go under each of several dumps. `NetlinkUnavailable`.
     #[doc(alias = "ibv_get_device_index")]
     pub fn index(&self) -> Result<u32> {
         self.joined().map(|joined| joined.index)
@@ -204,7 +205,10 @@ impl Device {
             // The index is this device's as long as the directory lives. If it is still alive after the answer, the
             // answer was about this device.
             pinned.read_device_number()?;
-            info.ok_or_else(|| Error::new(ErrorKind::Unproven, "netlink does not know the index"))
+            info.ok_or_else(|| {
+                let text = format!("RDMA netlink has no device of index {}", joined.index);
+                Error::new(ErrorKind::OtherNamespace, text).with_hint(MOVE_IT)
+            })
         };
         let info = facts().map_err(|error| self.0.explain(error))?;
         Ok(DeviceFacts {

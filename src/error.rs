@@ -3,20 +3,20 @@
 use std::{fmt, io};
 
 use crate::errno::Described;
-use crate::evidence::{Evidence, Step, Value};
+use crate::evidence::{Check, Evidence, Step, Value};
 use crate::kernel::Bad;
 use crate::kernel::Errno;
 
 /// The result of this crate's functions.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// What kind of error it is: for programs to decide by.
+/// What kind of error it is: for programs to decide by. Each has a stable [`code`](Self::code).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
     /// No device of that name is listed.
     NotFound,
-    /// More than one device has that name (Linux 7.3 keeps names unique per namespace only).
+    /// More than one device matches: of one name (Linux 7.3 keeps names unique per namespace only), or of one GUID.
     Ambiguous,
     /// The device that was listed is gone.
     Removed,
@@ -29,6 +29,9 @@ pub enum ErrorKind {
     NodeMismatch,
     /// Nothing contradicts that it is the right device, but it could not be proved.
     Unproven,
+    /// The device is in /sys and alive, and RDMA netlink does not list it. It may belong to another network namespace
+    /// (`rdma system set netns exclusive`), and cannot be proved here.
+    OtherNamespace,
     /// RDMA netlink cannot be had: its socket was refused, or was not handed in. Nothing can be proved
     /// without it.
     NetlinkUnavailable,
@@ -49,7 +52,18 @@ pub enum ErrorKind {
     Os,
 }
 
-/// An error: which device, which step, and what was expected and found there.
+/// An error: which device, what happened, and what was called or compared.
+///
+/// It prints as the device, what happened, the [`cause`](Self::cause) in parentheses, the step of the open protocol in
+/// brackets, and the [`hint`](Self::hint):
+///
+/// ```text
+/// rxe0 (uverbs0): replaced by another device (uverbs directory inode 17578, now 17640) [pin]
+/// ```
+///
+/// Names are escaped. Printing opens no file. `source()` is the `std::io::Error` of the system call that failed,
+/// where one did. Printing that one is up to the standard library, which may open locale files once the program has
+/// called `setlocale(3)`.
 pub struct Error(Box<Repr>);
 
 struct Repr {
@@ -61,13 +75,15 @@ struct Repr {
     evidence: Option<Evidence>,
 }
 
-#[derive(Debug, thiserror::Error)]
 enum Cause {
-    #[error("{call}: {errno}")]
-    Call { call: String, errno: Described },
-    #[error("{what}: expected {expected}, found {found}")]
-    Differs { what: &'static str, expected: Value, found: Value },
-    #[error("{0}")]
+    /// A system call, as strace prints it.
+    Call {
+        call: String,
+        errno: Errno,
+        source: io::Error,
+    },
+    /// A check that did not hold.
+    Check(Check),
     Message(String),
 }
 
@@ -93,17 +109,18 @@ impl Error {
             Errno::NOSYS => ErrorKind::Unsupported,
             _ => ErrorKind::Os,
         };
-        Self::with_cause(kind, Cause::Call { call: call.into(), errno: Described(errno) })
+        Self::with_cause(kind, Cause::Call { call: call.into(), errno, source: errno.into() })
     }
 
     /// A check that found something else than it expected.
-    pub(crate) fn differs(
-        kind: ErrorKind,
-        what: &'static str,
-        expected: Value,
-        found: Value,
-    ) -> Self {
-        Self::with_cause(kind, Cause::Differs { what, expected, found })
+    pub(crate) fn check_failed(kind: ErrorKind, check: Check) -> Self {
+        let step = check.step;
+        Self::with_cause(kind, Cause::Check(check)).at(step)
+    }
+
+    /// The same of something that belongs to no step.
+    pub(crate) fn differs(kind: ErrorKind, what: &str, expected: Value, found: Value) -> Self {
+        Self::new(kind, difference(kind, what, &expected, &found))
     }
 
     /// An answer of the kernel that is none.
@@ -123,14 +140,15 @@ impl Error {
         self
     }
 
-    /// The same error as another kind, once more is known than where it came up.
+    /// The same error as another kind, once more is known than where it came up. The hint was for the first kind.
     pub(crate) fn into_kind(mut self, kind: ErrorKind) -> Self {
         self.0.kind = kind;
+        self.0.hint = None;
         self
     }
 
     /// Adds what the user may do.
-    pub(crate) fn hint(mut self, hint: &'static str) -> Self {
+    pub(crate) fn with_hint(mut self, hint: &'static str) -> Self {
         self.0.hint = Some(hint);
         self
     }
@@ -162,6 +180,32 @@ impl Error {
         self.0.step
     }
 
+    /// What was called or compared, and the result: a system call as strace prints it, with the name and meaning of its
+    /// errno; the values of a check; or a text. Names are escaped.
+    pub fn cause(&self) -> String {
+        match &self.0.cause {
+            Cause::Call { call, errno, .. } => format!("{call}: {}", Described(*errno)),
+            Cause::Check(check) => {
+                difference(self.0.kind, check.what(), &check.expected, &check.found)
+            }
+            Cause::Message(text) => text.clone(),
+        }
+    }
+
+    /// What it may come from, or what to do about it, where more than the cause is known. The text is for people and
+    /// may change in any version.
+    pub fn hint(&self) -> Option<&str> {
+        self.0.hint
+    }
+
+    /// The check that did not hold, where that is the cause.
+    pub fn check(&self) -> Option<&Check> {
+        match &self.0.cause {
+            Cause::Check(check) => Some(check),
+            _ => None,
+        }
+    }
+
     /// The errno of the system call that failed first, where one did (`errno(3)`).
     pub fn raw_os_error(&self) -> Option<i32> {
         self.errno().map(Errno::raw_os_error)
@@ -169,27 +213,34 @@ impl Error {
 
     pub(crate) fn errno(&self) -> Option<Errno> {
         match self.0.cause {
-            Cause::Call { errno: Described(errno), .. } => Some(errno),
+            Cause::Call { errno, .. } => Some(errno),
             _ => None,
         }
     }
 }
 
+/// How a check's values read: of a device that changed, what it was and is.
+fn difference(kind: ErrorKind, what: &str, expected: &Value, found: &Value) -> String {
+    match kind {
+        ErrorKind::Removed | ErrorKind::Replaced | ErrorKind::Unstable => {
+            format!("{what} {expected}, now {found}")
+        }
+        _ => format!("{what}: expected {expected}, found {found}"),
+    }
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Repr { kind, device, step, cause, hint, evidence: _ } = &*self.0;
+        let Repr { kind, device, step, hint, .. } = &*self.0;
         if let Some(device) = device {
             write!(f, "{device}: ")?;
         }
-        if *kind != ErrorKind::Os {
-            write!(f, "{kind}: ")?;
-        }
+        write!(f, "{kind} ({})", self.cause())?;
         if let Some(step) = step {
-            write!(f, "{step}: ")?;
+            write!(f, " [{}]", step.name())?;
         }
-        write!(f, "{cause}")?;
         match hint {
-            Some(hint) => write!(f, " ({hint})"),
+            Some(hint) => write!(f, ": {hint}"),
             None => Ok(()),
         }
     }
@@ -201,49 +252,87 @@ impl fmt::Debug for Error {
             .field("kind", &self.0.kind)
             .field("device", &self.0.device)
             .field("step", &self.0.step)
-            .field("cause", &self.0.cause)
-            .finish()
+            .field("cause", &self.cause())
+            .finish_non_exhaustive()
     }
 }
 
-impl std::error::Error for Error {}
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match &self.0.cause {
+            Cause::Call { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+}
+
+impl ErrorKind {
+    /// Its code, such as `node_mismatch`. Codes are stable: a kind keeps its code in every version. `serde` and the
+    /// command's JSON use them.
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::NotFound => "not_found",
+            Self::Ambiguous => "ambiguous",
+            Self::Removed => "removed",
+            Self::Replaced => "replaced",
+            Self::Unstable => "unstable",
+            Self::NodeMismatch => "node_mismatch",
+            Self::Unproven => "unproven",
+            Self::OtherNamespace => "other_namespace",
+            Self::NetlinkUnavailable => "netlink_unavailable",
+            Self::PermissionDenied => "permission_denied",
+            Self::Unsupported => "unsupported",
+            Self::AbiMismatch => "abi_mismatch",
+            Self::Provider => "provider",
+            Self::Busy => "busy",
+            Self::Malformed => "malformed",
+            Self::Os => "os",
+        }
+    }
+
+    /// Nothing contradicts that it is the right device.
+    pub(crate) fn is_unproven(self) -> bool {
+        matches!(self, Self::Unproven | Self::OtherNamespace | Self::NetlinkUnavailable)
+    }
+}
 
 impl fmt::Display for ErrorKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+        f.pad(match self {
             Self::NotFound => "no such device",
-            Self::Ambiguous => "more than one device of that name",
-            Self::Removed => "the device was removed",
-            Self::Replaced => "the device was replaced by another one",
-            Self::Unstable => "the device does not stay still",
-            Self::NodeMismatch => "the node leads to another device",
+            Self::Ambiguous => "more than one device matches",
+            Self::Removed => "removed",
+            Self::Replaced => "replaced by another device",
+            Self::Unstable => "changing too fast to be checked",
+            Self::NodeMismatch => "its node leads to another device",
             Self::Unproven => "not proved to be the right device",
+            Self::OtherNamespace => "may belong to another network namespace",
             Self::NetlinkUnavailable => "RDMA netlink cannot be used",
             Self::PermissionDenied => "permission denied",
             Self::Unsupported => "not supported here",
-            Self::AbiMismatch => "the ABI of its driver is not known",
-            Self::Provider => "its provider refuses",
+            Self::AbiMismatch => "its driver's ABI is not known",
+            Self::Provider => "refused by its provider",
             Self::Busy => "its provider is busy",
             Self::Malformed => "malformed",
-            Self::Os => "system call failed",
+            Self::Os => "a system call failed",
         })
     }
 }
 
 impl From<Error> for io::Error {
-    /// Keeps the whole error as the source; [`io::Error::kind`] is that of the errno, or the
-    /// nearest one.
+    /// Keeps the whole error as the source. [`io::Error::kind`] is `NotFound` for [`ErrorKind::NotFound`] alone. For
+    /// `Removed` and `Replaced` it is `StaleNetworkFileHandle`, as for `ESTALE`: the handle is of something that is
+    /// gone. Otherwise it is the nearest one, or that of the errno.
     fn from(error: Error) -> Self {
         let kind = match (error.kind(), error.errno()) {
-            (ErrorKind::NotFound | ErrorKind::Removed | ErrorKind::Replaced, _) => {
-                io::ErrorKind::NotFound
-            }
+            (ErrorKind::NotFound, _) => io::ErrorKind::NotFound,
+            (ErrorKind::Removed | ErrorKind::Replaced, _) => io::ErrorKind::StaleNetworkFileHandle,
             (ErrorKind::PermissionDenied, _) => io::ErrorKind::PermissionDenied,
             (ErrorKind::Unsupported | ErrorKind::AbiMismatch, _) => io::ErrorKind::Unsupported,
             (ErrorKind::Busy, _) => io::ErrorKind::ResourceBusy,
             (ErrorKind::Malformed | ErrorKind::NodeMismatch, _) => io::ErrorKind::InvalidData,
-            (_, Some(errno)) => errno.kind(),
-            (_, None) => io::ErrorKind::Other,
+            (_, Some(errno)) if errno != Errno::NOENT => errno.kind(),
+            _ => io::ErrorKind::Other,
         };
         Self::new(kind, error)
     }

@@ -84,14 +84,90 @@ impl fmt::Display for Value {
     }
 }
 
+/// What a check looks at. One may belong to more than one step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum CheckId {
+    /// The mount of sysfs (`st_dev` of the uverbs directory).
+    SysfsMount,
+    /// The inode number of the uverbs directory, which identifies the instance.
+    UverbsInode,
+    /// The device number that the attribute `dev` has. It cannot be read once the device is removed.
+    DeviceNumber,
+    /// The timestamp (`st_ctime`) of the attribute `ibdev`.
+    Timestamp,
+    /// The device's name, in the attribute `ibdev`.
+    Name,
+    /// Whether the node is a character device.
+    NodeKind,
+    /// The node's device number (`st_rdev`).
+    NodeDeviceNumber,
+    /// The node's inode number, before and after it was opened.
+    NodeInode,
+    /// The node GUID that the descriptor reports, compared with RDMA netlink's.
+    NodeGuid,
+    /// The same, compared with the one in sysfs, where nothing can be proved.
+    SysfsNodeGuid,
+    /// Whether RDMA netlink lists, under the device's index, a protection domain that a new thread allocated through
+    /// the descriptor. This proves it.
+    ProtectionDomain,
+    /// Whether it lists the context that a new thread allocated. This proves it where there is no protection domain.
+    Context,
+    /// How many contexts of the thread were new, by the rule that was broken.
+    #[cfg(uverbs_leave_out)]
+    NewContexts,
+}
+
+impl CheckId {
+    /// Its name, such as `uverbs_inode`. Names are stable: a check keeps its name in every version.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::SysfsMount => "sysfs_mount",
+            Self::UverbsInode => "uverbs_inode",
+            Self::DeviceNumber => "device_number",
+            Self::Timestamp => "timestamp",
+            Self::Name => "name",
+            Self::NodeKind => "node_kind",
+            Self::NodeDeviceNumber => "node_device_number",
+            Self::NodeInode => "node_inode",
+            Self::NodeGuid => "node_guid",
+            Self::SysfsNodeGuid => "sysfs_node_guid",
+            Self::ProtectionDomain => "protection_domain",
+            Self::Context => "context",
+            #[cfg(uverbs_leave_out)]
+            Self::NewContexts => "new_contexts",
+        }
+    }
+
+    /// What is looked at, for people.
+    const fn what(self) -> &'static str {
+        match self {
+            Self::SysfsMount => "sysfs mount (st_dev)",
+            Self::UverbsInode => "uverbs directory inode",
+            Self::DeviceNumber => "device number (dev)",
+            Self::Timestamp => "timestamp (ibdev)",
+            Self::Name => "name (ibdev)",
+            Self::NodeKind => "kind of node",
+            Self::NodeDeviceNumber => "device number of the node",
+            Self::NodeInode => "inode of the node",
+            Self::NodeGuid => "node GUID, through the descriptor",
+            Self::SysfsNodeGuid => "node GUID, through the descriptor (sysfs)",
+            Self::ProtectionDomain => "PD of a new thread, under the index",
+            Self::Context => "context of a new thread, under the index",
+            #[cfg(uverbs_leave_out)]
+            Self::NewContexts => "new contexts of this thread (old rule)",
+        }
+    }
+}
+
 /// One check: what was compared and whether it held.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Check {
+    /// What was looked at, for programs.
+    pub id: CheckId,
     /// The step it belongs to.
     pub step: Step,
-    /// What was looked at.
-    pub what: &'static str,
     /// What it had to be.
     pub expected: Value,
     /// What it was.
@@ -99,6 +175,11 @@ pub struct Check {
 }
 
 impl Check {
+    /// What was looked at, for people. The text may change in any version.
+    pub fn what(&self) -> &'static str {
+        self.id.what()
+    }
+
     /// Whether it was as expected.
     pub fn held(&self) -> bool {
         self.expected == self.found
@@ -115,7 +196,7 @@ impl Check {
 /// # let device: uverbs::Device = unimplemented!();
 /// let context = device.open()?;
 /// for check in context.evidence().checks() {
-///     println!("{}: {} is {}", check.step, check.what, check.found);
+///     println!("{}: {} is {}", check.step, check.what(), check.found);
 /// }
 /// # Ok(())
 /// # }

@@ -1,4 +1,4 @@
-//! The host: where the library may look, and what it demands.
+//! The host: where the library may look.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -11,39 +11,6 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::kernel::{Errno, Handle, Kernel, Resolve, SYSFS_MAGIC, retry};
 use crate::netlink::{Socket, Source};
 use crate::sysfs;
-
-/// What is demanded of a host, and of every list and open on it. The default is the strictest that works on
-/// an ordinary host.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Policy {
-    /// Take a moved timestamp of a device's `ibdev` attribute for another device. The kernel moves
-    /// it when it evicts a cached inode, so that this refuses devices that were not replaced. It does not
-    /// change which [`Instance`](crate::Instance)s are equal.
-    pub strict_timestamps: bool,
-    /// Accept a `/sys` that is not sysfs. Nothing that is opened there is ever proved, and a moved timestamp
-    /// counts as another device there, because inode numbers may repeat.
-    pub allow_foreign_sys: bool,
-}
-
-impl Policy {
-    /// The default policy.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Sets [`strict_timestamps`](Self::strict_timestamps).
-    pub fn strict_timestamps(mut self, yes: bool) -> Self {
-        self.strict_timestamps = yes;
-        self
-    }
-
-    /// Sets [`allow_foreign_sys`](Self::allow_foreign_sys).
-    pub fn allow_foreign_sys(mut self, yes: bool) -> Self {
-        self.allow_foreign_sys = yes;
-        self
-    }
-}
 
 /// What a fork does to memory that is registered with a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -66,9 +33,24 @@ pub fn memlock_limit() -> Option<u64> {
 /// Less than this and hardly any queue can be made, which is where libibverbs warns, too.
 const LITTLE_MEMLOCK: u64 = 32 << 10;
 
-/// The directories `/sys` and `/dev` and the RDMA netlink socket, and a [`Policy`].
+/// The directories `/sys` and `/dev`, and RDMA netlink. Every access of the library goes through these. A clone is
+/// the same host.
 ///
-/// Everything the library does goes through these. A clone is the same host.
+/// # Blocking
+/// The library never sleeps or waits for a device to come. Its system calls may wait in the kernel: a sysfs attribute
+/// or a netlink answer for a device that is being added or removed, a request about an index without a node for a
+/// module to be loaded, a command to a device for its firmware, without limit if that hangs. An asynchronous
+/// program makes such calls on a thread for blocking work.
+///
+/// # Threads
+/// A host may be shared by threads. Threads that use one socket that was handed in ([`HostBuilder::netlink`]) wait for
+/// one another's exchanges. Otherwise each has a socket of its own.
+///
+/// # Fork
+/// A child needs a host of its own, and a registry made of it. A socket that was handed in is shared with the parent:
+/// each takes answers that are meant for the other, and both get errors that have nothing to do with a device. The locks
+/// of a host, a [`Registry`](crate::Registry) and a [`Device`](crate::Device) also stay locked in the child if
+/// another thread of the parent held them.
 #[derive(Clone, Debug)]
 pub struct Host(Arc<Inner>);
 
@@ -78,84 +60,167 @@ struct Inner {
     sys: Handle,
     dev: Handle,
     netlink: Source,
-    policy: Policy,
     is_sysfs: bool,
 }
 
-impl Host {
-    /// The host this process sees: `/sys`, `/dev`, and RDMA netlink. A missing netlink is no error
-    /// here: devices are listed without it, but none can be proved.
-    ///
-    /// # Errors
-    /// `Os` when `/sys` or `/dev` cannot be opened, `Unsupported` when `/sys` is not sysfs, or when
-    /// `openat2(2)` is missing (Linux before 5.6) or blocked by a filter.
-    pub fn open() -> Result<Self> {
-        Self::open_with(Policy::default())
+/// What a [`Host`] is made of ([`Host::builder`]).
+///
+/// A directory that is not handed in is opened by [`build`](Self::build), by its path. Where neither is handed in, the
+/// library also opens RDMA netlink sockets of its own, each for as long as it needs one. Where one of the directories
+/// is handed in, it opens none: nothing can be proved without [`netlink`](Self::netlink).
+///
+/// With both directories and a socket, `build` and everything after it use no path and make no socket. The
+/// process may be sandboxed before or after.
+///
+/// ```no_run
+/// use std::fs::File;
+///
+/// use uverbs::Host;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let socket: std::os::fd::OwnedFd = unimplemented!();
+/// let (sys, dev) = (File::open("/sys")?, File::open("/dev")?);
+/// let host = Host::builder().sys(sys).dev(dev).netlink(socket).build()?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Default)]
+#[must_use]
+pub struct HostBuilder {
+    sys: Option<OwnedFd>,
+    dev: Option<OwnedFd>,
+    netlink: Netlink,
+    allow_foreign_sys: bool,
+    #[cfg(feature = "sim")]
+    machine: Option<crate::sim::Machine>,
+}
+
+#[derive(Debug, Default)]
+enum Netlink {
+    /// Sockets of the library's own, unless a directory is handed in.
+    #[default]
+    Default,
+    Given(OwnedFd),
+    Denied,
+}
+
+impl HostBuilder {
+    /// The directory `/sys`, such as a `std::fs::File` or a `cap_std::fs::Dir`.
+    pub fn sys(mut self, directory: impl Into<OwnedFd>) -> Self {
+        self.sys = Some(directory.into());
+        self
     }
 
-    /// The same with a policy.
+    /// The directory `/dev`.
+    pub fn dev(mut self, directory: impl Into<OwnedFd>) -> Self {
+        self.dev = Some(directory.into());
+        self
+    }
+
+    /// The RDMA netlink socket, as of `socket(AF_NETLINK, SOCK_RAW, NETLINK_RDMA)`, blocking or not. It must not be
+    /// subscribed to a group. Nobody else may read it: another reader that takes an answer can make a right device
+    /// look wrong. While it is open, ib_core cannot be unloaded.
+    pub fn netlink(mut self, socket: impl Into<OwnedFd>) -> Self {
+        self.netlink = Netlink::Given(socket.into());
+        self
+    }
+
+    /// Uses no RDMA netlink. Devices are listed, but none can be proved.
+    pub fn without_netlink(mut self) -> Self {
+        self.netlink = Netlink::Denied;
+        self
+    }
+
+    /// Accepts a `/sys` that is not sysfs. Nothing that is opened there is ever proved, and a moved timestamp counts
+    /// as another device there, because inode numbers may repeat.
+    pub fn allow_foreign_sys(mut self, yes: bool) -> Self {
+        self.allow_foreign_sys = yes;
+        self
+    }
+
+    /// Takes everything from a simulated kernel. Directories and a socket that are handed in are not used then.
+    #[cfg(feature = "sim")]
+    pub fn simulated(mut self, machine: &crate::sim::Machine) -> Self {
+        self.machine = Some(machine.clone());
+        self
+    }
+
+    /// The host.
     ///
     /// # Errors
-    /// As [`open`](Self::open).
-    pub fn open_with(policy: Policy) -> Result<Self> {
-        #[allow(clippy::disallowed_methods)] // the only two paths of the library
-        let root = |path: &'static str| {
-            Dir::open_ambient_dir(path, ambient_authority()).map_err(|error| {
-                let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
-                Error::call(format!("openat(\"{path}\", O_DIRECTORY)"), errno)
-            })
+    /// `Os` when `/sys` or `/dev` cannot be opened. `Unsupported` when `/sys` is not sysfs, when `openat2(2)` is
+    /// missing (Linux before 5.6) or blocked by a filter, and when the socket is subscribed to a group.
+    pub fn build(self) -> Result<Host> {
+        #[cfg(feature = "sim")]
+        if let Some(machine) = self.machine {
+            let (sys, dev) = (Handle::Sim(machine.root_sys()), Handle::Sim(machine.root_dev()));
+            let netlink = match self.netlink {
+                Netlink::Denied => Source::Denied,
+                Netlink::Default | Netlink::Given(_) => Source::Ambient,
+            };
+            return Host::make(Kernel::Sim(machine), sys, dev, netlink, self.allow_foreign_sys);
+        }
+        let is_ambient = self.sys.is_none() && self.dev.is_none();
+        let netlink = match self.netlink {
+            Netlink::Default if is_ambient => Source::Ambient,
+            Netlink::Default | Netlink::Denied => Source::Denied,
+            Netlink::Given(socket) => {
+                Source::Given(Arc::new(Socket::given(Kernel::Linux, Handle::Real(socket))?))
+            }
         };
-        let (sys, dev) = (root("/sys")?, root("/dev")?);
-        if let Some(limit) = memlock_limit()
+        let root = |given: Option<OwnedFd>, path| match given {
+            Some(directory) => Ok(Handle::Real(directory)),
+            None => open_root(path),
+        };
+        let (sys, dev) = (root(self.sys, "/sys")?, root(self.dev, "/dev")?);
+        // A program that hands in its directories may be sandboxed already: no call more than needed.
+        if is_ambient
+            && let Some(limit) = memlock_limit()
             && limit <= LITTLE_MEMLOCK
             && !geteuid().is_root()
         {
             tracing::warn!(limit, "RLIMIT_MEMLOCK is low: memory can hardly be registered");
         }
-        Self::make(Kernel::Linux, real(sys), real(dev), Source::Ambient, policy)
+        Host::make(Kernel::Linux, sys, dev, netlink, self.allow_foreign_sys)
     }
+}
 
-    /// A host of what is handed in: the directories `/sys` and `/dev`, and a socket
-    /// `socket(AF_NETLINK, SOCK_RAW, NETLINK_RDMA)`. With these nothing else is needed: no path,
-    /// no `/proc`, no further socket; the process may be sandboxed before or after.
-    ///
-    /// The socket may be blocking or not. Nobody else may read it: whoever takes one of its answers can have a
-    /// right device called wrong. It must not be subscribed to a group. While it is open, ib_core cannot be
-    /// unloaded. Without one, devices are listed but none can be proved.
+fn open_root(path: &str) -> Result<Handle> {
+    #[allow(clippy::disallowed_methods)] // `/sys` and `/dev`: the only two paths of the library
+    let root = Dir::open_ambient_dir(path, ambient_authority()).map_err(|error| {
+        let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
+        let error = Error::call(format!("openat(\"{path}\", O_DIRECTORY)"), errno);
+        if errno == Errno::NOENT {
+            error.with_hint("mount sysfs at /sys and devtmpfs at /dev")
+        } else {
+            error
+        }
+    })?;
+    Ok(Handle::Real(OwnedFd::from(root.into_std_file())))
+}
+
+impl Host {
+    /// The host of this process: `/sys`, `/dev`, and RDMA netlink. A missing netlink is no error
+    /// here: devices are listed without it, but none can be proved.
     ///
     /// # Errors
-    /// As [`open`](Self::open); `Unsupported` when the socket is subscribed to a group.
-    pub fn from_parts(sys: Dir, dev: Dir, netlink: Option<OwnedFd>) -> Result<Self> {
-        Self::from_parts_with(sys, dev, netlink, Policy::default())
+    /// As [`HostBuilder::build`].
+    pub fn open() -> Result<Self> {
+        Self::builder().build()
     }
 
-    /// The same with a policy.
-    ///
-    /// # Errors
-    /// As [`open`](Self::open).
-    pub fn from_parts_with(
-        sys: Dir,
-        dev: Dir,
-        netlink: Option<OwnedFd>,
-        policy: Policy,
-    ) -> Result<Self> {
-        let netlink = match netlink {
-            None => Source::Denied,
-            Some(socket) => {
-                Source::Given(Arc::new(Socket::given(Kernel::Linux, Handle::Real(socket))?))
-            }
-        };
-        Self::make(Kernel::Linux, real(sys), real(dev), netlink, policy)
+    /// A host of which the caller hands in a part, or all.
+    pub fn builder() -> HostBuilder {
+        HostBuilder::default()
     }
 
     /// A host on a simulated kernel.
     ///
     /// # Errors
-    /// As [`open`](Self::open).
+    /// As [`HostBuilder::build`].
     #[cfg(feature = "sim")]
-    pub fn simulated(machine: &crate::sim::Machine, policy: Policy) -> Result<Self> {
-        let (sys, dev) = (Handle::Sim(machine.root_sys()), Handle::Sim(machine.root_dev()));
-        Self::make(Kernel::Sim(machine.clone()), sys, dev, Source::Ambient, policy)
+    pub fn simulated(machine: &crate::sim::Machine) -> Result<Self> {
+        Self::builder().simulated(machine).build()
     }
 
     fn make(
@@ -163,16 +228,16 @@ impl Host {
         sys: Handle,
         dev: Handle,
         netlink: Source,
-        policy: Policy,
+        allow_foreign_sys: bool,
     ) -> Result<Self> {
         let probe = retry(|| kernel.openat2(&sys, c".", sysfs::DIRECTORY, Resolve::Sys));
         probe.map_err(|errno| {
             let error = Error::call(sysfs::open_text("sys", c".", sysfs::DIRECTORY), errno);
             match errno {
-                Errno::NOSYS => error.into_kind(ErrorKind::Unsupported).hint(
+                Errno::NOSYS => error.into_kind(ErrorKind::Unsupported).with_hint(
                     "openat2 is missing: it needs Linux 5.6, or a filter answers as if it were older",
                 ),
-                Errno::PERM => error.into_kind(ErrorKind::Unsupported).hint(
+                Errno::PERM => error.into_kind(ErrorKind::Unsupported).with_hint(
                     "openat2 is blocked by a seccomp filter, such as a container's: allow it there",
                 ),
                 _ => error,
@@ -181,18 +246,12 @@ impl Host {
         let magic = retry(|| kernel.fstatfs_type(&sys))
             .map_err(|errno| Error::call("fstatfs(sys)", errno))?;
         let is_sysfs = magic == SYSFS_MAGIC;
-        if !is_sysfs && !policy.allow_foreign_sys {
-            return Err(Error::new(
-                ErrorKind::Unsupported,
-                format!("/sys is not sysfs (f_type {magic:#x}, not {SYSFS_MAGIC:#x})"),
-            ));
+        if !is_sysfs && !allow_foreign_sys {
+            let text = format!("/sys is not sysfs: f_type {magic:#x}, not {SYSFS_MAGIC:#x}");
+            let error = Error::new(ErrorKind::Unsupported, text);
+            return Err(error.with_hint("mount it there: mount -t sysfs sysfs /sys"));
         }
-        Ok(Self(Arc::new(Inner { kernel, sys, dev, netlink, policy, is_sysfs })))
-    }
-
-    /// What is demanded of this host.
-    pub fn policy(&self) -> &Policy {
-        &self.0.policy
+        Ok(Self(Arc::new(Inner { kernel, sys, dev, netlink, is_sysfs })))
     }
 
     /// Whether RDMA netlink can be asked. Without it devices are listed, but none can be proved.
@@ -207,7 +266,7 @@ impl Host {
     /// nothing is set up by it.
     ///
     /// # Errors
-    /// `Unproven` when RDMA netlink is denied.
+    /// `NetlinkUnavailable` when RDMA netlink is denied.
     pub fn fork_safety(&self) -> Result<ForkSafety> {
         Ok(match self.netlink()?.copies_on_fork()? {
             true => ForkSafety::CopiedOnFork,
@@ -240,15 +299,6 @@ impl Host {
     pub(crate) fn has_unique_inodes(&self) -> bool {
         self.0.is_sysfs && cfg!(target_pointer_width = "64")
     }
-
-    /// A moved timestamp is another device: inode numbers may repeat, or the policy demands it.
-    pub(crate) fn heeds_timestamps(&self) -> bool {
-        self.0.policy.strict_timestamps || !self.has_unique_inodes()
-    }
-}
-
-fn real(dir: Dir) -> Handle {
-    Handle::Real(OwnedFd::from(dir.into_std_file()))
 }
 
 #[cfg(all(test, feature = "sim"))]
@@ -263,7 +313,7 @@ mod tests {
             CallKind::Openat2 => Verdict::Fail(errno.raw_os_error()),
             _ => Verdict::Continue,
         });
-        Host::simulated(&machine, Policy::new()).expect_err("no openat2")
+        Host::simulated(&machine).expect_err("no openat2")
     }
 
     #[test]
@@ -283,7 +333,7 @@ mod tests {
     #[test]
     fn netlink_is_asked_for_each_time() {
         let machine = Machine::new();
-        let host = Host::simulated(&machine, Policy::new()).expect("a host");
+        let host = Host::simulated(&machine).expect("a host");
         host.check_netlink().expect("a socket");
         machine.deny_netlink(Some(Errno::AFNOSUPPORT.raw_os_error()));
         let error = host.check_netlink().expect_err("no socket");
@@ -299,13 +349,12 @@ mod tests {
     #[test]
     fn a_foreign_sys_has_to_be_allowed() {
         let machine = Machine::new();
-        let host = |policy| Host::simulated(&machine, policy);
-        let sysfs = host(Policy::new()).expect("sysfs");
-        assert!(sysfs.is_sysfs() && sysfs.policy() == &Policy::new());
-        assert!(host(Policy::new().allow_foreign_sys(true)).expect("sysfs").is_sysfs());
+        let host = |allow| Host::builder().simulated(&machine).allow_foreign_sys(allow).build();
+        let sysfs = host(false).expect("sysfs");
+        assert!(sysfs.is_sysfs() && host(true).expect("sysfs").is_sysfs());
         machine.set_sys_type(0x0102_1994);
-        assert_eq!(host(Policy::new()).expect_err("tmpfs").kind(), ErrorKind::Unsupported);
-        let foreign = host(Policy::new().allow_foreign_sys(true)).expect("allowed");
+        assert_eq!(host(false).expect_err("tmpfs").kind(), ErrorKind::Unsupported);
+        let foreign = host(true).expect("allowed");
         assert!(!foreign.is_sysfs() && !foreign.has_unique_inodes());
         assert_eq!(sysfs.has_unique_inodes(), cfg!(target_pointer_width = "64"));
     }

@@ -28,7 +28,11 @@ const DUMPS: usize = 4;
 /// At most this many indices without a uverbs node are remembered.
 const NOBODIES: usize = 1024;
 
-/// What is known of the indices. Only hints: the join decides.
+/// What to do about a device that netlink does not list.
+pub(crate) const MOVE_IT: &str =
+    "to move it here, run this in its namespace: rdma dev set DEV netns NAME";
+
+/// What is known of the indices. Hints only: the join decides.
 #[derive(Debug, Default)]
 pub(crate) struct Indices(Mutex<Hints>);
 
@@ -82,7 +86,8 @@ impl Indices {
             found = self.dump(record, pin, socket, &name)?;
         }
         let joined = found.ok_or_else(|| {
-            Error::new(ErrorKind::Unproven, "RDMA netlink lists no device with this device number")
+            let text = "RDMA netlink lists no device with this device number";
+            Error::new(ErrorKind::OtherNamespace, text).with_hint(MOVE_IT)
         })?;
         Ok(*record.joined.get_or_init(|| joined))
     }
@@ -119,7 +124,7 @@ impl Indices {
             let all = socket.devices()?;
             let all: Vec<_> = all.iter().map(|info| (info.index, Name::new(&info.name))).collect();
             if before.as_ref() == Some(&all) {
-                break;
+                return Ok(None);
             }
             let mut candidates: Vec<_> = {
                 let mut hints = self.lock();
@@ -137,7 +142,8 @@ impl Indices {
             pin.read_device_number()?;
             before = Some(all);
         }
-        Ok(None)
+        let text = format!("devices came and went during each of {DUMPS} dumps over RDMA netlink");
+        Err(Error::new(ErrorKind::Unproven, text))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Hints> {

@@ -19,13 +19,13 @@
 //! ```
 //!
 //! # The tour
-//! - [`Host`]: `/sys`, `/dev` and RDMA netlink, taken once; [`Host::from_parts`] takes them from the caller,
-//!   who may then sandbox the process. [`Policy`] sets what the host has to provide.
+//! - [`Host`]: `/sys`, `/dev` and RDMA netlink, taken once; [`Host::builder`] takes them from the caller,
+//!   who may then sandbox the process.
 //! - [`Registry`]: looks at the host and keeps one record an instance. [`Registry::devices`] returns
 //!   [`Devices`], a list that does not change. It finds a device by name, GUID, netlink index or uverbs number.
 //! - [`Device`]: a counted handle on one instance. It holds no descriptor and outlives the hardware.
 //! - [`Device::open`] returns a [`Context`], or an [`Error`] that names the device, the step and the cause.
-//!   [`Device::verify`] proves the same of a descriptor that another library opened.
+//!   [`OpenOptions`] demand more of an open, or less. [`Device::verify`] proves the same of a descriptor that another library opened.
 //! - [`Context`] queries the device, its ports and GIDs, and has its [`AsyncEvents`].
 //! - [`ContextClaim`] and [`Context::from_fd`]: a context passed on to another process.
 //! - [`Provider`] and [`DeviceProvider`]: what a driver is given when a context is allocated; the known ones
@@ -36,8 +36,8 @@
 //! # It does not
 //! - fall back to anything weaker: where `openat2(2)` is missing or blocked, or netlink cannot prove, it fails
 //!   with the reason; [`Device::open_allow_unproven`] is the explicit exception, and returns another type;
-//! - wait: a system call may sleep in the kernel, and the thread that a proof starts is joined; the library itself
-//!   never sleeps;
+//! - sleep: a system call may wait in the kernel, and the thread that a proof starts is joined ([`Host`] documents
+//!   blocking and forks, [`Device::open`] the thread);
 //! - read the environment, print, or keep a descriptor for a device;
 //! - move data: queue pairs and memory are left to other libraries, over the cmd fd.
 //!
@@ -51,7 +51,7 @@
 //! - `serde`: `Serialize` for plain data, in the forms below.
 //! - `sim`: a simulated kernel, for tests and demonstrations ([`Host::open`] never uses it).
 //!
-//! Versions follow Semantic Versioning. Outside of that are the module `sim`, `Host::simulated`, and what is hidden
+//! Versions follow Semantic Versioning. Outside of that are the module `sim`, `Host::simulated`, `HostBuilder::simulated`, and what is hidden
 //! from this documentation, such as the module `fuzzing`: they serve this project's own tests and may change in any
 //! version.
 //!
@@ -60,9 +60,10 @@
 //! - [`Guid`] and [`Gid`] are strings, as they print: `"0002:c903:0005:1234"`.
 //! - [`Name`] is a string: the name where it is UTF-8, else the name as it prints, escaped. Two names may have the
 //!   same string, so there is no `Deserialize`.
-//! - [`ErrorKind`] is the name of its variant, [`Step`] its [`name`](Step::name), [`Value`] a map of one key: `{"number": 3}`,
+//! - [`ErrorKind`] is its [`code`](ErrorKind::code), [`Step`] its [`name`](Step::name), [`CheckId`] its
+//!   [`name`](CheckId::name), [`Value`] a map of one key: `{"number": 3}`,
 //!   `{"guid": "..."}`, `{"device_number": {"major": 231, "minor": 192}}`, `{"time": [seconds, nanoseconds]}`, `{"name": "..."}`,
-//!   `{"word": "..."}`. A [`Check`] has `held` besides its fields.
+//!   `{"word": "..."}`. A [`Check`] has `held` and `what` besides its fields.
 //! - Everything else is a map of its fields. Inode numbers take up to 64 bits, more than a number in JavaScript holds.
 //!
 //! `Deserialize` is there for the kernel's numbers, [`Guid`], [`DeviceNumber`] and [`ContextClaim`], where every
@@ -101,7 +102,6 @@ mod serialized;
 mod sysfs;
 mod verbs;
 
-pub use cap_std::fs::Dir;
 #[cfg(uverbs_leave_out)]
 pub use check::leave_out;
 #[cfg(feature = "tokio")]
@@ -113,8 +113,8 @@ pub use context::{
 };
 pub use device::{Device, DeviceFacts};
 pub use error::{Error, ErrorKind, Result};
-pub use evidence::{Check, Evidence, Step, Value};
-pub use host::{ForkSafety, Host, Policy, memlock_limit};
+pub use evidence::{Check, CheckId, Evidence, Step, Value};
+pub use host::{ForkSafety, Host, HostBuilder, memlock_limit};
 pub use identity::{Instance, Timestamp};
 pub use ids::{DeviceNumber, DriverId, Guid, Name, NodeType, ParseGuidError};
 /// A simulated kernel, for tests, demonstrations and proofs. Outside of Semantic Versioning.
@@ -123,7 +123,7 @@ pub mod sim {
     pub use crate::kernel::sim::*;
     pub use crate::probe::{As, Facts, Probe, Probed, Root, Wire};
 }
-pub use open::Proven;
+pub use open::{OpenOptions, Proven};
 pub use provider::{
     Allocation, DeviceProvider, Match, MatchedBy, PinnedView, Provider, ProviderInfo,
 };

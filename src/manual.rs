@@ -1,25 +1,25 @@
 //! The manual: why an open can be believed, what that rests on, and why things are as they are.
 //!
 //! These are documents of the project, so their links and commands are those of its repository.
-// Brackets in them are text.
+// Brackets in them are text, and their commands are no examples in Rust.
 #![allow(rustdoc::broken_intra_doc_links)]
 
 /// The open protocol: the argument, each assumption with the world that breaks it, and what was explored.
-#[doc = include_str!("../audits/open-protocol.md")]
+#[cfg_attr(not(doctest), doc = include_str!("../audits/open-protocol.md"))]
 pub mod open_protocol {}
 
 /// What the argument and the code take from the kernel.
-#[doc = include_str!("../audits/kernel-facts.md")]
+#[cfg_attr(not(doctest), doc = include_str!("../audits/kernel-facts.md"))]
 pub mod kernel_facts {}
 
 /// Why one mechanism was chosen over another.
-#[doc = include_str!("../audits/decisions.md")]
+#[cfg_attr(not(doctest), doc = include_str!("../audits/decisions.md"))]
 pub mod decisions {}
 
 /// What each driver is given when a context is allocated.
-#[doc = include_str!("../audits/providers.md")]
+#[cfg_attr(not(doctest), doc = include_str!("../audits/providers.md"))]
 pub mod providers {}
 
 /// What the library promises against whom, and what was once broken.
-#[doc = include_str!("../SECURITY.md")]
+#[cfg_attr(not(doctest), doc = include_str!("../SECURITY.md"))]
 pub mod security {}

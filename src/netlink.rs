@@ -101,7 +101,7 @@ impl Socket {
         if groups != 0 {
             let text = format!("the netlink socket is subscribed to groups ({groups:#x})");
             let error = Error::new(ErrorKind::Unsupported, text);
-            return Err(error.hint("pass in a socket that is not"));
+            return Err(error.with_hint("pass in a socket that is not"));
         }
         Ok(Self::new(kernel, handle, true))
     }
@@ -398,7 +398,7 @@ impl Fault {
                 match errno {
                     // A filter did that: the kernel itself forbids these calls to nobody.
                     Errno::PERM | Errno::ACCESS => {
-                        error.into_kind(ErrorKind::NetlinkUnavailable).hint(WITHOUT)
+                        error.into_kind(ErrorKind::NetlinkUnavailable).with_hint(FILTERED)
                     }
                     _ => error,
                 }
@@ -426,6 +426,8 @@ pub(crate) enum Source {
     Denied,
 }
 
+const FILTERED: &str =
+    "a filter around this process forbids the socket (AF_NETLINK, NETLINK_RDMA): allow it there";
 const WITHOUT: &str = "without RDMA netlink nothing shows which device a context is on";
 
 impl Source {
@@ -442,14 +444,20 @@ impl Source {
                     match errno {
                         // The process has no room for another descriptor, which says nothing about netlink.
                         Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM => error,
-                        _ => error.into_kind(ErrorKind::NetlinkUnavailable).hint(WITHOUT),
+                        _ => {
+                            error.into_kind(ErrorKind::NetlinkUnavailable).with_hint(match errno {
+                                Errno::PROTONOSUPPORT => "ib_core is not loaded",
+                                Errno::PERM | Errno::ACCESS | Errno::AFNOSUPPORT => FILTERED,
+                                _ => WITHOUT,
+                            })
+                        }
                     }
                 })?;
                 Ok(Arc::new(Socket::made(kernel.clone(), handle)))
             }
             Self::Denied => {
                 let text = "no RDMA netlink socket was passed in";
-                Err(Error::new(ErrorKind::NetlinkUnavailable, text).hint(WITHOUT))
+                Err(Error::new(ErrorKind::NetlinkUnavailable, text).with_hint(WITHOUT))
             }
         }
     }

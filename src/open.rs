@@ -18,6 +18,7 @@
 
 #[cfg(uverbs_leave_out)]
 mod old_rule;
+mod options;
 mod pd;
 mod proof;
 mod sysfs_guid;
@@ -27,17 +28,18 @@ use std::sync::Arc;
 
 use crate::device::Device;
 use crate::error::{Error, ErrorKind, Result};
-use crate::evidence::{Evidence, Step, Value};
+use crate::evidence::{CheckId, Evidence, Step, Value};
 use crate::ids::DriverId;
 use crate::kernel::{
     Errno, FileType, Handle, Kernel, OFlags, Resolve, Stat, Uncancelled, VerbsCall, retry,
 };
-use crate::pin::{Pin, TIMESTAMP, known, pin_instance, time};
+use crate::pin::{Pin, known, pin_instance, require_unmoved, time};
 use crate::provider::{Allocation, Provided};
 use crate::record::{Joined, Record};
 use crate::sysfs;
 use crate::verbs::{self, CmdFd, DRIVER_FAILS};
 
+pub use options::OpenOptions;
 pub use proof::Proven;
 use proof::{Place, Proof, Target};
 
@@ -56,13 +58,13 @@ pub(crate) struct Outcome {
 
 /// Opens a device. With `allow_unproven`, an open that cannot be proved is not an error. An open that a check
 /// contradicts is an error either way.
-pub(crate) fn open(device: &Device, allow_unproven: bool) -> Result<Outcome> {
+pub(crate) fn open(device: &Device, options: &OpenOptions) -> Result<Outcome> {
     let _uncancelled = Uncancelled::begin();
     let record = device.record();
     let mut place = Place::Here;
     let mut attempts = 1;
     loop {
-        match attempt(device, allow_unproven, place) {
+        match attempt(device, options, place) {
             Err(error) if error.kind() == ErrorKind::Unstable && attempts < ATTEMPTS => {
                 tracing::debug!(device = record.label(), %error, "the open starts over");
             }
@@ -79,9 +81,9 @@ pub(crate) fn open(device: &Device, allow_unproven: bool) -> Result<Outcome> {
     }
 }
 
-fn attempt(device: &Device, allow_unproven: bool, place: Place) -> Result<Attempt> {
+fn attempt(device: &Device, options: &OpenOptions, place: Place) -> Result<Attempt> {
     let mut evidence = Evidence::default();
-    let (cmd, provided, proof) = match steps(device, allow_unproven, place, &mut evidence) {
+    let (cmd, provided, proof) = match steps(device, options, place, &mut evidence) {
         Ok(opened) => opened,
         Err(error) => return Err(error.with_evidence(&evidence)),
     };
@@ -104,16 +106,21 @@ enum Attempt {
 
 fn steps(
     device: &Device,
-    allow_unproven: bool,
+    options: &OpenOptions,
     place: Place,
     evidence: &mut Evidence,
 ) -> Result<(CmdFd, Option<Arc<Provided>>, Proof)> {
     let record = device.record();
     known(record)?;
     let pin = pin_instance(record, evidence).map_err(|e| e.at(Step::Pin))?;
+    if options.strict_timestamps {
+        require_unmoved(record, &pin, evidence)?;
+    }
     // Before anything is opened: if nothing can be proved, opening is of no use.
     let target = match Target::find(device, &pin) {
-        Err(error) if !allow_unproven || !is_unproven(&error) => return Err(error.at(Step::Prove)),
+        Err(error) if !options.allow_unproven || !error.kind().is_unproven() => {
+            return Err(error.at(Step::Prove));
+        }
         target => target,
     };
     // Nor is a device opened that its provider cannot handle.
@@ -138,11 +145,6 @@ fn steps(
     Ok((cmd, own, proof))
 }
 
-/// Whether the error leaves open that the descriptor is on the right device.
-fn is_unproven(error: &Error) -> bool {
-    matches!(error.kind(), ErrorKind::Unproven | ErrorKind::NetlinkUnavailable)
-}
-
 /// A node that was looked at but not opened. Holding it keeps its inode number from being reused.
 #[derive(Debug)]
 struct Node {
@@ -159,9 +161,23 @@ const CMD: OFlags =
 fn open_dev(record: &Record, flags: OFlags) -> Result<Handle> {
     let path = sysfs::uverbs_path("infiniband/", record.number);
     let kernel = record.host.kernel();
-    retry(|| kernel.openat2(record.host.dev(), &path, flags, Resolve::Dev))
-        .map_err(|errno| Error::call(sysfs::open_text("dev", &path, flags), errno))
+    retry(|| kernel.openat2(record.host.dev(), &path, flags, Resolve::Dev)).map_err(|errno| {
+        let error = Error::call(sysfs::open_text("dev", &path, flags), errno);
+        match errno {
+            Errno::NOENT => error.with_hint(NODE_MISSING),
+            Errno::ACCESS => error.with_hint(NODE_FORBIDDEN),
+            Errno::PERM => error.with_hint(NODE_BARRED),
+            _ => error,
+        }
+    })
 }
+
+const NODE_MISSING: &str = "there is no such node in /dev: udev or devtmpfs may not be set up, or the node was not \
+                            given to this container";
+const NODE_FORBIDDEN: &str =
+    "this user may not open the node: see its mode and group, and those of its directory";
+const NODE_BARRED: &str = "the kernel does not let this process open the node: a container's device cgroup may \
+                           forbid it, or the device belongs to another network namespace";
 
 /// Step 3: examines the node without opening it, because an open can have side effects.
 fn look_at_node(record: &Record, evidence: &mut Evidence) -> Result<Node> {
@@ -174,13 +190,13 @@ fn look_at_node(record: &Record, evidence: &mut Evidence) -> Result<Node> {
 /// Requires the node to be a character device with the record's number.
 fn require_node(record: &Record, stat: &Stat, step: Step, evidence: &mut Evidence) -> Result<()> {
     let (expected, found) = (Value::Word(kind(FileType::CharacterDevice)), kind(stat.kind));
-    evidence.require(step, "kind of node", ErrorKind::NodeMismatch, expected, || {
+    evidence.require(step, CheckId::NodeKind, ErrorKind::NodeMismatch, expected, || {
         Ok(Value::Word(found))
     })?;
     let (expected, found) = (record.device_number, stat.rdev.into());
     evidence.require(
         step,
-        "device number of the node",
+        CheckId::NodeDeviceNumber,
         ErrorKind::NodeMismatch,
         Value::Device(expected),
         || Ok(Value::Device(found)),
@@ -207,7 +223,7 @@ fn open_node(record: &Record, node: &Node, evidence: &mut Evidence) -> Result<Ha
         // gone, is stale. (If the pinned device itself is gone, `explain` reports that.)
         Some(Errno::NXIO | Errno::NODEV | Errno::IO) => error
             .into_kind(ErrorKind::NodeMismatch)
-            .hint("the node may be a static one that is still bound to a removed device"),
+            .with_hint("the node may be a static one that is still bound to a removed device"),
         // It was a character device in step 3.
         Some(Errno::LOOP | Errno::ISDIR) => error.into_kind(ErrorKind::NodeMismatch),
         // It was there in step 3. A removal deletes the node first, so the next attempt sees more of it.
@@ -218,8 +234,8 @@ fn open_node(record: &Record, node: &Node, evidence: &mut Evidence) -> Result<Ha
     require_node(record, &stat, Step::Open, evidence)?;
     let (expected, found) = (node.stat.ino, stat.ino);
     let (expected, found) = (Value::Number(expected), Value::Number(found));
-    let what = "inode of the node";
-    evidence.require(Step::Open, what, ErrorKind::NodeMismatch, expected, || Ok(found))?;
+    let id = CheckId::NodeInode;
+    evidence.require(Step::Open, id, ErrorKind::NodeMismatch, expected, || Ok(found))?;
     Ok(fd)
 }
 
@@ -229,21 +245,22 @@ fn revalidate(record: &Record, pin: &Pin, evidence: &mut Evidence) -> Result<()>
     const STEP: Step = Step::Revalidate;
     let (kernel, sys) = (record.host.kernel(), record.host.sys());
     let expected = Value::Number(record.ino);
-    evidence.require(STEP, "uverbs directory (inode)", ErrorKind::Replaced, expected, || {
+    evidence.require(STEP, CheckId::UverbsInode, ErrorKind::Replaced, expected, || {
         let directory = sysfs::open(kernel, sys, &record.path, sysfs::DIRECTORY)?;
         Ok(Value::Number(sysfs::stat(kernel, &directory)?.ino))
     })?;
     let expected = Value::Device(pin.device_number);
-    evidence.require(STEP, "device number (dev)", ErrorKind::Replaced, expected, || {
+    evidence.require(STEP, CheckId::DeviceNumber, ErrorKind::Replaced, expected, || {
         pin.read_device_number().map(Value::Device)
     })?;
     let expected = Value::Name(pin.name().clone());
-    evidence.require(STEP, "name (ibdev)", ErrorKind::Unstable, expected, || {
+    evidence.require(STEP, CheckId::Name, ErrorKind::Unstable, expected, || {
         pin.read_name().map(Value::Name)
     })?;
     let expected = time(pin.timestamp);
-    evidence
-        .require(STEP, TIMESTAMP, ErrorKind::Unstable, expected, || pin.read_timestamp().map(time))
+    evidence.require(STEP, CheckId::Timestamp, ErrorKind::Unstable, expected, || {
+        pin.read_timestamp().map(time)
+    })
 }
 
 /// The driver, which the header of every command has to name. Netlink reports it for most drivers. For the others
@@ -360,7 +377,7 @@ fn refused(errno: Errno, cmd: &CmdFd, prepared: &Prepared) -> Error {
     let error = verbs::error_of("GET_CONTEXT", errno);
     let error = match errno {
         Errno::IO => on_dead_device(error, cmd),
-        _ if !prepared.is_known => error.hint(
+        _ if !prepared.is_known => error.with_hint(
             "no provider knows this device, so its driver was given no data: it may need a provider",
         ),
         _ => error,
@@ -373,8 +390,8 @@ fn on_dead_device(error: Error, cmd: &CmdFd) -> Error {
     match error.errno() {
         Some(Errno::IO) if cmd.is_cut_off() => error
             .into_kind(ErrorKind::NodeMismatch)
-            .hint("the node is still bound to a device that is gone"),
-        Some(Errno::IO) => error.hint(DRIVER_FAILS),
+            .with_hint("the node is still bound to a device that is gone"),
+        Some(Errno::IO) => error.with_hint(DRIVER_FAILS),
         _ => error,
     }
 }
@@ -390,8 +407,7 @@ impl Device {
     /// domain for a moment, and an owner that frees it again may lose a domain that it has just allocated. `verify`
     /// works on a duplicate, so closing or reusing the descriptor's number meanwhile has no effect on it.
     ///
-    /// The proof starts a thread and waits for it. The calling thread runs no signal handlers meanwhile, and is not
-    /// cancelled (`pthread_cancel(3)`) until this returns.
+    /// What may block, and the thread that the proof starts, are as for [`open`](Self::open).
     ///
     /// # Errors
     /// `NodeMismatch` if the descriptor is on another device; `Removed` or `Replaced` if this device is gone;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::evidence::{Evidence, Step, Value};
+use crate::evidence::{CheckId, Evidence, Step, Value};
 use crate::identity::Timestamp;
 use crate::ids::{DeviceNumber, Name};
 use crate::kernel::{Handle, Kernel};
@@ -65,12 +65,12 @@ impl Pin {
 pub(crate) fn pin_instance(record: &Record, evidence: &mut Evidence) -> Result<Pin> {
     let kernel = record.host.kernel();
     let (directory, stat) = record.directory()?;
-    let same = |what, expected, found| (what, Value::Number(expected), Value::Number(found));
-    for (what, expected, found) in [
-        same("sysfs mount (st_dev)", record.sys_dev, stat.dev),
-        same("uverbs directory (inode)", record.ino, stat.ino),
+    let same = |id, expected, found| (id, Value::Number(expected), Value::Number(found));
+    for (id, expected, found) in [
+        same(CheckId::SysfsMount, record.sys_dev, stat.dev),
+        same(CheckId::UverbsInode, record.ino, stat.ino),
     ] {
-        evidence.require(Step::Pin, what, ErrorKind::Replaced, expected, || Ok(found))?;
+        evidence.require(Step::Pin, id, ErrorKind::Replaced, expected, || Ok(found))?;
     }
     let ibdev = Attribute::open(kernel, &directory, c"ibdev")?;
     let timestamp = ibdev.stat(kernel)?.ctime;
@@ -78,7 +78,7 @@ pub(crate) fn pin_instance(record: &Record, evidence: &mut Evidence) -> Result<P
     let device_number = dev.read(kernel, sysfs::parse_device_number)?;
     evidence.require(
         Step::Pin,
-        "device number (dev)",
+        CheckId::DeviceNumber,
         ErrorKind::Replaced,
         Value::Device(record.device_number),
         || Ok(Value::Device(device_number)),
@@ -88,9 +88,15 @@ pub(crate) fn pin_instance(record: &Record, evidence: &mut Evidence) -> Result<P
     if timestamp != known {
         // Where inode numbers are unique, this is an eviction. Where they may repeat, the timestamp distinguishes a
         // replacement.
-        if record.host.heeds_timestamps() {
+        if !record.host.has_unique_inodes() {
             let (expected, found) = (time(known), time(timestamp));
-            evidence.require(Step::Pin, TIMESTAMP, ErrorKind::Replaced, expected, || Ok(found))?;
+            evidence.require(
+                Step::Pin,
+                CheckId::Timestamp,
+                ErrorKind::Replaced,
+                expected,
+                || Ok(found),
+            )?;
         }
         tracing::debug!(device = record.label(), "timestamp refreshed: the inode was evicted");
     }
@@ -99,7 +105,16 @@ pub(crate) fn pin_instance(record: &Record, evidence: &mut Evidence) -> Result<P
     Ok(Pin { directory, dev, ibdev, kernel, device_number, name, timestamp })
 }
 
-pub(crate) const TIMESTAMP: &str = "timestamp (ibdev)";
+/// What [`OpenOptions::strict_timestamps`](crate::OpenOptions::strict_timestamps) demands.
+pub(crate) fn require_unmoved(record: &Record, pin: &Pin, evidence: &mut Evidence) -> Result<()> {
+    let (expected, found) = (time(record.state().listed_timestamp), time(pin.timestamp));
+    evidence
+        .require(Step::Pin, CheckId::Timestamp, ErrorKind::Replaced, expected, || Ok(found))
+        .map_err(|error| error.with_hint(MOVED))
+}
+
+const MOVED: &str =
+    "the kernel also moves the timestamp when it drops the inode from its cache: list again";
 
 pub(crate) fn time((seconds, nanoseconds): Timestamp) -> Value {
     Value::Time(seconds, nanoseconds)

@@ -28,9 +28,9 @@ pub(crate) struct Record {
     pub(crate) next_pd: NextNumber,
     /// Why the device is gone. It does not come back.
     gone: OnceLock<Gone>,
-    /// The device was found under another name between two lists. It may have got its old name back, so the next
-    /// list has to look at it, even if it finds the class directories unchanged.
-    renamed: AtomicBool,
+    /// Its name or its timestamp was found changed between two lists: the next list has to look, though it may
+    /// find the class directories as they were.
+    changed: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -38,6 +38,8 @@ pub(crate) struct Record {
 pub(crate) struct State {
     pub(crate) name: Name,
     pub(crate) timestamp: Timestamp,
+    /// The timestamp at the last list that looked at it.
+    pub(crate) listed_timestamp: Timestamp,
     /// Its directory, while somebody uses it.
     directory: Weak<Handle>,
 }
@@ -105,10 +107,11 @@ impl Record {
             node_guid: OnceLock::new(),
             next_pd: NextNumber::default(),
             gone: OnceLock::new(),
-            renamed: AtomicBool::new(false),
+            changed: AtomicBool::new(false),
             state: Mutex::new(State {
                 name,
                 timestamp: instance.timestamp,
+                listed_timestamp: instance.timestamp,
                 directory: Weak::new(),
             }),
         }
@@ -137,25 +140,25 @@ impl Record {
 
     /// Whether a sighting is of this instance.
     pub(crate) fn is_seen_in(&self, sighting: &Sighting) -> bool {
-        let (seen, known) = (&sighting.instance, self.instance());
-        let strict = self.host.policy().strict_timestamps;
-        *seen == known && (!strict || seen.timestamp == known.timestamp)
+        sighting.instance == self.instance()
     }
 
     /// Takes over what a list found changed.
     pub(crate) fn refresh(&self, sighting: &Sighting) {
-        self.renamed.store(false, Relaxed);
-        self.note(sighting.instance.timestamp, &sighting.name);
+        self.changed.store(false, Relaxed);
+        let timestamp = sighting.instance.timestamp;
+        self.note(timestamp, &sighting.name);
+        self.state().listed_timestamp = timestamp;
     }
 
     /// Takes over what an open found changed.
     pub(crate) fn refresh_pinned(&self, timestamp: Timestamp, name: &Name) {
         if self.note(timestamp, name) {
-            self.renamed.store(true, Relaxed);
+            self.changed.store(true, Relaxed);
         }
     }
 
-    /// Returns whether the name has changed.
+    /// Whether it is not as a list has seen it.
     fn note(&self, timestamp: Timestamp, name: &Name) -> bool {
         let mut state = self.state();
         state.timestamp = timestamp;
@@ -163,12 +166,12 @@ impl Record {
         if renamed {
             state.name = name.clone();
         }
-        renamed
+        renamed || timestamp != state.listed_timestamp
     }
 
     /// Whether the next list does not have to look at this device again.
     pub(crate) fn is_settled(&self) -> bool {
-        self.gone.get().is_none() && !self.renamed.load(Relaxed)
+        self.gone.get().is_none() && !self.changed.load(Relaxed)
     }
 
     /// Name and uverbs name, for messages.

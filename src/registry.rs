@@ -15,7 +15,8 @@ use crate::sysfs;
 
 pub use devices::{Devices, DevicesIntoIter};
 
-/// The devices of a host. A clone shares its records.
+/// The devices of a host. A clone shares its records. Threads may share a registry; a forked child makes one of its own
+/// ([`Host`], "Fork").
 ///
 /// ```no_run
 /// use uverbs::{Host, Registry};
@@ -111,6 +112,10 @@ impl Registry {
     /// there, so `class/infiniband_verbs` is swept until two sweeps in a row agree, and a known device that neither
     /// shows is looked up before it is marked. If the directory changes during each of eight sweeps, the last pair
     /// counts. Then the list may lack a new device, but never a known one.
+    ///
+    /// The system calls may wait in the kernel for devices that are being added or removed. No lock is held during the
+    /// sweeps; one is while changed entries are looked at, for which other threads that list then wait. With
+    /// [providers](Self::with_providers) of the program's own, their code runs on this thread, without a lock.
     ///
     /// # Errors
     /// `Unstable` if the uverbs module is being loaded or unloaded; `Os`, `PermissionDenied`. A problem of one
@@ -268,7 +273,7 @@ impl State {
     /// Whether nothing has to be looked at again as long as the sweeps stay the same.
     fn is_settled(&self, host: &Host) -> bool {
         self.is_whole
-            && !host.heeds_timestamps()
+            && host.has_unique_inodes()
             && self.sweeps.has_names()
             && self.entries.iter().all(|entry| {
                 let seen = entry.listed();
@@ -380,7 +385,7 @@ impl Entry {
             return false;
         };
         if *known_link == link
-            && !registry.host.heeds_timestamps()
+            && registry.host.has_unique_inodes()
             && seen.device.0.is_settled()
             && let Some((name, name_link)) = seen.name_link.and_then(|link| sweeps.name_of(link))
         {

@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::context::{Gid, PortRate};
 use crate::error::ErrorKind;
-use crate::evidence::Check;
+use crate::evidence::{Check, CheckId};
 use crate::ids::{Guid, Name};
 
 impl Serialize for Guid {
@@ -64,9 +64,10 @@ impl Serialize for PortRate {
 
 impl Serialize for Check {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut fields = serializer.serialize_struct("Check", 5)?;
+        let mut fields = serializer.serialize_struct("Check", 6)?;
+        fields.serialize_field("id", &self.id)?;
         fields.serialize_field("step", &self.step)?;
-        fields.serialize_field("what", self.what)?;
+        fields.serialize_field("what", self.what())?;
         fields.serialize_field("expected", &self.expected)?;
         fields.serialize_field("found", &self.found)?;
         fields.serialize_field("held", &self.held())?;
@@ -76,7 +77,12 @@ impl Serialize for Check {
 
 impl Serialize for ErrorKind {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        // The name of the variant.
-        serializer.collect_str(&format_args!("{self:?}"))
+        serializer.serialize_str(self.code())
+    }
+}
+
+impl Serialize for CheckId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
     }
 }

@@ -29,9 +29,20 @@ fn open_beneath(
     path: &CStr,
     flags: OFlags,
 ) -> Result<Handle> {
-    retry(|| kernel.openat2(dir, path, flags, Resolve::Sys))
-        .map_err(|errno| Error::call(open_text(name, path, flags), errno))
+    retry(|| kernel.openat2(dir, path, flags, Resolve::Sys)).map_err(|errno| {
+        let error = Error::call(open_text(name, path, flags), errno);
+        match errno {
+            Errno::XDEV => error.with_hint(MASKED),
+            Errno::ACCESS => error.with_hint(UNREADABLE),
+            _ => error,
+        }
+    })
 }
+
+const MASKED: &str = "a part of /sys is mounted over, as some containers mask it, and the library does not read \
+                      through another mount: it needs the whole sysfs at /sys";
+const UNREADABLE: &str =
+    "this user may not read the device's directory in /sys, or that of its class";
 
 /// An `openat2` as strace prints it, with the directory's name.
 pub(crate) fn open_text(dir: &str, path: &CStr, flags: OFlags) -> String {

@@ -21,9 +21,9 @@ macro_rules! all {
 
 // Threads may share each of these: no thread is part of their meaning.
 all!(is_static:
-    Allocation, AsyncEvent, Check, Context, ContextClaim, Device, DeviceAttributes, DeviceFacts,
-    DeviceNumber, Devices, DevicesIntoIter, Dir, ErrorKind, Evidence, ExtendedAttributes,
-    ForkSafety, Gid, GidEntry, Guid, Host, Instance, Match, MatchedBy, Name, Opened, Policy,
+    Allocation, AsyncEvent, Check, CheckId, Context, ContextClaim, Device, DeviceAttributes, DeviceFacts,
+    DeviceNumber, Devices, DevicesIntoIter, ErrorKind, Evidence, ExtendedAttributes,
+    ForkSafety, Gid, GidEntry, Guid, Host, HostBuilder, Instance, Match, MatchedBy, Name, OpenOptions, Opened,
     PortAttributes, PortRate, ProviderInfo, Registry, Step, Timestamp, UnprovenContext, Value,
 );
 all!(is_send_and_sync: AsyncEvents, PinnedView<'_>, Box<dyn DeviceProvider>, Box<dyn Provider>);

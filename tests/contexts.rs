@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 use uverbs::sim::{CallKind, DeviceId, DeviceSpec, Machine, Verdict};
 use uverbs::{
     AsyncEventKind, Context, ContextClaim, Device, ErrorKind, ForkSafety, GidType, Host, LinkLayer,
-    Policy, PortState, Registry,
+    PortState, Registry,
 };
 
 fn host(machine: &Machine) -> Host {
-    Host::simulated(machine, Policy::new()).expect("a host")
+    Host::simulated(machine).expect("a host")
 }
 
 fn listed(machine: &Machine, name: &str) -> Device {

@@ -3,10 +3,11 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use cap_std::ambient_authority;
-use uverbs::{Dir, ErrorKind, Host, Policy, Registry};
+use cap_std::fs::Dir;
+use uverbs::{ErrorKind, Host, Registry};
 
 /// A directory of this test. Dropping it removes the directory.
 struct Tree(PathBuf);
@@ -37,13 +38,14 @@ impl Tree {
         symlink(target, link).expect("made");
     }
 
-    fn host(&self, policy: Policy) -> uverbs::Result<Host> {
-        let dir = |path: &Path| Dir::open_ambient_dir(path, ambient_authority()).expect("opened");
-        Host::from_parts_with(dir(&self.0.join("sys")), dir(&self.0.join("dev")), None, policy)
+    fn host(&self, allow_foreign_sys: bool) -> uverbs::Result<Host> {
+        let dir = |name: &str| Dir::open_ambient_dir(self.0.join(name), ambient_authority());
+        let (sys, dev) = (dir("sys").expect("opened"), dir("dev").expect("opened"));
+        Host::builder().sys(sys).dev(dev).allow_foreign_sys(allow_foreign_sys).build()
     }
 
     fn registry(&self) -> Registry {
-        Registry::new(self.host(Policy::new().allow_foreign_sys(true)).expect("allowed by name"))
+        Registry::new(self.host(true).expect("allowed by name"))
     }
 }
 
@@ -56,7 +58,7 @@ impl Drop for Tree {
 #[test]
 fn a_sys_that_is_not_sysfs_is_refused() {
     let tree = Tree::new("foreign");
-    let error = tree.host(Policy::new()).expect_err("refused");
+    let error = tree.host(false).expect_err("refused");
     assert_eq!(error.kind(), ErrorKind::Unsupported);
     assert!(error.to_string().contains("not sysfs"), "{error}");
 }
@@ -164,4 +166,26 @@ fn entries_that_only_look_like_devices_are_skipped() {
     }
     let devices = tree.registry().devices().expect("listed");
     assert_eq!((devices.len(), devices.faults().count()), (1, 0));
+}
+
+/// Whoever hands in a directory hands in the socket, too, or does without.
+#[test]
+fn a_host_makes_no_socket_beside_what_is_handed_in() {
+    let tree = Tree::new("sockets");
+    let file = |name: &str| fs::File::open(tree.0.join(name)).expect("opened");
+    let builder = || Host::builder().allow_foreign_sys(true);
+    for builder in [
+        builder().sys(file("sys")).dev(file("dev")),
+        builder().sys(file("sys")),
+        builder().dev(file("dev")),
+        builder().without_netlink(),
+    ] {
+        let error = builder.build().expect("a host").check_netlink().expect_err("no socket");
+        let found = (error.kind(), error.raw_os_error());
+        assert_eq!(found, (ErrorKind::NetlinkUnavailable, None), "{error}");
+    }
+    // With neither it asks the kernel, which may have no RDMA.
+    if let Err(error) = builder().build().expect("a host").check_netlink() {
+        assert!(error.raw_os_error().is_some(), "{error}");
+    }
 }

@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use proptest::prelude::*;
 use uverbs::sim::{CallKind, DeviceId, DeviceSpec, Machine, Verdict};
-use uverbs::{Host, Policy, Registry};
+use uverbs::{Host, Registry};
 
 fn registry(machine: &Machine) -> Registry {
-    Registry::new(Host::simulated(machine, Policy::new()).expect("a host"))
+    Registry::new(Host::simulated(machine).expect("a host"))
 }
 
 /// Counts single requests and dumps from now on.

@@ -10,8 +10,9 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Command, ExitStatus};
 
 use cap_std::ambient_authority;
+use cap_std::fs::Dir;
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
-use uverbs::{Dir, Error, Host, Policy, Registry};
+use uverbs::{Error, Host, Registry};
 
 const ROLE: &str = "UVERBS_TEST_ROLE";
 
@@ -49,8 +50,8 @@ fn refused() -> Error {
     std::fs::create_dir_all(root.join("elsewhere")).expect("made");
     std::os::unix::fs::symlink("elsewhere", root.join("class")).expect("made");
     let dir = || Dir::open_ambient_dir(&root, ambient_authority()).expect("opened");
-    let policy = Policy::new().allow_foreign_sys(true);
-    let host = Host::from_parts_with(dir(), dir(), None, policy).expect("a host");
+    let host = Host::builder().sys(dir()).dev(dir()).allow_foreign_sys(true).build();
+    let host = host.expect("a host");
     let error = Registry::new(host).devices().expect_err("refused");
     std::fs::remove_dir_all(&root).expect("removed");
     error

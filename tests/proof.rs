@@ -4,7 +4,7 @@
 use std::os::fd::AsFd as _;
 
 use uverbs::sim::{CallKind, DeviceId, DeviceSpec, Machine, NodeKind, Verdict};
-use uverbs::{Device, ErrorKind, Host, Opened, Policy, Registry};
+use uverbs::{CheckId, Device, ErrorKind, Host, Opened, Registry};
 
 const OCRDMA: u32 = 7;
 
@@ -13,7 +13,7 @@ fn spec(name: &str) -> DeviceSpec {
 }
 
 fn listed(machine: &Machine, name: &str) -> Device {
-    let host = Host::simulated(machine, Policy::new()).expect("a host");
+    let host = Host::simulated(machine).expect("a host");
     Registry::new(host).devices().expect("a list").by_name(name).expect("listed")
 }
 
@@ -57,17 +57,17 @@ fn kind<T: std::fmt::Debug>(result: uverbs::Result<T>) -> ErrorKind {
     result.expect_err("it has to be refused").kind()
 }
 
-/// The check of the proof that decided.
-fn decided(evidence: &uverbs::Evidence) -> &'static str {
+/// Which check of the proof decided.
+fn decided(evidence: &uverbs::Evidence) -> CheckId {
     let checks = evidence.checks();
-    let what = |check: &uverbs::Check| (check.step == uverbs::Step::Prove).then_some(check.what);
+    let what = |check: &uverbs::Check| (check.step == uverbs::Step::Prove).then_some(check.id);
     let mut of_step = checks.iter().filter_map(what);
-    let decisive = |what: &&str| what.contains("thread");
+    let decisive = |id: &CheckId| matches!(*id, BY_PD | BY_CONTEXT);
     of_step.find(decisive).expect("a check decides")
 }
 
-const BY_PD: &str = "PD of a new thread, under the index";
-const BY_CONTEXT: &str = "context of a new thread, under the index";
+const BY_PD: CheckId = CheckId::ProtectionDomain;
+const BY_CONTEXT: CheckId = CheckId::Context;
 
 #[test]
 fn every_open_is_proved_by_a_new_thread() {
@@ -156,7 +156,7 @@ fn a_descriptor_of_another_library_is_verified() {
     let error = device.verify(&stale).expect_err("it is on the old one");
     assert_eq!(error.kind(), ErrorKind::NodeMismatch);
     let last = error.evidence().and_then(|evidence| evidence.checks().last()).expect("evidence");
-    assert_eq!((last.what, last.held()), (BY_PD, false));
+    assert_eq!((last.id, last.held()), (BY_PD, false));
 }
 
 #[test]
@@ -251,7 +251,7 @@ fn another_guid_is_refused_however_the_open_is_proved() {
             let error = device.open().expect_err("it has to be refused");
             let last = error.evidence().and_then(|evidence| evidence.checks().last());
             assert_eq!(error.kind(), ErrorKind::NodeMismatch);
-            assert_eq!(last.expect("evidence").what, "node GUID, through the descriptor");
+            assert_eq!(last.expect("evidence").id, CheckId::NodeGuid);
             if let Some(before) = before {
                 // It stays altered.
                 assert_eq!(kind(device.verify(&before)), ErrorKind::NodeMismatch);

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use uverbs::sim::{CallKind, DeviceId, DeviceSpec, Machine, Verdict, World};
-use uverbs::{Devices, ErrorKind, Host, Policy, Registry};
+use uverbs::{Devices, ErrorKind, Host, OpenOptions, Registry};
 
 struct Bench {
     machine: Machine,
@@ -17,7 +17,7 @@ fn listed(count: usize) -> Bench {
     let add = |number| machine.add(DeviceSpec::new(format!("m{number}"))).expect("added");
     let ids = (0..count).map(add).collect();
     machine.set_entries_a_page(10_000);
-    let host = Host::simulated(&machine, Policy::new()).expect("a host");
+    let host = Host::simulated(&machine).expect("a host");
     let bench = Bench { machine, registry: Registry::new(host), ids };
     assert_eq!(bench.devices().len(), count);
     bench
@@ -42,6 +42,8 @@ impl Bench {
 
 /// Two sweeps of `class/infiniband_verbs` and one of `class/infiniband`: for each an open, a page, and its end.
 const SWEEPS: u64 = 9;
+/// A look at one device: two opens, a link, an fstat of the directory and of `ibdev`, two attributes opened and read.
+const LOOK: u64 = 9;
 
 #[test]
 fn an_unchanged_host_costs_only_the_sweeps() {
@@ -60,8 +62,6 @@ fn an_unchanged_host_costs_only_the_sweeps() {
 fn only_changed_devices_are_looked_at() {
     let bench = listed(300);
     let before = bench.devices();
-    // Two opens, a link, an fstat of the directory and of `ibdev`, two attributes opened and read.
-    const LOOK: u64 = 9;
     for at in [0, 150, 299] {
         bench.machine.rename(bench.ids[at], format!("r{at}").as_bytes()).expect("renamed");
     }
@@ -182,18 +182,17 @@ fn an_unreadable_device_is_not_lost() {
     }
 }
 
-/// Where inode numbers may repeat, a changed timestamp means another instance. Elsewhere it does not, except under
-/// a strict policy.
+/// A moved timestamp is another instance where inode numbers may repeat, and only there.
 #[test]
-fn a_changed_timestamp() {
-    for (foreign, strict) in [(false, false), (false, true), (true, false)] {
+fn a_moved_timestamp() {
+    for foreign in [false, true] {
         let machine = Machine::new();
         let id = machine.add(DeviceSpec::new("a")).expect("added");
         if foreign {
             machine.set_sys_type(0x0102_1994);
         }
-        let policy = Policy::new().allow_foreign_sys(true).strict_timestamps(strict);
-        let registry = Registry::new(Host::simulated(&machine, policy).expect("a host"));
+        let host = Host::builder().simulated(&machine).allow_foreign_sys(true).build();
+        let registry = Registry::new(host.expect("a host"));
         let listed = |name: &str| registry.devices().expect("a list").by_name(name).expect("it");
         let before = listed("a");
         // Under another name it is looked at.
@@ -203,13 +202,27 @@ fn a_changed_timestamp() {
         machine.evict();
         machine.rename(id, b"c").expect("renamed");
         let after = listed("c");
-        assert_eq!(before.is_known_gone(), foreign || strict);
+        assert_eq!(before.is_known_gone(), foreign);
         assert_eq!(before == after, !foreign);
         assert_eq!(HashSet::from([before, after]).len(), if foreign { 2 } else { 1 });
     }
 }
 
-/// Threads that list while devices come: no thread marks a device as gone that another has just found.
+/// What a refused strict open has found, the next list looks at; without a change it costs nothing more.
+#[test]
+fn a_timestamp_that_was_found_moved_is_looked_at() {
+    let bench = listed(20);
+    let device = bench.devices().by_name("m7").expect("listed");
+    bench.machine.evict();
+    assert_eq!(bench.calls(), SWEEPS);
+    let strict = OpenOptions::new().strict_timestamps(true);
+    assert_eq!(strict.open(&device).expect_err("moved").kind(), ErrorKind::Replaced);
+    assert_eq!(bench.calls(), SWEEPS + LOOK);
+    strict.open(&device).expect("taken over");
+    assert_eq!(bench.calls(), SWEEPS);
+}
+
+/// Threads that list while devices come: none marks as gone what another one has just found.
 #[test]
 fn concurrent_lists_lose_nothing() {
     let bench = listed(10);
@@ -259,7 +272,7 @@ fn a_new_device_is_listed_although_it_was_skipped() {
     // And at a first list.
     bench.machine.add(DeviceSpec::new("another")).expect("added");
     bench.machine.remove_while_listed(bench.machine.instance_of(0).expect("another"));
-    let host = Host::simulated(&bench.machine, Policy::new()).expect("a host");
+    let host = Host::simulated(&bench.machine).expect("a host");
     let first = Registry::new(host).devices().expect("a list");
     assert_eq!(first.iter().map(|device| device.name().to_string()).collect::<Vec<_>>(), ["new"]);
 }

@@ -4,13 +4,13 @@
 use std::sync::{Arc, Mutex};
 
 use uverbs::sim::{DeviceSpec, Machine, Verdict};
-use uverbs::{Host, Policy, Registry};
+use uverbs::{Host, Registry};
 
 #[test]
 fn an_open_makes_these_calls() {
     let machine = Machine::new();
     machine.add(DeviceSpec::new("rxe0").guid(0xa0)).expect("added");
-    let host = Host::simulated(&machine, Policy::new()).expect("a host");
+    let host = Host::simulated(&machine).expect("a host");
     let device = Registry::new(host).devices().expect("a list").by_name("rxe0").expect("listed");
     drop(device.open().expect("the first, which learns index, GUID and number"));
     let calls = Arc::new(Mutex::new(Vec::new()));

@@ -4,12 +4,12 @@ use serde_json::{Value, json, to_value};
 use uverbs::sim::{DeviceSpec, Machine};
 use uverbs::{
     AsyncEventKind, Context, ContextClaim, Device, DeviceNumber, DriverId, ErrorKind, Guid, Host,
-    LinkLayer, NodeType, Policy, PortState, Registry,
+    LinkLayer, NodeType, PortState, Registry,
 };
 
 fn device(machine: &Machine, spec: DeviceSpec) -> Device {
     machine.add(spec).expect("added");
-    let host = Host::simulated(machine, Policy::new()).expect("a host");
+    let host = Host::simulated(machine).expect("a host");
     Registry::new(host).devices().expect("a list").get(0).expect("listed").clone()
 }
 
@@ -112,7 +112,7 @@ fn evidence_has_every_check_and_its_result() {
     let checks = json["checks"].as_array().expect("an array");
     assert_eq!(checks.len(), context.evidence().checks().len());
     for check in checks {
-        assert_eq!(keys(check), ["expected", "found", "held", "step", "what"]);
+        assert_eq!(keys(check), ["expected", "found", "held", "id", "step", "what"]);
         assert_eq!(check["held"], true);
         assert_eq!(keys(&check["expected"]).len(), 1, "{check}");
     }
@@ -121,6 +121,7 @@ fn evidence_has_every_check_and_its_result() {
     assert_eq!(of("guid"), Some(&json!("0000:0000:0000:00a0")));
     assert_eq!(of("device_number"), Some(&json!({"major": 231, "minor": 192})));
     assert!(checks.iter().any(|check| check["step"] == "revalidate"));
+    assert_eq!(checks[0]["id"], "sysfs_mount");
 }
 
 #[test]
@@ -137,6 +138,6 @@ fn a_claim_round_trips() {
 }
 
 #[test]
-fn kinds_of_errors_have_the_names_of_their_variants() {
-    assert_eq!(to_value(ErrorKind::NodeMismatch).expect("JSON"), json!("NodeMismatch"));
+fn kinds_of_errors_are_their_codes() {
+    assert_eq!(to_value(ErrorKind::NodeMismatch).expect("JSON"), json!("node_mismatch"));
 }

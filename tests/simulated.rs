@@ -4,14 +4,14 @@
 use std::os::fd::AsFd as _;
 
 use uverbs::sim::{CallKind, DeviceSpec, Machine, NodeKind, NodeOpened, Verdict};
-use uverbs::{Device, ErrorKind, Host, Opened, Policy, Registry, Step};
+use uverbs::{CheckId, Device, ErrorKind, Host, OpenOptions, Opened, Registry, Step};
 
 fn device(name: &str, guid: u64) -> DeviceSpec {
     DeviceSpec::new(name).guid(guid)
 }
 
 fn registry(machine: &Machine) -> Registry {
-    Registry::new(Host::simulated(machine, Policy::new()).expect("a host"))
+    Registry::new(Host::simulated(machine).expect("a host"))
 }
 
 fn listed(machine: &Machine, name: &str) -> Device {
@@ -22,12 +22,14 @@ fn kind<T: std::fmt::Debug>(result: uverbs::Result<T>) -> ErrorKind {
     result.expect_err("it has to be refused").kind()
 }
 
-/// The check that refused it.
-fn refused_by<T: std::fmt::Debug>(result: uverbs::Result<T>) -> (Step, &'static str) {
+/// Which check refused it.
+fn refused_by<T: std::fmt::Debug>(result: uverbs::Result<T>) -> (Step, CheckId) {
     let error = result.expect_err("it has to be refused");
-    let check = error.evidence().and_then(|evidence| evidence.checks().last()).expect("evidence");
+    let check = error.check().expect("a check");
     assert!(!check.held(), "{error}");
-    (check.step, check.what)
+    let last = error.evidence().and_then(|evidence| evidence.checks().last());
+    assert_eq!(last, Some(check), "{error}");
+    (check.step, check.id)
 }
 
 #[test]
@@ -112,21 +114,30 @@ fn a_wrong_node_is_not_opened() {
 }
 
 #[test]
-fn a_policy_holds_for_lists_and_opens_alike() {
+fn a_strict_open_demands_the_timestamp_of_the_last_list() {
     let machine = Machine::new();
     machine.add(device("rxe0", 0xa0)).expect("added");
-    let policy = Policy::new().strict_timestamps(true);
-    let strict = Registry::new(Host::simulated(&machine, policy).expect("a host"));
-    let target = strict.devices().expect("a list").by_name("rxe0").expect("listed");
-    let lax = listed(&machine, "rxe0");
-    machine.evict();
-    assert_eq!(kind(target.open()), ErrorKind::Replaced);
-    assert_eq!(kind(target.open_allow_unproven()), ErrorKind::Replaced);
-    lax.open().expect("opened");
-    // A new list has the current timestamp, as another device.
-    let relisted = strict.devices().expect("a list").by_name("rxe0").expect("listed");
-    relisted.open().expect("opened");
-    assert_ne!(relisted.instance().timestamp, target.instance().timestamp);
+    let registry = registry(&machine);
+    let list = || registry.devices().expect("a list").by_name("rxe0").expect("listed");
+    let asked = list();
+    let strict = OpenOptions::new().strict_timestamps(true);
+    let opened = asked.open_with(&strict).expect("unmoved");
+    let Opened::Proven(context) = opened else { panic!("proved") };
+    let check = (Step::Pin, CheckId::Timestamp);
+    assert!(context.evidence().checks().iter().any(|made| (made.step, made.id) == check));
+    drop(context);
+    for strict in [strict.clone(), strict.allow_unproven(true)] {
+        machine.evict();
+        assert_eq!(refused_by(strict.open(&asked)), check);
+        // Neither an open without it nor a reading takes the timestamp over.
+        asked.open().expect("opened");
+        asked.query().expect("facts");
+        assert_eq!(kind(strict.open(&asked)), ErrorKind::Replaced);
+        assert!(!asked.is_known_gone());
+        // A list does, and it is the same device.
+        assert_eq!(list(), asked);
+        strict.open(&asked).expect("opened");
+    }
 }
 
 #[test]
@@ -164,7 +175,7 @@ fn the_node_is_looked_at_before_it_is_opened() {
         }
         Verdict::Continue
     });
-    assert_eq!(refused_by(target.open()), (Step::Open, "device number of the node"));
+    assert_eq!(refused_by(target.open()), (Step::Open, CheckId::NodeDeviceNumber));
     assert_eq!(machine.node_opens(), [NodeOpened::Device(1, 3)]);
     drop(target);
     assert_eq!(machine.open_handles(), 0);
@@ -191,8 +202,8 @@ fn the_opened_node_is_the_one_looked_at() {
     machine.add(device("rxe0", 0xa0)).expect("added");
     change_before_open(&machine, NodeKind::Static);
     let refused = refused_by(listed(&machine, "rxe0").open());
-    assert_eq!(refused, (Step::Open, "inode of the node"));
-    // Nodes that can no longer be opened as devices.
+    assert_eq!(refused, (Step::Open, CheckId::NodeInode));
+    // What cannot be opened as a device any more.
     for (node, errno, expected) in [
         (NodeKind::Symlink("uverbs1".into()), 40, ErrorKind::NodeMismatch),
         (NodeKind::Directory, 21, ErrorKind::NodeMismatch),
@@ -325,7 +336,7 @@ fn nothing_is_done_with_the_descriptor_of_another_node() {
         _ => Verdict::Continue,
     });
     let refused = refused_by(target.verify(&other));
-    assert_eq!(refused, (Step::Open, "device number of the node"));
+    assert_eq!(refused, (Step::Open, CheckId::NodeDeviceNumber));
 }
 
 /// The pinned device has its number and is mapped, so a node that leads to nothing is not the device's.

@@ -1,14 +1,14 @@
 //! Opens that cannot be proved, on the simulated kernel, and the comparisons that are made nevertheless.
 
 use uverbs::sim::{CallKind, DeviceId, DeviceSpec, Machine, NodeKind, Verdict};
-use uverbs::{Device, ErrorKind, Host, Opened, Policy, Registry};
+use uverbs::{Device, ErrorKind, Host, Opened, Registry};
 
 fn spec(name: &str) -> DeviceSpec {
     DeviceSpec::new(name).guid(0xa0).disassociates(false)
 }
 
 fn listed(machine: &Machine, name: &str) -> Device {
-    let host = Host::simulated(machine, Policy::new()).expect("a host");
+    let host = Host::simulated(machine).expect("a host");
     Registry::new(host).devices().expect("a list").by_name(name).expect("listed")
 }
 
@@ -117,12 +117,12 @@ fn nothing_is_proved_if_sys_is_not_the_kernels() {
     let machine = Machine::new();
     machine.add(spec("rxe0")).expect("added");
     machine.set_sys_type(0x0102_1994);
-    let policy = Policy::new().allow_foreign_sys(true);
-    let host = Host::simulated(&machine, policy).expect("allowed");
-    let listed = Registry::new(host).devices().expect("a list").by_name("rxe0").expect("listed");
-    assert_eq!(kind(listed.open()), ErrorKind::Unproven);
+    let host = Host::builder().simulated(&machine).allow_foreign_sys(true).build();
+    let host = host.expect("allowed");
+    let asked = Registry::new(host).devices().expect("a list").by_name("rxe0").expect("listed");
+    assert_eq!(kind(asked.open()), ErrorKind::Unproven);
     assert_eq!(machine.node_opens(), []);
-    let opened = listed.open_allow_unproven().expect("nothing contradicts");
+    let opened = asked.open_allow_unproven().expect("nothing contradicts");
     assert!(matches!(opened, Opened::Unproven(_)));
 }
 

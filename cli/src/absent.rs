@@ -101,7 +101,7 @@ mod tests {
 
         let machine = Machine::new();
         machine.add(DeviceSpec::new("rxe0")).expect("added");
-        let host = uverbs::Host::simulated(&machine, uverbs::Policy::new()).expect("a host");
+        let host = uverbs::Host::simulated(&machine).expect("a host");
         let devices = uverbs::Registry::new(host).devices().expect("a list");
 
         let class = std::env::temp_dir().join(format!("uverbs-absent-{}", std::process::id()));

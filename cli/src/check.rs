@@ -10,10 +10,9 @@ use std::collections::BTreeSet;
 
 use clap::Args;
 use serde::Serialize;
-use uverbs::{Device, Devices, Host, Policy, Registry};
+use uverbs::{Device, Devices, Host, Registry};
 
 use crate::absent::Absent;
-use crate::explain;
 use crate::output::{BAD, Failure, GOOD, JsonArgs, Out, WARN, up_to_five};
 use crate::table::{Cell, Table};
 use crate::verbose;
@@ -130,14 +129,14 @@ fn audit(open: bool) -> Audit {
     host::kernel(&mut audit);
     host::memlock(&mut audit);
     // A /sys that is not sysfs is a finding, and no reason not to check the rest.
-    match explain::host(Policy::new().allow_foreign_sys(true)) {
-        Err(error) => audit.error("host", error.to_string()),
+    match Host::builder().allow_foreign_sys(true).build() {
+        Err(error) => audit.error("host", Failure::from(error).to_string()),
         Ok(host) => {
             audit.fine("openat2 can be used");
-            let is_sysfs = match explain::host(Policy::new()) {
+            let is_sysfs = match Host::open() {
                 Ok(_) => true,
                 Err(error) => {
-                    audit.error("sysfs", error.to_string());
+                    audit.error("sysfs", Failure::from(error).to_string());
                     false
                 }
             };
@@ -178,7 +177,7 @@ fn look_at_devices(audit: &mut Audit, host: &Host, devices: &Devices) -> BTreeSe
     if let Some(words) = absent.in_words() {
         audit.info("devices", words);
     }
-    let elsewhere = host::netlink(audit, host, devices, explain::is_exclusive());
+    let elsewhere = host::netlink(audit, host, devices);
     audit.fine(format!("{} of {} devices can be listed", devices.len(), devices.len() + faults));
     for device in devices {
         look_at_name(audit, device);
@@ -392,7 +391,7 @@ mod tests {
         machine.remove(old);
         machine.add(DeviceSpec::new("siw1").disassociates(false)).expect("added");
         machine.add(DeviceSpec::new("rxe0")).expect("added");
-        let host = Host::simulated(&machine, Policy::new()).expect("a host");
+        let host = Host::simulated(&machine).expect("a host");
         let registry = Registry::new(host);
         let look = |open: bool| {
             let mut audit = Audit { opens: open.then(Vec::new), ..Audit::default() };
@@ -405,7 +404,7 @@ mod tests {
         let json = serde_json::to_value(&opened).expect("JSON");
         let (siw1, rxe0) = (&json["opens"][0], &json["opens"][1]);
         assert_eq!((&siw1["device"], &siw1["proven"]), (&"siw1 (uverbs0)".into(), &false.into()));
-        assert_eq!(siw1["error"]["kind"], "NodeMismatch");
+        assert_eq!(siw1["error"]["kind"], "node_mismatch");
         assert_eq!((&rxe0["proven"], &rxe0["error"]), (&true.into(), &serde_json::Value::Null));
         assert_eq!(json["findings"][0]["subject"], "siw1 (uverbs0)");
         assert_eq!(opened.findings.len(), 1);
@@ -427,7 +426,7 @@ mod tests {
         let machine = Machine::new();
         machine.add(DeviceSpec::new("rxe0")).expect("added");
         machine.set_node(0, NodeKind::Missing);
-        let host = Host::simulated(&machine, Policy::new()).expect("a host");
+        let host = Host::simulated(&machine).expect("a host");
         let devices = Registry::new(host).devices().expect("a list");
         let mut audit = Audit { opens: Some(Vec::new()), ..Audit::default() };
         open_devices(&mut audit, &devices, &BTreeSet::from([0]));

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use clap::Args;
 use uverbs::sim::{DeviceId, DeviceSpec, Machine, NodeKind, NodeOpened};
-use uverbs::{Device, ErrorKind, Guid, Host, Policy, Registry, Step};
+use uverbs::{Device, ErrorKind, Guid, Host, Registry, Step};
 
 use crate::evidence::evidence_table;
 use crate::open::verdict;
@@ -50,7 +50,7 @@ struct Scene {
 impl Scene {
     fn new() -> Result<Self, Failure> {
         let machine = Machine::new();
-        let registry = Registry::new(Host::simulated(&machine, Policy::new())?);
+        let registry = Registry::new(Host::simulated(&machine)?);
         Ok(Self { machine, registry })
     }
 
@@ -95,14 +95,14 @@ impl Scene {
 
 /// The simulated host did something that the demonstration does not expect: a bug.
 fn unlike(what: impl std::fmt::Display) -> Failure {
-    Failure::new("Os", format!("the simulated host went another way: {what}"))
+    Failure::new("os", format!("the simulated host went another way: {what}"))
 }
 
 /// Tries an open that has to be refused.
 fn refused(device: &Device, kind: ErrorKind, step: Step) -> Result<String, Failure> {
     match device.open() {
         Err(error) if error.kind() == kind && error.step() == Some(step) => {
-            Ok(format!("{GOOD}refused{GOOD:#} ({kind:?}): {error}"))
+            Ok(format!("{GOOD}refused{GOOD:#}: {error}"))
         }
         Err(error) => Err(error.into()),
         Ok(_) => Err(unlike("a wrong device was opened")),
@@ -264,10 +264,13 @@ mod tests {
         };
         let text = played(replaced);
         assert!(text.contains("asked for GUID 0002:c903:0005:00a0, got 0002:c903:0005:00b0"));
-        assert!(text.contains("refused (Replaced)"), "{text}");
+        assert!(text.contains("refused: rxe0 (uverbs0): replaced by another device"), "{text}");
         let text = played(static_node);
         assert!(text.contains("asked for GUID 0002:c903:0005:00b0, got 0002:c903:0005:00a0"));
-        assert!(text.contains("refused (NodeMismatch)"), "{text}");
+        assert!(
+            text.contains("refused: siw1 (uverbs0): its node leads to another device"),
+            "{text}"
+        );
         let text = played(good);
         assert!(text.contains("proved: ") && !text.contains("FAILED"), "{text}");
     }

@@ -14,7 +14,7 @@ const VALUE_WIDTH: usize = 20;
 pub(crate) fn evidence_table(checks: &[Check], indent: usize) -> Table {
     let mut table = Table::new(indent, &["STEP", "CHECK", "FOUND", ""]);
     for check in checks {
-        let (step, what) = (check.step.name(), check.what);
+        let (step, what) = (check.step.name(), check.what());
         let found = check.found.to_string();
         if check.held() {
             rows(&mut table, step, what, &found, Cell::styled("ok", GOOD));
@@ -38,6 +38,7 @@ fn rows(table: &mut Table, step: &str, what: &str, value: &str, held: Cell) {
 /// One check, its values as text.
 #[derive(Debug, Serialize)]
 pub(crate) struct CheckJson {
+    id: &'static str,
     step: &'static str,
     step_number: u8,
     what: &'static str,
@@ -55,9 +56,10 @@ impl CheckJson {
 impl From<&Check> for CheckJson {
     fn from(check: &Check) -> Self {
         Self {
+            id: check.id.name(),
             step: check.step.name(),
             step_number: check.step.number(),
-            what: check.what,
+            what: check.what(),
             expected: check.expected.to_string(),
             found: check.found.to_string(),
             held: check.held(),
@@ -68,7 +70,7 @@ impl From<&Check> for CheckJson {
 #[cfg(all(test, feature = "demo"))]
 mod tests {
     use uverbs::sim::{DeviceSpec, Machine};
-    use uverbs::{Host, Policy, Registry};
+    use uverbs::{Host, Registry};
 
     use super::*;
 
@@ -76,7 +78,7 @@ mod tests {
         let machine = Machine::new();
         let name = [b'n'; 63];
         machine.add(DeviceSpec::new(name)).expect("added");
-        let host = Host::simulated(&machine, Policy::new()).expect("a host");
+        let host = Host::simulated(&machine).expect("a host");
         let devices = Registry::new(host).devices().expect("a list");
         let context = devices.by_name(name).expect("listed").open().expect("opened");
         context.evidence().checks().to_vec()
@@ -110,7 +112,7 @@ mod tests {
         let mut checks = checks();
         // The widest that there are beside these.
         let mut more = checks[0].clone();
-        more.what = "context of a new thread, under the index";
+        more.id = uverbs::CheckId::Context;
         more.found = uverbs::Value::Time(1_764_119_999, 123_456_789);
         more.step = uverbs::Step::Revalidate;
         checks.push(more);

@@ -1,142 +1,49 @@
 //! Sentences for what an operator meets most: a missing node, a node that may not be opened, a masked
-//! `/sys`, a device of another network namespace. The library's error names the system call instead.
+//! `/sys`, a device of another network namespace.
 
-use std::fs;
+use uverbs::{Device, Error, ErrorKind, Step};
 
-use rustix::io::Errno;
-use uverbs::{Device, Error, ErrorKind, Host, Policy, Step};
+use crate::output::up_to_five;
 
-use crate::output::{Failure, up_to_five};
-
-/// What an error means, where a sentence is of more use than the system call.
+/// An error in words, without the system call that it came from, where the library has a hint.
 pub(crate) fn sentence(error: &Error) -> Option<String> {
-    let errno = error.raw_os_error().map(Errno::from_raw_os_error);
-    let device = error.device();
-    let about = device.map(|device| format!("{device}: ")).unwrap_or_default();
-    let node = device.and_then(node_of);
-    let is_of_node = matches!(error.step(), Some(Step::Node | Step::Open));
-    let text = match (error.kind(), errno?) {
-        // What became of the device matters more than the call by which it was found.
-        (ErrorKind::Removed | ErrorKind::Replaced, _) => return None,
-        (ErrorKind::NetlinkUnavailable, errno) => netlink(errno),
-        (ErrorKind::Unsupported, Errno::PERM) if error.step().is_none() => {
-            "this process may not call openat2(2): a seccomp filter, such as that of a container, \
-             blocks it. Allow it there"
-                .to_owned()
-        }
-        (ErrorKind::Unsupported, Errno::NOSYS) if error.step().is_none() => {
-            "there is no openat2(2): Linux 5.6 or later is needed, or a filter hides the call"
-                .to_owned()
-        }
-        (_, Errno::NOENT) if is_of_node => format!(
-            "{} does not exist: is udev or devtmpfs set up, or was the node not given to this \
-             container?",
-            node?
-        ),
-        (_, Errno::ACCESS) if is_of_node => format!(
-            "this user may not open {}: see its mode and group, and those of its directory",
-            node?
-        ),
-        (_, Errno::PERM) if is_of_node => format!(
-            "the kernel does not let this process open {}: the device cgroup of a container \
-             forbids it, or the device belongs to another network namespace",
-            node?
-        ),
-        (_, Errno::XDEV) if !is_of_node => {
-            "a part of /sys is mounted over, as some containers mask it, and the \
-                             library does not read through another mount: run it with the whole \
-                             sysfs at /sys"
-                .to_owned()
-        }
-        (_, Errno::ACCESS) if error.step().is_none_or(|step| step == Step::Pin) => {
-            "this user may not read the device's directory in /sys, or that of its class".to_owned()
-        }
-        _ => return None,
-    };
-    Some(format!("{about}{text}"))
-}
-
-/// Why there is no netlink socket.
-fn netlink(errno: Errno) -> String {
-    let why = match errno {
-        Errno::PROTONOSUPPORT => "ib_core is not loaded",
-        Errno::PERM | Errno::ACCESS | Errno::AFNOSUPPORT => {
-            "a filter around this process forbids the socket (AF_NETLINK, NETLINK_RDMA): allow it \
-             there"
-        }
-        _ => "the socket cannot be made",
-    };
-    format!("RDMA netlink cannot be used, so that nothing can be proved: {why}")
-}
-
-/// The path of a device's node, by the name that the library's errors have for the device.
-fn node_of(device: &str) -> Option<String> {
-    let (_, uverbs) = device.strip_suffix(')')?.rsplit_once('(')?;
-    Some(format!("/dev/infiniband/{uverbs}"))
-}
-
-/// Opens the host; an error is explained by what is there.
-pub(crate) fn host(policy: Policy) -> Result<Host, Failure> {
-    Host::open_with(policy).map_err(|error| {
-        let is_missing = |path: &str| fs::metadata(path).is_err();
-        let text = match error.kind() {
-            ErrorKind::Os if is_missing("/sys") => "there is no /sys: mount sysfs there",
-            ErrorKind::Os if is_missing("/dev") => "there is no /dev: mount devtmpfs there",
-            ErrorKind::Unsupported if error.raw_os_error().is_none() => {
-                "/sys is not sysfs: mount it there (mount -t sysfs sysfs /sys), or run this where \
-                 it is"
-            }
-            _ => return error.into(),
-        };
-        Failure::from(error).in_words(text)
+    let hint = error.hint()?;
+    // Which command a driver refused matters as much as the hint.
+    if error.raw_os_error().is_none() || error.step() == Some(Step::Allocate) {
+        return None;
+    }
+    let about = error.device().map(|device| format!("{device}: ")).unwrap_or_default();
+    Some(match error.kind() {
+        ErrorKind::Os | ErrorKind::PermissionDenied => format!("{about}{hint}"),
+        kind => format!("{about}{kind}: {hint}"),
     })
 }
 
-/// Why a device could not be opened or read: where it belongs to another network namespace, that.
-pub(crate) fn of_device(device: &Device, error: Error) -> Failure {
-    let is_elsewhere = error.kind() == ErrorKind::Unproven
-        && is_exclusive()
-        && device.query().is_err_and(|error| is_unlisted(&error));
-    match is_elsewhere {
-        true => Failure::from(error).in_words(elsewhere(&[device])),
-        false => error.into(),
-    }
-}
-
-/// Whether RDMA netlink answers, and does not know the device.
-pub(crate) fn is_unlisted(error: &Error) -> bool {
-    error.kind() == ErrorKind::Unproven && error.raw_os_error().is_none()
-}
-
-/// What it means that netlink does not know these devices in exclusive mode, and what to do.
+/// What it means that netlink does not list these devices, and what to do.
 pub(crate) fn elsewhere(devices: &[&Device]) -> String {
-    let (belong, they, them) = match devices {
-        [_] => ("belongs", "it", "it"),
-        _ => ("belong", "they", "one"),
+    let (they, them) = match devices {
+        [_] => ("it", "it"),
+        _ => ("they", "one"),
     };
     format!(
-        "{} {belong} to another network namespace, and the RDMA subsystem is in exclusive mode: {they} \
-         cannot be opened here. To move {them} here, run in that namespace: rdma dev set DEV netns NAME",
+        "{} may belong to another network namespace: {they} cannot be opened here. To move {them} here, run in \
+         that namespace: rdma dev set DEV netns NAME",
         up_to_five(devices)
     )
 }
 
-/// Whether each RDMA device belongs to one network namespace alone (`rdma system set netns exclusive`): the
-/// kernel shows the mode as a parameter of ib_core. False where it cannot be read.
-pub(crate) fn is_exclusive() -> bool {
-    let mode = fs::read("/sys/module/ib_core/parameters/netns_mode");
-    mode.is_ok_and(|mode| mode.trim_ascii() == b"N")
-}
-
 #[cfg(all(test, feature = "demo"))]
 mod tests {
+    use rustix::io::Errno;
+    use uverbs::{Host, Registry};
+
     use super::*;
-    use uverbs::Registry;
+    use crate::output::Failure;
     use uverbs::sim::{CallKind, DeviceSpec, Machine, NodeKind, Verdict};
 
     fn listed(machine: &Machine) -> Device {
         machine.add(DeviceSpec::new("rxe(0)")).expect("added");
-        let host = Host::simulated(machine, Policy::new()).expect("a host");
+        let host = Host::simulated(machine).expect("a host");
         Registry::new(host).devices().expect("a list").by_name("rxe(0)").expect("listed")
     }
 
@@ -148,12 +55,12 @@ mod tests {
         let failure = Failure::from(device.open().expect_err("no node"));
         assert_eq!(
             failure.to_string(),
-            "rxe(0) (uverbs0): /dev/infiniband/uverbs0 does not exist: is udev or devtmpfs set \
-             up, or was the node not given to this container?"
+            "rxe(0) (uverbs0): there is no such node in /dev: udev or devtmpfs may not be set up, or the node was \
+             not given to this container"
         );
         let json = serde_json::to_value(&failure).expect("JSON");
         assert!(
-            json["cause"].as_str().is_some_and(|cause| cause.contains("openat2(dev")),
+            json["cause"].as_str().is_some_and(|cause| cause.starts_with("openat2(dev")),
             "{json}"
         );
         assert_eq!((&json["step"], &json["errno"]), (&"node".into(), &2.into()));
@@ -162,7 +69,7 @@ mod tests {
     #[test]
     fn a_call_that_fails_is_a_sentence() {
         for (path, errno, words) in [
-            ("infiniband/uverbs0", Errno::ACCESS, "this user may not open /dev/infiniband/uverbs0"),
+            ("infiniband/uverbs0", Errno::ACCESS, "this user may not open the node"),
             ("infiniband/uverbs0", Errno::PERM, "device cgroup"),
             ("uverbs0", Errno::XDEV, "mounted over"),
         ] {
@@ -183,7 +90,7 @@ mod tests {
         for (errno, words) in [
             (Errno::PROTONOSUPPORT, "ib_core is not loaded"),
             (Errno::AFNOSUPPORT, "a filter"),
-            (Errno::CONNREFUSED, "cannot be made"),
+            (Errno::CONNREFUSED, "nothing shows"),
         ] {
             let machine = Machine::new();
             let device = listed(&machine);
@@ -205,15 +112,14 @@ mod tests {
     }
 
     #[test]
-    fn a_device_that_netlink_does_not_know_differs_from_one_that_cannot_be_read() {
+    fn a_device_that_netlink_does_not_know_is_of_another_namespace() {
         let machine = Machine::new();
         let device = listed(&machine);
         let id = machine.instance_of(0).expect("there");
         machine.set_netns_visible(id, false);
-        assert!(device.query().is_err_and(|error| is_unlisted(&error)));
-        machine.set_netns_visible(id, true);
-        machine.deny_netlink(Some(1));
-        assert!(device.query().is_err_and(|error| !is_unlisted(&error)));
+        let text = Failure::from(device.open().expect_err("not listed")).to_string();
+        assert!(text.contains("another network namespace"), "{text}");
+        assert!(text.ends_with("rdma dev set DEV netns NAME"), "{text}");
     }
 
     #[test]
@@ -221,10 +127,10 @@ mod tests {
         let device = listed(&Machine::new());
         let text = elsewhere(&[&device]);
         assert!(
-            text.starts_with("rxe(0) (uverbs0) belongs to another network namespace"),
+            text.starts_with("rxe(0) (uverbs0) may belong to another network namespace"),
             "{text}"
         );
         let text = elsewhere(&[&device, &device]);
-        assert!(text.contains("rxe(0) (uverbs0), rxe(0) (uverbs0) belong to"), "{text}");
+        assert!(text.contains("rxe(0) (uverbs0), rxe(0) (uverbs0) may belong to"), "{text}");
     }
 }

@@ -107,7 +107,7 @@ mod tests {
 
         let machine = Machine::new();
         let id = machine.add(DeviceSpec::new("rxe0").guid(0xa0).fw_version("")).expect("added");
-        let host = uverbs::Host::simulated(&machine, uverbs::Policy::new()).expect("a host");
+        let host = uverbs::Host::simulated(&machine).expect("a host");
         let registry = uverbs::Registry::new(host);
         let device = registry.devices().expect("a list").by_name("rxe0").expect("listed");
         let facts = device.query().expect("facts");

@@ -96,12 +96,12 @@ fn is_present(opened: &Opened) -> uverbs::Result<bool> {
 
 fn removed(device: &Device) -> Failure {
     let message = format!("{device}: the device was removed while it was held open");
-    Failure::new("Removed", message).of(device)
+    Failure::new("removed", message).of(device)
 }
 
 fn fatal(device: &Device) -> Failure {
     let message = format!("{device}: the device reported a fatal error while it was held open");
-    Failure::new("DeviceFatal", message).of(device)
+    Failure::new("device_fatal", message).of(device)
 }
 
 fn in_words(device: &Device, event: &AsyncEvent) -> String {
@@ -115,13 +115,13 @@ fn in_words(device: &Device, event: &AsyncEvent) -> String {
 mod tests {
     use super::*;
     use uverbs::sim::{DeviceId, DeviceSpec, Machine};
-    use uverbs::{Host, Policy, Registry};
+    use uverbs::{Host, Registry};
 
     fn opened(disassociates: bool) -> (Machine, DeviceId, Opened) {
         let machine = Machine::new();
         let spec = DeviceSpec::new("rxe0").disassociates(disassociates);
         let id = machine.add(spec).expect("added");
-        let host = Host::simulated(&machine, Policy::new()).expect("a host");
+        let host = Host::simulated(&machine).expect("a host");
         let devices = Registry::new(host).devices().expect("a list");
         let context = devices.by_name("rxe0").expect("listed").open().expect("opened");
         (machine, id, Opened::Proven(context))
@@ -156,13 +156,13 @@ mod tests {
     #[test]
     fn a_removal_ends_it() {
         for disassociates in [true, false] {
-            assert_eq!(while_held(disassociates, |machine, id| machine.remove(id)), "Removed");
+            assert_eq!(while_held(disassociates, |machine, id| machine.remove(id)), "removed");
         }
     }
 
     #[test]
     fn a_fatal_error_of_a_device_that_stays_ends_it() {
-        assert_eq!(while_held(true, |machine, id| machine.event(id, 8, 0)), "DeviceFatal");
+        assert_eq!(while_held(true, |machine, id| machine.event(id, 8, 0)), "device_fatal");
     }
 
     #[test]

@@ -2,11 +2,11 @@
 
 use clap::Args;
 use serde::Serialize;
-use uverbs::{Policy, Registry};
+use uverbs::{ErrorKind, Host, Registry};
 
 use crate::DEMO_HINT;
 use crate::absent::Absent;
-use crate::explain::{self, is_unlisted};
+use crate::explain;
 use crate::facts::{DeviceJson, or_dash};
 use crate::output::{Failure, JsonArgs, Out, note};
 use crate::select::is_gone;
@@ -33,7 +33,7 @@ struct ListJson {
 }
 
 pub(crate) fn run(args: &ListArgs, out: &mut Out) -> Result<bool, Failure> {
-    let registry = Registry::new(explain::host(Policy::new())?);
+    let registry = Registry::new(Host::open()?);
     list(&registry, args, out)
 }
 
@@ -41,7 +41,6 @@ pub(crate) fn run(args: &ListArgs, out: &mut Out) -> Result<bool, Failure> {
 fn list(registry: &Registry, args: &ListArgs, out: &mut Out) -> Result<bool, Failure> {
     let found = registry.devices()?;
     let netlink = registry.host().check_netlink();
-    let is_exclusive = explain::is_exclusive();
     let (mut devices, mut elsewhere) = (Vec::with_capacity(found.len()), Vec::new());
     for device in &found {
         let facts = match device.query() {
@@ -52,7 +51,7 @@ fn list(registry: &Registry, args: &ListArgs, out: &mut Out) -> Result<bool, Fai
                 }
                 continue;
             }
-            Err(error) if is_exclusive && is_unlisted(&error) => {
+            Err(error) if error.kind() == ErrorKind::OtherNamespace => {
                 elsewhere.push(device);
                 None
             }
@@ -70,7 +69,7 @@ fn list(registry: &Registry, args: &ListArgs, out: &mut Out) -> Result<bool, Fai
         note(explain::elsewhere(&elsewhere));
     }
     if let (Err(error), false) = (netlink, devices.is_empty()) {
-        Failure::from(error).report_as("opens will be refused as Unproven: ");
+        Failure::from(error).report_as("opens will be refused: ");
     }
     let faults: Vec<_> = found.faults().map(Failure::from).collect();
     for fault in &faults {

@@ -130,7 +130,7 @@ fn write(dir: &Path, pages: &[(String, Vec<u8>)]) -> Result<(), Failure> {
     let shown = dir.as_os_str().as_bytes().escape_ascii();
     if !dir.is_dir() {
         let message = format!("\"{shown}\" is not a directory: make it first (mkdir -p)");
-        return Err(Failure::new("Os", message));
+        return Err(Failure::new("os", message));
     }
     for (file, page) in pages {
         std::fs::write(dir.join(file), page).map_err(|error| {

@@ -5,11 +5,10 @@ use std::time::Duration;
 
 use clap::Args;
 use serde::Serialize;
-use uverbs::{Device, DeviceAttributes, Error, Evidence, Opened, Policy, Registry};
+use uverbs::{Device, DeviceAttributes, Error, Evidence, Host, OpenOptions, Opened, Registry};
 
 use crate::DeviceArg;
 use crate::evidence::{CheckJson, evidence_table};
-use crate::explain::{self, of_device};
 use crate::facts::{DeviceJson, firmware_number, or_dash};
 use crate::hold::hold;
 use crate::output::{BAD, Failure, GOOD, JsonArgs, Out, WARN, note};
@@ -32,7 +31,7 @@ pub(crate) struct OpenArgs {
     /// Open the device even if it cannot be proved to be the right one
     #[arg(long)]
     allow_unproven: bool,
-    /// Treat a device whose timestamp has changed as another device
+    /// Refuse the device if its timestamp has moved since it was listed
     #[arg(long)]
     strict_timestamps: bool,
     #[command(flatten)]
@@ -72,8 +71,7 @@ struct AttributesJson {
 
 pub(crate) fn run(args: &OpenArgs, out: &mut Out) -> Result<bool, Failure> {
     let selector = args.device.selector()?;
-    let policy = Policy::new().strict_timestamps(args.strict_timestamps);
-    let registry = Registry::new(explain::host(policy)?);
+    let registry = Registry::new(Host::open()?);
     let device = selector.find(&registry.devices()?)?;
     if args.wait_for_enter {
         let prompt = format!("listed {device}; press Enter to open\n");
@@ -86,14 +84,14 @@ pub(crate) fn run(args: &OpenArgs, out: &mut Out) -> Result<bool, Failure> {
         let read = io::stdin().read_line(&mut String::new());
         read.map_err(|error| Failure::os("cannot read stdin", &error))?;
     }
-    let opened = match open(&device, args.allow_unproven) {
+    let opened = match args.options().open(&device) {
         Ok(opened) => opened,
         Err(error) => {
             // With --json it is part of the error.
             if let (Some(evidence), false) = (error.evidence(), args.json.json) {
                 out.text(&evidence_table(evidence.checks(), 0).render())?;
             }
-            return Err(of_device(&device, error));
+            return Err(error.into());
         }
     };
     let attributes = match &opened {
@@ -124,8 +122,12 @@ pub(crate) fn run(args: &OpenArgs, out: &mut Out) -> Result<bool, Failure> {
     Ok(true)
 }
 
-fn open(device: &Device, allow_unproven: bool) -> uverbs::Result<Opened> {
-    if allow_unproven { device.open_allow_unproven() } else { device.open().map(Opened::Proven) }
+impl OpenArgs {
+    fn options(&self) -> OpenOptions {
+        OpenOptions::new()
+            .strict_timestamps(self.strict_timestamps)
+            .allow_unproven(self.allow_unproven)
+    }
 }
 
 fn json(
@@ -230,12 +232,11 @@ mod tests {
     #[cfg(feature = "demo")]
     mod simulated {
         use super::*;
-        use uverbs::Host;
         use uverbs::sim::{DeviceSpec, Machine};
 
         fn listed(machine: &Machine) -> Device {
             machine.add(DeviceSpec::new("rxe0").guid(0xa0)).expect("added");
-            let host = Host::simulated(machine, Policy::new()).expect("a host");
+            let host = Host::simulated(machine).expect("a host");
             Registry::new(host).devices().expect("a list").by_name("rxe0").expect("listed")
         }
 
@@ -253,7 +254,7 @@ mod tests {
             assert!(json["context"].is_u64() && json["index"].is_u64());
             let check = &json["evidence"][0];
             let keys: Vec<_> = check.as_object().expect("an object").keys().cloned().collect();
-            assert_eq!(keys, ["expected", "found", "held", "step", "step_number", "what"]);
+            assert_eq!(keys, ["expected", "found", "held", "id", "step", "step_number", "what"]);
             assert_eq!((&check["step"], &check["step_number"]), (&"pin".into(), &2.into()));
         }
 
@@ -262,11 +263,11 @@ mod tests {
             let machine = Machine::new();
             let device = listed(&machine);
             machine.deny_netlink(Some(1));
-            let opened = open(&device, true).expect("opened");
+            let opened = device.open_allow_unproven().expect("opened");
             let Opened::Unproven(context) = opened else { panic!("cannot be proved") };
             let text = verdict(&device, context.evidence(), Some(context.reason()));
             assert!(text.contains("UNPROVEN") && !text.contains("proved"), "{text}");
-            open(&device, false).expect_err("refused");
+            device.open().expect_err("refused");
         }
     }
 }

@@ -6,7 +6,7 @@ use std::io::{self, Write as _};
 use anstyle::{AnsiColor, Style};
 use clap::Args;
 use serde::Serialize;
-use uverbs::{Device, Error, ErrorKind};
+use uverbs::{Device, Error};
 
 use crate::evidence::CheckJson;
 use crate::{explain, verbose};
@@ -65,7 +65,7 @@ impl Out {
             false => serde_json::to_vec(document),
         };
         let mut text =
-            text.map_err(|error| Failure::new("Os", format!("cannot write JSON: {error}")))?;
+            text.map_err(|error| Failure::new("os", format!("cannot write JSON: {error}")))?;
         text.push(b'\n');
         self.bytes(&text)
     }
@@ -93,7 +93,7 @@ pub(crate) fn note(text: impl fmt::Display) {
 
 /// Why the command failed; what `--json` prints of an error.
 ///
-/// `kind` is the name of a variant of [`ErrorKind`], `Usage` or `DeviceFatal`; `step` the name of a
+/// `kind` is the code of a [`uverbs::ErrorKind`], `usage` or `device_fatal`; `step` the name of a
 /// [`uverbs::Step`].
 #[derive(Debug, Serialize)]
 pub(crate) struct Failure {
@@ -101,7 +101,7 @@ pub(crate) struct Failure {
     device: Option<Box<str>>,
     step: Option<&'static str>,
     message: Box<str>,
-    /// The library's error, with the call that failed, where `message` is a sentence in its place.
+    /// The call that failed, where `message` does not name it.
     cause: Option<Box<str>>,
     errno: Option<i32>,
     /// The checks before an open was refused.
@@ -130,7 +130,7 @@ impl Failure {
 
     /// Wrong usage. The message repeats arguments escaped, or not at all.
     pub(crate) fn usage(message: impl Into<String>) -> Self {
-        Self { usage: true, ..Self::new("Usage", message) }
+        Self { usage: true, ..Self::new("usage", message) }
     }
 
     /// Whether it is [`usage`](Self::usage).
@@ -140,19 +140,12 @@ impl Failure {
 
     /// A failed call of the operating system.
     pub(crate) fn os(what: impl fmt::Display, error: &io::Error) -> Self {
-        Self { errno: error.raw_os_error(), ..Self::new("Os", format!("{what}: {error}")) }
+        Self { errno: error.raw_os_error(), ..Self::new("os", format!("{what}: {error}")) }
     }
 
     /// The same failure of a device, named as the library names it.
     pub(crate) fn of(self, device: &Device) -> Self {
         Self { device: Some(device.to_string().into()), ..self }
-    }
-
-    /// The same failure with a sentence in place of the library's error, which becomes the cause.
-    pub(crate) fn in_words(mut self, sentence: impl Into<String>) -> Self {
-        let message = std::mem::replace(&mut self.message, sentence.into().into());
-        self.cause.get_or_insert(message);
-        self
     }
 
     /// The message, without the device that it begins with.
@@ -183,10 +176,12 @@ impl From<&Error> for Failure {
             step: error.step().map(uverbs::Step::name),
             errno: error.raw_os_error(),
             evidence: error.evidence().map(CheckJson::all),
-            ..Self::new(&kind(error.kind()), error.to_string())
+            ..Self::new(error.kind().code(), error.to_string())
         };
         match explain::sentence(error) {
-            Some(sentence) => failure.in_words(sentence),
+            Some(message) => {
+                Self { message: message.into(), cause: Some(error.cause().into()), ..failure }
+            }
             None => failure,
         }
     }
@@ -202,11 +197,6 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)
     }
-}
-
-/// The name of a kind of error, as in the library's documentation.
-fn kind(kind: ErrorKind) -> String {
-    format!("{kind:?}")
 }
 
 /// Up to five of these, and how many more there are.
@@ -230,12 +220,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn kinds_are_named_as_in_the_library() {
-        assert_eq!(kind(ErrorKind::NodeMismatch), "NodeMismatch");
-        assert_eq!(kind(ErrorKind::PermissionDenied), "PermissionDenied");
-    }
-
-    #[test]
     fn five_are_named_and_the_others_counted() {
         assert_eq!(up_to_five(["a"]), "a");
         assert_eq!(up_to_five(1..=5), "1, 2, 3, 4, 5");
@@ -243,20 +227,11 @@ mod tests {
     }
 
     #[test]
-    fn a_sentence_keeps_the_first_cause() {
-        let failure = Failure::new("Os", "openat2: ENOENT").in_words("it is missing");
-        assert_eq!(failure.to_string(), "it is missing");
-        let failure = failure.in_words("it is elsewhere");
-        assert_eq!(failure.cause.as_deref(), Some("openat2: ENOENT"));
-    }
-
-    #[test]
     fn the_device_is_left_out_where_it_comes_first() {
-        let mut failure = Failure::new("Os", "rxe0 (uverbs0): it is missing");
+        let mut failure = Failure::new("os", "rxe0 (uverbs0): it is missing");
         assert_eq!(failure.without_device(), "rxe0 (uverbs0): it is missing");
         failure.device = Some("rxe0 (uverbs0)".into());
         assert_eq!(failure.without_device(), "it is missing");
-        assert_eq!(failure.in_words("it is gone").without_device(), "it is gone");
     }
 
     #[test]

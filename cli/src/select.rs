@@ -115,7 +115,7 @@ impl Selector {
             true => Absent::look(devices).of_empty_list(),
             false => format!("listed: {}", up_to_five(listed)),
         };
-        Failure::new("NotFound", format!("no device matches {self}; {candidates}"))
+        Failure::new("not_found", format!("no device matches {self}; {candidates}"))
     }
 
     /// How much of what was asked for the device has, from the left.
@@ -144,7 +144,7 @@ impl Selector {
             up_to_five(matches),
             selectors.take(5).collect::<Vec<_>>().join(" or ")
         );
-        Failure::new("Ambiguous", message)
+        Failure::new("ambiguous", message)
     }
 }
 
@@ -334,21 +334,21 @@ mod tests {
         let machine = Machine::new();
         machine.add(DeviceSpec::new("uverbs1").guid(0xa0)).expect("added");
         machine.add(DeviceSpec::new("rxe1").guid(0xb0)).expect("added");
-        let host = uverbs::Host::simulated(&machine, uverbs::Policy::new()).expect("a host");
+        let host = uverbs::Host::simulated(&machine).expect("a host");
         let devices = uverbs::Registry::new(host).devices().expect("a list");
         let find = |text: &str| parse(text.as_bytes()).expect("a selector").find(&devices);
         let number = |text| find(text).expect("found").uverbs_number();
-        assert_eq!(kind(&find("uverbs1").expect_err("refused")), "Ambiguous");
+        assert_eq!(kind(&find("uverbs1").expect_err("refused")), "ambiguous");
         assert_eq!(number("uverbs=1"), 1);
-        assert_eq!(kind(&find("uverbs=2").expect_err("none")), "NotFound");
+        assert_eq!(kind(&find("uverbs=2").expect_err("none")), "not_found");
         assert_eq!(number("name=uverbs1"), 0);
         assert_eq!(number("uverbs0"), 0);
         assert_eq!(number("guid=00000000000000b0"), 1);
         let index = devices.by_name("rxe1").expect("listed").index().expect("an index");
         assert_eq!(number(&format!("index={index}")), 1);
-        assert_eq!(kind(&find("guid=00000000000000c0").expect_err("none")), "NotFound");
+        assert_eq!(kind(&find("guid=00000000000000c0").expect_err("none")), "not_found");
         machine.deny_netlink(Some(1));
-        assert_eq!(kind(&find("guid=00000000000000c0").expect_err("none")), "NetlinkUnavailable");
+        assert_eq!(kind(&find("guid=00000000000000c0").expect_err("none")), "netlink_unavailable");
     }
 
     #[cfg(feature = "demo")]
@@ -362,17 +362,17 @@ mod tests {
         for name in ["one", "other"] {
             machine.add(DeviceSpec::new(name).guid(0xa0)).expect("added");
         }
-        let host = uverbs::Host::simulated(&machine, uverbs::Policy::new()).expect("a host");
+        let host = uverbs::Host::simulated(&machine).expect("a host");
         let devices = uverbs::Registry::new(host).devices().expect("a list");
         let kind = |text: &str| {
             let selector = parse(text.as_bytes()).expect("a selector");
             kind(&selector.find(&devices).expect_err("refused"))
         };
         machine.remove(gone);
-        assert_eq!(kind("guid=00000000000000c0"), "NotFound");
+        assert_eq!(kind("guid=00000000000000c0"), "not_found");
         machine.set_netns_visible(hidden, false);
-        assert_eq!(kind("guid=00000000000000c0"), "Unproven");
-        assert_eq!(kind("guid=00000000000000a0"), "Ambiguous");
+        assert_eq!(kind("guid=00000000000000c0"), "other_namespace");
+        assert_eq!(kind("guid=00000000000000a0"), "ambiguous");
     }
 
     #[cfg(feature = "demo")]
@@ -384,7 +384,7 @@ mod tests {
         for name in [&b"a\x1b"[..], b"b\n\xff", br"b\x1b", b"c=d", br"e\\x", br"e\x"] {
             machine.add(DeviceSpec::new(name)).expect("added");
         }
-        let host = uverbs::Host::simulated(&machine, uverbs::Policy::new()).expect("a host");
+        let host = uverbs::Host::simulated(&machine).expect("a host");
         let devices = uverbs::Registry::new(host).devices().expect("a list");
         let find = |text: &[u8]| parse(text).expect("a selector").find(&devices);
         for device in &devices {
@@ -392,19 +392,19 @@ mod tests {
             let printed = [b"name=", device.name().to_string().as_bytes()].concat();
             if device.name().as_bytes() == br"e\\x" {
                 // It is also what the other one is printed as.
-                assert_eq!(kind(&find(&bytes).expect_err("refused")), "Ambiguous");
+                assert_eq!(kind(&find(&bytes).expect_err("refused")), "ambiguous");
             } else {
                 assert_eq!(find(&bytes).expect("by its bytes"), *device);
             }
             if device.name().as_bytes() == br"e\x" {
-                assert_eq!(kind(&find(&printed).expect_err("refused")), "Ambiguous");
+                assert_eq!(kind(&find(&printed).expect_err("refused")), "ambiguous");
             } else {
                 assert_eq!(find(&printed).expect("as printed"), *device);
             }
         }
         assert_eq!(find(br"a\x1b").expect("found").uverbs_number(), 0);
         // An escape that `list` does not print is a name that no device has.
-        assert_eq!(kind(&find(br"\x61\x1b").expect_err("none")), "NotFound");
+        assert_eq!(kind(&find(br"\x61\x1b").expect_err("none")), "not_found");
     }
 
     #[cfg(feature = "demo")]
@@ -416,7 +416,7 @@ mod tests {
         for name in ["mlx5_0", "mlx5_1", "mlx5_2", "mlx5_3", "mlx5_4", "rxe0"] {
             machine.add(DeviceSpec::new(name).guid(0xa0)).expect("added");
         }
-        let host = uverbs::Host::simulated(&machine, uverbs::Policy::new()).expect("a host");
+        let host = uverbs::Host::simulated(&machine).expect("a host");
         let devices = uverbs::Registry::new(host).devices().expect("a list");
         let find = |text: &str| parse(text.as_bytes()).expect("a selector").find(&devices);
         let error = |text: &str| find(text).expect_err("refused").to_string();

@@ -4,10 +4,9 @@ mod opened;
 
 use clap::Args;
 use serde::Serialize;
-use uverbs::{Device, Policy, ProviderInfo, Registry};
+use uverbs::{Device, Host, ProviderInfo, Registry};
 
 use crate::DeviceArg;
-use crate::explain::{self, of_device};
 use crate::facts::{DeviceJson, or_dash, timestamp};
 use crate::output::{Failure, JsonArgs, Out};
 use crate::select::is_gone;
@@ -89,7 +88,7 @@ impl ProviderJson {
 
 pub(crate) fn run(args: &ShowArgs, out: &mut Out) -> Result<bool, Failure> {
     let selector = args.device.selector()?;
-    let devices = Registry::new(explain::host(Policy::new())?).devices()?;
+    let devices = Registry::new(Host::open()?).devices()?;
     let device = selector.find(&devices)?;
     let shown = read(&device, args.no_open)?;
     if args.json.json {
@@ -117,7 +116,7 @@ fn read(device: &Device, no_open: bool) -> Result<ShowJson, Failure> {
     let (opened, error) = match opened {
         Ok(opened) => (opened, None),
         Err(error) if is_gone(&error) => return Err(error.into()),
-        Err(error) => (None, Some(of_device(device, error))),
+        Err(error) => (None, Some(Failure::from(error))),
     };
     if let (None, Some(opened)) = (&shown.device.firmware, &opened) {
         shown.device.firmware = opened.firmware();
@@ -138,7 +137,7 @@ fn look(device: &Device) -> Result<(Shown, Option<Failure>), Failure> {
     let (facts, unknown) = match device.query() {
         Ok(facts) => (Some(facts), None),
         Err(error) if is_gone(&error) => return Err(error.into()),
-        Err(error) => (None, Some(of_device(device, error))),
+        Err(error) => (None, Some(Failure::from(error))),
     };
     let instance = device.instance();
     let provider = match device.provider() {
@@ -187,7 +186,7 @@ mod tests {
 
     fn listed(machine: &Machine, firmware: &str) -> Device {
         machine.add(DeviceSpec::new("rxe0").guid(0xa0).fw_version(firmware)).expect("added");
-        let host = Host::simulated(machine, Policy::new()).expect("a host");
+        let host = Host::simulated(machine).expect("a host");
         Registry::new(host).devices().expect("a list").by_name("rxe0").expect("listed")
     }
 

@@ -68,7 +68,7 @@ fn marked_open(dev: &str, device: &str, kind: &str) -> Result<()> {
             rustix::net::SocketType::RAW,
             Some(rustix::net::netlink::RDMA),
         )?;
-        Host::from_parts(open("/sys")?, open(dev)?, Some(socket))?
+        Host::builder().sys(open("/sys")?).dev(open(dev)?).netlink(socket).build()?
     };
     mark();
     let device = device_named(&Registry::new(host), device)?;

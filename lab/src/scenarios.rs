@@ -74,7 +74,7 @@ pub(crate) const ALL: &[(&str, Scenario)] = &[
     ("strace_known_gone_makes_no_call", traced::known_gone),
     ("openat2_blocked", traced::openat2_blocked),
     ("example_hotplug", traced::example_hotplug),
-    ("example_from_parts", traced::example_from_parts),
+    ("example_handed_in", traced::example_handed_in),
     ("boundaries_see_deaths_hangs_and_threads", crate::boundary::deaths_hangs_and_threads),
     ("every_system_call_bounded", crate::boundary::sampled),
     ("control_every_system_call", crate::boundary::control),

@@ -204,7 +204,7 @@ impl Context {
             }
             Err(Error::differs(kind, what, expected, found).of(|| device.to_string()))
         };
-        let what = "uverbs directory (inode), in the claim";
+        let what = "uverbs directory inode, in the claim";
         compare(what, ErrorKind::Replaced, device.0.ino, claim.ino)?;
         let (cmd, evidence, witness) = open::adopt(device, Handle::Real(fd))?;
         let guid = cmd.node_guid().map_err(|error| error.of(|| device.to_string()))?;

@@ -107,6 +107,9 @@ impl AsyncEvent {
 /// [`Context::is_device_present`](crate::Context::is_device_present) instead. With such a driver the removal waits
 /// until the context *and* this stream are dropped.
 ///
+/// [`wait`](Self::wait) and the iterator block the calling thread, in `poll(2)`; [`try_next`](Self::try_next) does not.
+/// A forked child shares the descriptor's queue with its parent: each event is read by one of the two.
+///
 /// ```no_run
 /// use std::time::Duration;
 ///

@@ -102,7 +102,7 @@ fn require_component(name: &Name) -> Result<()> {
         return Ok(());
     }
     let text = format!("a device named \"{name}\" has no directory of its own in sysfs");
-    Err(Error::new(ErrorKind::Unsupported, text).hint("rename the device"))
+    Err(Error::new(ErrorKind::Unsupported, text).with_hint("rename the device"))
 }
 
 fn path(bytes: Vec<u8>) -> Result<CString> {

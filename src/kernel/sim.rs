@@ -10,12 +10,12 @@
 //!
 //! ```
 //! use uverbs::sim::{DeviceSpec, Machine};
-//! use uverbs::{ErrorKind, Host, Policy, Registry};
+//! use uverbs::{ErrorKind, Host, Registry};
 //!
 //! # fn main() -> uverbs::Result<()> {
 //! let machine = Machine::new();
 //! let old = machine.add(DeviceSpec::new("rxe0")).expect("there is room");
-//! let registry = Registry::new(Host::simulated(&machine, Policy::new())?);
+//! let registry = Registry::new(Host::simulated(&machine)?);
 //! let device = registry.devices()?.by_name("rxe0")?;
 //! device.open()?;
 //!

@@ -9,7 +9,7 @@
 use super::proof::{Proof, Proven, Target, alive, compare_guid};
 use super::{Prepared, allocate};
 use crate::error::{Error, ErrorKind, Result};
-use crate::evidence::{Evidence, Step, Value};
+use crate::evidence::{CheckId, Evidence, Step, Value};
 use crate::kernel::nldev::Resource;
 use crate::leave_out;
 use crate::netlink::Socket;
@@ -73,8 +73,8 @@ fn prove(
             break;
         }
     }
-    let (what, found) = ("new contexts of this thread (old rule)", Value::Number(new.len() as u64));
-    evidence.require(Step::Prove, what, ErrorKind::NodeMismatch, Value::Number(1), || Ok(found))?;
+    let (id, found) = (CheckId::NewContexts, Value::Number(new.len() as u64));
+    evidence.require(Step::Prove, id, ErrorKind::NodeMismatch, Value::Number(1), || Ok(found))?;
     evidence.index = Some(target.index);
     evidence.context_number = new.first().copied();
     alive(record, pin, evidence)?;

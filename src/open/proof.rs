@@ -20,9 +20,10 @@ use super::pd::Pd;
 use super::{Prepared, allocate, on_dead_device, refused, sysfs_guid};
 use crate::device::Device;
 use crate::error::{Error, ErrorKind, Result};
-use crate::evidence::{Evidence, Step, Value};
+use crate::evidence::{CheckId, Evidence, Step, Value};
 use crate::ids::DriverId;
 use crate::ids::Guid;
+use crate::index::MOVE_IT;
 use crate::kernel::nldev::{Resource, ResourceEntry};
 use crate::kernel::retry;
 use crate::kernel::{Errno, Undisturbed};
@@ -175,7 +176,7 @@ impl Target {
             Unclear::LongList => unproven(format!(
                 "the list under index {index} does not show the PD, and is too long to show that it is absent"
             ))
-            .hint("the descriptor is probably on another device"),
+            .with_hint("the descriptor is probably on another device"),
             Unclear::NotFreed(errno) => {
                 verbs::error_of("DEALLOC_PD", errno).into_kind(ErrorKind::Unproven)
             }
@@ -186,7 +187,7 @@ impl Target {
 fn node_guid(socket: &Socket, index: u32) -> Result<Guid> {
     let info = socket.device(index)?.ok_or_else(|| {
         let text = format!("RDMA netlink has no device of index {index}");
-        Error::new(ErrorKind::Unproven, text)
+        Error::new(ErrorKind::OtherNamespace, text).with_hint(MOVE_IT)
     })?;
     Ok(Guid(info.node_guid))
 }
@@ -215,10 +216,10 @@ enum Unclear {
     NotFreed(Errno),
 }
 
-/// Names of the proof's checks.
-const GUID: &str = "node GUID, through the descriptor";
-const CONTEXT: &str = "context of a new thread, under the index";
-const PD: &str = "PD of a new thread, under the index";
+/// The proof's checks.
+const GUID: CheckId = CheckId::NodeGuid;
+const CONTEXT: CheckId = CheckId::Context;
+const PD: CheckId = CheckId::ProtectionDomain;
 
 /// Steps 6 and 7: allocates the context and proves which device it is on.
 pub(super) fn allocate_and_prove(
@@ -335,7 +336,7 @@ pub(super) fn prove(
     compare_guid(cmd, target, evidence).map_err(|error| match error.errno() {
         Some(Errno::INVAL) => error
             .into_kind(ErrorKind::Unproven)
-            .hint("the descriptor may have no context: allocate one before"),
+            .with_hint("the descriptor may have no context: allocate one before"),
         _ => error,
     })?;
     let shown = by_pd(record, cmd, target, &undisturbed, evidence)?;
@@ -468,21 +469,20 @@ fn pds_in_lists(cmd: &CmdFd, target: &Target, thread: u32) -> Found {
 fn undisturbed(record: &Record) -> Result<Undisturbed> {
     retry(|| record.host.kernel().undisturbed()).map_err(|errno| {
         let error = Error::call("rt_sigprocmask", errno).into_kind(ErrorKind::Unproven);
-        error.hint("the proof blocks signals, and a filter forbids that")
+        error.with_hint("the proof blocks signals, and a filter forbids that")
     })
 }
 
 fn no_thread(errno: Errno) -> Error {
     Error::call("clone (a thread to prove on)", errno)
         .into_kind(ErrorKind::Unproven)
-        .hint("the proof starts a thread, and a limit or a filter forbids that")
+        .with_hint("the proof starts a thread, and a limit or a filter forbids that")
 }
 
 /// The last check: the pinned device was alive throughout, so the index and the device number were its own.
 pub(super) fn alive(record: &Record, pin: &Pin, evidence: &mut Evidence) -> Result<()> {
-    let what = "device number (dev), at the end";
     let expected = Value::Device(record.device_number);
-    evidence.require(Step::Prove, what, ErrorKind::Replaced, expected, || {
+    evidence.require(Step::Prove, CheckId::DeviceNumber, ErrorKind::Replaced, expected, || {
         pin.read_device_number().map(Value::Device)
     })
 }

@@ -5,7 +5,7 @@ use std::ffi::CString;
 use super::on_dead_device;
 
 use crate::error::{ErrorKind, Result};
-use crate::evidence::{Evidence, Step, Value};
+use crate::evidence::{CheckId, Evidence, Step, Value};
 use crate::ids::Guid;
 use crate::pin::Pin;
 use crate::record::Record;
@@ -21,8 +21,8 @@ pub(super) fn compare(
     evidence: &mut Evidence,
 ) -> Result<()> {
     let Some(expected) = read(record, pin)? else { return Ok(()) };
-    let what = "node GUID, through the descriptor (sysfs)";
-    evidence.require(Step::Prove, what, ErrorKind::NodeMismatch, Value::Guid(expected), || {
+    let id = CheckId::SysfsNodeGuid;
+    evidence.require(Step::Prove, id, ErrorKind::NodeMismatch, Value::Guid(expected), || {
         cmd.node_guid().map(Value::Guid).map_err(|error| on_dead_device(error, cmd))
     })
 }

@@ -192,8 +192,7 @@ impl Devices {
             [] => Err(self.not_found(wanted)),
             [(device, _)] => Ok(device.clone()),
             _ => {
-                let (count, found) = (found.len(), names(found.iter().copied()));
-                let text = format!("{count} devices match {wanted}: {found}");
+                let text = format!("{wanted}: {}", names(found.iter().copied()));
                 Err(Error::new(ErrorKind::Ambiguous, text))
             }
         }

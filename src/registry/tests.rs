@@ -1,5 +1,4 @@
 use super::*;
-use crate::host::Policy;
 use crate::ids::Name;
 use crate::sim::{DeviceSpec, Machine, Verdict};
 
@@ -11,7 +10,7 @@ fn is_same_record(one: &Device, other: &Device) -> bool {
 fn a_lookup_by_index_and_a_list_share_the_record() {
     let machine = Machine::new();
     let ids = ["a", "b", "c"].map(|name| machine.add(DeviceSpec::new(name)).expect("added"));
-    let host = Host::simulated(&machine, Policy::new()).expect("a host");
+    let host = Host::simulated(&machine).expect("a host");
     let registry = Registry::new(host);
     let found = registry.by_index(machine.index_of(ids[1])).expect("found");
     assert_eq!((found.name(), found.uverbs_number()), (Name::new(b"b"), 1));
@@ -31,7 +30,7 @@ fn a_lookup_by_index_and_a_list_share_the_record() {
 fn a_lookup_by_index_marks_replaced_devices_and_follows_renames() {
     let machine = Machine::new();
     let old = machine.add(DeviceSpec::new("a")).expect("added");
-    let host = Host::simulated(&machine, Policy::new()).expect("a host");
+    let host = Host::simulated(&machine).expect("a host");
     let registry = Registry::new(host);
     let listed = registry.devices().expect("a list").by_name("a").expect("listed");
     machine.remove(old);
@@ -57,7 +56,7 @@ struct Bench {
 fn listed() -> Bench {
     let machine = Machine::new();
     let id = machine.add(DeviceSpec::new("a")).expect("added");
-    let host = Host::simulated(&machine, crate::host::Policy::new()).expect("a host");
+    let host = Host::simulated(&machine).expect("a host");
     let device = Registry::new(host).devices().expect("a list").by_name("a").expect("listed");
     Bench { machine, id, device }
 }

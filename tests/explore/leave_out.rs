@@ -5,20 +5,20 @@
 use std::sync::{Mutex, PoisonError};
 
 use uverbs::sim::{DeviceSpec, Machine};
-use uverbs::{Device, Host, Policy, Registry, Step, leave_out};
+use uverbs::{CheckId, Device, Host, Registry, Step, leave_out};
 
 use crate::happens::{Event, PAGE};
 use crate::play::{Play, Program};
 use crate::search::{Limits, everything, explore_all};
 use crate::{adverse_events, identity_events, is_base, is_full, is_plain, list_events};
 
-type Check = (Step, &'static str);
+type Check = (Step, CheckId);
 
 /// The checks that no other check backs: without one of these, a wrong device is opened.
 const NEEDED: [Check; 3] = [
-    (Step::Pin, "uverbs directory (inode)"),
-    (Step::Prove, "PD of a new thread, under the index"),
-    (Step::Prove, "context of a new thread, under the index"),
+    (Step::Pin, CheckId::UverbsInode),
+    (Step::Prove, CheckId::ProtectionDomain),
+    (Step::Prove, CheckId::Context),
 ];
 
 /// A left-out check is left out for the whole process.
@@ -60,14 +60,14 @@ fn each_needed_check_is_found_necessary() {
     };
     let mut needed = Vec::new();
     println!("| step | check left out | what then goes wrong |\n|---|---|---|");
-    for &(step, what) in &checks {
-        let left_out = [(step, what)];
+    for &(step, id) in &checks {
+        let left_out = [(step, id)];
         let wrong = first_wrong(&left_out, 1, &singles).or_else(|| deeper(&left_out));
         if wrong.is_some() {
-            needed.push((step, what));
+            needed.push((step, id));
         }
         let wrong = wrong.unwrap_or_else(|| "nothing was found".to_owned());
-        println!("| {} | {what} | {wrong} |", step.number());
+        println!("| {} | {} | {wrong} |", step.number(), id.name());
     }
     assert_eq!(needed, NEEDED, "an exploration that does not find these proves nothing");
     if !is_full() {
@@ -81,6 +81,7 @@ fn each_needed_check_is_found_necessary() {
             }
             if let Some(wrong) = first_wrong(&[first, second], 1, &everything()) {
                 let [(a, one), (b, other)] = [first, second];
+                let (one, other) = (one.name(), other.name());
                 println!("| {} {one}; {} {other} | {wrong} |", a.number(), b.number());
             }
         }
@@ -92,15 +93,15 @@ fn checks() -> Vec<Check> {
     let machine = Machine::new();
     machine.add(DeviceSpec::new("rxe0")).expect("added");
     let listed = || {
-        let registry = Registry::new(Host::simulated(&machine, Policy::new()).expect("a host"));
+        let registry = Registry::new(Host::simulated(&machine).expect("a host"));
         registry.devices().expect("a list").by_name("rxe0").expect("listed")
     };
     let mut checks: Vec<Check> = Vec::new();
     let mut open = |device: &Device| {
         let context = device.open().expect("opened");
         for check in context.evidence().checks() {
-            if !checks.contains(&(check.step, check.what)) {
-                checks.push((check.step, check.what));
+            if !checks.contains(&(check.step, check.id)) {
+                checks.push((check.step, check.id));
             }
         }
     };

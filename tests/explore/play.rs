@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use uverbs::sim::{Call, DeviceId, Machine, NodeKind, Verdict, World};
 use uverbs::{
     Allocation, Context, ContextClaim, Device, DeviceProvider, DriverId, ErrorKind, Host, Match,
-    PinnedView, Policy, Provider, Registry, Result,
+    PinnedView, Provider, Registry, Result,
 };
 
 use crate::happens::{Event, LONG_PAGE, PAGE, PROGRAM, spec};
@@ -360,7 +360,7 @@ impl Play {
         }
         let providers = || setup.meddles.then(|| Meddler::on(&machine));
         let registry = || {
-            let host = Host::simulated(&machine, Policy::new()).expect("a host");
+            let host = Host::simulated(&machine).expect("a host");
             Registry::with_providers(host, providers())
         };
         let before = registry();

@@ -23,6 +23,7 @@ const ALLOWED: &[&str] = &[
     "Unstable",
     "NodeMismatch",
     "Unproven",
+    "OtherNamespace",
     "NetlinkUnavailable",
     "PermissionDenied",
     "Malformed",

@@ -47,12 +47,12 @@ proptest! {
 /// devices.
 #[cfg(uverbs_leave_out)]
 #[test]
-fn the_model_notices_a_wrong_device() {
-    use uverbs::{Step, leave_out::leave_out};
+fn the_model_sees_a_wrong_device() {
+    use uverbs::{CheckId, Step, leave_out::leave_out};
 
     for (seed, check) in [
-        ("stale-node", (Step::Prove, "PD of a new thread, under the index")),
-        ("replaced", (Step::Pin, "uverbs directory (inode)")),
+        ("stale-node", (Step::Prove, CheckId::ProtectionDomain)),
+        ("replaced", (Step::Pin, CheckId::UverbsInode)),
     ] {
         let seed = format!("{}/fuzz/seeds/plan/{seed}", env!("CARGO_MANIFEST_DIR"));
         #[allow(clippy::disallowed_methods)] // a test reads its own files

@@ -8,7 +8,9 @@ use std::os::fd::AsFd as _;
 use std::sync::{Arc, Mutex};
 
 use uverbs::sim::{DeviceId, Machine, Verdict, World};
-use uverbs::{Context, Device, DeviceNumber, Devices, Host, Instance, Policy, Registry};
+use uverbs::{
+    Context, Device, DeviceNumber, Devices, Host, Instance, OpenOptions, Opened, Registry,
+};
 
 use crate::event::{self, Event};
 use crate::input::Input;
@@ -23,6 +25,7 @@ type Directories = Arc<Mutex<BTreeMap<u64, DeviceId>>>;
 
 struct Play<'a> {
     input: Input<'a>,
+    options: OpenOptions,
     machine: Machine,
     registry: Registry,
     devices: Vec<DeviceId>,
@@ -60,8 +63,7 @@ pub(crate) fn run(bytes: &[u8]) {
     machine.set_entries_a_page(1 + usize::from(settings >> 1 & 3));
     machine.set_contexts_a_page(if settings & 8 == 0 { 256 } else { 1 });
     machine.set_devtmpfs(settings & 16 == 0);
-    let policy = Policy::new().strict_timestamps(settings & 32 != 0);
-    let host = Host::simulated(&machine, policy).expect("a host");
+    let host = Host::simulated(&machine).expect("a host");
     let (registry, plugged) = if settings & 64 == 0 {
         (Registry::new(host), None)
     } else {
@@ -71,6 +73,7 @@ pub(crate) fn run(bytes: &[u8]) {
     let idle = machine.open_handles();
     let mut play = Play {
         input,
+        options: OpenOptions::new().strict_timestamps(settings & 32 != 0),
         registry,
         devices: Vec::new(),
         directories: Directories::default(),
@@ -201,7 +204,9 @@ impl Play<'_> {
 
     fn open(&mut self) {
         let Some(device) = self.handle() else { return };
-        let Some(context) = self.meanwhile(|_| sane(device.open())) else { return };
+        let opened = self.meanwhile(|play| sane(play.options.open(&device)));
+        let Some(opened) = opened else { return };
+        let Opened::Proven(context) = opened else { panic!("not proved, and opened") };
         let bound = self.machine.directory_of(context.as_fd());
         assert_eq!(bound, Some(device.instance().ino), "WRONG DEVICE");
         assert!(context.evidence().checks().iter().all(uverbs::Check::held), "not all held");

@@ -16,9 +16,8 @@ use crate::sanity::sane;
 /// Everything that has been attached.
 pub(crate) struct Plugged {
     machine: Machine,
-    strict_timestamps: bool,
     registry: Mutex<Option<Registry>>,
-    /// How many objects each directory has: one, except where a changed timestamp counts as another device.
+    /// How many objects there are of each directory: at most one.
     attached: Mutex<BTreeMap<u64, usize>>,
 }
 
@@ -26,9 +25,8 @@ impl Plugged {
     /// A registry with such a provider for the foreign driver.
     pub(crate) fn registry(machine: &Machine, host: Host) -> (Registry, Arc<Self>) {
         let (registry, attached) = Default::default();
-        let strict_timestamps = host.policy().strict_timestamps;
         let machine = machine.clone();
-        let plugged = Arc::new(Self { machine, strict_timestamps, registry, attached });
+        let plugged = Arc::new(Self { machine, registry, attached });
         let provider = Arc::new(ForMlx4(plugged.clone())) as Arc<dyn Provider>;
         let registry = Registry::with_providers(host, [provider]);
         *plugged.registry.lock().expect("no panic") = Some(registry.clone());
@@ -88,7 +86,7 @@ impl Provider for ForMlx4 {
             *count += 1;
             *count
         };
-        assert!(count == 1 || self.0.strict_timestamps, "{count} objects of {device:?}");
+        assert!(count == 1, "{count} objects of {device:?}");
         Ok(Box::new(Attached { plugged: self.0.clone(), ino }))
     }
 }

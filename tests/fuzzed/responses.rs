@@ -6,7 +6,7 @@ use std::os::fd::AsFd as _;
 use std::time::Duration;
 
 use uverbs::sim::{DeviceSpec, Machine, Verdict};
-use uverbs::{Context, ContextClaim, Device, Host, Policy, Registry};
+use uverbs::{Context, ContextClaim, Device, Host, Registry};
 
 use crate::input::Input;
 use crate::sanity::{TOO_MANY, require_sane, sane};
@@ -43,7 +43,7 @@ pub(crate) fn run(bytes: &[u8]) {
     if settings & 4 != 0 {
         let _ = machine.add(DeviceSpec::new("mthca0").driver(5, 1).driver_data(0, 8));
     }
-    let registry = Registry::new(Host::simulated(&machine, Policy::new()).expect("a host"));
+    let registry = Registry::new(Host::simulated(&machine).expect("a host"));
     let listed = registry.devices().expect("a list");
     let number = usize::from(settings >> 3) % listed.len();
     let chosen = listed.iter().nth(number).expect("there are so many").clone();

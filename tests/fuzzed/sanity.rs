@@ -25,6 +25,7 @@ pub(crate) fn require_sane(error: &Error) {
             | Unstable
             | NodeMismatch
             | Unproven
+            | OtherNamespace
             | NetlinkUnavailable
             | PermissionDenied
             | Unsupported

@@ -11,13 +11,13 @@ use proptest::prelude::*;
 use uverbs::sim::{CallKind, DeviceSpec, Machine, Verdict};
 use uverbs::{
     Allocation, Device, DeviceProvider, DriverId, Error, ErrorKind, Host, Match, MatchedBy, Name,
-    PinnedView, Policy, Provider, Registry,
+    PinnedView, Provider, Registry,
 };
 
 const MODALIAS: &str = "pci:v000015B3d00001017sv000015B3sd00000007bc02sc00i00";
 
 fn host(machine: &Machine) -> Host {
-    Host::simulated(machine, Policy::new()).expect("a host")
+    Host::simulated(machine).expect("a host")
 }
 
 fn listed(registry: &Registry, name: &str) -> Device {

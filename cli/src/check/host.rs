@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 use std::fs;
 
-use uverbs::{Devices, ForkSafety, Host};
+use uverbs::{Devices, ErrorKind, ForkSafety, Host};
 
 use super::Audit;
-use crate::explain::{self, is_unlisted};
+use crate::explain;
 use crate::output::Failure;
 use crate::select::is_gone;
 
@@ -71,12 +71,7 @@ fn is_ipc_lock(status: &str) -> bool {
 
 /// Whether RDMA netlink answers, and knows every device that is listed. Without devices it need not
 /// be there. Returns the numbers of the devices that belong to another network namespace.
-pub(super) fn netlink(
-    audit: &mut Audit,
-    host: &Host,
-    devices: &Devices,
-    is_exclusive: bool,
-) -> BTreeSet<u32> {
+pub(super) fn netlink(audit: &mut Audit, host: &Host, devices: &Devices) -> BTreeSet<u32> {
     let mut elsewhere = BTreeSet::new();
     if devices.is_empty() {
         return elsewhere;
@@ -101,7 +96,7 @@ pub(super) fn netlink(
     for device in devices {
         match device.query() {
             Err(error) if is_gone(&error) => {}
-            Err(error) if is_exclusive && is_unlisted(&error) => {
+            Err(error) if error.kind() == ErrorKind::OtherNamespace => {
                 elsewhere.insert(device.uverbs_number());
             }
             Err(error) => {
@@ -163,11 +158,11 @@ mod tests {
         machine.add(DeviceSpec::new("rxe0")).expect("added");
         let other = machine.add(DeviceSpec::new("rxe1")).expect("added");
         machine.set_netns_visible(other, false);
-        let host = Host::simulated(&machine, uverbs::Policy::new()).expect("a host");
+        let host = Host::simulated(&machine).expect("a host");
         let devices = uverbs::Registry::new(host.clone()).devices().expect("a list");
 
         let mut audit = Audit::default();
-        assert_eq!(netlink(&mut audit, &host, &devices, true), BTreeSet::from([1]));
+        assert_eq!(netlink(&mut audit, &host, &devices), BTreeSet::from([1]));
         assert_eq!(audit.findings.len(), 1);
         let message = &audit.findings[0].message;
         for words in ["rxe1 (uverbs1)", "another network namespace", "rdma dev set DEV netns NAME"]
@@ -175,10 +170,5 @@ mod tests {
             assert!(message.contains(words), "{words}: {message}");
         }
         assert!(!message.contains("rxe0"), "{message}");
-
-        // Where devices are shared, it is an error that netlink does not know one.
-        let mut audit = Audit::default();
-        assert_eq!(netlink(&mut audit, &host, &devices, false), BTreeSet::new());
-        assert_eq!(audit.findings[0].subject, "rxe1 (uverbs1)");
     }
 }

@@ -261,7 +261,7 @@ mod tests {
         for name in ["rxe0", "rxe1"] {
             machine.add(DeviceSpec::new(name)).expect("added");
         }
-        let host = uverbs::Host::simulated(&machine, uverbs::Policy::new()).expect("a host");
+        let host = uverbs::Host::simulated(&machine).expect("a host");
         let devices = uverbs::Registry::new(host).devices().expect("a list");
         let devices: Vec<_> = devices.iter().collect();
         let mount =

@@ -344,7 +344,7 @@ impl<'a> Player<'a> {
 
     fn proved(&self, evidence: &uverbs::Evidence) -> String {
         let checks: Vec<_> =
-            evidence.checks().iter().map(|check| (check.step.number(), check.what)).collect();
+            evidence.checks().iter().map(|check| (check.step.number(), check.what())).collect();
         let index = evidence.index().map(|index| self.device_of(index));
         format!("device {index:?} by {checks:?}")
     }

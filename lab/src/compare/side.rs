@@ -1,8 +1,8 @@
 //! The two kernels that a script is played on, and the actions on each.
 
 use anyhow::{Context as _, Result};
+use uverbs::Host;
 use uverbs::sim::{CallKind, DeviceId, DeviceSpec, Machine, NodeKind, Verdict};
-use uverbs::{Host, Policy};
 
 use super::script::{Node, Nodes, Setup};
 use crate::guest;
@@ -83,7 +83,7 @@ impl Simulated {
 
 impl Side for Simulated {
     fn host(&self) -> Result<Host> {
-        Ok(Host::simulated(&self.machine, Policy::new())?)
+        Ok(Host::simulated(&self.machine)?)
     }
 
     fn add(&mut self, name: &str, guid: u64, disassociates: bool) -> Result<Outcome> {

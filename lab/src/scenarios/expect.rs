@@ -18,7 +18,8 @@ pub(super) fn registry_at(dev: &Path) -> Result<Registry> {
     let root = |path: &Path| Dir::open_ambient_dir(path, ambient_authority());
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, Some(netlink::RDMA))?;
-    Ok(Registry::new(Host::from_parts(root(Path::new("/sys"))?, root(dev)?, Some(socket))?))
+    let host = Host::builder().sys(root(Path::new("/sys"))?).dev(root(dev)?).netlink(socket);
+    Ok(Registry::new(host.build()?))
 }
 
 /// The listed device with that name.

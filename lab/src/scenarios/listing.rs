@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use cap_std::ambient_authority;
 use cap_std::fs::Dir;
 use serde_json::Value;
-use uverbs::{ErrorKind, Host, Policy, Registry};
+use uverbs::{ErrorKind, Host, Registry};
 
 use super::expect::{listed, opened, refused, registry};
 use crate::guest;
@@ -156,9 +156,8 @@ pub(super) fn wrong_contents() -> Result<()> {
         write(number, "ibdev", format!("rxe{number}\n").as_bytes())?;
     }
     let root = |path| Dir::open_ambient_dir(path, ambient_authority());
-    let policy = Policy::new().allow_foreign_sys(true);
-    let host = Host::from_parts_with(root("/tmp/tree")?, root("/dev")?, None, policy)?;
-    let registry = Registry::new(host);
+    let host = Host::builder().sys(root("/tmp/tree")?).dev(root("/dev")?).allow_foreign_sys(true);
+    let registry = Registry::new(host.build()?);
     ensure!(registry.devices()?.len() == 2);
     for (attribute, contents, good) in [
         ("ibdev", &b"no line feed"[..], &b"rxe1\n"[..]),

@@ -20,7 +20,7 @@ fn registry_with_dev(dev: &Path) -> Result<Registry> {
     let dev = Dir::open_ambient_dir(dev, ambient_authority())?;
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, Some(netlink::RDMA))?;
-    Ok(Registry::new(Host::from_parts(sys, dev, Some(socket))?))
+    Ok(Registry::new(Host::builder().sys(sys).dev(dev).netlink(socket).build()?))
 }
 
 /// The old device is held open through a node that stays, and its driver does not disassociate. Its removal waits,

@@ -174,7 +174,7 @@ pub(super) fn pid_namespace() -> Result<()> {
 pub(super) fn netlink_denied() -> Result<()> {
     guest::hca("add name=tst guid=00000000000000a0")?;
     let root = |path| Dir::open_ambient_dir(path, ambient_authority());
-    let registry = Registry::new(Host::from_parts(root("/sys")?, root("/dev")?, None)?);
+    let registry = Registry::new(Host::builder().sys(root("/sys")?).dev(root("/dev")?).build()?);
     let device = listed(&registry, "tst")?;
     refused(device.index(), ErrorKind::NetlinkUnavailable)?;
     refused(device.open(), ErrorKind::NetlinkUnavailable)?;

@@ -138,13 +138,13 @@ pub(super) fn example_hotplug() -> Result<()> {
     Ok(())
 }
 
-pub(super) fn example_from_parts() -> Result<()> {
+pub(super) fn example_handed_in() -> Result<()> {
     guest::hca("add name=tst guid=00000000000000a0")?;
-    let output = guest::stdout("from_parts", &["tst"])?;
-    ensure!(output.contains("0000:0000:0000:00a0"), "{output}");
-    let output = guest::stdout("from_parts", &["--try-forbidden", "tst"])?;
-    refuses(&output, &[])?;
-    ensure!(output.contains("0000:0000:0000:00a0"), "{output}");
+    let said = guest::stdout("handed_in", &["tst"])?;
+    ensure!(said.contains("0000:0000:0000:00a0"), "{said}");
+    let said = guest::stdout("handed_in", &["--try-forbidden", "tst"])?;
+    refuses(&said, &[])?;
+    ensure!(said.contains("0000:0000:0000:00a0"), "{said}");
     Ok(())
 }
 

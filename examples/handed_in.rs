@@ -3,17 +3,18 @@
 //! Its filter allows it to make no socket and to start nothing, and to open files only by `openat2`, which the
 //! library uses only beneath the two directories. `sandbox` documents the limits of a filter.
 //!
-//!     cargo run --example from_parts -- rxe0
+//!     cargo run --example handed_in -- rxe0
 //!
-//! `from_parts --try-forbidden DEVICE` tries the forbidden calls first, to show that they are refused.
+//! `handed_in --try-forbidden DEVICE` tries what is forbidden first, to see that it is refused.
 
 mod sandbox;
 
 use anyhow::bail;
 use cap_std::ambient_authority;
+use cap_std::fs::Dir;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, netlink, socket_with};
 use sandbox::{Allowed, any};
-use uverbs::{Dir, Host, Registry};
+use uverbs::{Host, Registry};
 
 /// What listing needs, and holding an instance in place.
 const LIST: &[Allowed] = &[
@@ -31,7 +32,7 @@ fn main() -> anyhow::Result<()> {
     let (name, tries) = match args[..] {
         [name] => (name, false),
         ["--try-forbidden", name] => (name, true),
-        _ => bail!("usage: from_parts [--try-forbidden] DEVICE"),
+        _ => bail!("usage: handed_in [--try-forbidden] DEVICE"),
     };
 
     // A broker would open these and pass them on.
@@ -46,12 +47,12 @@ fn main() -> anyhow::Result<()> {
         sandbox::try_forbidden()?;
     }
 
-    let host = Host::from_parts(sys, dev, Some(netlink))?;
+    let host = Host::builder().sys(sys).dev(dev).netlink(netlink).build()?;
     let device = Registry::new(host).devices()?.by_name(name)?;
     let context = device.open()?;
     println!("{device}: node GUID {}", context.query_device()?.node_guid);
     for check in context.evidence().checks() {
-        println!("  {}: {}: {}", check.step, check.what, check.found);
+        println!("  {}: {}: {}", check.step, check.what(), check.found);
     }
     Ok(())
 }
