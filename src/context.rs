@@ -68,7 +68,7 @@ pub struct Context<P = Proven> {
 /// A context that could not be proved to be on the requested device. No check contradicted it.
 pub type UnprovenContext = Context<Unproven>;
 
-/// In place of the proof of an [`UnprovenContext`]: the reason why there is none.
+/// An [`UnprovenContext`] has this in place of a proof: the reason why it could not be proved.
 #[derive(Debug)]
 pub struct Unproven(Error);
 
@@ -146,7 +146,7 @@ pub enum Opened {
 
 /// Opening gives contexts.
 impl Device {
-    /// Opens the device: a context on exactly this instance, or an error that says what happened.
+    /// Opens the device. Returns a context on exactly this instance, or an error that describes what happened.
     ///
     /// # Blocking
     /// The driver may wait for its device's firmware while the context is allocated and while a protection domain is
@@ -172,7 +172,7 @@ impl Device {
     }
 
     /// Opens the device also where it cannot be proved to be the right one. Everything that can be
-    /// checked is checked, and what contradicts is refused; the result says which of the two it is.
+    /// checked is checked, and a contradiction is refused. The type of the result shows which of the two it is.
     ///
     /// # Errors
     /// As [`open`](Self::open), but for `Unproven`, `OtherNamespace` and `NetlinkUnavailable`.

@@ -1,4 +1,4 @@
-//! What can go wrong, said so that a user can act on it.
+//! Errors, with what a user needs to act on them.
 
 use std::{fmt, io};
 
@@ -25,14 +25,14 @@ pub enum ErrorKind {
     /// The device or the directory tree would not stay still long enough to be checked. Trying
     /// again later may help.
     Unstable,
-    /// The node in /dev leads somewhere else than to the device that was asked for.
+    /// The node in /dev leads to another device than the requested one.
     NodeMismatch,
     /// Nothing contradicts that it is the right device, but it could not be proved.
     Unproven,
     /// The device is in /sys and alive, and RDMA netlink does not list it. It may belong to another network namespace
     /// (`rdma system set netns exclusive`), and cannot be proved here.
     OtherNamespace,
-    /// RDMA netlink cannot be had: its socket was refused, or was not handed in. Nothing can be proved
+    /// RDMA netlink is not available: its socket was refused, or was not passed in. Nothing can be proved
     /// without it.
     NetlinkUnavailable,
     /// The kernel forbids it to this user.
@@ -92,12 +92,12 @@ impl Error {
         Self(Box::new(Repr { kind, device: None, step: None, cause, hint: None, evidence: None }))
     }
 
-    /// An error told in words.
+    /// An error with a text.
     pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         Self::with_cause(kind, Cause::Message(message.into()))
     }
 
-    /// An error of a [`Provider`](crate::Provider), for it to say what is in its way.
+    /// An error of a [`Provider`](crate::Provider), with its reason.
     pub fn provider(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::Provider, message)
     }
@@ -123,18 +123,18 @@ impl Error {
         Self::new(kind, difference(kind, what, &expected, &found))
     }
 
-    /// An answer of the kernel that is none.
+    /// An answer of the kernel that cannot be understood.
     pub(crate) fn malformed(what: impl fmt::Display, Bad(reason): Bad) -> Self {
         Self::new(ErrorKind::Malformed, format!("{what}: {reason}"))
     }
 
-    /// Says which device it was, unless that is already said.
+    /// Adds the device, unless it is already there.
     pub(crate) fn of(mut self, device: impl FnOnce() -> String) -> Self {
         self.0.device.get_or_insert_with(device);
         self
     }
 
-    /// Says in which step it was, unless that is already said.
+    /// Adds the step, unless it is already there.
     pub(crate) fn at(mut self, step: Step) -> Self {
         self.0.step.get_or_insert(step);
         self

@@ -19,7 +19,7 @@ pub enum ForkSafety {
     /// The kernel gives the child a copy of it (Linux 5.12 and later): nothing has to be done
     /// (`IBV_FORK_UNNEEDED`).
     CopiedOnFork,
-    /// The kernel does not say so: after a fork the parent may write to pages that the device no longer
+    /// The kernel does not report that it does: after a fork the parent may write to pages that the device no longer
     /// sees, unless they were marked `MADV_DONTFORK`, as `ibv_fork_init(3)` has it done.
     MarkPages,
 }
@@ -43,11 +43,11 @@ const LITTLE_MEMLOCK: u64 = 32 << 10;
 /// program makes such calls on a thread for blocking work.
 ///
 /// # Threads
-/// A host may be shared by threads. Threads that use one socket that was handed in ([`HostBuilder::netlink`]) wait for
+/// A host may be shared by threads. Threads that use one socket that was passed in ([`HostBuilder::netlink`]) wait for
 /// one another's exchanges. Otherwise each has a socket of its own.
 ///
 /// # Fork
-/// A child needs a host of its own, and a registry made of it. A socket that was handed in is shared with the parent:
+/// A child needs a host of its own, and a registry made of it. A socket that was passed in is shared with the parent:
 /// each takes answers that are meant for the other, and both get errors that have nothing to do with a device. The locks
 /// of a host, a [`Registry`](crate::Registry) and a [`Device`](crate::Device) also stay locked in the child if
 /// another thread of the parent held them.
@@ -65,9 +65,9 @@ struct Inner {
 
 /// What a [`Host`] is made of ([`Host::builder`]).
 ///
-/// A directory that is not handed in is opened by [`build`](Self::build), by its path. Where neither is handed in, the
+/// A directory that is not passed in is opened by [`build`](Self::build), by its path. Where neither is passed in, the
 /// library also opens RDMA netlink sockets of its own, each for as long as it needs one. Where one of the directories
-/// is handed in, it opens none: nothing can be proved without [`netlink`](Self::netlink).
+/// is passed in, it opens none: nothing can be proved without [`netlink`](Self::netlink).
 ///
 /// With both directories and a socket, `build` and everything after it use no path and make no socket. The
 /// process may be sandboxed before or after.
@@ -97,7 +97,7 @@ pub struct HostBuilder {
 
 #[derive(Debug, Default)]
 enum Netlink {
-    /// Sockets of the library's own, unless a directory is handed in.
+    /// Sockets of the library's own, unless a directory is passed in.
     #[default]
     Default,
     Given(OwnedFd),
@@ -138,7 +138,7 @@ impl HostBuilder {
         self
     }
 
-    /// Takes everything from a simulated kernel. Directories and a socket that are handed in are not used then.
+    /// Takes everything from a simulated kernel. Directories and a socket that are passed in are not used then.
     #[cfg(feature = "sim")]
     pub fn simulated(mut self, machine: &crate::sim::Machine) -> Self {
         self.machine = Some(machine.clone());
@@ -209,7 +209,7 @@ impl Host {
         Self::builder().build()
     }
 
-    /// A host of which the caller hands in a part, or all.
+    /// A host of which the caller passes in a part, or all.
     pub fn builder() -> HostBuilder {
         HostBuilder::default()
     }
@@ -254,7 +254,7 @@ impl Host {
         Ok(Self(Arc::new(Inner { kernel, sys, dev, netlink, is_sysfs })))
     }
 
-    /// Whether RDMA netlink can be asked. Without it devices are listed, but none can be proved.
+    /// Whether RDMA netlink is available. Without it devices are listed, but none can be proved.
     ///
     /// # Errors
     /// Why it cannot.
@@ -262,7 +262,7 @@ impl Host {
         self.netlink().map(drop)
     }
 
-    /// What a fork does to memory that is registered with a device (`ibv_is_fork_initialized(3)`). It only asks:
+    /// What a fork does to memory that is registered with a device (`ibv_is_fork_initialized(3)`). It only queries:
     /// nothing is set up by it.
     ///
     /// # Errors
