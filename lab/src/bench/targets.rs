@@ -136,7 +136,7 @@ impl Findings {
         for devices in [1, 1000] {
             targets.push(target(
                 &format!("open and close, warm, {devices} listed: times libibverbs'"),
-                AtMost(6.0),
+                AtMost(4.5),
                 ratio(devices, "open", "open_ibverbs"),
             ));
             targets.push(target(
