@@ -186,8 +186,8 @@ fn on_another_thread(does: Does) -> Result<Vec<String>> {
     ensure!(undisturbed.calls.iter().any(is_known), "{:?}", undisturbed.calls);
     let mut stopped = 0;
     let mut found = false;
-    // The order of the calls of two threads varies.
-    for at in (0..undisturbed.calls.len()).cycle().take(3 * undisturbed.calls.len()) {
+    // The order of the calls of two threads varies: on a busy host three rounds were once not enough.
+    for at in (0..undisturbed.calls.len()).cycle().take(12 * undisturbed.calls.len()) {
         let mut here = false;
         let run = run(does, &[Point::Call(at)], trace::LIMIT, |_| {
             here = true;
