@@ -209,7 +209,7 @@ impl Host {
         Self::builder().build()
     }
 
-    /// A host of which the caller passes in a part, or all.
+    /// A builder, for a caller that passes in some of the host's parts, or all of them.
     pub fn builder() -> HostBuilder {
         HostBuilder::default()
     }
