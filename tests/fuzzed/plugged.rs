@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::os::fd::AsFd as _;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
 use uverbs::sim::Machine;
@@ -19,14 +20,19 @@ pub(crate) struct Plugged {
     registry: Mutex<Option<Registry>>,
     /// How many objects there are of each directory: at most one.
     attached: Mutex<BTreeMap<u64, usize>>,
+    /// How many of its own calls it is inside of.
+    depth: AtomicUsize,
 }
+
+/// With `n` devices that open all others from inside, the calls without a limit would grow as `n!`.
+const DEEPEST: usize = 2;
 
 impl Plugged {
     /// A registry with such a provider for the foreign driver.
     pub(crate) fn registry(machine: &Machine, host: Host) -> (Registry, Arc<Self>) {
-        let (registry, attached) = Default::default();
+        let (registry, attached, depth) = Default::default();
         let machine = machine.clone();
-        let plugged = Arc::new(Self { machine, registry, attached });
+        let plugged = Arc::new(Self { machine, registry, attached, depth });
         let provider = Arc::new(ForMlx4(plugged.clone())) as Arc<dyn Provider>;
         let registry = Registry::with_providers(host, [provider]);
         *plugged.registry.lock().expect("no panic") = Some(registry.clone());
@@ -35,6 +41,13 @@ impl Plugged {
 
     /// Lists the devices, and opens each.
     fn use_all(&self) {
+        if self.depth.fetch_add(1, Relaxed) < DEEPEST {
+            self.list_and_open();
+        }
+        self.depth.fetch_sub(1, Relaxed);
+    }
+
+    fn list_and_open(&self) {
         // The lock is released meanwhile, because this may be called again from inside.
         let registry = self.registry.lock().expect("no panic").clone();
         let Some(devices) = registry.and_then(|registry| sane(registry.devices())) else { return };
