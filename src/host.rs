@@ -1,16 +1,18 @@
 //! The host: where the library may look.
 
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use cap_std::ambient_authority;
 use cap_std::fs::Dir;
+use rustix::net::{AddressFamily, netlink, sockopt};
 use rustix::process::{Resource, geteuid, getrlimit};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::kernel::{Errno, Handle, Kernel, Resolve, SYSFS_MAGIC, retry};
 use crate::netlink::{Socket, Source};
 use crate::sysfs;
+use crate::uevents::Uevents;
 
 /// What a fork does to memory that is registered with a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -33,7 +35,7 @@ pub fn memlock_limit() -> Option<u64> {
 /// Less than this and hardly any queue can be made, which is where libibverbs warns, too.
 const LITTLE_MEMLOCK: u64 = 32 << 10;
 
-/// The directories `/sys` and `/dev`, and RDMA netlink. Every access of the library goes through these. A clone is
+/// The directories `/sys` and `/dev`, RDMA netlink, and uevents. Every access of the library goes through these. A clone is
 /// the same host.
 ///
 /// # Blocking
@@ -60,7 +62,18 @@ struct Inner {
     sys: Handle,
     dev: Handle,
     netlink: Source,
+    uevents: UeventSource,
     is_sysfs: bool,
+}
+
+/// Where uevent sockets come from.
+#[derive(Debug)]
+enum UeventSource {
+    /// Each watch opens its own.
+    Ambient,
+    /// The only one. One watch at a time uses it.
+    Given(Mutex<Arc<Uevents>>),
+    Denied,
 }
 
 /// What a [`Host`] is made of ([`Host::builder`]).
@@ -90,11 +103,13 @@ pub struct HostBuilder {
     sys: Option<OwnedFd>,
     dev: Option<OwnedFd>,
     netlink: Netlink,
+    uevents: Netlink,
     allow_foreign_sys: bool,
     #[cfg(feature = "sim")]
     machine: Option<crate::sim::Machine>,
 }
 
+/// Which sockets to use of a family.
 #[derive(Debug, Default)]
 enum Netlink {
     /// Sockets of the library's own, unless a directory is passed in.
@@ -131,6 +146,20 @@ impl HostBuilder {
         self
     }
 
+    /// The uevent socket of a [watch](crate::Registry::watch): `socket(AF_NETLINK, SOCK_RAW,
+    /// NETLINK_KOBJECT_UEVENT)`, bound to group 1. `build` makes it non-blocking and has it pass credentials. Only one watch
+    /// at a time can use it, and nobody else may read it: a message that another reader takes is lost.
+    pub fn uevents(mut self, socket: impl Into<OwnedFd>) -> Self {
+        self.uevents = Netlink::Given(socket.into());
+        self
+    }
+
+    /// Uses no uevents. A [watch](crate::Registry::watch) then finds changes only by looking again and again.
+    pub fn without_uevents(mut self) -> Self {
+        self.uevents = Netlink::Denied;
+        self
+    }
+
     /// Accepts a `/sys` that is not sysfs. Nothing that is opened there is ever proved, and a moved timestamp counts
     /// as another device there, because inode numbers may repeat.
     pub fn allow_foreign_sys(mut self, yes: bool) -> Self {
@@ -149,7 +178,8 @@ impl HostBuilder {
     ///
     /// # Errors
     /// `Os` when `/sys` or `/dev` cannot be opened. `Unsupported` when `/sys` is not sysfs, when `openat2(2)` is
-    /// missing (Linux before 5.6) or blocked by a filter, and when the socket is subscribed to a group.
+    /// missing (Linux before 5.6) or blocked by a filter, when the RDMA socket is subscribed to a group, and when the
+    /// uevent socket is not subscribed to group 1.
     pub fn build(self) -> Result<Host> {
         #[cfg(feature = "sim")]
         if let Some(machine) = self.machine {
@@ -158,7 +188,12 @@ impl HostBuilder {
                 Netlink::Denied => Source::Denied,
                 Netlink::Default | Netlink::Given(_) => Source::Ambient,
             };
-            return Host::make(Kernel::Sim(machine), sys, dev, netlink, self.allow_foreign_sys);
+            let uevents = match self.uevents {
+                Netlink::Denied => UeventSource::Denied,
+                Netlink::Default | Netlink::Given(_) => UeventSource::Ambient,
+            };
+            let sources = (netlink, uevents);
+            return Host::make(Kernel::Sim(machine), sys, dev, sources, self.allow_foreign_sys);
         }
         let is_ambient = self.sys.is_none() && self.dev.is_none();
         let netlink = match self.netlink {
@@ -166,6 +201,15 @@ impl HostBuilder {
             Netlink::Default | Netlink::Denied => Source::Denied,
             Netlink::Given(socket) => {
                 Source::Given(Arc::new(Socket::given(Kernel::Linux, Handle::Real(socket))?))
+            }
+        };
+        let uevents = match self.uevents {
+            Netlink::Default if is_ambient => UeventSource::Ambient,
+            Netlink::Default | Netlink::Denied => UeventSource::Denied,
+            Netlink::Given(socket) => {
+                check_uevent_socket(&socket)?;
+                let socket = Uevents::given(Kernel::Linux, Handle::Real(socket))?;
+                UeventSource::Given(Mutex::new(Arc::new(socket)))
             }
         };
         let root = |given: Option<OwnedFd>, path| match given {
@@ -181,7 +225,23 @@ impl HostBuilder {
         {
             tracing::warn!(limit, "RLIMIT_MEMLOCK is low: memory can hardly be registered");
         }
-        Host::make(Kernel::Linux, sys, dev, netlink, self.allow_foreign_sys)
+        Host::make(Kernel::Linux, sys, dev, (netlink, uevents), self.allow_foreign_sys)
+    }
+}
+
+fn check_uevent_socket(socket: &OwnedFd) -> Result<()> {
+    let found = sockopt::socket_domain(socket).and_then(|domain| {
+        let is_netlink = domain == AddressFamily::NETLINK;
+        Ok(is_netlink && sockopt::socket_protocol(socket)? == Some(netlink::KOBJECT_UEVENT))
+    });
+    match found {
+        Ok(true) => Ok(()),
+        Ok(false) => {
+            let text = "the socket that was passed in for uevents is another kind of socket";
+            let error = Error::new(ErrorKind::Unsupported, text);
+            Err(error.with_hint("pass in one of NETLINK_KOBJECT_UEVENT"))
+        }
+        Err(errno) => Err(Error::call("getsockopt(uevent socket, SO_DOMAIN)", errno)),
     }
 }
 
@@ -227,7 +287,7 @@ impl Host {
         kernel: Kernel,
         sys: Handle,
         dev: Handle,
-        netlink: Source,
+        (netlink, uevents): (Source, UeventSource),
         allow_foreign_sys: bool,
     ) -> Result<Self> {
         let probe = retry(|| kernel.openat2(&sys, c".", sysfs::DIRECTORY, Resolve::Sys));
@@ -251,7 +311,7 @@ impl Host {
             let error = Error::new(ErrorKind::Unsupported, text);
             return Err(error.with_hint("mount it there: mount -t sysfs sysfs /sys"));
         }
-        Ok(Self(Arc::new(Inner { kernel, sys, dev, netlink, is_sysfs })))
+        Ok(Self(Arc::new(Inner { kernel, sys, dev, netlink, uevents, is_sysfs })))
     }
 
     /// Whether RDMA netlink is available. Without it devices are listed, but none can be proved.
@@ -288,6 +348,34 @@ impl Host {
 
     pub(crate) fn netlink(&self) -> Result<Arc<Socket>> {
         self.0.netlink.socket(&self.0.kernel)
+    }
+
+    /// A uevent socket for one user, whose own socket has a receive buffer of `room` bytes. `None` if this host has
+    /// none.
+    ///
+    /// # Errors
+    /// `Busy` while another watch uses the socket that was passed in; `Os`, `PermissionDenied`.
+    pub(crate) fn uevents(&self, room: usize) -> Result<Option<Arc<Uevents>>> {
+        match &self.0.uevents {
+            UeventSource::Ambient => {
+                Uevents::open(&self.0.kernel, room).map(|it| Some(Arc::new(it)))
+            }
+            UeventSource::Denied => Ok(None),
+            UeventSource::Given(socket) => {
+                let socket = socket.lock().unwrap_or_else(|poison| poison.into_inner());
+                if Arc::strong_count(&socket) == 1 {
+                    return Ok(Some(Arc::clone(&socket)));
+                }
+                let text = "another watch uses the uevent socket that was passed in";
+                let error = Error::new(ErrorKind::Busy, text);
+                Err(error.with_hint("use one watch per socket"))
+            }
+        }
+    }
+
+    /// Whether each user of uevents has a socket of its own.
+    pub(crate) fn has_own_uevents(&self) -> bool {
+        matches!(self.0.uevents, UeventSource::Ambient)
     }
 
     /// `/sys` is the kernel's own.

@@ -9,6 +9,7 @@ pub(crate) mod netlink;
 pub(crate) mod nldev;
 #[cfg(feature = "sim")]
 pub(crate) mod sim;
+pub(crate) mod uevent;
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -17,6 +18,7 @@ use std::time::Duration;
 pub(crate) use abi::{Uncancelled, Undisturbed};
 pub(crate) use rustix::fs::{FileType, OFlags};
 pub(crate) use rustix::io::Errno;
+pub(crate) use uevent::Packet;
 
 /// The result of one system call.
 pub(crate) type Sys<T> = Result<T, Errno>;
@@ -305,9 +307,91 @@ impl Kernel {
     }
 
     /// `ppoll(fd, POLLIN, timeout)`: whether there is data or a condition to read. Without a timeout it waits for
-    /// that. (The simulated kernel has no time and never waits.)
+    /// that. (The simulated kernel does not wait: of an epoll descriptor, it advances its clock instead.)
     pub(crate) fn poll(&self, fd: &Handle, timeout: Option<Duration>) -> Sys<bool> {
         forward!(self, poll(fd, timeout))
+    }
+
+    /// `faccessat2(fd, "", R_OK | W_OK, AT_EMPTY_PATH | AT_EACCESS)` on a file that was opened with `O_PATH`: whether
+    /// this process may open it to read and write. The kernel checks the mode, the device cgroup and security
+    /// modules, and does not call the driver. (`ENOSYS` before Linux 5.8.)
+    pub(crate) fn check_access(&self, fd: &Handle) -> Sys<()> {
+        forward!(self, check_access(fd))
+    }
+
+    /// `socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC | SOCK_NONBLOCK, NETLINK_KOBJECT_UEVENT)`.
+    pub(crate) fn uevent_socket(&self) -> Sys<Handle> {
+        match self {
+            Self::Linux => linux::uevent_socket(),
+            #[cfg(feature = "sim")]
+            Self::Sim(machine) => machine.uevent_socket(),
+        }
+    }
+
+    /// `setsockopt(socket, SO_PASSCRED, 1)`: messages are received with their sender's credentials.
+    pub(crate) fn pass_credentials(&self, socket: &Handle) -> Sys<()> {
+        forward!(self, pass_credentials(socket))
+    }
+
+    /// `setsockopt(socket, SO_RCVBUFFORCE, bytes)`, which needs `CAP_NET_ADMIN`, or else `SO_RCVBUF`, which
+    /// `net.core.rmem_max` limits.
+    pub(crate) fn set_receive_buffer(&self, socket: &Handle, bytes: usize, force: bool) -> Sys<()> {
+        forward!(self, set_receive_buffer(socket, bytes, force))
+    }
+
+    /// `bind(socket, {nl_pid 0, nl_groups 1})`: subscribes to the kernel's uevents.
+    pub(crate) fn subscribe(&self, socket: &Handle) -> Sys<()> {
+        forward!(self, subscribe(socket))
+    }
+
+    /// `recvmsg(socket, buffer, MSG_DONTWAIT)` on a uevent socket.
+    pub(crate) fn recv_uevent(&self, socket: &Handle, buffer: &mut [u8]) -> Sys<Packet> {
+        forward!(self, recv_uevent(socket, buffer))
+    }
+
+    /// `timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)`.
+    pub(crate) fn timer(&self) -> Sys<Handle> {
+        match self {
+            Self::Linux => linux::timer(),
+            #[cfg(feature = "sim")]
+            Self::Sim(machine) => machine.timer(),
+        }
+    }
+
+    /// `timerfd_settime(timer, after)`: the timer becomes readable after that time, and is not readable before.
+    pub(crate) fn set_timer(&self, timer: &Handle, after: Duration) -> Sys<()> {
+        forward!(self, set_timer(timer, after))
+    }
+
+    /// `epoll_create1(EPOLL_CLOEXEC)`.
+    pub(crate) fn epoll(&self) -> Sys<Handle> {
+        match self {
+            Self::Linux => linux::epoll(),
+            #[cfg(feature = "sim")]
+            Self::Sim(machine) => machine.epoll(),
+        }
+    }
+
+    /// `epoll_ctl(epoll, EPOLL_CTL_ADD, fd, EPOLLIN)`.
+    pub(crate) fn epoll_add(&self, epoll: &Handle, fd: &Handle) -> Sys<()> {
+        match (self, epoll, fd) {
+            (Self::Linux, Handle::Real(epoll), Handle::Real(fd)) => linux::epoll_add(epoll, fd),
+            #[cfg(feature = "sim")]
+            (Self::Sim(machine), Handle::Sim(epoll), Handle::Sim(fd)) => {
+                machine.epoll_add(epoll, fd)
+            }
+            #[cfg(feature = "sim")]
+            _ => Err(Errno::BADF),
+        }
+    }
+
+    /// `clock_gettime(CLOCK_MONOTONIC)`, which is no system call: the vDSO answers it.
+    pub(crate) fn now(&self) -> Duration {
+        match self {
+            Self::Linux => linux::now(),
+            #[cfg(feature = "sim")]
+            Self::Sim(machine) => machine.now(),
+        }
     }
 
     /// `gettid()`, as `RES_PID` names the thread that allocated a context.

@@ -100,7 +100,9 @@ mod registry;
 #[cfg(feature = "serde")]
 mod serialized;
 mod sysfs;
+mod uevents;
 mod verbs;
+mod watch;
 
 #[cfg(uverbs_leave_out)]
 pub use check::leave_out;
@@ -127,4 +129,7 @@ pub use open::{OpenOptions, Proven};
 pub use provider::{
     Allocation, DeviceProvider, Match, MatchedBy, PinnedView, Provider, ProviderInfo,
 };
-pub use registry::{Devices, DevicesIntoIter, Registry};
+pub use registry::{Change, Devices, DevicesIntoIter, Registry, ResyncReason};
+pub use watch::Watch;
+#[cfg(feature = "tokio")]
+pub use watch::WatchStream;

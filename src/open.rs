@@ -21,6 +21,7 @@ mod old_rule;
 mod options;
 mod pd;
 mod proof;
+mod ready;
 mod sysfs_guid;
 
 use std::os::fd::{AsFd, BorrowedFd};

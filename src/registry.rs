@@ -1,6 +1,8 @@
 //! The registry: the cached list of devices, its rescans, and the changes that they find.
 
+mod changes;
 mod devices;
+mod quiet;
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -13,7 +15,10 @@ use crate::provider::{self, Provider, Providers};
 use crate::record::{Gone, Record, Sighting};
 use crate::sysfs;
 
+pub use changes::{Change, ResyncReason};
 pub use devices::{Devices, DevicesIntoIter};
+pub(crate) use quiet::Attached;
+use quiet::Quiet;
 
 /// The devices of a host. A clone shares its records. Threads may share a registry; a forked child makes one of its own
 /// ([`Host`], "Fork").
@@ -60,6 +65,8 @@ struct State {
     changes: u64,
     /// Buffers for the next sweeps, as many as threads have listed at once.
     spare: Vec<Sweeps>,
+    /// While the registry is watched.
+    quiet: Option<Quiet>,
 }
 
 /// A uverbs device that was found.
@@ -113,6 +120,10 @@ impl Registry {
     /// shows is looked up before it is marked. If the directory changes during each of eight sweeps, the last pair
     /// counts. Then the list may lack a new device, but never a known one.
     ///
+    /// While the registry is [watched](Self::watch), the call takes one system call if no uevent has come since the
+    /// last sweep, which was less than a second ago. The list is then that of the last sweep. Where uevents do not
+    /// arrive, each call sweeps.
+    ///
     /// The system calls may wait in the kernel for devices that are being added or removed. No lock is held during the
     /// sweeps; one is while changed entries are looked at, for which other threads that list then wait. With
     /// [providers](Self::with_providers) of the program's own, their code runs on this thread, without a lock.
@@ -122,7 +133,10 @@ impl Registry {
     /// device does not stop the listing: see [`Devices::faults`].
     #[doc(alias = "ibv_get_device_list")]
     pub fn devices(&self) -> Result<Devices> {
-        let devices = self.list()?;
+        let devices = match self.current() {
+            Some(devices) => devices,
+            None => self.list()?,
+        };
         if !self.0.services.providers.is_empty() && !provider::is_inside() {
             devices.iter().for_each(set_up);
         }
@@ -222,9 +236,10 @@ impl Registry {
 
     fn list(&self) -> Result<Devices> {
         let host = &self.0.host;
-        let (mut sweeps, changes) = {
+        let (mut sweeps, changes, begin) = {
             let mut state = self.lock();
-            (state.spare.pop().unwrap_or_default(), state.changes)
+            let begin = state.quiet.as_ref().map(|quiet| quiet.begin(host.kernel()));
+            (state.spare.pop().unwrap_or_default(), state.changes, begin)
         };
         // Outside the lock: threads that list at once do not wait for each other.
         sweeps.take(host)?;
@@ -243,6 +258,9 @@ impl Registry {
         }
         if state.spare.len() < SPARE {
             state.spare.push(sweeps);
+        }
+        if let (Some(quiet), Some(begin)) = (&mut state.quiet, begin) {
+            quiet.end(begin);
         }
         let devices = state.devices.clone();
         drop(guard);

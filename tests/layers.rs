@@ -45,7 +45,7 @@ const LIBRARY: Tree = Tree {
         &["identity", "evidence", "errno"],
         &["error"],
         &["check"],
-        &["sysfs", "netlink"],
+        &["sysfs", "netlink", "uevents"],
         &["host", "listing"],
         &["record"],
         &["pin"],
@@ -54,6 +54,7 @@ const LIBRARY: Tree = Tree {
         &["open"],
         &["context"],
         &["registry"],
+        &["watch"],
         &["probe", "serialized", "fuzzing", "manual"],
     ],
     // The vocabulary of the seam is in its own file, and the simulator behind the seam needs it.

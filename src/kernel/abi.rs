@@ -1,6 +1,7 @@
 //! Everything that is passed to the kernel as raw memory: the only place in the library with `unsafe`.
 #![allow(unsafe_code)]
 
+mod message;
 mod thread;
 
 use std::ffi::CStr;
@@ -14,6 +15,7 @@ use tokio::io::{Interest, unix::AsyncFd};
 
 use super::{AttrData, Errno, Handle, OFlags, Resolve, Sys, VerbsCall};
 
+pub(super) use message::recv_uevent;
 pub(super) use thread::on_new_thread;
 pub(crate) use thread::{Uncancelled, Undisturbed};
 
@@ -35,6 +37,19 @@ pub(super) fn openat2(
         Ok(fd) => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
         Err(error) => Err(Errno::from_io_error(&error).unwrap_or(Errno::IO)),
     }
+}
+
+/// `faccessat2(2)` on a file that was opened with `O_PATH`. rustix' `accessat` refuses `AT_EMPTY_PATH`.
+pub(super) fn check_access(fd: BorrowedFd<'_>) -> Sys<()> {
+    let (mode, flags) = (libc::R_OK | libc::W_OK, libc::AT_EMPTY_PATH | libc::AT_EACCESS);
+    // SAFETY: the path is a string that ends with a NUL. The kernel only reads it.
+    let failed =
+        unsafe { libc::syscall(libc::SYS_faccessat2, fd.as_raw_fd(), c"".as_ptr(), mode, flags) };
+    if failed == 0 { Ok(()) } else { Err(last_errno()) }
+}
+
+fn last_errno() -> Errno {
+    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
 }
 
 /// The maximum number of attributes of a command here. The kernel's own limit is a page of them.

@@ -2,16 +2,23 @@
 
 use std::ffi::CStr;
 use std::mem::MaybeUninit;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use rustix::event::{self, PollFd, PollFlags, Timespec};
+use rustix::event::{self, PollFd, PollFlags, Timespec, epoll};
 use rustix::fs::{RawDir, major, minor};
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recvfrom, sendto,
     socket_with,
 };
 
+use rustix::net::sockopt;
+use rustix::time::{
+    ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, clock_gettime,
+    timerfd_create, timerfd_settime,
+};
+
+use super::uevent::{KERNEL_GROUP, Packet};
 use super::{Datagram, DirEntry, FileType, Handle, OFlags, Resolve, Stat, Sys, abi};
 
 /// The size of a page of names, the same as glibc's readdir uses.
@@ -112,6 +119,61 @@ pub(super) fn poll(fd: BorrowedFd<'_>, timeout: Option<Duration>) -> Sys<bool> {
     // A timeout that does not fit into a timespec counts as no timeout.
     let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
     Ok(event::poll(&mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)], timeout.as_ref())? > 0)
+}
+
+pub(super) fn check_access(fd: BorrowedFd<'_>) -> Sys<()> {
+    abi::check_access(fd)
+}
+
+pub(super) fn uevent_socket() -> Sys<Handle> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let protocol = Some(netlink::KOBJECT_UEVENT);
+    socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, protocol).map(Handle::Real)
+}
+
+pub(super) fn pass_credentials(socket: BorrowedFd<'_>) -> Sys<()> {
+    sockopt::set_socket_passcred(socket, true)
+}
+
+pub(super) fn set_receive_buffer(socket: BorrowedFd<'_>, bytes: usize, force: bool) -> Sys<()> {
+    match force {
+        true => sockopt::set_socket_recv_buffer_size_force(socket, bytes),
+        false => sockopt::set_socket_recv_buffer_size(socket, bytes),
+    }
+}
+
+pub(super) fn subscribe(socket: BorrowedFd<'_>) -> Sys<()> {
+    rustix::net::bind(socket, &netlink::SocketAddrNetlink::new(0, KERNEL_GROUP))
+}
+
+pub(super) fn recv_uevent(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Sys<Packet> {
+    abi::recv_uevent(socket, buffer)
+}
+
+pub(super) fn timer() -> Sys<Handle> {
+    let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
+    timerfd_create(TimerfdClockId::Monotonic, flags).map(Handle::Real)
+}
+
+pub(super) fn set_timer(timer: BorrowedFd<'_>, after: Duration) -> Sys<()> {
+    // Zero would disarm it.
+    let after = after.max(Duration::from_nanos(1));
+    let it_value = Timespec::try_from(after).map_err(|_| super::Errno::INVAL)?;
+    let once = Itimerspec { it_interval: Timespec::default(), it_value };
+    timerfd_settime(timer, TimerfdTimerFlags::empty(), &once).map(drop)
+}
+
+pub(super) fn epoll() -> Sys<Handle> {
+    epoll::create(epoll::CreateFlags::CLOEXEC).map(Handle::Real)
+}
+
+pub(super) fn epoll_add(epoll: &OwnedFd, fd: &OwnedFd) -> Sys<()> {
+    epoll::add(epoll, fd, epoll::EventData::new_u64(0), epoll::EventFlags::IN)
+}
+
+pub(super) fn now() -> Duration {
+    let now = clock_gettime(ClockId::Monotonic);
+    Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs() as u32)
 }
 
 #[cfg(any(uverbs_leave_out, feature = "sim"))]

@@ -2,7 +2,7 @@
 //! semantics that matter for hot plug. A [`Machine`] is one such kernel. Between any two calls of the library, its
 //! devices may be added, removed, replaced or renamed.
 //!
-//! It does not model time: a call is one step. What waits in a real kernel, such as the removal of a device that is
+//! A call is one step and takes no time, except that waiting advances a clock. What waits in a real kernel, such as the removal of a device that is
 //! still open, stays undone here until the last descriptor is closed.
 //!
 //! This module is outside of Semantic Versioning: it may change in any version, as more becomes known about real
@@ -39,7 +39,9 @@ mod spec;
 mod threads;
 mod tree;
 mod truth;
+mod uevents;
 mod verbs;
+mod waiting;
 mod world;
 
 #[cfg(test)]
@@ -59,7 +61,7 @@ use hook::Hook;
 pub use hook::{Call, CallKind, Verdict};
 use mixer::Mixer;
 pub use nodes::{NodeKind, NodeOpened};
-pub use spec::{DeviceId, DeviceSpec, Stage};
+pub use spec::{AddStage, DeviceId, DeviceSpec, Stage};
 use tree::{DEV, NodeId, SOCKETS, SYS};
 pub use world::World;
 use world::{FileId, FileState};
@@ -447,10 +449,6 @@ impl Machine {
             buffer[..len].hash(&mut world.returned);
             Ok(len)
         })
-    }
-
-    pub(crate) fn poll(&self, fd: &SimHandle, _timeout: Option<Duration>) -> Sys<bool> {
-        self.on_file(CallKind::Poll, fd, |world, _, file| world.poll(file))
     }
 
     pub(crate) fn fstat_cmd(&self, fd: BorrowedFd<'_>) -> Sys<Stat> {

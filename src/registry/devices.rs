@@ -43,6 +43,9 @@ pub struct Devices {
     /// Their names in this list, in the same order.
     names: Arc<[Name]>,
     faults: Arc<[Arc<Error>]>,
+    /// Devices that are known to be there and could not be read, which therefore are not listed, with their last
+    /// names. Ordered by number.
+    pub(super) unlisted: Arc<[(Device, Name)]>,
 }
 
 impl Devices {
@@ -50,11 +53,28 @@ impl Devices {
         let devices: Arc<[_]> =
             entries.iter().filter_map(Entry::listed).map(|seen| seen.device.clone()).collect();
         let faults = entries.iter().filter_map(|entry| entry.fault.as_ref());
+        let unlisted = entries.iter().filter_map(|entry| {
+            entry.fault.as_ref().and(entry.seen.as_ref()).map(|seen| seen.device.clone())
+        });
         Self {
+            unlisted: unlisted.map(|device| (device.clone(), device.name())).collect(),
             names: devices.iter().map(Device::name).collect(),
             faults: faults.cloned().collect(),
             devices,
         }
+    }
+
+    /// Every device that is there, also those that are not listed, with its name in this list. Ordered by number.
+    pub(super) fn present(&self) -> impl Iterator<Item = (&Device, &Name)> {
+        let mut unlisted = self.unlisted.iter().map(|(device, name)| (device, name)).peekable();
+        let mut listed = self.devices.iter().zip(&*self.names).peekable();
+        std::iter::from_fn(move || match (listed.peek(), unlisted.peek()) {
+            (Some((a, _)), Some((b, _))) if b.uverbs_number() < a.uverbs_number() => {
+                unlisted.next()
+            }
+            (Some(_), _) => listed.next(),
+            (None, _) => unlisted.next(),
+        })
     }
 
     /// The devices.

@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
-use super::{Errno, Sys};
+use super::{Errno, Sys, last_errno};
 
 /// While this exists, the calling thread runs no signal handler
 /// ([`Kernel::undisturbed`](crate::kernel::Kernel::undisturbed)).
@@ -45,10 +45,6 @@ fn set_mask(how: libc::c_int, mask: &Mask) -> Sys<Mask> {
     let failed =
         unsafe { libc::syscall(libc::SYS_rt_sigprocmask, how, new, old, size_of::<Mask>()) };
     if failed == 0 { Ok(before) } else { Err(last_errno()) }
-}
-
-fn last_errno() -> Errno {
-    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
 }
 
 fn gettid() -> u32 {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::{Index, IndexMut};
 
 use super::resources::Pd;
-use super::spec::{DeviceId, DeviceSpec, Stage};
+use super::spec::{AddStage, DeviceId, DeviceSpec, Stage};
 use super::tree::{Kind, NodeId, SYS, Value};
 use super::world::{WhileListed, World};
 
@@ -31,8 +31,10 @@ pub(super) struct IbDevice {
     pub(super) guid: u64,
     pub(super) name: Box<[u8]>,
     pub(super) index: u32,
-    dir: NodeId,
+    pub(super) dir: NodeId,
     link: NodeId,
+    /// The last stage of its registration that was done.
+    pub(super) added: Option<AddStage>,
     /// Listed in dumps (`DEVICE_REGISTERED`).
     pub(super) listed: bool,
     /// In the network namespace of the caller.
@@ -49,6 +51,13 @@ pub(super) struct IbDevice {
     pub(super) pds: BTreeMap<u32, Pd>,
     pub(super) next_pdn: u32,
     pub(super) driver_data: Vec<u8>,
+}
+
+impl IbDevice {
+    /// ib_uverbs has marked it, so netlink reports its device number.
+    pub(super) fn is_reported(&self) -> bool {
+        self.added >= Some(AddStage::Reported)
+    }
 }
 
 /// All devices that have ever existed.
@@ -114,6 +123,32 @@ pub(super) fn node_name(number: u32) -> Vec<u8> {
 impl World {
     /// Registers a device. `ENFILE` if its name is taken, also by a device that is being removed.
     pub fn add(&mut self, spec: DeviceSpec) -> Result<DeviceId, i32> {
+        let id = self.begin_add(spec)?;
+        while self.add_step(id).is_some() {}
+        Ok(id)
+    }
+
+    /// Does the next stage of a device's registration. Returns `None` if the registration is complete.
+    pub fn add_step(&mut self, id: DeviceId) -> Option<AddStage> {
+        let stage = match self.devices[id].added {
+            None => {
+                self.add_uverbs(id);
+                AddStage::Uverbs
+            }
+            Some(AddStage::Uverbs) => AddStage::Reported,
+            Some(AddStage::Reported) => {
+                self.rdma_event("add", id, None);
+                AddStage::Announced
+            }
+            Some(AddStage::Announced) => return None,
+        };
+        self.devices[id].added = Some(stage);
+        Some(stage)
+    }
+
+    /// Begins to register a device: it is in `class/infiniband` and in netlink dumps, and nothing else of it is
+    /// there. [`World::add_step`] continues.
+    pub fn begin_add(&mut self, spec: DeviceSpec) -> Result<DeviceId, i32> {
         let name = self.free_name(&spec.name)?;
         let id = DeviceId(self.devices.0.len() as u32);
         while self.indices.contains_key(&self.next_index) {
@@ -155,6 +190,7 @@ impl World {
             index,
             dir,
             link,
+            added: None,
             listed: true,
             visible: true,
             gone: false,
@@ -167,7 +203,6 @@ impl World {
             driver_data: Vec::new(),
         });
         self.indices.insert(index, id);
-        self.add_uverbs(id);
         Ok(id)
     }
 
@@ -239,6 +274,7 @@ impl World {
         self.numbers.insert(number, uverbs);
         self.make_kernel_node(number);
         self.devices[id].uverbs = Some(uverbs);
+        self.verbs_event("add", dir, number);
     }
 
     /// Removes a device. If its driver does not disassociate and descriptors are open, all stages up to
@@ -256,6 +292,9 @@ impl World {
         if device.gone {
             return None;
         }
+        // A removal waits until the registration is complete.
+        while self.add_step(id).is_some() {}
+        let device = &mut self.devices[id];
         if device.listed {
             device.listed = false;
             return Some(Stage::Unlisted);
@@ -265,6 +304,7 @@ impl World {
         }
         device.gone = true;
         let (index, dir, link) = (device.index, device.dir, device.link);
+        self.rdma_event("remove", id, None);
         self.indices.remove(&index);
         self.tree.unlink(link);
         self.unlink_device_dir(dir);
@@ -313,6 +353,7 @@ impl World {
                 self.tree.unlink_child(dir, b"uevent");
                 self.tree.unlink_child(dir, b"ibdev");
                 self.tree.unlink_child(dir, b"abi_version");
+                self.verbs_event("remove", dir, number);
             }
             Stage::DirectoryGone => self.unlink_device_dir(dir),
             Stage::Unmapped => uverbs.mapped = false,
@@ -381,6 +422,24 @@ impl World {
         Ok(())
     }
 
+    /// Moves a device to another network namespace, or back to the caller's (`rdma_dev_change_netns`): the uverbs
+    /// instance is another one afterwards. `EOPNOTSUPP` for a driver that does not disassociate.
+    pub fn move_netns(&mut self, id: DeviceId, visible: bool) -> Result<(), i32> {
+        if self.devices[id].gone || !self.devices[id].listed {
+            return Err(errno::NOENT);
+        }
+        if !self.devices[id].spec.disassociates {
+            return Err(errno::OPNOTSUPP);
+        }
+        while self.add_step(id).is_some() {}
+        self.rdma_event("remove", id, None);
+        self.remove_uverbs(id);
+        self.set_netns_visible(id, visible);
+        self.devices[id].added = None;
+        while self.add_step(id).is_some() {}
+        Ok(())
+    }
+
     /// Renames a device. The name may be hostile. `EEXIST` if it is taken, `EINVAL` if it is empty, longer than 63
     /// bytes or contains a NUL.
     pub fn rename(&mut self, id: DeviceId, name: &[u8]) -> Result<(), i32> {
@@ -391,10 +450,12 @@ impl World {
         if self.indices.values().any(|other| *other != id && *self.devices[*other].name == *name) {
             return Err(errno::EXIST);
         }
+        let from = self.rdma_devpath(id);
         self.devices[id].name = name.into();
         let (dir, link) = (self.devices[id].dir, self.devices[id].link);
         self.tree.rename(dir, name);
         self.tree.rename(link, name);
+        self.rdma_event("move", id, Some(&from));
         Ok(())
     }
 

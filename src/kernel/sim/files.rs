@@ -114,7 +114,12 @@ impl World {
         match file.state {
             FileState::Path => return Err(Errno::BADF),
             FileState::Dir(_) => return Err(Errno::ISDIR),
-            FileState::Socket(_) => return Err(Errno::SPIPE),
+            FileState::Socket(_)
+            | FileState::Uevents(_)
+            | FileState::Timer(_)
+            | FileState::Epoll(_) => {
+                return Err(Errno::SPIPE);
+            }
             FileState::Async { .. } => return Err(Errno::SPIPE),
             FileState::Cmd { .. } | FileState::Node => return Err(Errno::INVAL),
             FileState::Attr => {}

@@ -3,8 +3,9 @@
 
 use std::fmt;
 use std::os::fd::BorrowedFd;
+use std::time::Duration;
 
-use super::{DeviceId, DeviceSpec, Machine, NodeKind, NodeOpened, Stage, World};
+use super::{AddStage, DeviceId, DeviceSpec, Machine, NodeKind, NodeOpened, Stage, World};
 
 pub(super) type Hook = Box<dyn FnMut(&mut World, &Call<'_>) -> Verdict + Send>;
 
@@ -44,6 +45,24 @@ pub enum CallKind {
     Thread,
     /// `fcntl(F_DUPFD_CLOEXEC)` of a descriptor that the library did not open.
     Duplicate,
+    /// `socket` for uevents.
+    UeventSocket,
+    /// `setsockopt`.
+    Setsockopt,
+    /// `bind`.
+    Bind,
+    /// `recvmsg` of a uevent.
+    RecvUevent,
+    /// `timerfd_create`.
+    Timer,
+    /// `timerfd_settime`.
+    SetTimer,
+    /// `epoll_create1`.
+    Epoll,
+    /// `epoll_ctl`.
+    EpollAdd,
+    /// `faccessat2`.
+    Access,
 }
 
 impl CallKind {
@@ -64,6 +83,15 @@ impl CallKind {
             Self::Poll => "ppoll",
             Self::Thread => "clone",
             Self::Duplicate => "fcntl",
+            Self::UeventSocket => "socket",
+            Self::Setsockopt => "setsockopt",
+            Self::Bind => "bind",
+            Self::RecvUevent => "recvmsg",
+            Self::Timer => "timerfd_create",
+            Self::SetTimer => "timerfd_settime",
+            Self::Epoll => "epoll_create1",
+            Self::EpollAdd => "epoll_ctl",
+            Self::Access => "faccessat2",
         }
     }
 }
@@ -172,11 +200,14 @@ macro_rules! by_locking {
 
 by_locking! {
     add(spec: DeviceSpec) -> Result<DeviceId, i32>;
+    begin_add(spec: DeviceSpec) -> Result<DeviceId, i32>;
+    add_step(id: DeviceId) -> Option<AddStage>;
     remove(id: DeviceId);
     remove_step(id: DeviceId) -> Option<Stage>;
     recreate_uverbs(id: DeviceId) -> Result<(), i32>;
     rename(id: DeviceId, name: &[u8]) -> Result<(), i32>;
     swap_names(a: DeviceId, b: DeviceId) -> Result<(), i32>;
+    move_netns(id: DeviceId, visible: bool) -> Result<(), i32>;
     set_netns_visible(id: DeviceId, visible: bool);
     set_attribute(id: DeviceId, name: &str, value: &[u8]) -> Result<(), i32>;
     unload_ib_uverbs() -> Result<(), i32>;
@@ -222,6 +253,21 @@ by_locking! {
     set_hides_unlisted(hides: bool);
     deny_netlink(errno: Option<i32>);
     deny_threads(errno: Option<i32>);
+    deny_uevents(errno: Option<i32>);
+    lose_uevents(events: u32);
+    repeat_uevents(events: u32);
+    cut_uevents(events: u32);
+    hold_uevents();
+    release_uevents(reversed: bool);
+    set_uevent_room(messages: usize);
+    set_in_user_namespace(is_in: bool);
+    forge_uevent(bytes: &[u8], port: u32, groups: u32);
+    foreign_uevent(bytes: &[u8]);
+    synthetic_uevent(id: DeviceId);
+    record_uevents(record: bool);
+    sent_uevents() -> Vec<String>;
+    advance(by: Duration);
+    clock() -> Duration;
     refuse_request(errno: i32);
     break_dump(errno: i32);
     rename_while_listed(id: DeviceId, name: &[u8]);

@@ -184,7 +184,7 @@ impl World {
         // The mark of the client goes before its instance.
         let uverbs = device
             .uverbs
-            .filter(|_| device.listed && kind.value == b"uverbs\0")
+            .filter(|_| device.listed && device.is_reported() && kind.value == b"uverbs\0")
             .ok_or(Errno::OPNOTSUPP)?;
         let number = self.uverbs[uverbs.0 as usize].number;
         let mut reply = Writer::message(Command::GetChardev.message_type(), 0, message.seq)

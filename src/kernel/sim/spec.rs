@@ -112,6 +112,18 @@ impl DeviceSpec {
     }
 }
 
+/// The stage that [`World::add_step`](super::World::add_step) has just done. A registration has them in this order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum AddStage {
+    /// The uverbs instance and its node are there, and their event was sent.
+    Uverbs,
+    /// Netlink reports the device number.
+    Reported,
+    /// The event of the RDMA device was sent. The registration is complete.
+    Announced,
+}
+
 /// The stage that [`World::remove_step`](super::World::remove_step) has just done. A removal has them in this
 /// order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

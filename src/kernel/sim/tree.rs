@@ -258,7 +258,7 @@ impl Tree {
     }
 
     /// The node and everything above it.
-    fn ancestors(&self, id: NodeId) -> Vec<NodeId> {
+    pub(super) fn ancestors(&self, id: NodeId) -> Vec<NodeId> {
         let mut all = vec![id];
         let mut at = id;
         while self[at].parent != at {

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::hash::{Hash, Hasher};
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 
@@ -14,6 +15,7 @@ use super::nodes::NodeOpened;
 use super::resources::{Context, Failures, Pds};
 use super::spec::DeviceId;
 use super::tree::{NodeId, SYS, Tree};
+use super::uevents::{Broadcast, Inbox};
 
 /// One open file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -48,6 +50,20 @@ pub(super) enum FileState {
     /// Another file that was opened under /dev.
     Node,
     Socket(Socket),
+    Uevents(Inbox),
+    /// A timer, and when it is due.
+    Timer(Option<Duration>),
+    /// An epoll descriptor, and its members.
+    Epoll(Vec<FileId>),
+}
+
+impl File {
+    /// Makes its stand-in readable for pollers.
+    pub(super) fn wake(&self) {
+        if let Some(stand_in) = &self.stand_in {
+            stand_in.wake();
+        }
+    }
 }
 
 /// An async event: its element and its kind.
@@ -126,6 +142,11 @@ pub struct World {
     pub(super) overruns: u64,
     pub(super) calls: u64,
     pub(super) log: Option<Vec<String>>,
+    pub(super) uevents: Broadcast,
+    /// The uevents so far, if they are recorded.
+    pub(super) sent: Option<Vec<String>>,
+    /// The monotonic clock.
+    pub(super) clock: Duration,
     /// Threads of this process, in the order in which they first appeared. Their numbers here, unlike those of the
     /// real kernel, are the same in each run.
     threads: Vec<u32>,
@@ -146,6 +167,7 @@ pub(super) struct Settings {
     pub(super) hides_unlisted: bool,
     pub(super) deny_netlink: Option<i32>,
     pub(super) no_threads: Option<i32>,
+    pub(super) deny_uevents: Option<i32>,
     pub(super) sys_type: u64,
     pub(super) listxattr_moves: bool,
     pub(super) copies_on_fork: bool,
@@ -196,6 +218,9 @@ impl World {
             overruns: 0,
             calls: 0,
             log: None,
+            uevents: Broadcast::default(),
+            sent: None,
+            clock: Duration::from_secs(1000),
             threads: Vec::new(),
             returned: Mixer::default(),
             settings: Settings {
@@ -209,6 +234,7 @@ impl World {
                 hides_unlisted: false,
                 deny_netlink: None,
                 no_threads: None,
+                deny_uevents: None,
                 sys_type: super::super::SYSFS_MAGIC,
                 listxattr_moves: true,
                 copies_on_fork: true,
@@ -265,6 +291,7 @@ impl World {
             (id, file.node, &file.state, file.foreign).hash(&mut state);
         }
         (self.next_file, self.next_foreign, &self.released, self.threads.len()).hash(&mut state);
+        (&self.uevents, self.clock).hash(&mut state);
         self.settings.hash(&mut state);
         state.finish()
     }
@@ -341,9 +368,7 @@ impl World {
                 && open.contains(cmd)
             {
                 events.push_back(event);
-                if let Some(stand_in) = &file.stand_in {
-                    stand_in.wake();
-                }
+                file.wake();
             }
         }
     }
@@ -482,6 +507,11 @@ impl World {
     /// Makes new threads fail with this errno, as after `unshare` of a pid namespace.
     pub fn deny_threads(&mut self, errno: Option<i32>) {
         self.settings.no_threads = errno;
+    }
+
+    /// Makes new uevent sockets fail with this errno, as a seccomp filter does.
+    pub fn deny_uevents(&mut self, errno: Option<i32>) {
+        self.settings.deny_uevents = errno;
     }
 
     /// Refuses the next netlink request with this errno.

@@ -1,0 +1,214 @@
+//! The watch on the simulated kernel: what it reports, when it lists, and what it costs.
+
+mod quiet;
+mod unheard;
+
+use std::time::Duration;
+
+use uverbs::sim::{DeviceSpec, Machine};
+use uverbs::{Change, Devices, Host, Registry, ResyncReason, Watch};
+
+fn machine() -> (Machine, Registry) {
+    let machine = Machine::new();
+    let registry = Registry::new(Host::simulated(&machine).expect("a host"));
+    (machine, registry)
+}
+
+fn device(name: &str) -> DeviceSpec {
+    DeviceSpec::new(name)
+}
+
+/// Everything that comes until nothing comes for a second, as text.
+fn changes(watch: &mut Watch) -> Vec<String> {
+    let mut found = Vec::new();
+    while let Some(change) = watch.wait(Some(Duration::from_secs(1))).expect("no error") {
+        found.push(change.to_string());
+    }
+    found
+}
+
+/// Everything that can be had without waiting, as text.
+fn at_once(watch: &mut Watch) -> Vec<String> {
+    let mut found = Vec::new();
+    while let Some(change) = watch.try_next().expect("no error") {
+        found.push(change.to_string());
+    }
+    found
+}
+
+#[test]
+fn each_change_is_reported_once() {
+    let (machine, registry) = machine();
+    let old = machine.add(device("old")).expect("added");
+    let mut watch = registry.watch().expect("a watch");
+    assert_eq!(at_once(&mut watch), [""; 0]);
+
+    let new = machine.add(device("new")).expect("added");
+    assert_eq!(at_once(&mut watch), ["new (uverbs1): added", "new (uverbs1): ready"]);
+    machine.advance(Duration::from_secs(1));
+    machine.rename(new, b"newer").expect("renamed");
+    assert_eq!(at_once(&mut watch), ["uverbs1: renamed from new to newer"]);
+    machine.advance(Duration::from_secs(1));
+    machine.remove(old);
+    assert_eq!(at_once(&mut watch), ["old (uverbs0): removed"]);
+    machine.advance(Duration::from_secs(1));
+    machine.remove(new);
+    machine.add(device("newest")).expect("added");
+    machine.add(device("last")).expect("added");
+    assert_eq!(
+        at_once(&mut watch),
+        [
+            "newer (uverbs1): replaced by last (uverbs1)",
+            "newest (uverbs0): added",
+            "last (uverbs1): ready",
+            "newest (uverbs0): ready"
+        ]
+    );
+    assert_eq!(changes(&mut watch), [""; 0]);
+}
+
+#[test]
+fn a_move_of_namespace_is_another_instance() {
+    let (machine, registry) = machine();
+    let id = machine.add(device("rxe0")).expect("added");
+    let mut watch = registry.watch().expect("a watch");
+    machine.move_netns(id, false).expect("moved");
+    assert_eq!(changes(&mut watch), ["rxe0 (uverbs0): replaced by rxe0 (uverbs0)"]);
+    machine.move_netns(id, true).expect("moved");
+    assert_eq!(
+        changes(&mut watch),
+        ["rxe0 (uverbs0): replaced by rxe0 (uverbs0)", "rxe0 (uverbs0): ready"]
+    );
+}
+
+#[test]
+fn it_may_begin_with_what_is_there() {
+    let (machine, registry) = machine();
+    machine.add(device("rxe0")).expect("added");
+    let mut watch = registry.watch_since(&Devices::default()).expect("a watch");
+    assert_eq!(watch.devices().len(), 1);
+    assert_eq!(at_once(&mut watch), ["rxe0 (uverbs0): added"]);
+    assert_eq!(changes(&mut watch), ["rxe0 (uverbs0): ready"]);
+    let before = registry.devices().expect("a list");
+    machine.add(device("rxe1")).expect("added");
+    let mut watch = registry.watch_since(&before).expect("a watch");
+    assert_eq!(at_once(&mut watch), ["rxe1 (uverbs1): added"]);
+}
+
+#[test]
+fn ready_waits_for_the_registration_and_the_node() {
+    let (machine, registry) = machine();
+    let mut watch = registry.watch().expect("a watch");
+    let id = machine.begin_add(device("rxe0")).expect("added");
+    assert_eq!(at_once(&mut watch), [""; 0]);
+    machine.add_step(id);
+    machine.record_calls(true);
+    assert_eq!(at_once(&mut watch), ["rxe0 (uverbs0): added"]);
+    let log = machine.call_log();
+    assert!(!log.iter().any(|call| call.starts_with("sendto")), "netlink was queried: {log:?}");
+    machine.add_step(id);
+    // Between the two, netlink reports it, and nothing has been heard.
+    assert_eq!(at_once(&mut watch), [""; 0]);
+    machine.add_step(id);
+    assert_eq!(at_once(&mut watch), ["rxe0 (uverbs0): ready"]);
+
+    // A container without the node, which is made later.
+    machine.set_devtmpfs(false);
+    machine.add(device("rxe1")).expect("added");
+    assert_eq!(changes(&mut watch), ["rxe1 (uverbs1): added"]);
+    machine.set_node(1, uverbs::sim::NodeKind::Static);
+    machine.set_node(1, uverbs::sim::NodeKind::Forbidden);
+    assert_eq!(changes(&mut watch), [""; 0]);
+    machine.set_node(1, uverbs::sim::NodeKind::Static);
+    let mut found = Vec::new();
+    for _ in 0..8 {
+        found.extend(changes(&mut watch));
+    }
+    assert_eq!(found, ["rxe1 (uverbs1): ready"]);
+}
+
+#[test]
+fn a_blocked_removal_is_reported_at_once() {
+    let (machine, registry) = machine();
+    let id = machine.add(device("rxe0").disassociates(false)).expect("added");
+    let mut watch = registry.watch().expect("a watch");
+    let open = registry.devices().expect("a list").by_name("rxe0").expect("it").open();
+    let open = open.expect("a context");
+    machine.remove(id);
+    assert!(!machine.is_gone(id));
+    assert_eq!(at_once(&mut watch), ["rxe0 (uverbs0): removed"]);
+    drop(open);
+    assert!(machine.open_handles() > 0 && machine.is_gone(id));
+    machine.advance(Duration::from_secs(1));
+    assert_eq!(changes(&mut watch), [""; 0]);
+}
+
+#[test]
+fn an_error_is_returned_once_and_the_watch_goes_on() {
+    let (machine, registry) = machine();
+    let mut watch = registry.watch().expect("a watch");
+    machine.on_call(|_, call| match call.kind() {
+        uverbs::sim::CallKind::Openat2 => uverbs::sim::Verdict::Fail(23),
+        _ => uverbs::sim::Verdict::Continue,
+    });
+    machine.add(device("rxe0")).expect("added");
+    let error = watch.try_next().expect_err("no list");
+    assert_eq!(error.raw_os_error(), Some(23));
+    let before = machine.calls();
+    for _ in 0..10 {
+        assert!(watch.wait(Some(Duration::from_millis(100))).expect("no error again").is_none());
+    }
+    assert!(machine.calls() - before < 100, "it spins");
+    machine.clear_hook();
+    assert_eq!(changes(&mut watch), ["rxe0 (uverbs0): added", "rxe0 (uverbs0): ready"]);
+}
+
+#[test]
+fn watches_and_lists_agree() {
+    let (machine, registry) = machine();
+    let (mut a, mut b) = (registry.watch().expect("a"), registry.watch().expect("b"));
+    machine.add(device("rxe0")).expect("added");
+    let listed = registry.devices().expect("a list");
+    let added = |watch: &mut Watch| match watch.try_next().expect("no error") {
+        Some(Change::Added { device, .. }) => device,
+        other => panic!("{other:?}"),
+    };
+    let (from_a, from_b) = (added(&mut a), added(&mut b));
+    assert_eq!((&from_a, &from_b), (&listed.as_slice()[0], &listed.as_slice()[0]));
+    drop(a);
+    machine.rename(machine.instance_of(0).expect("it"), b"other").expect("renamed");
+    assert_eq!(registry.devices().expect("a list").by_name("other").expect("it"), from_b);
+}
+
+#[test]
+fn nothing_is_left_open() {
+    let (machine, registry) = machine();
+    let before = machine.open_handles();
+    for at in 0..40 {
+        // Whatever call fails, the watch is there or everything is closed.
+        machine.on_call({
+            let first = machine.calls();
+            move |_, call| match call.ordinal() == first + at + 1 {
+                true => uverbs::sim::Verdict::Fail(24),
+                false => uverbs::sim::Verdict::Continue,
+            }
+        });
+        let watch = registry.watch();
+        machine.clear_hook();
+        drop(watch);
+        assert_eq!(machine.open_handles(), before, "call {at}");
+    }
+}
+
+#[test]
+fn the_reasons_have_names() {
+    let reasons = [
+        ResyncReason::Overflow,
+        ResyncReason::Cut,
+        ResyncReason::EventsMissing,
+        ResyncReason::NoEvents,
+    ];
+    let names = reasons.map(ResyncReason::name);
+    assert_eq!(names, ["overflow", "cut", "events_missing", "no_events"]);
+    assert!(reasons.iter().all(|reason| !reason.to_string().is_empty()));
+}
