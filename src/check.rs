@@ -53,7 +53,7 @@ impl Evidence {
 #[cfg(uverbs_leave_out)]
 pub mod leave_out {
     use std::sync::RwLock;
-    use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+    use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::Relaxed};
 
     use crate::evidence::{CheckId, Step};
 
@@ -66,6 +66,32 @@ pub mod leave_out {
 
     pub(crate) fn is_old_rule() -> bool {
         OLD_RULE.load(Relaxed)
+    }
+
+    /// A part of the watch that can be left out.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    #[non_exhaustive]
+    #[repr(u8)]
+    pub enum WatchPart {
+        /// The sweep every two seconds.
+        SafetySweep = 1,
+        /// The sweep after events were lost with a sign.
+        SweepAfterLoss = 2,
+        /// The order at the start: subscribing, then listing.
+        SubscribeFirst = 4,
+        /// Another sweep for what is heard during a sweep.
+        SweepAgain = 8,
+    }
+
+    static WATCH: AtomicU8 = AtomicU8::new(0);
+
+    /// Leaves this part of the watch out from now on; `None` leaves nothing out.
+    pub fn leave_out_of_watch(part: Option<WatchPart>) {
+        WATCH.store(part.map_or(0, |part| part as u8), Relaxed);
+    }
+
+    pub(crate) fn watch_lacks(part: WatchPart) -> bool {
+        WATCH.load(Relaxed) == part as u8
     }
 
     static LEFT_OUT: RwLock<Vec<(Step, CheckId)>> = RwLock::new(Vec::new());

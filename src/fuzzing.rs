@@ -3,6 +3,7 @@
 
 use crate::kernel::netlink::Messages;
 use crate::kernel::nldev::{Chardev, DeviceInfo, Resource, parse_one_resource, parse_resources};
+use crate::kernel::uevent::Hint;
 use crate::sysfs;
 
 /// Parses the bytes as the value of every attribute, and as the text of a class link.
@@ -36,5 +37,22 @@ pub fn netlink(bytes: &[u8]) {
             let _ = parse_resources(&message, kind, 0, &mut |_| {});
             let _ = parse_one_resource(&message, kind, 0);
         }
+    }
+}
+
+/// Parses the bytes as a uevent, and as the control messages that come with one.
+pub fn uevent(bytes: &[u8]) {
+    let hint = Hint::of(bytes);
+    let is_about =
+        |subsystem: &[u8]| bytes.windows(subsystem.len()).any(|window| window == subsystem);
+    if hint != Hint::Malformed {
+        assert!(bytes.contains(&b'@') && is_about(b"\0ACTION=") && is_about(b"\0SUBSYSTEM="));
+    }
+    if matches!(hint, Hint::Verbs | Hint::Registered | Hint::Rdma) {
+        assert!(is_about(b"infiniband"));
+    }
+    if let Some((pid, uid)) = crate::kernel::abi::sender(bytes) {
+        let ids = [pid.to_ne_bytes(), uid.to_ne_bytes()].concat();
+        assert!(is_about(&ids));
     }
 }

@@ -22,6 +22,9 @@ use crate::kernel::{Errno, Handle, Kernel};
 use crate::registry::{Attached, Change, Devices, Registry, ResyncReason};
 use crate::uevents::{Lost, Uevents};
 
+#[cfg(uverbs_leave_out)]
+use crate::check::leave_out::{WatchPart, watch_lacks};
+
 use alarm::Alarm;
 use pace::Pace;
 #[cfg(feature = "tokio")]
@@ -129,6 +132,8 @@ impl Registry {
 
     fn watch_from(&self, older: Option<&Devices>) -> Result<Watch> {
         let kernel = self.host().kernel();
+        #[cfg(uverbs_leave_out)]
+        let too_early = watch_lacks(WatchPart::SubscribeFirst).then(|| self.sweep()).transpose()?;
         // Subscribed before the first list, so that no change falls in between.
         let mut refused = None;
         let uevents = match self.host().uevents(ROOM) {
@@ -145,6 +150,8 @@ impl Registry {
         }
         let attached = Attached::to(self);
         let seen = self.sweep()?;
+        #[cfg(uverbs_leave_out)]
+        let seen = too_early.unwrap_or(seen);
         let mut follower = Follower {
             attached,
             pace: Pace::new(kernel.now(), uevents.is_some()),
@@ -190,6 +197,12 @@ impl Follower {
         let now = self.kernel().now();
         if self.pace.is_due(now) {
             self.sweep(now);
+            #[cfg(uverbs_leave_out)]
+            if watch_lacks(WatchPart::SweepAgain)
+                && let Some(uevents) = &self.uevents
+            {
+                let _ = uevents.drain();
+            }
             if std::mem::take(&mut self.has_registered) {
                 self.unready.hurry(now);
             }

@@ -16,6 +16,8 @@ use tokio::io::{Interest, unix::AsyncFd};
 use super::{AttrData, Errno, Handle, OFlags, Resolve, Sys, VerbsCall};
 
 pub(super) use message::recv_uevent;
+#[cfg(any(fuzzing, feature = "sim"))]
+pub(crate) use message::sender;
 pub(super) use thread::on_new_thread;
 pub(crate) use thread::{Uncancelled, Undisturbed};
 

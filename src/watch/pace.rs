@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+#[cfg(uverbs_leave_out)]
+use crate::check::leave_out::{WatchPart, watch_lacks};
+
 /// A list is due this long after the last one, whatever was heard.
 const SAFETY: Duration = Duration::from_secs(2);
 /// The same where events do not arrive.
@@ -45,6 +48,10 @@ impl Pace {
     }
 
     fn interval(&self) -> Duration {
+        #[cfg(uverbs_leave_out)]
+        if watch_lacks(WatchPart::SafetySweep) {
+            return Duration::from_secs(1 << 20);
+        }
         if self.is_deaf { DEAF } else { SAFETY }
     }
 
@@ -67,6 +74,10 @@ impl Pace {
     pub(super) fn lose(&mut self, now: Duration) -> bool {
         // What the next list finds may have been among them.
         self.is_untold = false;
+        #[cfg(uverbs_leave_out)]
+        if watch_lacks(WatchPart::SweepAfterLoss) {
+            return false;
+        }
         self.hint((self.last + LOST_GAP).max(now));
         let before = self.lost.replace(now);
         before.is_none_or(|before| now.saturating_sub(before) >= SAFETY)

@@ -10,6 +10,8 @@ use crate::error::ErrorKind;
 const FIRST: Duration = Duration::from_millis(50);
 /// How long after the first check the second one is. Each further wait is twice as long, up to a limit.
 const SECOND: Duration = Duration::from_millis(100);
+/// A device that has waited for as long as this is not checked out of turn any more.
+const NEW: Duration = Duration::from_secs(2);
 /// The longest wait. Checking whether a node is there takes one system call.
 const LONGEST: Duration = Duration::from_secs(8);
 /// The longest wait for a device of another network namespace. It cannot become ready without becoming another
@@ -36,9 +38,9 @@ impl Unready {
         self.0.retain(|waiting| waiting.device != *device);
     }
 
-    /// The registration of some device is complete: those that were not checked yet are checked now.
+    /// The registration of some device is complete: those that are new are checked now.
     pub(super) fn hurry(&mut self, now: Duration) {
-        for waiting in self.0.iter_mut().filter(|waiting| waiting.wait.is_zero()) {
+        for waiting in self.0.iter_mut().filter(|waiting| waiting.wait < NEW) {
             waiting.due = waiting.due.min(now);
         }
     }

@@ -6,6 +6,7 @@ mod plan;
 mod plugged;
 mod responses;
 mod sanity;
+mod uevents;
 
 use proptest::prelude::*;
 
@@ -27,6 +28,7 @@ fn seeds() {
     replay("netlink", uverbs::fuzzing::netlink);
     replay("plan", plan::run);
     replay("responses", responses::run);
+    replay("uevents", uevents::run);
 }
 
 proptest! {
@@ -40,6 +42,15 @@ proptest! {
     #[test]
     fn answers(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
         responses::run(&bytes);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2048) })]
+
+    #[test]
+    fn messages(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+        uevents::run(&bytes);
     }
 }
 

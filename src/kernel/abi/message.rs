@@ -32,35 +32,75 @@ pub(in crate::kernel) fn recv_uevent(socket: BorrowedFd<'_>, buffer: &mut [u8]) 
     if header.msg_namelen as usize != size_of::<libc::sockaddr_nl>() {
         return Err(Errno::AFNOSUPPORT);
     }
+    let control_len = (header.msg_controllen as usize).min(control.0.len());
     Ok(Packet {
         len: len.min(buffer.len()),
         is_cut: header.msg_flags & libc::MSG_TRUNC != 0,
         port: address.nl_pid,
         groups: address.nl_groups,
-        sender: sender(&header),
+        sender: sender(&control.0[..control_len]),
     })
 }
 
-/// The first credentials among the control messages of a received message.
-fn sender(header: &libc::msghdr) -> Option<(i32, u32)> {
-    // SAFETY: `recvmsg` has set the length of the control messages, which are still borrowed by the caller.
-    let mut message = unsafe { libc::CMSG_FIRSTHDR(header) };
-    while !message.is_null() {
-        // SAFETY: the macros return only headers that lie within the control messages. They may be unaligned.
-        let found = unsafe { ptr::read_unaligned(message) };
-        if (found.cmsg_level, found.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_CREDENTIALS)
-            // SAFETY: the macro only computes a length.
-            && found.cmsg_len as usize
-                >= unsafe { libc::CMSG_LEN(size_of::<libc::ucred>() as u32) } as usize
+/// The first credentials among control messages.
+pub(crate) fn sender(mut control: &[u8]) -> Option<(i32, u32)> {
+    const HEADER: usize = align(size_of::<libc::cmsghdr>());
+    const LEN: usize = size_of::<libc::ucred>();
+    while control.len() >= HEADER {
+        // SAFETY: the slice has at least as many bytes as the type, whose fields are integers.
+        let header: libc::cmsghdr = unsafe { ptr::read_unaligned(control.as_ptr().cast()) };
+        let len = header.cmsg_len as usize;
+        let data = control.get(HEADER..len)?;
+        if (header.cmsg_level, header.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_CREDENTIALS)
+            && data.len() >= LEN
         {
-            // SAFETY: the header is within the control messages, and its data follows it.
-            let data = unsafe { libc::CMSG_DATA(message) }.cast::<libc::ucred>();
-            // SAFETY: the kernel has written this many bytes there, as the length shows, and the type is three integers.
-            let sender = unsafe { ptr::read_unaligned(data) };
+            // SAFETY: as for the header.
+            let sender: libc::ucred = unsafe { ptr::read_unaligned(data.as_ptr().cast()) };
             return Some((sender.pid, sender.uid));
         }
-        // SAFETY: as for the first header.
-        message = unsafe { libc::CMSG_NXTHDR(header, message) };
+        control = control.get(align(len)..)?;
     }
     None
+}
+
+/// `CMSG_ALIGN` (`linux/socket.h`).
+const fn align(len: usize) -> usize {
+    len.next_multiple_of(size_of::<usize>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(level: i32, kind: i32, data: &[u8]) -> Vec<u8> {
+        let header = align(size_of::<libc::cmsghdr>());
+        let mut bytes = vec![0; align(header + data.len())];
+        let at = |field: usize| field..field + 4;
+        let len = header + data.len();
+        let lowest = if cfg!(target_endian = "little") { 0 } else { size_of::<usize>() - 4 };
+        bytes[at(lowest)].copy_from_slice(&(len as u32).to_ne_bytes());
+        bytes[at(std::mem::offset_of!(libc::cmsghdr, cmsg_level))]
+            .copy_from_slice(&level.to_ne_bytes());
+        bytes[at(std::mem::offset_of!(libc::cmsghdr, cmsg_type))]
+            .copy_from_slice(&kind.to_ne_bytes());
+        bytes[header..len].copy_from_slice(data);
+        bytes
+    }
+
+    #[test]
+    fn credentials_are_found_within_bounds() {
+        let ids: Vec<u8> = [7_i32, 8, 9].iter().flat_map(|id| id.to_ne_bytes()).collect();
+        let credentials = message(libc::SOL_SOCKET, libc::SCM_CREDENTIALS, &ids);
+        let other = message(libc::SOL_SOCKET, libc::SCM_RIGHTS, &ids[..5]);
+        assert_eq!(sender(&credentials), Some((7, 8)));
+        assert_eq!(sender(&[&other[..], &credentials].concat()), Some((7, 8)));
+        assert_eq!(sender(&other), None);
+        assert_eq!(sender(&message(0, libc::SCM_CREDENTIALS, &ids)), None);
+        assert_eq!(sender(&message(libc::SOL_SOCKET, libc::SCM_CREDENTIALS, &ids[..11])), None);
+        for len in 0..28 {
+            assert_eq!(sender(&credentials[..len]), None, "{len}");
+        }
+        // A length that would not advance.
+        assert_eq!(sender(&[0; 128]), None);
+    }
 }

@@ -285,10 +285,12 @@ by_locking! {
     ctxn_of(fd: BorrowedFd<'_>) -> Option<u32>;
     instance_of(number: u32) -> Option<DeviceId>;
     number_of(id: DeviceId) -> Option<u32>;
+    listed() -> Vec<(u32, u64, Vec<u8>)>;
     index_of(id: DeviceId) -> u32;
     guid_of(id: DeviceId) -> u64;
     name_of(id: DeviceId) -> Vec<u8>;
     is_alive(id: DeviceId) -> bool;
+    is_ready(id: DeviceId) -> bool;
     is_gone(id: DeviceId) -> bool;
     contexts_of(id: DeviceId) -> Vec<u32>;
     foreign_contexts_of(id: DeviceId) -> Vec<u32>;

@@ -2,7 +2,7 @@
 
 use std::os::fd::BorrowedFd;
 
-use super::devices::UverbsId;
+use super::devices::{UverbsId, node_name};
 use super::nodes::NodeOpened;
 use super::spec::DeviceId;
 use super::world::{FileState, World};
@@ -51,6 +51,18 @@ impl World {
         (self.numbers.get(&number) == Some(&uverbs)).then_some(number)
     }
 
+    /// The uverbs devices in `class/infiniband_verbs`: number, inode number of the directory, and name of the RDMA
+    /// device. Ordered by number.
+    pub fn listed(&self) -> Vec<(u32, u64, Vec<u8>)> {
+        let numbers = self.numbers.iter().filter_map(|(number, uverbs)| {
+            let uverbs = &self.uverbs[uverbs.0 as usize];
+            self.tree.child(self.infiniband_verbs?, &node_name(*number))?;
+            let name = self.devices[uverbs.device].name.to_vec();
+            Some((*number, self.tree.ino(uverbs.dir), name))
+        });
+        numbers.collect()
+    }
+
     /// The netlink index that the device has, or had.
     pub fn index_of(&self, id: DeviceId) -> u32 {
         self.devices[id].index
@@ -69,6 +81,17 @@ impl World {
     /// Whether the device is registered and its removal has not begun.
     pub fn is_alive(&self, id: DeviceId) -> bool {
         self.devices[id].listed
+    }
+
+    /// Whether the device can be opened: its registration is complete, its removal has not begun, it belongs to the
+    /// caller's namespace, and its node leads to it.
+    pub fn is_ready(&self, id: DeviceId) -> bool {
+        let device = &self.devices[id];
+        let number = self.number_of(id);
+        device.listed
+            && device.visible
+            && device.is_reported()
+            && number.and_then(|number| self.node_ino(number)).is_some()
     }
 
     /// Whether the device's removal is over.
