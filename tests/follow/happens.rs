@@ -59,6 +59,8 @@ pub(crate) enum Happening {
 
 use Change::*;
 
+/// A list may have a device or not while its attributes are gone and its link is not, so no change ends in the third
+/// stage of a removal.
 const CHANGES: [Change; 18] = [
     Remove,
     RemoveStages(1),

@@ -61,6 +61,12 @@ pub(crate) fn run(bytes: &[u8]) {
             _ => follow(&mut watch, &mut state, Duration::from_millis(u64::from(input.byte()))),
         }
     }
+    // While the attributes of a device are gone and its link is not, a list may have it or not.
+    for id in devices {
+        if !machine.is_alive(id) {
+            machine.remove(id);
+        }
+    }
     follow(&mut watch, &mut state, SAFETY);
     let truth: State =
         machine.listed().into_iter().map(|(number, ino, name)| (ino, (number, name))).collect();
