@@ -25,9 +25,9 @@ pub(crate) struct Ending {
 impl Ending {
     /// Handles SIGINT and SIGTERM from now on, until the process ends.
     ///
-    /// A handler is installed whatever was inherited: a shell starts background jobs with SIGINT ignored, and the
-    /// kernel discards an ignored signal before a signalfd could receive it. A signal that was inherited as blocked
-    /// stays blocked, as in any program.
+    /// Handlers are installed whatever was inherited: a shell starts background jobs with SIGINT ignored. They write
+    /// to a socket. A signalfd would have to block the signals, for which neither std nor rustix has a safe call. A
+    /// signal that was inherited as blocked stays blocked, as in any program.
     pub(crate) fn new() -> io::Result<Self> {
         let (signals, handler) = UnixStream::pair()?;
         for signal in [SIGINT, SIGTERM] {
