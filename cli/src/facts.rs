@@ -63,6 +63,11 @@ impl DeviceJson {
         }
     }
 
+    /// The same under the name that it had when something happened to it.
+    pub(crate) fn named(self, name: &Name) -> Self {
+        Self { name: name.to_string(), name_bytes_hex: hidden_bytes(name), ..self }
+    }
+
     /// The driver's name and number.
     pub(crate) fn driver_in_words(&self) -> Option<String> {
         Some(format!("{} (id {})", self.driver.as_ref()?, self.driver_id?))

@@ -5,6 +5,7 @@ mod absent;
 mod check;
 #[cfg(feature = "demo")]
 mod demo;
+mod ending;
 mod evidence;
 mod explain;
 mod facts;
@@ -18,6 +19,8 @@ mod show;
 mod table;
 mod usage;
 mod verbose;
+mod wait;
+mod watch;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -53,6 +56,8 @@ enum Command {
     List(list::ListArgs),
     Show(show::ShowArgs),
     Open(open::OpenArgs),
+    Watch(watch::WatchArgs),
+    Wait(wait::WaitArgs),
     Check(check::CheckArgs),
     #[cfg(feature = "demo")]
     Demo(demo::DemoArgs),
@@ -92,6 +97,8 @@ impl Command {
             Self::List(args) => args.json,
             Self::Show(args) => args.json,
             Self::Open(args) => args.json,
+            Self::Watch(args) => JsonArgs::lines(args.json),
+            Self::Wait(args) => args.json,
             Self::Check(args) => args.json,
             _ => JsonArgs::default(),
         }
@@ -103,6 +110,8 @@ impl Command {
             Self::List(args) => list::run(args, out),
             Self::Show(args) => show::run(args, out),
             Self::Open(args) => open::run(args, out),
+            Self::Watch(args) => watch::run(args, out),
+            Self::Wait(args) => wait::run(args, out),
             Self::Check(args) => check::run(args, out),
             #[cfg(feature = "demo")]
             Self::Demo(args) => demo::run(args, out),
@@ -124,12 +133,13 @@ fn main() -> ExitCode {
         Ok(false) => ExitCode::FAILURE,
         Err(error) if error.is_usage() => usage::exit(&error, json),
         Err(error) => {
+            let status = error.status();
             error.report();
             if json.json {
                 // Where stdout cannot be written to, the error is on stderr all the same.
                 let _ = out.json(&ErrorJson { error });
             }
-            ExitCode::FAILURE
+            status
         }
     }
 }

@@ -8,7 +8,7 @@ use clap::Args;
 use clap_complete::Shell;
 use clap_mangen::roff::{Roff, bold, roman};
 
-use crate::output::{Failure, Out};
+use crate::output::{Failure, Out, TIMEOUT_STATUS};
 use crate::usage::command;
 
 /// Print the manual page uverbs(1), or write all pages into a directory.
@@ -26,8 +26,19 @@ pub(crate) struct CompletionsArgs {
     shell: Shell,
 }
 
-/// What the exit statuses 0 and 1 of a subcommand mean; of the command itself under no name.
-fn statuses(subcommand: &str) -> [&'static str; 2] {
+/// The exit statuses of a subcommand and their meaning; of the command itself under no name.
+fn statuses(subcommand: &str) -> Vec<(u8, &'static str)> {
+    let [done, failed] = done_and_failed(subcommand);
+    let timeout = match subcommand {
+        "wait" => Some("The timeout expired."),
+        "" => Some("The timeout of `wait` expired."),
+        _ => None,
+    };
+    let timeout = timeout.map(|meaning| (TIMEOUT_STATUS, meaning));
+    [(0, done), (1, failed), (2, USAGE_STATUS)].into_iter().chain(timeout).collect()
+}
+
+fn done_and_failed(subcommand: &str) -> [&'static str; 2] {
     match subcommand {
         "list" => [
             "All devices were listed, or there are none.",
@@ -42,6 +53,14 @@ fn statuses(subcommand: &str) -> [&'static str; 2] {
             "The device was opened, and with --hold it stayed until the end.",
             "The open was refused or failed, or during --hold the device was removed or reported a \
              fatal error.",
+        ],
+        "watch" => [
+            "SIGINT, SIGTERM, or the reader of the output has gone.",
+            "The watch could not begin, or the output could not be written.",
+        ],
+        "wait" => [
+            "The device can be opened, or with --gone it has gone.",
+            "Several devices match, RDMA netlink cannot be used, or the devices could not be listed.",
         ],
         "check" => [
             "Nothing is wrong. There may be information, which -v prints.",
@@ -59,8 +78,9 @@ const USAGE_STATUS: &str = "Wrong usage. Nothing was done.";
 
 /// The exit statuses of a subcommand, for its help.
 pub(crate) fn exit_status_help(subcommand: &str) -> String {
-    let [done, failed] = statuses(subcommand);
-    format!("Exit status:\n  0  {done}\n  1  {failed}\n  2  {USAGE_STATUS}")
+    let rows = statuses(subcommand).into_iter();
+    let rows = rows.map(|(status, meaning)| format!("\n  {status}  {meaning}"));
+    format!("Exit status:{}", rows.collect::<String>())
 }
 
 /// The manual page of a command, which is uverbs or one of its subcommands; `others` are the other pages.
@@ -81,9 +101,8 @@ fn page(command: &clap::Command, name: &str, others: &[String]) -> io::Result<Ve
     }
     let mut roff = Roff::new();
     roff.control("SH", ["EXIT STATUS"]);
-    let [done, failed] = statuses(name);
-    for (status, meaning) in [("0", done), ("1", failed), ("2", USAGE_STATUS)] {
-        roff.control("TP", []).text([bold(status)]).text([roman(meaning)]);
+    for (status, meaning) in statuses(name) {
+        roff.control("TP", []).text([bold(status.to_string())]).text([roman(meaning)]);
     }
     roff.control("SH", ["SEE ALSO"]);
     let others = others.iter().map(String::as_str).chain(["rdma", "rdma-dev", "ibv_devinfo"]);

@@ -206,7 +206,7 @@ pub(crate) fn verdict(device: &Device, evidence: &Evidence, reason: Option<&Erro
 }
 
 /// A time in seconds, a day at most.
-fn seconds(text: &str) -> Result<Duration, String> {
+pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
     const DAY: f64 = 86_400.0;
     text.parse::<f64>()
         .ok()

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io::{self, Write as _};
+use std::process::ExitCode;
 
 use anstyle::{AnsiColor, Style};
 use clap::Args;
@@ -29,6 +30,13 @@ pub(crate) struct JsonArgs {
     /// With --json: indent it
     #[arg(short, long, requires = "json")]
     pretty: bool,
+}
+
+impl JsonArgs {
+    /// One document a line, for a subcommand whose output never ends.
+    pub(crate) fn lines(json: bool) -> Self {
+        Self { json, pretty: false }
+    }
 }
 
 /// Standard output. After its reader has gone, nothing more is written.
@@ -70,6 +78,11 @@ impl Out {
         self.bytes(&text)
     }
 
+    /// Whether its reader has gone.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed
+    }
+
     fn done(&mut self, written: io::Result<()>) -> Result<(), Failure> {
         match written {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
@@ -91,9 +104,14 @@ pub(crate) fn note(text: impl fmt::Display) {
     let _ = writeln!(anstream::stderr(), "uverbs: {text}");
 }
 
+/// The kind of a failure that is a timeout, which has an exit status of its own.
+const TIMEOUT: &str = "timeout";
+/// That exit status.
+pub(crate) const TIMEOUT_STATUS: u8 = 3;
+
 /// Why the command failed; what `--json` prints of an error.
 ///
-/// `kind` is the code of a [`uverbs::ErrorKind`], `usage` or `device_fatal`; `step` the name of a
+/// `kind` is the code of a [`uverbs::ErrorKind`], `usage`, `device_fatal` or `timeout`; `step` the name of a
 /// [`uverbs::Step`].
 #[derive(Debug, Serialize)]
 pub(crate) struct Failure {
@@ -136,6 +154,25 @@ impl Failure {
     /// Whether it is [`usage`](Self::usage).
     pub(crate) fn is_usage(&self) -> bool {
         self.usage
+    }
+
+    /// The kind, which `--json` prints.
+    pub(crate) fn kind(&self) -> &str {
+        &self.kind
+    }
+
+    /// What was waited for did not happen in time, because of this.
+    pub(crate) fn timed_out(self, what: impl fmt::Display) -> Self {
+        let message = format!("{what}: {self}").into();
+        Self { kind: TIMEOUT.into(), message, ..self }
+    }
+
+    /// The exit status of the command.
+    pub(crate) fn status(&self) -> ExitCode {
+        match &*self.kind {
+            TIMEOUT => ExitCode::from(TIMEOUT_STATUS),
+            _ => ExitCode::FAILURE,
+        }
     }
 
     /// A failed call of the operating system.

@@ -80,9 +80,19 @@ impl Selector {
     /// `NotFound`, with the devices that are listed; `Ambiguous`, with the selectors that tell the matches
     /// apart. Where none matches and a device could not be queried, the reason for that.
     pub(crate) fn find(&self, devices: &Devices) -> Result<Device, Failure> {
+        self.find_if(devices, |_| true)
+    }
+
+    /// The same. A device that may not be queried has no index and no GUID.
+    pub(crate) fn find_if(
+        &self,
+        devices: &Devices,
+        may_query: impl Fn(&Device) -> bool,
+    ) -> Result<Device, Failure> {
         let mut unknown = None;
         let mut matches = |device: &Device| {
             let is_it = match &self.by {
+                By::Index(_) | By::Guid(_) if !may_query(device) => Ok(false),
                 By::Name(asked) => Ok(is_named(device, asked)),
                 By::Uverbs(number) => Ok(device.uverbs_number() == *number),
                 By::Number(number) => Ok(device.device_number() == *number),
@@ -105,6 +115,11 @@ impl Selector {
             ([], _) => Err(self.not_found(devices)),
             (several, _) => Err(self.ambiguous(several)),
         }
+    }
+
+    /// Whether only a query of the device shows that it is selected.
+    pub(crate) fn needs_query(&self) -> bool {
+        matches!(self.by, By::Index(_) | By::Guid(_))
     }
 
     fn not_found(&self, devices: &Devices) -> Failure {

@@ -31,11 +31,12 @@ fn stderr(output: &Output) -> &str {
 fn help_names_every_subcommand() {
     let output = run(&["--help"]);
     assert_eq!(output.status.code(), Some(0));
-    for name in ["list", "show", "open", "check", "completions", "man", "Exit status:"] {
+    let names = ["list", "show", "open", "watch", "wait", "check", "completions", "man"];
+    for name in names.into_iter().chain(["Exit status:", "\n  3  "]) {
         assert!(stdout(&output).contains(name), "{name}");
     }
     assert_eq!(stdout(&output).contains("demo"), cfg!(feature = "demo"));
-    for subcommand in ["list", "show", "open", "check"] {
+    for subcommand in ["list", "show", "open", "wait", "check"] {
         let output = run(&[subcommand, "--help"]);
         assert_eq!(output.status.code(), Some(0), "{subcommand}");
         for words in ["--json", "--pretty", "Exit status:", "\n  2  "] {
@@ -157,6 +158,10 @@ fn no_argument_reaches_the_terminal_as_it_is() {
         &["open"],
         &["open", "rxe0"],
         &["open", "rxe0", "--hold"],
+        &["watch"],
+        &["wait", "--timeout", "0"],
+        &["wait", "--timeout", "0", "rxe0"],
+        &["wait", "rxe0", "--timeout"],
         &["check"],
         &["demo"],
         &["help"],
@@ -190,7 +195,7 @@ fn no_argument_reaches_the_terminal_as_it_is() {
                 let mut args: Vec<_> = before.iter().map(OsString::from).collect();
                 args.push(OsString::from_vec([prefix.as_bytes(), hostile].concat()));
                 let output = run(&args);
-                assert!(matches!(output.status.code(), Some(1 | 2)), "{args:?}");
+                assert!(matches!(output.status.code(), Some(1..=3)), "{args:?}");
                 assert!(!output.stderr.is_empty(), "{args:?}");
                 assert_is_plain(&output.stdout, &args);
                 assert_is_plain(&output.stderr, &args);
@@ -305,7 +310,7 @@ fn completions_and_manual_pages() {
     let output = run(&["man", "--dir", dir.to_str().expect("a path")]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let main = std::fs::read_to_string(dir.join("uverbs.1")).expect("uverbs.1");
-    for name in ["list", "show", "open", "check", "completions", "man", "help"] {
+    for name in ["list", "show", "open", "watch", "wait", "check", "completions", "man", "help"] {
         let page = format!("uverbs-{name}");
         let text = std::fs::read_to_string(dir.join(format!("{page}.1"))).expect(&page);
         let title = format!(".TH {page} 1");
