@@ -1,5 +1,6 @@
 //! The watch on the simulated kernel: what it reports, when it lists, and what it costs.
 
+mod differences;
 mod quiet;
 mod unheard;
 

@@ -12,6 +12,8 @@ use crate::kernel::uevent::Packet;
 struct Control([u8; 128]);
 
 /// Receives one message of a netlink socket, without waiting.
+// The types of the fields differ between C libraries. Some of these casts are redundant here.
+#[allow(clippy::unnecessary_cast)]
 pub(in crate::kernel) fn recv_uevent(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Sys<Packet> {
     // SAFETY: all fields are integers, for which zero is a value.
     let mut address: libc::sockaddr_nl = unsafe { MaybeUninit::zeroed().assume_init() };
@@ -43,6 +45,7 @@ pub(in crate::kernel) fn recv_uevent(socket: BorrowedFd<'_>, buffer: &mut [u8]) 
 }
 
 /// The first credentials among control messages.
+#[allow(clippy::unnecessary_cast)]
 pub(crate) fn sender(mut control: &[u8]) -> Option<(i32, u32)> {
     const HEADER: usize = align(size_of::<libc::cmsghdr>());
     const LEN: usize = size_of::<libc::ucred>();
