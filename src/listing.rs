@@ -151,11 +151,6 @@ impl Sweeps {
         names.map(|(at, (name, ino))| (name, NameLink { ino, at }))
     }
 
-    /// Whether the names are known.
-    pub(crate) fn has_names(&self) -> bool {
-        self.has_names
-    }
-
     /// The name of a link in this sweep, and its position.
     pub(crate) fn name_of(&self, link: NameLink) -> Option<(&[u8], NameLink)> {
         let entries = self.names.entries.as_slice();

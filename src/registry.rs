@@ -292,7 +292,6 @@ impl State {
     fn is_settled(&self, host: &Host) -> bool {
         self.is_whole
             && host.has_unique_inodes()
-            && self.sweeps.has_names()
             && self.entries.iter().all(|entry| {
                 let seen = entry.listed();
                 seen.is_some_and(|seen| seen.name_link.is_some() && seen.device.0.is_settled())

@@ -34,7 +34,7 @@ fn opened(disassociates: bool) -> (Machine, DeviceId, Context) {
 #[test]
 fn queries_work_until_the_device_goes() {
     let (machine, id, context) = opened(true);
-    assert_eq!(context.completion_vectors(), 1);
+    assert_eq!(context.completion_vectors(), 3);
     let port = context.query_port(1).expect("a port");
     assert_eq!((port.state, port.link_layer), (PortState::ACTIVE, LinkLayer::ETHERNET));
     assert_eq!(context.query_port(2).expect_err("no such port").raw_os_error(), Some(22));
@@ -260,7 +260,7 @@ fn a_received_context_is_proved() {
     let pass = || context.as_fd().try_clone_to_owned().expect("a copy");
     let received = Context::from_fd(&device, pass(), &claim).expect("adopted");
     assert_eq!(received.query_device().expect("attributes").node_guid, claim.node_guid);
-    assert_eq!(received.completion_vectors(), 1);
+    assert_eq!(received.completion_vectors(), 3);
     assert_eq!(received.evidence().context_number(), machine.ctxn_of(context.as_fd()));
     assert_eq!(machine.pd_handles_of(context.as_fd()), []);
 

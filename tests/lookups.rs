@@ -183,6 +183,32 @@ fn a_failed_query_is_the_error() {
     assert_eq!(devices.by_guid(Guid(0xb0)).expect("found").name(), "there");
 }
 
+/// An error that does not mean that the device is gone is returned as it is.
+#[test]
+fn a_failed_lookup_by_index_is_the_error() {
+    let machine = Machine::new();
+    let index = machine.index_of(add(&machine, "a", 0xa0));
+    let mut calls = 0;
+    for at in 1.. {
+        let registry = registry(&machine);
+        let first = machine.calls() + at;
+        machine.on_call(move |_, call| match call.ordinal() == first {
+            true => Verdict::Fail(12),
+            false => Verdict::Continue,
+        });
+        let found = registry.by_index(index);
+        machine.clear_hook();
+        if machine.calls() < first {
+            break;
+        }
+        calls += 1;
+        let Err(error) = found else { continue };
+        assert_eq!(error.raw_os_error(), Some(12), "call {at}: {error}");
+        assert!(matches!(error.kind(), ErrorKind::Os | ErrorKind::NetlinkUnavailable), "{error}");
+    }
+    assert!(calls > 10);
+}
+
 /// Before every kernel call of a lookup by index, the device is replaced, removed or renamed. The returned device
 /// has that index.
 #[test]

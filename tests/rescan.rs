@@ -134,6 +134,39 @@ fn a_name_with_a_slash_hides_no_change() {
     assert_eq!(bench.names(), ["m0", "a/b", "x", "m3", "m4"]);
 }
 
+/// A directory that was opened before ib_uverbs was unloaded is dead, and shows no device.
+#[test]
+fn a_dead_class_directory_is_no_empty_list() {
+    let bench = listed(2);
+    bench.machine.on_call(|world, call| {
+        let is_class = call.detail(world).ends_with("class/infiniband_verbs");
+        if is_class && call.kind() == CallKind::Getdents {
+            let _ = world.unload_ib_uverbs();
+        }
+        Verdict::Continue
+    });
+    let error = bench.registry.devices().expect_err("it is dead");
+    assert_eq!(error.kind(), ErrorKind::Unstable);
+    // Without the directory there are no devices.
+    assert!(bench.devices().is_empty());
+}
+
+/// Only an absent directory means that there are no devices.
+#[test]
+fn an_unreadable_class_directory_is_an_error() {
+    let bench = listed(2);
+    for errno in [5, 13, 24] {
+        bench.machine.on_call(move |world, call| {
+            match call.detail(world).ends_with("class/infiniband_verbs") {
+                true => Verdict::Fail(errno),
+                false => Verdict::Continue,
+            }
+        });
+        let error = bench.registry.devices().expect_err("unreadable");
+        assert_eq!(error.raw_os_error(), Some(errno));
+    }
+}
+
 /// A device that could not be read at one list is read at the next, even if the directories are unchanged.
 #[test]
 fn a_failed_look_is_repeated() {

@@ -137,23 +137,31 @@ pub(crate) fn first_list(which: &str) -> Result<()> {
 
 /// A list when nothing has changed.
 fn lists(devices: usize, ibverbs: &Ibverbs, registry: &Registry, note: Note<'_>) -> Result<()> {
+    let watched = Registry::new(Host::open()?);
+    let _watch = watched.watch()?;
     // Several of the quick operations for each slow one, in separate turns.
-    let mut quick = [Vec::new(), Vec::new()];
+    let mut quick = [Vec::new(), Vec::new(), Vec::new()];
     let mut slow = Vec::new();
     for round in 0..rounds(devices) {
         slow.push(time(|| ibverbs.list())?);
-        for turn in 0..20 {
-            let which = (round + turn) % 2;
+        for turn in 0..30 {
+            let which = (round + turn) % 3;
             quick[which].push(match which {
                 0 => time(sweep::both)?,
-                _ => time(|| Ok(registry.devices()?))?,
+                1 => time(|| Ok(registry.devices()?))?,
+                _ => {
+                    // A list is current for a second, which the others may take.
+                    watched.devices()?;
+                    time(|| Ok(watched.devices()?))?
+                }
             });
         }
     }
-    let [swept, rescan] = quick.map(Times::new);
+    let [swept, rescan, watched] = quick.map(Times::new);
     note("list_ibverbs", &Times::new(slow));
     note("sweep", &swept);
     note("rescan", &rescan);
+    note("rescan_watched", &watched);
     Ok(())
 }
 

@@ -420,6 +420,27 @@ fn without_netlink_the_context_keeps_the_provider() {
     assert_eq!(machine.open_handles(), 0);
 }
 
+/// A lookup by index attaches the provider of the device that it finds. Without providers it queries nothing for one.
+#[test]
+fn a_lookup_by_index_attaches_the_provider() {
+    let calls = |providers: Vec<Arc<dyn Provider>>| {
+        let machine = Machine::new();
+        let id = machine.add(DeviceSpec::new("rxe0")).expect("added");
+        let registry = Registry::with_providers(host(&machine), providers);
+        let index = machine.index_of(id);
+        registry.by_index(index).expect("it is there");
+        let before = machine.calls();
+        registry.by_index(index).expect("it is there");
+        (before, machine.calls() - before)
+    };
+    let provider = Arc::new(Counting::new([Match::Driver(DriverId::RXE)]));
+    let (with, again) = calls(vec![provider.clone()]);
+    assert_eq!(provider.seen(), 1);
+    let (without, known) = calls(Vec::new());
+    assert!(with > without, "{with} calls, and {without} without providers");
+    assert_eq!(again, known);
+}
+
 proptest! {
     #[test]
     fn torn_down_once_after_the_last_user(

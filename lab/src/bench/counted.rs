@@ -13,11 +13,13 @@ use crate::spawn::{self, MARK};
 const TRACE: &str = "/tmp/trace-calls";
 
 /// The parts between the marks; `-` is preparation.
-const PARTS: [&str; 8] = [
+const PARTS: [&str; 10] = [
     "calls_first_list",
     "calls_first_open",
     "calls_rescan",
     "calls_open",
+    "-",
+    "calls_rescan_watched",
     "-",
     "calls_rescan_1_changed",
     "-",
@@ -37,6 +39,12 @@ pub(crate) fn role() -> Result<()> {
     spawn::mark();
     drop(device.open()?);
     spawn::mark();
+    let watch = registry.watch()?;
+    registry.devices()?;
+    spawn::mark();
+    registry.devices()?;
+    spawn::mark();
+    drop(watch);
     let names: Vec<_> = listed.iter().map(|device| device.name().to_string()).collect();
     let rename_some = |count: usize, prefix: &str| -> Result<()> {
         for (device, name) in listed.iter().zip(&names).take(count) {

@@ -49,6 +49,9 @@ fn known(object: u16, method: u16) -> Option<&'static [u16]> {
     })
 }
 
+/// The number of completion vectors of every device.
+const COMPLETION_VECTORS: u32 = 3;
+
 impl World {
     pub(super) fn verbs_ioctl(
         &mut self,
@@ -111,7 +114,7 @@ impl World {
         if input.len() < spec.driver_data_in || output_len(call, UHW_OUT) < spec.driver_data_out {
             return Err(Errno::INVAL);
         }
-        put(call, 0, &1_u32.to_ne_bytes())?;
+        put(call, 0, &COMPLETION_VECTORS.to_ne_bytes())?;
         put(call, 1, &1_u64.to_ne_bytes())?;
         // Drivers up to 7.0 write their whole response, whatever the length.
         let response = spec.response.clone();

@@ -15,11 +15,12 @@ const BOTTOM: f64 = 460.0;
 const LABEL: f64 = 17.0;
 
 /// The curves: name of the figure, label, colour, whether dashed. libibverbs is red, this library blue.
-const CURVES: [(&str, &str, &str, bool); 7] = [
+const CURVES: [(&str, &str, &str, bool); 8] = [
     ("list_ibverbs", "ibv_get_device_list", "#c0392b", false),
     ("first_list_ibverbs", "the first of a process", "#c0392b", true),
     ("first_list", "uverbs: first list", "#1f5fa8", true),
     ("rescan", "uverbs: list again", "#1f5fa8", false),
+    ("rescan_watched", "the same, watched", "#6fa8dc", false),
     ("sweep", "names of both directories", "#666666", false),
     ("open", "uverbs: open, close", "#2a9d8f", false),
     ("open_ibverbs", "ibv_open_device, close", "#e08e45", false),

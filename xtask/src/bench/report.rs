@@ -3,11 +3,12 @@
 use super::figures::{Run, Times};
 
 /// The times that are compared, and their labels.
-const TIMES: [(&str, &str); 21] = [
+const TIMES: [(&str, &str); 22] = [
     ("sweep", "names of both class directories, read and thrown away"),
     ("list_ibverbs", "`ibv_get_device_list`"),
     ("rescan", "`Registry::devices`, nothing changed"),
-    ("rescan_1_changed", "the same, 1 device renamed"),
+    ("rescan_watched", "the same, with a watch attached"),
+    ("rescan_1_changed", "`Registry::devices`, 1 device renamed"),
     ("rescan_10_changed", "the same, 10 renamed"),
     ("rescan_100_changed", "the same, 100 renamed"),
     ("first_list_ibverbs", "`ibv_get_device_list`, the first of a process"),
@@ -27,9 +28,10 @@ const TIMES: [(&str, &str); 21] = [
     ("open_8_threads", "`Device::open`, close, 8 threads at once"),
 ];
 
-const COUNTS: [(&str, &str); 9] = [
+const COUNTS: [(&str, &str); 10] = [
     ("calls_first_list", "system calls, first list"),
     ("calls_rescan", "system calls, list, nothing changed"),
+    ("calls_rescan_watched", "system calls, list, watched, nothing changed"),
     ("calls_rescan_1_changed", "system calls, list, 1 renamed"),
     ("calls_rescan_10_changed", "system calls, list, 10 renamed"),
     ("calls_first_open", "system calls, first open and close"),
