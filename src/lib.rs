@@ -19,10 +19,12 @@
 //! ```
 //!
 //! # The tour
-//! - [`Host`]: `/sys`, `/dev` and RDMA netlink, taken once; [`Host::builder`] takes them from the caller,
+//! - [`Host`]: `/sys`, `/dev`, RDMA netlink and uevents, taken once; [`Host::builder`] takes them from the caller,
 //!   who may then sandbox the process.
 //! - [`Registry`]: looks at the host and keeps one record an instance. [`Registry::devices`] returns
 //!   [`Devices`], a list that does not change. It finds a device by name, GUID, netlink index or uverbs number.
+//! - [`Registry::watch`]: a [`Watch`] follows hot plug and reports each [`Change`]. [`Devices::changes_since`] is the
+//!   difference of two lists.
 //! - [`Device`]: a counted handle on one instance. It holds no descriptor and outlives the hardware.
 //! - [`Device::open`] returns a [`Context`], or an [`Error`] that names the device, the step and the cause.
 //!   [`OpenOptions`] demand more of an open, or less. [`Device::verify`] proves the same of a descriptor that another library opened.
@@ -47,7 +49,7 @@
 //!
 //! # Features
 //! None is on by default.
-//! - `tokio`: async events as a `Stream`.
+//! - `tokio`: async events, and the changes of a watch, as a `Stream`.
 //! - `serde`: `Serialize` for plain data, in the forms below.
 //! - `sim`: a simulated kernel, for tests and demonstrations ([`Host::open`] never uses it).
 //!

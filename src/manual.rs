@@ -12,6 +12,10 @@ pub mod open_protocol {}
 #[cfg_attr(not(doctest), doc = include_str!("../audits/kernel-facts.md"))]
 pub mod kernel_facts {}
 
+/// Hot plug: what a watch promises, each assumption with the world that breaks it, and what was explored.
+#[cfg_attr(not(doctest), doc = include_str!("../audits/hot-plug.md"))]
+pub mod hot_plug {}
+
 /// Why one mechanism was chosen over another.
 #[cfg_attr(not(doctest), doc = include_str!("../audits/decisions.md"))]
 pub mod decisions {}
