@@ -63,7 +63,7 @@
 //! - [`Name`] is a string: the name where it is UTF-8, else the name as it prints, escaped. Two names may have the
 //!   same string, so there is no `Deserialize`.
 //! - [`ErrorKind`] is its [`code`](ErrorKind::code), [`Step`] its [`name`](Step::name), [`CheckId`] its
-//!   [`name`](CheckId::name), [`Value`] a map of one key: `{"number": 3}`,
+//!   [`name`](CheckId::name), [`ResyncReason`] its [`name`](ResyncReason::name), [`Value`] a map of one key: `{"number": 3}`,
 //!   `{"guid": "..."}`, `{"device_number": {"major": 231, "minor": 192}}`, `{"time": [seconds, nanoseconds]}`, `{"name": "..."}`,
 //!   `{"word": "..."}`. A [`Check`] has `held` and `what` besides its fields.
 //! - Everything else is a map of its fields. Inode numbers take up to 64 bits, more than a number in JavaScript holds.

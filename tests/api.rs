@@ -21,14 +21,14 @@ macro_rules! all {
 
 // Threads may share each of these: no thread is part of their meaning.
 all!(is_static:
-    Allocation, AsyncEvent, Check, CheckId, Context, ContextClaim, Device, DeviceAttributes, DeviceFacts,
+    Allocation, AsyncEvent, Change, Check, CheckId, Context, ContextClaim, Device, DeviceAttributes, DeviceFacts,
     DeviceNumber, Devices, DevicesIntoIter, ErrorKind, Evidence, ExtendedAttributes,
     ForkSafety, Gid, GidEntry, Guid, Host, HostBuilder, Instance, Match, MatchedBy, Name, OpenOptions, Opened,
-    PortAttributes, PortRate, ProviderInfo, Registry, Step, Timestamp, UnprovenContext, Value,
+    PortAttributes, PortRate, ProviderInfo, Registry, ResyncReason, Step, Timestamp, UnprovenContext, Value, Watch,
 );
 all!(is_send_and_sync: AsyncEvents, PinnedView<'_>, Box<dyn DeviceProvider>, Box<dyn Provider>);
 #[cfg(feature = "tokio")]
-all!(is_send_and_sync: AsyncEventStream);
+all!(is_static: AsyncEventStream, WatchStream);
 #[cfg(feature = "sim")]
 all!(is_static: sim::DeviceId, sim::DeviceSpec, sim::Machine);
 all!(is_error: Error, ParseGuidError);
@@ -38,7 +38,7 @@ all!(is_number:
 );
 all!(is_debug:
     AsyncEvents, Context, Device, Devices, DevicesIntoIter, Host, Opened, PinnedView<'_>,
-    Registry, UnprovenContext,
+    Registry, UnprovenContext, Watch,
 );
 
 /// The constants of the kernel's numbers can be used in patterns, and in constants.

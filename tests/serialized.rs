@@ -4,7 +4,7 @@ use serde_json::{Value, json, to_value};
 use uverbs::sim::{DeviceSpec, Machine};
 use uverbs::{
     AsyncEventKind, Context, ContextClaim, Device, DeviceNumber, DriverId, ErrorKind, Guid, Host,
-    LinkLayer, NodeType, PortState, Registry,
+    LinkLayer, NodeType, PortState, Registry, ResyncReason,
 };
 
 fn device(machine: &Machine, spec: DeviceSpec) -> Device {
@@ -139,5 +139,8 @@ fn a_claim_round_trips() {
 
 #[test]
 fn kinds_of_errors_are_their_codes() {
+    for reason in [ResyncReason::EventsMissing, ResyncReason::Overflow] {
+        assert_eq!(to_value(reason).expect("JSON"), json!(reason.name()));
+    }
     assert_eq!(to_value(ErrorKind::NodeMismatch).expect("JSON"), json!("node_mismatch"));
 }

@@ -2,6 +2,8 @@
 
 mod differences;
 mod quiet;
+#[cfg(feature = "tokio")]
+mod stream;
 mod unheard;
 
 use std::time::Duration;
