@@ -38,13 +38,13 @@ fn run() -> uverbs::Result<()> {
             Change::Ready { device, .. } => match device.open() {
                 Ok(context) => {
                     println!("{device}: open, GUID {}", context.query_device()?.node_guid);
-                    contexts.insert(device, context);
+                    contexts.insert(device.instance(), context);
                 }
                 // It may be gone again.
                 Err(error) => eprintln!("{error}"),
             },
             Change::Removed { device, .. } | Change::Replaced { old: device, .. } => {
-                contexts.remove(&device);
+                contexts.remove(&device.instance());
             }
             _ => {}
         }
