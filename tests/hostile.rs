@@ -2,12 +2,16 @@
 #![allow(clippy::disallowed_methods)] // a test makes the trees that it passes in
 
 use std::fs;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use cap_std::ambient_authority;
 use cap_std::fs::Dir;
-use uverbs::{ErrorKind, Host, Registry};
+use rustix::net::netlink::{self, SocketAddrNetlink};
+use rustix::net::{AddressFamily, Protocol, SocketFlags, SocketType, bind, socket_with};
+use uverbs::{Change, ErrorKind, Host, HostBuilder, Registry, ResyncReason};
 
 /// A directory of this test. Dropping it removes the directory.
 struct Tree(PathBuf);
@@ -38,10 +42,14 @@ impl Tree {
         symlink(target, link).expect("made");
     }
 
-    fn host(&self, allow_foreign_sys: bool) -> uverbs::Result<Host> {
+    fn builder(&self) -> HostBuilder {
         let dir = |name: &str| Dir::open_ambient_dir(self.0.join(name), ambient_authority());
         let (sys, dev) = (dir("sys").expect("opened"), dir("dev").expect("opened"));
-        Host::builder().sys(sys).dev(dev).allow_foreign_sys(allow_foreign_sys).build()
+        Host::builder().sys(sys).dev(dev)
+    }
+
+    fn host(&self, allow_foreign_sys: bool) -> uverbs::Result<Host> {
+        self.builder().allow_foreign_sys(allow_foreign_sys).build()
     }
 
     fn registry(&self) -> Registry {
@@ -188,4 +196,57 @@ fn a_host_makes_no_socket_beside_what_is_handed_in() {
     if let Err(error) = builder().build().expect("a host").check_netlink() {
         assert!(error.raw_os_error().is_some(), "{error}");
     }
+}
+
+fn netlink_socket(protocol: Protocol, groups: u32) -> OwnedFd {
+    let (family, kind) = (AddressFamily::NETLINK, SocketType::RAW);
+    let socket = socket_with(family, kind, SocketFlags::CLOEXEC, Some(protocol)).expect("a socket");
+    bind(&socket, &SocketAddrNetlink::new(0, groups)).expect("bound");
+    socket
+}
+
+/// A uevent socket that is passed in has to be one, subscribed, and has one user at a time.
+#[test]
+fn a_uevent_socket_is_checked() {
+    let tree = Tree::new("socket");
+    let host = |socket: OwnedFd| tree.builder().allow_foreign_sys(true).uevents(socket).build();
+    let (stream, _) = std::os::unix::net::UnixStream::pair().expect("a pair");
+    for wrong in [
+        netlink_socket(netlink::KOBJECT_UEVENT, 0),
+        netlink_socket(netlink::KOBJECT_UEVENT, 2),
+        netlink_socket(netlink::GENERIC, 1),
+        stream.into(),
+    ] {
+        assert_eq!(host(wrong).expect_err("another socket").kind(), ErrorKind::Unsupported);
+    }
+    let file = fs::File::open(tree.0.join("sys")).expect("opened");
+    assert!(host(file.into()).is_err());
+
+    // Blocking, as a program may have made it. Group 2 has udev's messages, which are ignored.
+    let registry = Registry::new(host(netlink_socket(netlink::KOBJECT_UEVENT, 3)).expect("a host"));
+    let mut watch = registry.watch().expect("a watch");
+    assert_eq!(registry.watch().expect_err("it has one user").kind(), ErrorKind::Busy);
+    let began = Instant::now();
+    assert!(watch.wait(Some(Duration::from_millis(20))).expect("no error").is_none());
+    assert!(began.elapsed() >= Duration::from_millis(20));
+    // It is a descriptor of this process, and not readable.
+    watch.as_fd().try_clone_to_owned().expect("a descriptor");
+    drop(watch);
+    drop(registry.watch().expect("it is free again"));
+}
+
+/// On the clock and the timers of this machine.
+#[test]
+fn a_watch_without_uevents_finds_changes() {
+    let tree = Tree::new("watched");
+    let registry = tree.registry();
+    let mut watch = registry.watch().expect("a watch");
+    let mut next =
+        || watch.wait(Some(Duration::from_secs(20))).expect("no error").expect("a change");
+    let reason = ResyncReason::NoEvents;
+    assert!(matches!(next(), Change::Resynchronised { reason: found, .. } if found == reason));
+    tree.device(0);
+    assert_eq!(next().to_string(), "rxe0 (uverbs0): added");
+    fs::remove_file(tree.0.join("sys/class/infiniband_verbs/uverbs0")).expect("removed");
+    assert_eq!(next().to_string(), "rxe0 (uverbs0): removed");
 }
