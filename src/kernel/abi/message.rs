@@ -48,10 +48,10 @@ fn sender(header: &libc::msghdr) -> Option<(i32, u32)> {
     while !message.is_null() {
         // SAFETY: the macros return only headers that lie within the control messages. They may be unaligned.
         let found = unsafe { ptr::read_unaligned(message) };
+        // SAFETY: the macro only computes a length.
+        let least = unsafe { libc::CMSG_LEN(size_of::<libc::ucred>() as u32) } as usize;
         if (found.cmsg_level, found.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_CREDENTIALS)
-            // SAFETY: the macro only computes a length.
-            && found.cmsg_len as usize
-                >= unsafe { libc::CMSG_LEN(size_of::<libc::ucred>() as u32) } as usize
+            && found.cmsg_len as usize >= least
         {
             // SAFETY: the header is within the control messages, and its data follows it.
             let data = unsafe { libc::CMSG_DATA(message) }.cast::<libc::ucred>();
