@@ -11,6 +11,7 @@ mod play;
 mod real;
 mod script;
 mod side;
+pub(crate) mod uevents;
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -20,8 +21,7 @@ use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabiliti
 
 use crate::guest;
 use foreign::Foreign;
-use nldev::Elsewhere;
-pub(crate) use nldev::rename;
+pub(crate) use nldev::{Elsewhere, rename};
 use play::{Record, play};
 use real::Real;
 use script::{NEEDS, Needs, Script};

@@ -83,6 +83,7 @@ pub(crate) const ALL: &[(&str, Scenario)] = &[
     ("no_leak_under_leak_sanitizer", limits::no_leak),
     ("uverbs_reloaded", replacing::uverbs_reloaded),
     ("core_reloaded_with_index_reuse", replacing::core_reloaded),
+    ("uevents_as_simulated", crate::compare::uevents::all),
     ("simulator_is_true", crate::compare::sampled),
 ];
 
