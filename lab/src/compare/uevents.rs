@@ -12,6 +12,7 @@ use rustix::net::{
 use super::nldev::Elsewhere;
 use super::real::Real;
 use super::script::{self, Setup};
+use super::show::show;
 use super::side::{Side, Simulated};
 use crate::guest;
 
@@ -123,7 +124,7 @@ fn compare(causes: &[Cause], elsewhere: Option<&Elsewhere>) -> Result<Option<Str
     let mut recorded = Recorded(simulated.machine().clone());
     let on_simulated = play(&mut simulated, &mut recorded, causes)?;
     ensure!(on_real.len() > causes.len(), "the real kernel sent no event: {on_real:?}");
-    let shown = super::show(&causes, &on_real, &on_simulated);
+    let shown = show(&causes, &on_real, &on_simulated);
     println!("{shown}");
     Ok((on_real != on_simulated).then_some(shown))
 }

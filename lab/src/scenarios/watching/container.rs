@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use uverbs::{Host, Registry};
 
 use super::clock::{Clock, Reader, Time};
-use super::counted::{Part, Trace};
+use super::counted::{Trace, sweeps};
 use super::wire::Forger;
 use crate::guest;
 use crate::spawn::{self, mark};
@@ -223,11 +223,4 @@ pub(in crate::scenarios) fn forged() -> Result<()> {
     ensure!(received >= 2 * MESSAGES, "they did not arrive");
     ensure!(sweeps <= safety, "forged messages cause sweeps");
     Ok(())
-}
-
-/// How many sweeps are in a part, if another part is one sweep.
-pub(super) fn sweeps(part: &Part, one: &Part) -> Result<u64> {
-    let directories = one.count("getdents64(");
-    ensure!(directories > 0, "a sweep reads no directory: {:?}", one.lines);
-    Ok(part.count("getdents64(").div_ceil(directories) as u64)
 }

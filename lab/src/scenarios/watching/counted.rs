@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use uverbs::{Change, Host, Registry};
 
-use super::container::sweeps;
 use crate::compare::rename;
 use crate::guest;
 use crate::spawn::{self, MARK, mark};
@@ -60,6 +59,13 @@ impl Trace {
         let line = self.output.lines().find_map(|line| line.strip_prefix(name));
         Ok(line.with_context(|| format!("no {name} in {}", self.output))?.trim().parse()?)
     }
+}
+
+/// How many sweeps are in a part, if another part is one sweep.
+pub(super) fn sweeps(part: &Part, one: &Part) -> Result<u64> {
+    let directories = one.count("getdents64(");
+    ensure!(directories > 0, "a sweep reads no directory: {:?}", one.lines);
+    Ok(part.count("getdents64(").div_ceil(directories) as u64)
 }
 
 /// How many lists the role makes one after the other.

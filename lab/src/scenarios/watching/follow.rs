@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use uverbs::{Registry, Watch};
 
-use super::Replay;
+use super::replay::Replay;
 use crate::guest;
 
 pub(super) struct Follower {
@@ -19,7 +19,7 @@ pub(super) struct Follower {
 
 impl Follower {
     pub(super) fn start(registry: &Registry) -> Result<Self> {
-        let (mut watch, replay) = super::watch(registry)?;
+        let (mut watch, replay) = super::replay::watch(registry)?;
         let replay = Arc::new(Mutex::new(replay));
         let stop = Arc::new(AtomicBool::new(false));
         let thread = std::thread::spawn({
@@ -28,7 +28,8 @@ impl Follower {
                 let mut errors = Vec::new();
                 loop {
                     let is_last = stop.load(Relaxed);
-                    let limit = if is_last { super::SETTLED } else { Duration::from_millis(100) };
+                    let limit =
+                        if is_last { super::replay::SETTLED } else { Duration::from_millis(100) };
                     match watch.wait(Some(limit)) {
                         Ok(Some(change)) => {
                             replay.lock().unwrap_or_else(PoisonError::into_inner).apply(&change)?;

@@ -9,7 +9,7 @@ use futures_core::Stream as _;
 use uverbs::Change;
 
 use super::follow::Follower;
-use super::{Replay, is_added, next, watch};
+use super::replay::{Replay, is_added, next, watch};
 use crate::compare::rename;
 use crate::scenarios::expect::registry;
 use crate::{alloc, guest};
@@ -37,7 +37,7 @@ pub(in crate::scenarios) fn unload() -> Result<()> {
     followed.is_exact(&watch)?;
     let mut errors = Vec::new();
     loop {
-        match idle.wait(Some(super::SETTLED)) {
+        match idle.wait(Some(super::replay::SETTLED)) {
             Ok(Some(change)) => replay.apply(&change)?,
             Ok(None) => break,
             Err(error) => errors.push(error.to_string()),
@@ -130,7 +130,7 @@ pub(in crate::scenarios) fn memory() -> Result<()> {
         guest::hca("add name=come guid=00000000000000a0")?;
         next(&mut watch, &mut replay, SOON, is_added)?;
         guest::hca("del-sync name=come")?;
-        next(&mut watch, &mut replay, SOON, super::is_removed)?;
+        next(&mut watch, &mut replay, SOON, super::replay::is_removed)?;
         if round == 20 {
             early = Some(alloc::live_bytes());
         }

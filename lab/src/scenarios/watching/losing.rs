@@ -6,8 +6,8 @@ use anyhow::{Context as _, Result, ensure};
 use uverbs::{Host, Registry};
 
 use super::clock::Clock;
+use super::replay::{is_added, is_removed, is_renamed, next, watch};
 use super::wire;
-use super::{is_added, is_removed, is_renamed, next, watch};
 use crate::compare::rename;
 use crate::guest;
 use crate::scenarios::expect::{listed, registry};

@@ -14,7 +14,7 @@ use uverbs::{Change, Watch};
 
 use super::clock::{Clock, Reader, Time};
 use super::loads::Loads;
-use super::{Ino, Replay, watch};
+use super::replay::{Ino, Replay, watch};
 use crate::compare::{Elsewhere, rename};
 use crate::guest;
 use crate::scenarios::expect::registry;
@@ -71,7 +71,7 @@ fn follow(changes: usize, must_be_prompt: bool) -> Result<()> {
                 slowest = slowest.max(began.elapsed());
             }
             println!("    the longest wait for at most 20 ms took {slowest:?}");
-            while let Some(change) = watch.wait(Some(super::SETTLED))? {
+            while let Some(change) = watch.wait(Some(super::replay::SETTLED))? {
                 note(&mut replay, &mut heard, &change)?;
             }
             Ok(heard)
