@@ -207,6 +207,10 @@ impl Follower {
                 self.unready.hurry(now);
             }
         }
+        if !self.queue.is_empty() {
+            // A check may take a netlink dump of all devices. What was found is not made to wait for that.
+            return;
+        }
         let (unready, queue) = (&mut self.unready, &mut self.queue);
         unready.check(now, |device| queue.push_back(Ok(Change::Ready { device })));
     }

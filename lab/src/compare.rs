@@ -10,7 +10,9 @@ mod pages;
 mod play;
 mod real;
 mod script;
+mod show;
 mod side;
+pub(crate) mod uevents;
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -20,11 +22,11 @@ use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabiliti
 
 use crate::guest;
 use foreign::Foreign;
-use nldev::Elsewhere;
-pub(crate) use nldev::rename;
+pub(crate) use nldev::{Elsewhere, rename};
 use play::{Record, play};
 use real::Real;
 use script::{NEEDS, Needs, Script};
+use show::show;
 use side::{Side, Simulated};
 
 /// How long the sampled scenario may run, and the share of it, in tenths, that each of [`NEEDS`] gets.
@@ -330,23 +332,4 @@ fn control(foreign: &Foreign) -> Result<()> {
     let simulated = on_simulated(Simulated::wrong(&script.setup)?, &script, foreign)?;
     ensure!(real != simulated, "a wrong kernel was not caught: the comparison proves nothing");
     Ok(())
-}
-
-/// The differences between the two records.
-fn show(script: &dyn std::fmt::Debug, real: &Record, simulated: &Record) -> String {
-    let mut lines = vec![format!("{script:?}")];
-    for at in 0..real.len().max(simulated.len()) {
-        match (real.get(at), simulated.get(at)) {
-            (Some(real), Some(simulated)) if real == simulated => {
-                lines.push(format!("      {real}"))
-            }
-            (real, simulated) => {
-                let word =
-                    |record: Option<&String>| record.cloned().unwrap_or("nothing".to_owned());
-                lines.push(format!("REAL  {}", word(real)));
-                lines.push(format!("SIM   {}", word(simulated)));
-            }
-        }
-    }
-    lines.join("\n")
 }

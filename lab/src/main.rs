@@ -6,6 +6,7 @@
 //! [--shard I/N] | --old-rule]` disturbs programs at each of their system calls. `uverbs-lab compare [--full |
 //! --seconds N]` compares the simulated kernel with the real one. `uverbs-lab soak [--replacements N]` opens
 //! devices while they are replaced. `uverbs-lab bench [--most DEVICES]` measures the cost of listing and opening.
+//! `uverbs-lab latency [--most DEVICES] [--rounds N]` measures how soon a watch reports a change.
 //! `uverbs-lab role NAME ARG…` is a program that a scenario starts under strace, as another user or in a namespace.
 
 mod alloc;
@@ -14,6 +15,7 @@ mod boundary;
 mod compare;
 mod guest;
 mod ibverbs;
+mod latency;
 mod roles;
 mod runner;
 mod scenarios;
@@ -33,6 +35,7 @@ fn main() -> ExitCode {
         ["boundary", ref rest @ ..] => boundary::run(rest),
         ["compare", ref rest @ ..] => compare::run(rest),
         ["bench", ref rest @ ..] => bench::run(rest),
+        ["latency", ref rest @ ..] => latency::run(rest),
         ["soak", ref rest @ ..] => scenarios::soak::run(rest),
         ["role", name, ref rest @ ..] => roles::run(name, rest),
         ["list"] => {
@@ -41,7 +44,7 @@ fn main() -> ExitCode {
         }
         _ => {
             eprintln!(
-                "usage: uverbs-lab scenarios [--without-samples] [FILTER...] | scenario NAME | boundary [--full [--spread I/N] [--shard I/N] | --old-rule] | compare [--full | --seconds N | --old-rule] | soak [--replacements N | --old-rule] | bench [--most DEVICES] | role NAME ... | list"
+                "usage: uverbs-lab scenarios [--without-samples] [FILTER...] | scenario NAME | boundary [--full [--spread I/N] [--shard I/N] | --old-rule] | compare [--full | --seconds N | --old-rule] | soak [--replacements N | --old-rule] | bench [--most DEVICES] | latency [--most DEVICES] [--rounds N] | role NAME ... | list"
             );
             return ExitCode::from(2);
         }

@@ -13,6 +13,7 @@ use seccompiler::{
 use uverbs::{Device, ErrorKind, Host, Registry};
 
 use crate::ibverbs::Ibverbs;
+use crate::scenarios::watching;
 use crate::spawn::mark;
 use crate::{bench, guest};
 
@@ -47,6 +48,10 @@ pub(crate) fn run(name: &str, args: &[&str]) -> Result<()> {
         ("crowd", [device, count]) => crowd(device, count.parse()?),
         ("churn", [device]) => churn(device),
         ("tide", [node]) => crate::scenarios::soak::tide::role(node),
+        ("watch-follow", []) => watching::follow_role(),
+        ("watch-forged", []) => watching::forge_role(),
+        ("watch-idle", []) => watching::idle_role(),
+        ("watch-synthetic", []) => watching::synthetic_role(),
         ("first-list", [which]) => bench::first_list(which),
         ("counted", []) => bench::counted_role(),
         _ => bail!("no such role: {name} {args:?}"),

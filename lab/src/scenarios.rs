@@ -12,6 +12,7 @@ mod queries;
 mod replacing;
 pub(crate) mod soak;
 mod traced;
+pub(crate) mod watching;
 
 use anyhow::Result;
 
@@ -75,6 +76,18 @@ pub(crate) const ALL: &[(&str, Scenario)] = &[
     ("openat2_blocked", traced::openat2_blocked),
     ("example_hotplug", traced::example_hotplug),
     ("example_handed_in", traced::example_handed_in),
+    ("watch_beside_random_changes", watching::on_a_thread),
+    ("watch_and_loaded_modules", watching::loads),
+    ("watch_read_between_random_changes", watching::between),
+    ("watch_reports_a_removal_that_waits", watching::blocked),
+    ("watch_overflow", watching::burst),
+    ("watch_forged_events", watching::container::forged),
+    ("watch_repeated_events", watching::synthetic),
+    ("watch_in_a_container", watching::container::events_of_doubles),
+    ("watch_without_events", watching::container::without_events),
+    ("watch_as_a_tokio_stream", watching::a_stream),
+    ("watch_system_calls", watching::idle),
+    ("watch_does_not_grow", watching::memory),
     ("boundaries_see_deaths_hangs_and_threads", crate::boundary::deaths_hangs_and_threads),
     ("every_system_call_bounded", crate::boundary::sampled),
     ("control_every_system_call", crate::boundary::control),
@@ -83,6 +96,8 @@ pub(crate) const ALL: &[(&str, Scenario)] = &[
     ("no_leak_under_leak_sanitizer", limits::no_leak),
     ("uverbs_reloaded", replacing::uverbs_reloaded),
     ("core_reloaded_with_index_reuse", replacing::core_reloaded),
+    ("watch_while_modules_are_reloaded", watching::unload),
+    ("uevents_as_simulated", crate::compare::uevents::all),
     ("simulator_is_true", crate::compare::sampled),
 ];
 

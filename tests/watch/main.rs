@@ -6,9 +6,11 @@ mod quiet;
 mod stream;
 mod unheard;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
-use uverbs::sim::{DeviceSpec, Machine};
+use uverbs::sim::{CallKind, DeviceSpec, Machine, Verdict};
 use uverbs::{Change, Devices, Host, Registry, ResyncReason, Watch};
 
 fn machine() -> (Machine, Registry) {
@@ -68,6 +70,25 @@ fn each_change_is_reported_once() {
         ]
     );
     assert_eq!(changes(&mut watch), [""; 0]);
+}
+
+#[test]
+fn an_addition_is_not_made_to_wait_for_the_check() {
+    let (machine, registry) = machine();
+    let mut watch = registry.watch().expect("a watch");
+    machine.add(device("new")).expect("added");
+    let queries = Arc::new(AtomicUsize::new(0));
+    machine.on_call({
+        let queries = queries.clone();
+        move |_, call| {
+            queries.fetch_add(usize::from(call.kind() == CallKind::Recv), Relaxed);
+            Verdict::Continue
+        }
+    });
+    let first = watch.try_next().expect("no error").expect("a change");
+    assert_eq!((first.to_string(), queries.load(Relaxed)), ("new (uverbs0): added".into(), 0));
+    assert_eq!(at_once(&mut watch), ["new (uverbs0): ready"]);
+    assert_ne!(queries.load(Relaxed), 0);
 }
 
 #[test]

@@ -74,7 +74,7 @@ fn set_exclusive(exclusive: bool) -> Result<()> {
 }
 
 /// Another network namespace, in exclusive mode. Dropping it returns to shared mode.
-pub(super) struct Elsewhere {
+pub(crate) struct Elsewhere {
     namespaces: Option<Namespaces>,
 }
 
@@ -84,7 +84,7 @@ struct Namespaces {
 }
 
 impl Elsewhere {
-    pub(super) fn new() -> Result<Self> {
+    pub(crate) fn new() -> Result<Self> {
         set_exclusive(true)?;
         // From here on the mode is reset, whatever fails.
         let mut elsewhere = Self { namespaces: None };
@@ -100,7 +100,7 @@ impl Elsewhere {
     }
 
     /// Moves a device there, or back.
-    pub(super) fn set(&self, index: u32, away: bool) -> Result<std::result::Result<(), i32>> {
+    pub(crate) fn set(&self, index: u32, away: bool) -> Result<std::result::Result<(), i32>> {
         let Namespaces { home, there } = self.namespaces.as_ref().context("no namespaces")?;
         let (from, to) = if away { (home, there) } else { (there, home) };
         let fd = to.as_raw_fd().to_ne_bytes();
@@ -110,7 +110,7 @@ impl Elsewhere {
     }
 
     /// Renames a device that is there.
-    pub(super) fn rename(&self, index: u32, name: &str) -> Result<std::result::Result<(), i32>> {
+    pub(crate) fn rename(&self, index: u32, name: &str) -> Result<std::result::Result<(), i32>> {
         let Namespaces { there, .. } = self.namespaces.as_ref().context("no namespaces")?;
         within(there, || rename(index, name))
     }

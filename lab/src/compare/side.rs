@@ -72,6 +72,10 @@ impl Simulated {
         Ok(Self { machine, devices: Vec::new() })
     }
 
+    pub(super) fn machine(&self) -> &Machine {
+        &self.machine
+    }
+
     /// A simulated kernel that refuses netlink requests by index in a case where the real one answers them: while a
     /// removal waits.
     pub(super) fn wrong(setup: &Setup) -> Result<Self> {
@@ -108,11 +112,11 @@ impl Side for Simulated {
 
     fn change_namespace(&mut self, device: usize, for_good: bool) -> Result<Outcome> {
         let device = self.devices[device];
-        let changed = self.machine.recreate_uverbs(device);
-        if changed.is_ok() && for_good {
-            self.machine.set_netns_visible(device, false);
+        let moved = self.machine.move_netns(device, false);
+        if moved.is_err() || for_good {
+            return Ok(moved);
         }
-        Ok(changed)
+        Ok(self.machine.move_netns(device, true))
     }
 
     fn evict(&mut self) -> Result<()> {

@@ -435,6 +435,9 @@ impl World {
         self.rdma_event("remove", id, None);
         self.remove_uverbs(id);
         self.set_netns_visible(id, visible);
+        // The kernel renames it to its own name (`device_rename`), in the namespace that it comes to.
+        let path = self.rdma_devpath(id);
+        self.rdma_event("move", id, Some(&path));
         self.devices[id].added = None;
         while self.add_step(id).is_some() {}
         Ok(())
