@@ -259,7 +259,7 @@ impl Registry {
         if state.spare.len() < SPARE {
             state.spare.push(sweeps);
         }
-        if let (Some(quiet), Some(begin)) = (&mut state.quiet, begin) {
+        if let (Some(quiet), Some(begin)) = (&mut state.quiet, &begin) {
             quiet.end(begin);
         }
         let devices = state.devices.clone();
