@@ -95,6 +95,10 @@ struct Follower {
     has_registered: bool,
     /// The last list failed, and that was reported.
     has_failed: bool,
+    /// Messages may be left in the socket.
+    has_more: bool,
+    /// Messages were lost, and the queue has not been read to its end since.
+    losing: Option<Lost>,
 }
 
 impl Registry {
@@ -162,6 +166,8 @@ impl Registry {
             unready: Unready::default(),
             has_registered: false,
             has_failed: false,
+            has_more: false,
+            losing: None,
         };
         if follower.uevents.is_none() {
             if let Some(error) = refused {
@@ -181,9 +187,10 @@ impl Follower {
         self.attached.registry().host().kernel()
     }
 
-    fn try_next(&mut self) -> Result<Option<Change>> {
+    /// `epoll` is the descriptor that waits for the socket.
+    fn try_next(&mut self, epoll: &Handle) -> Result<Option<Change>> {
         if self.queue.is_empty() {
-            self.look();
+            self.look(epoll);
             if let Err(error) = self.set_alarm() {
                 self.queue.push_back(Err(error));
             }
@@ -192,8 +199,8 @@ impl Follower {
     }
 
     /// Reads what is queued, lists if that is due, and queues what has changed.
-    fn look(&mut self) {
-        self.listen();
+    fn look(&mut self, epoll: &Handle) {
+        self.listen(epoll);
         let now = self.kernel().now();
         if self.pace.is_due(now) {
             self.sweep(now);
@@ -211,12 +218,15 @@ impl Follower {
         unready.check(now, |device| queue.push_back(Ok(Change::Ready { device })));
     }
 
-    fn listen(&mut self) {
+    fn listen(&mut self, epoll: &Handle) {
+        self.has_more = false;
         let Some(uevents) = &self.uevents else { return };
         let heard = match uevents.drain() {
             Ok(heard) => heard,
             Err(error) => {
-                // A socket that fails would be readable all the time. Closing it ends that.
+                // A socket that fails would be readable all the time. Closing it is not enough: one that was passed in
+                // stays open.
+                let _ = self.kernel().epoll_remove(epoll, uevents.handle());
                 self.uevents = None;
                 self.pace.is_deaf(self.kernel().now());
                 self.attached.set_deaf(true);
@@ -234,7 +244,12 @@ impl Follower {
             self.has_registered = true;
             self.unready.hurry(now);
         }
-        if let Some(lost) = heard.lost
+        // After a loss the kernel drops what comes until the queue is empty, and does not report that again
+        // (`netlink_overrun`, `net/netlink/af_netlink.c`).
+        let lost = heard.lost.or(self.losing);
+        self.has_more = heard.more;
+        self.losing = lost.filter(|_| heard.more);
+        if let Some(lost) = lost
             && self.pace.lose(now)
         {
             let reason = match lost {
@@ -289,6 +304,9 @@ impl Follower {
     fn set_alarm(&mut self) -> Result<()> {
         let due = self.pace.due();
         let due = self.unready.due().map_or(due, |unready| unready.min(due));
+        // At once, for a caller that waits before it reads what is queued. What is left in the socket causes no edge
+        // of its own.
+        let due = if self.has_more || !self.queue.is_empty() { Duration::ZERO } else { due };
         let kernel = self.attached.registry().host().kernel();
         self.alarm.set(kernel, due)
     }
@@ -300,11 +318,11 @@ impl Watch {
     /// # Errors
     /// The error of a list or of a system call. The watch can still be used.
     pub fn try_next(&mut self) -> Result<Option<Change>> {
-        self.follower.try_next()
+        self.follower.try_next(&self.epoll)
     }
 
     /// Waits for the next change, for at most `timeout`, or without a limit if that is `None`. Returns `None` if the
-    /// time is over. A change that has already happened is returned whatever the timeout.
+    /// time is over. It looks at least once, whatever the timeout.
     ///
     /// # Errors
     /// As [`try_next`](Self::try_next).
@@ -371,3 +389,6 @@ impl fmt::Debug for Watch {
         f.debug_struct("Watch").field("devices", &self.follower.seen).finish_non_exhaustive()
     }
 }
+
+#[cfg(all(test, feature = "sim"))]
+mod tests;

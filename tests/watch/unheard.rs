@@ -187,6 +187,36 @@ fn an_overflow_is_reported_and_harmless() {
     assert_eq!((count("added"), count("ready"), found.len()), (500, 500, 1001));
 }
 
+/// Until the queue has been read to its end, the kernel drops what comes and does not report it again.
+#[test]
+fn what_is_dropped_while_an_overflow_is_read_is_found() {
+    let (machine, registry) = machine();
+    let mut watch = registry.watch().expect("a watch");
+    machine.set_uevent_room(1500);
+    for _ in 0..1501 {
+        machine.foreign_uevent(b"add@/d/fuse\0ACTION=add\0SUBSYSTEM=bdi\0");
+    }
+    let overflow = "resynchronised: uevents were lost: the socket's buffer was full";
+    assert_eq!(watch.try_next().expect("no error").expect("a change").to_string(), overflow);
+    machine.add(device("rxe0")).expect("added");
+    let mut found = Vec::new();
+    let end = machine.clock() + Duration::from_millis(110);
+    while let Some(change) = watch.wait(Some(end - machine.clock())).expect("no error") {
+        found.push(change.to_string());
+    }
+    assert!(found.contains(&"rxe0 (uverbs0): added".into()), "{found:?}");
+}
+
+/// In a user namespace to which root is not mapped, the kernel's messages come from the overflow user.
+#[test]
+fn events_arrive_where_root_is_not_mapped() {
+    let (machine, registry) = machine();
+    let mut watch = registry.watch().expect("a watch");
+    machine.set_root_uid(65_534);
+    machine.add(device("rxe0")).expect("added");
+    assert_eq!(at_once(&mut watch), ["rxe0 (uverbs0): added", "rxe0 (uverbs0): ready"]);
+}
+
 #[test]
 fn a_cut_event_is_reported_and_harmless() {
     let (machine, registry) = machine();
