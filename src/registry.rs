@@ -121,8 +121,9 @@ impl Registry {
     /// counts. Then the list may lack a new device, but never a known one.
     ///
     /// While the registry is [watched](Self::watch), the call takes one system call if no uevent has come since the
-    /// last sweep, which was less than a second ago. The list is then that of the last sweep. Where uevents do not
-    /// arrive, each call sweeps.
+    /// last sweep, which was less than a second ago. The list is then that of the last sweep. So where
+    /// a uevent was lost, it may be up to a second old. Where the watch has found that uevents do not arrive, each call
+    /// sweeps.
     ///
     /// The system calls may wait in the kernel for devices that are being added or removed. No lock is held during the
     /// sweeps; one is while changed entries are looked at, for which other threads that list then wait. With

@@ -38,8 +38,8 @@ const ROOM: usize = 4 << 20;
 /// Follows the devices of a [`Registry`]: reports each [`Change`] ([`Registry::watch`]).
 ///
 /// The changes are exact: applied to the list that the watch began with, they give the list of the host. A device that was
-/// there for less than some milliseconds may be missing from them. Whenever the watch may have missed something,
-/// it reports [`Change::Resynchronised`].
+/// there for less than some milliseconds may be missing from them. Where the kernel reports that events were lost, so does
+/// the watch ([`Change::Resynchronised`]).
 ///
 /// # Waiting
 /// [`wait`](Self::wait) and the iterator block the calling thread. [`try_next`](Self::try_next) does not. The
@@ -55,7 +55,8 @@ const ROOM: usize = 4 << 20;
 ///
 /// # Errors
 /// An error of a list, such as one while ib_uverbs is being unloaded, is returned once. The watch goes on, and tries
-/// again after 100 ms.
+/// again after 100 ms. A device that cannot be read is looked at again, too, less and less often; its error is in
+/// [`devices().faults()`](Devices::faults).
 ///
 /// # Fork
 /// A forked child shares the descriptors with its parent. It must not use the watch.
@@ -264,8 +265,9 @@ impl Follower {
         match self.attached.registry().sweep() {
             Ok(found) => {
                 self.has_failed = false;
+                let has_faults = found.faults().next().is_some();
                 let has_changed = self.take(found);
-                if self.pace.swept(now, self.kernel().now(), has_changed) {
+                if self.pace.swept(now, self.kernel().now(), has_changed, has_faults) {
                     self.attached.set_deaf(true);
                     let reason = ResyncReason::EventsMissing;
                     self.queue.push_back(Ok(Change::Resynchronised { reason }));
