@@ -283,10 +283,14 @@ fn set_up(device: &Device) {
 }
 
 impl State {
-    /// The devices that are kept but not listed.
+    /// The devices that are kept and may not be listed: those that could not be read, and those that were looked up by
+    /// their index, which have no link of their name yet.
     fn unlisted(&self) -> Vec<Device> {
-        let unlisted = self.entries.iter().filter(|entry| entry.fault.is_some());
-        unlisted.filter_map(|entry| Some(entry.seen.as_ref()?.device.clone())).collect()
+        let unlisted = self.entries.iter().filter_map(|entry| {
+            let seen = entry.seen.as_ref()?;
+            (entry.fault.is_some() || seen.name_link.is_none()).then(|| seen.device.clone())
+        });
+        unlisted.collect()
     }
 
     /// Whether nothing has to be looked at again as long as the sweeps stay the same.
