@@ -385,6 +385,19 @@ impl Kernel {
         }
     }
 
+    /// `epoll_ctl(epoll, EPOLL_CTL_DEL, fd)`.
+    pub(crate) fn epoll_remove(&self, epoll: &Handle, fd: &Handle) -> Sys<()> {
+        match (self, epoll, fd) {
+            (Self::Linux, Handle::Real(epoll), Handle::Real(fd)) => linux::epoll_remove(epoll, fd),
+            #[cfg(feature = "sim")]
+            (Self::Sim(machine), Handle::Sim(epoll), Handle::Sim(fd)) => {
+                machine.epoll_remove(epoll, fd)
+            }
+            #[cfg(feature = "sim")]
+            _ => Err(Errno::BADF),
+        }
+    }
+
     /// `clock_gettime(CLOCK_MONOTONIC)`, which is no system call: the vDSO answers it.
     pub(crate) fn now(&self) -> Duration {
         match self {

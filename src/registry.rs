@@ -121,8 +121,9 @@ impl Registry {
     /// counts. Then the list may lack a new device, but never a known one.
     ///
     /// While the registry is [watched](Self::watch), the call takes one system call if no uevent has come since the
-    /// last sweep, which was less than a second ago. The list is then that of the last sweep. Where uevents do not
-    /// arrive, each call sweeps.
+    /// last sweep, which was less than a second ago. The list is then that of the last sweep. So where
+    /// a uevent was lost, it may be up to a second old. Where the watch has found that uevents do not arrive, each call
+    /// sweeps.
     ///
     /// The system calls may wait in the kernel for devices that are being added or removed. No lock is held during the
     /// sweeps; one is while changed entries are looked at, for which other threads that list then wait. With
@@ -259,7 +260,7 @@ impl Registry {
         if state.spare.len() < SPARE {
             state.spare.push(sweeps);
         }
-        if let (Some(quiet), Some(begin)) = (&mut state.quiet, begin) {
+        if let (Some(quiet), Some(begin)) = (&mut state.quiet, &begin) {
             quiet.end(begin);
         }
         let devices = state.devices.clone();
@@ -282,10 +283,14 @@ fn set_up(device: &Device) {
 }
 
 impl State {
-    /// The devices that are kept but not listed.
+    /// The devices that are kept and may not be listed: those that could not be read, and those that were looked up by
+    /// their index, which have no link of their name yet.
     fn unlisted(&self) -> Vec<Device> {
-        let unlisted = self.entries.iter().filter(|entry| entry.fault.is_some());
-        unlisted.filter_map(|entry| Some(entry.seen.as_ref()?.device.clone())).collect()
+        let unlisted = self.entries.iter().filter_map(|entry| {
+            let seen = entry.seen.as_ref()?;
+            (entry.fault.is_some() || seen.name_link.is_none()).then(|| seen.device.clone())
+        });
+        unlisted.collect()
     }
 
     /// Whether nothing has to be looked at again as long as the sweeps stay the same.

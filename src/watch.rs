@@ -38,8 +38,8 @@ const ROOM: usize = 4 << 20;
 /// Follows the devices of a [`Registry`]: reports each [`Change`] ([`Registry::watch`]).
 ///
 /// The changes are exact: applied to the list that the watch began with, they give the list of the host. A device that was
-/// there for less than some milliseconds may be missing from them. Whenever the watch may have missed something,
-/// it reports [`Change::Resynchronised`].
+/// there for less than some milliseconds may be missing from them. Where the kernel reports that events were lost, so does
+/// the watch ([`Change::Resynchronised`]).
 ///
 /// # Waiting
 /// [`wait`](Self::wait) and the iterator block the calling thread. [`try_next`](Self::try_next) does not. The
@@ -55,7 +55,8 @@ const ROOM: usize = 4 << 20;
 ///
 /// # Errors
 /// An error of a list, such as one while ib_uverbs is being unloaded, is returned once. The watch goes on, and tries
-/// again after 100 ms.
+/// again after 100 ms. A device that cannot be read is looked at again, too, less and less often; its error is in
+/// [`devices().faults()`](Devices::faults).
 ///
 /// # Fork
 /// A forked child shares the descriptors with its parent. It must not use the watch.
@@ -95,6 +96,10 @@ struct Follower {
     has_registered: bool,
     /// The last list failed, and that was reported.
     has_failed: bool,
+    /// Messages may be left in the socket.
+    has_more: bool,
+    /// Messages were lost, and the queue has not been read to its end since.
+    losing: Option<Lost>,
 }
 
 impl Registry {
@@ -162,6 +167,8 @@ impl Registry {
             unready: Unready::default(),
             has_registered: false,
             has_failed: false,
+            has_more: false,
+            losing: None,
         };
         if follower.uevents.is_none() {
             if let Some(error) = refused {
@@ -181,9 +188,10 @@ impl Follower {
         self.attached.registry().host().kernel()
     }
 
-    fn try_next(&mut self) -> Result<Option<Change>> {
+    /// `epoll` is the descriptor that waits for the socket.
+    fn try_next(&mut self, epoll: &Handle) -> Result<Option<Change>> {
         if self.queue.is_empty() {
-            self.look();
+            self.look(epoll);
             if let Err(error) = self.set_alarm() {
                 self.queue.push_back(Err(error));
             }
@@ -192,8 +200,8 @@ impl Follower {
     }
 
     /// Reads what is queued, lists if that is due, and queues what has changed.
-    fn look(&mut self) {
-        self.listen();
+    fn look(&mut self, epoll: &Handle) {
+        self.listen(epoll);
         let now = self.kernel().now();
         if self.pace.is_due(now) {
             self.sweep(now);
@@ -215,12 +223,15 @@ impl Follower {
         unready.check(now, |device| queue.push_back(Ok(Change::Ready { device })));
     }
 
-    fn listen(&mut self) {
+    fn listen(&mut self, epoll: &Handle) {
+        self.has_more = false;
         let Some(uevents) = &self.uevents else { return };
         let heard = match uevents.drain() {
             Ok(heard) => heard,
             Err(error) => {
-                // A socket that fails would be readable all the time. Closing it ends that.
+                // A socket that fails would be readable all the time. Closing it is not enough: one that was passed in
+                // stays open.
+                let _ = self.kernel().epoll_remove(epoll, uevents.handle());
                 self.uevents = None;
                 self.pace.is_deaf(self.kernel().now());
                 self.attached.set_deaf(true);
@@ -238,7 +249,12 @@ impl Follower {
             self.has_registered = true;
             self.unready.hurry(now);
         }
-        if let Some(lost) = heard.lost
+        // After a loss the kernel drops what comes until the queue is empty, and does not report that again
+        // (`netlink_overrun`, `net/netlink/af_netlink.c`).
+        let lost = heard.lost.or(self.losing);
+        self.has_more = heard.more;
+        self.losing = lost.filter(|_| heard.more);
+        if let Some(lost) = lost
             && self.pace.lose(now)
         {
             let reason = match lost {
@@ -253,8 +269,9 @@ impl Follower {
         match self.attached.registry().sweep() {
             Ok(found) => {
                 self.has_failed = false;
+                let has_faults = found.faults().next().is_some();
                 let has_changed = self.take(found);
-                if self.pace.swept(now, self.kernel().now(), has_changed) {
+                if self.pace.swept(now, self.kernel().now(), has_changed, has_faults) {
                     self.attached.set_deaf(true);
                     let reason = ResyncReason::EventsMissing;
                     self.queue.push_back(Ok(Change::Resynchronised { reason }));
@@ -293,6 +310,9 @@ impl Follower {
     fn set_alarm(&mut self) -> Result<()> {
         let due = self.pace.due();
         let due = self.unready.due().map_or(due, |unready| unready.min(due));
+        // At once, for a caller that waits before it reads what is queued. What is left in the socket causes no edge
+        // of its own.
+        let due = if self.has_more || !self.queue.is_empty() { Duration::ZERO } else { due };
         let kernel = self.attached.registry().host().kernel();
         self.alarm.set(kernel, due)
     }
@@ -304,11 +324,11 @@ impl Watch {
     /// # Errors
     /// The error of a list or of a system call. The watch can still be used.
     pub fn try_next(&mut self) -> Result<Option<Change>> {
-        self.follower.try_next()
+        self.follower.try_next(&self.epoll)
     }
 
     /// Waits for the next change, for at most `timeout`, or without a limit if that is `None`. Returns `None` if the
-    /// time is over. A change that has already happened is returned whatever the timeout.
+    /// time is over. It looks at least once, whatever the timeout.
     ///
     /// # Errors
     /// As [`try_next`](Self::try_next).
@@ -375,3 +395,6 @@ impl fmt::Debug for Watch {
         f.debug_struct("Watch").field("devices", &self.follower.seen).finish_non_exhaustive()
     }
 }
+
+#[cfg(all(test, feature = "sim"))]
+mod tests;

@@ -171,6 +171,10 @@ pub(super) fn epoll_add(epoll: &OwnedFd, fd: &OwnedFd) -> Sys<()> {
     epoll::add(epoll, fd, epoll::EventData::new_u64(0), epoll::EventFlags::IN)
 }
 
+pub(super) fn epoll_remove(epoll: &OwnedFd, fd: &OwnedFd) -> Sys<()> {
+    epoll::delete(epoll, fd)
+}
+
 pub(super) fn now() -> Duration {
     let now = clock_gettime(ClockId::Monotonic);
     Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs() as u32)

@@ -63,9 +63,11 @@ pub(crate) const KERNEL_GROUP: u32 = 1;
 
 impl Packet {
     /// Whether the kernel made the message. No user can send one with process id 0: `__scm_send` looks up the
-    /// process, and there is none.
+    /// process, and there is none. The user id is no sign: in a user namespace to which root is not mapped, the kernel's
+    /// own messages have the overflow user id (`from_kuid_munged`).
     pub(crate) fn is_genuine(&self) -> bool {
-        self.port == 0 && self.groups == KERNEL_GROUP && self.sender == Some((0, 0))
+        let is_without_process = self.sender.is_some_and(|(process, _)| process == 0);
+        self.port == 0 && self.groups == KERNEL_GROUP && is_without_process
     }
 }
 
@@ -100,6 +102,7 @@ mod tests {
     fn only_the_kernel_is_genuine() {
         let kernel = Packet { len: 1, is_cut: false, port: 0, groups: 1, sender: Some((0, 0)) };
         assert!(kernel.is_genuine());
+        assert!(Packet { sender: Some((0, 65_534)), ..kernel }.is_genuine());
         for forged in [
             Packet { port: 1, ..kernel },
             Packet { groups: 0, ..kernel },
@@ -107,7 +110,7 @@ mod tests {
             Packet { groups: 3, ..kernel },
             Packet { sender: None, ..kernel },
             Packet { sender: Some((197, 0)), ..kernel },
-            Packet { sender: Some((0, 65_534)), ..kernel },
+            Packet { sender: Some((197, 65_534)), ..kernel },
         ] {
             assert!(!forged.is_genuine(), "{forged:?}");
         }

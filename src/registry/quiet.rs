@@ -26,18 +26,25 @@ pub(super) struct Quiet {
 }
 
 /// The moment at which a sweep begins.
-#[derive(Clone, Copy)]
-pub(super) struct Begin(u64, Duration);
+pub(super) struct Begin {
+    /// The counts of two sockets cannot be compared.
+    of: Arc<Uevents>,
+    heard: u64,
+    at: Duration,
+}
 
 impl Quiet {
     /// To be called before a sweep.
     pub(super) fn begin(&self, kernel: &Kernel) -> Begin {
-        Begin(self.heard, kernel.now())
+        Begin { of: self.uevents.clone(), heard: self.heard, at: kernel.now() }
     }
 
-    /// To be called when the list has what the sweep found.
-    pub(super) fn end(&mut self, Begin(heard, at): Begin) {
-        self.swept = self.swept.max(Some((heard, at)));
+    /// To be called when the list has what the sweep found. It counts only if it began under the same socket: the last
+    /// watch may have been dropped meanwhile, and another one begun.
+    pub(super) fn end(&mut self, begin: &Begin) {
+        if Arc::ptr_eq(&begin.of, &self.uevents) {
+            self.swept = self.swept.max(Some((begin.heard, begin.at)));
+        }
     }
 
     /// Whether nothing was heard since the last sweep began, which was less than a second ago. Takes one system

@@ -95,3 +95,20 @@ fn a_device_that_is_gone_stays_marked() {
         assert_eq!(device.0.fate(), Some(gone));
     }
 }
+
+/// A list that began under one watch and ends under the next one.
+#[test]
+fn a_sweep_from_before_a_watch_makes_no_list_current() {
+    let machine = Machine::new();
+    machine.add(DeviceSpec::new("a")).expect("added");
+    let registry = Registry::new(Host::simulated(&machine).expect("a host"));
+    let first = registry.watch().expect("a watch");
+    machine.synthetic_uevent(machine.instance_of(0).expect("it"));
+    registry.devices().expect("a list");
+    let begin = registry.lock().quiet.as_ref().expect("attached").begin(registry.host().kernel());
+    drop(first);
+    let _second = registry.watch().expect("a watch");
+    registry.lock().quiet.as_mut().expect("attached").end(&begin);
+    machine.add(DeviceSpec::new("b")).expect("added");
+    assert_eq!(registry.devices().expect("a list").len(), 2);
+}

@@ -10,7 +10,7 @@ use crate::kernel::{Handle, Kernel, retry};
 pub(super) struct Alarm {
     timer: Handle,
     /// When it goes off.
-    at: Option<Duration>,
+    pub(super) at: Option<Duration>,
 }
 
 impl Alarm {

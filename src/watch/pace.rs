@@ -22,8 +22,10 @@ pub(super) struct Pace {
     hinted: Option<Duration>,
     /// When one is due anyway.
     timed: Duration,
-    /// When events were last lost.
-    lost: Option<Duration>,
+    /// A loss was reported since the last list.
+    has_reported_loss: bool,
+    /// The wait after a list that lacks a device which could not be read.
+    retry: Option<Duration>,
     /// A timed list has found a change of which nothing has been heard since.
     is_untold: bool,
     is_deaf: bool,
@@ -38,7 +40,8 @@ impl Pace {
             last: now.saturating_sub(LOST_GAP),
             hinted: None,
             timed: now,
-            lost: None,
+            has_reported_loss: false,
+            retry: None,
             is_untold: false,
             is_deaf,
             has_socket,
@@ -70,7 +73,7 @@ impl Pace {
         std::mem::replace(&mut self.is_deaf, false)
     }
 
-    /// Events were lost. Returns whether that is to be reported: only the first of a series is.
+    /// Events were lost. Returns whether that is to be reported: once between two lists.
     pub(super) fn lose(&mut self, now: Duration) -> bool {
         // What the next list finds may have been among them.
         self.is_untold = false;
@@ -79,8 +82,7 @@ impl Pace {
             return false;
         }
         self.hint((self.last + LOST_GAP).max(now));
-        let before = self.lost.replace(now);
-        before.is_none_or(|before| now.saturating_sub(before) >= SAFETY)
+        !std::mem::replace(&mut self.has_reported_loss, true)
     }
 
     fn hint(&mut self, at: Duration) {
@@ -96,8 +98,14 @@ impl Pace {
     /// A list is complete. Returns whether that shows that events are missing.
     ///
     /// A list may be ahead of the event, so a change that was found without an event counts only if there is none
-    /// by the next timed list, either.
-    pub(super) fn swept(&mut self, began: Duration, now: Duration, has_changed: bool) -> bool {
+    /// by the next timed list, either. A list with faults is repeated, less and less often.
+    pub(super) fn swept(
+        &mut self,
+        began: Duration,
+        now: Duration,
+        has_changed: bool,
+        has_faults: bool,
+    ) -> bool {
         let is_timed = self.hinted.is_none_or(|hinted| began < hinted);
         let mut is_missing = false;
         if is_timed && !self.is_deaf {
@@ -108,15 +116,21 @@ impl Pace {
         if !is_timed {
             self.hinted = None;
         }
+        self.has_reported_loss = false;
         self.last = now;
         self.timed = now + self.interval();
+        self.retry =
+            has_faults.then(|| self.retry.map_or(LOST_GAP, |before| SAFETY.min(before * 2)));
+        if let Some(wait) = self.retry.filter(|wait| *wait < SAFETY) {
+            self.hint(now + wait);
+        }
         is_missing
     }
 
-    /// A list has failed.
+    /// A list has failed. What was heard still counts as heard when it is repeated.
     pub(super) fn failed(&mut self, now: Duration) {
         self.last = now;
-        self.hinted = None;
         self.timed = now + LOST_GAP;
+        self.hinted = self.hinted.map(|_| self.timed);
     }
 }

@@ -74,7 +74,7 @@ impl Stream for WatchStream {
             if *has_ended {
                 return Poll::Ready(None);
             }
-            if let Some(change) = follower.try_next().transpose() {
+            if let Some(change) = follower.try_next(epoll.get_ref()).transpose() {
                 return Poll::Ready(Some(change));
             }
             match ready!(epoll.poll_read_ready_mut(context)) {

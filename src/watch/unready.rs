@@ -12,7 +12,7 @@ const FIRST: Duration = Duration::from_millis(50);
 const SECOND: Duration = Duration::from_millis(100);
 /// A device that has waited for as long as this is not checked out of turn any more.
 const NEW: Duration = Duration::from_secs(2);
-/// The longest wait. Checking whether a node is there takes one system call.
+/// The longest wait. Where the node is missing, a check takes a few system calls.
 const LONGEST: Duration = Duration::from_secs(8);
 /// The longest wait for a device of another network namespace. It cannot become ready without becoming another
 /// instance, and each check takes a netlink dump.

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use uverbs::sim::{DeviceSpec, Machine, Verdict};
-use uverbs::{Change, Devices, Host, Registry, Watch};
+use uverbs::{Change, Devices, Host, Registry, ResyncReason, Watch};
 
 use crate::happens::Happening;
 
@@ -165,7 +165,8 @@ struct Replay {
     added: BTreeSet<u64>,
     removed: BTreeSet<u64>,
     ready: BTreeSet<u64>,
-    resynchronised: usize,
+    /// Events were reported as missing.
+    misses_events: bool,
 }
 
 impl Program<'_> {
@@ -198,7 +199,7 @@ impl Program<'_> {
             added: BTreeSet::new(),
             removed: BTreeSet::new(),
             ready: BTreeSet::new(),
-            resynchronised: 0,
+            misses_events: false,
         };
         // Long enough for every call of the watch, and for events to be found missing.
         for _ in 0..if self.setup.is_brief { 0 } else { 3 } {
@@ -259,6 +260,14 @@ impl Program<'_> {
         let truth = self.truth();
         if replay.state != truth {
             return Err(format!("stale: {:?}, not {truth:?}", replay.state));
+        }
+        let is_unheard = |happening: &Happening| {
+            happening.is_silent() || happening.is_slow() && !happening.is_fault()
+        };
+        let may_miss =
+            self.setup.in_user_namespace || self.plan.iter().any(|(_, it)| is_unheard(it));
+        if replay.misses_events && !may_miss {
+            return Err("events that were heard are reported as missing".into());
         }
         let before_ready = last();
         if state_of(watch.devices()) != truth {
@@ -362,8 +371,8 @@ impl Replay {
                     false => Err(format!("ready twice, or not added: {device}")),
                 }
             }
-            Change::Resynchronised { .. } => {
-                self.resynchronised += 1;
+            Change::Resynchronised { reason, .. } => {
+                self.misses_events |= reason == ResyncReason::EventsMissing;
                 Ok(())
             }
             other => Err(format!("unknown: {other:?}")),

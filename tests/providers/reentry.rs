@@ -273,6 +273,24 @@ fn a_drop_may_list_and_open() {
     });
 }
 
+/// A device that was looked up by its index is kept before it is listed.
+#[test]
+fn the_drop_of_a_device_that_was_only_looked_up_may_list() {
+    in_time(|| {
+        let machine = machine(&["a"]);
+        let drop = |own: &Own| drop(own.registry().devices().expect("a list"));
+        let own = Own { drop: Some(Box::new(drop)), ..Own::default() };
+        let (registry, own) = registry(&machine, own);
+        registry.devices().expect("a list");
+        let new = machine.add(DeviceSpec::new("d").driver(77, 1)).expect("added");
+        registry.by_index(machine.index_of(new)).expect("found");
+        assert_eq!(own.counts(), (2, 0), "it is kept");
+        machine.remove(new);
+        registry.devices().expect("a list");
+        assert_eq!(own.counts(), (2, 1));
+    });
+}
+
 /// A device that cannot be read for a while is kept without being listed.
 #[test]
 fn the_drop_of_a_device_that_was_not_listed_may_list() {

@@ -187,6 +187,90 @@ fn an_overflow_is_reported_and_harmless() {
     assert_eq!((count("added"), count("ready"), found.len()), (500, 500, 1001));
 }
 
+/// Until the queue has been read to its end, the kernel drops what comes and does not report it again.
+#[test]
+fn what_is_dropped_while_an_overflow_is_read_is_found() {
+    let (machine, registry) = machine();
+    let mut watch = registry.watch().expect("a watch");
+    machine.set_uevent_room(1500);
+    for _ in 0..1501 {
+        machine.foreign_uevent(b"add@/d/fuse\0ACTION=add\0SUBSYSTEM=bdi\0");
+    }
+    let overflow = "resynchronised: uevents were lost: the socket's buffer was full";
+    assert_eq!(watch.try_next().expect("no error").expect("a change").to_string(), overflow);
+    machine.add(device("rxe0")).expect("added");
+    let mut found = Vec::new();
+    let end = machine.clock() + Duration::from_millis(110);
+    while let Some(change) = watch.wait(Some(end - machine.clock())).expect("no error") {
+        found.push(change.to_string());
+    }
+    assert!(found.contains(&"rxe0 (uverbs0): added".into()), "{found:?}");
+}
+
+#[test]
+fn a_later_overflow_is_reported_again() {
+    let (machine, registry) = machine();
+    let mut watch = registry.watch().expect("a watch");
+    machine.set_uevent_room(0);
+    let brief = |watch: &mut Watch| {
+        let id = machine.add(device("brief")).expect("added");
+        machine.remove(id);
+        changes(watch)
+    };
+    let overflow = "resynchronised: uevents were lost: the socket's buffer was full";
+    for _ in 0..4 {
+        assert_eq!(brief(&mut watch), [overflow]);
+    }
+}
+
+#[test]
+fn a_sweep_that_failed_leaves_its_event_heard() {
+    let (machine, registry) = machine();
+    let mut watch = registry.watch().expect("a watch");
+    machine.add(device("rxe0")).expect("added");
+    machine.on_call(|_, call| match call.kind() {
+        CallKind::Openat2 => Verdict::Fail(24),
+        _ => Verdict::Continue,
+    });
+    watch.try_next().expect_err("no descriptors");
+    machine.clear_hook();
+    let mut found = Vec::new();
+    for _ in 0..6 {
+        found.extend(changes(&mut watch));
+    }
+    assert_eq!(found, ["rxe0 (uverbs0): added", "rxe0 (uverbs0): ready"]);
+}
+
+#[test]
+fn a_device_that_could_not_be_read_is_looked_at_again_soon() {
+    let (machine, registry) = machine();
+    let mut watch = registry.watch().expect("a watch");
+    machine.add(device("rxe0")).expect("added");
+    machine.on_call(|_, call| match call.kind() {
+        CallKind::Pread => Verdict::Fail(12),
+        _ => Verdict::Continue,
+    });
+    assert_eq!(at_once(&mut watch), [""; 0]);
+    machine.clear_hook();
+    let added = watch.wait(Some(Duration::from_millis(200))).expect("no error");
+    assert_eq!(added.expect("a change").to_string(), "rxe0 (uverbs0): added");
+    let mut found = Vec::new();
+    for _ in 0..6 {
+        found.extend(changes(&mut watch));
+    }
+    assert_eq!(found, ["rxe0 (uverbs0): ready"]);
+}
+
+/// In a user namespace to which root is not mapped, the kernel's messages come from the overflow user.
+#[test]
+fn events_arrive_where_root_is_not_mapped() {
+    let (machine, registry) = machine();
+    let mut watch = registry.watch().expect("a watch");
+    machine.set_root_uid(65_534);
+    machine.add(device("rxe0")).expect("added");
+    assert_eq!(at_once(&mut watch), ["rxe0 (uverbs0): added", "rxe0 (uverbs0): ready"]);
+}
+
 #[test]
 fn a_cut_event_is_reported_and_harmless() {
     let (machine, registry) = machine();

@@ -34,6 +34,7 @@ pub(in crate::kernel) fn recv_uevent(socket: BorrowedFd<'_>, buffer: &mut [u8]) 
     if header.msg_namelen as usize != size_of::<libc::sockaddr_nl>() {
         return Err(Errno::AFNOSUPPORT);
     }
+    #[allow(clippy::unnecessary_cast)] // the type differs between C libraries
     let control_len = (header.msg_controllen as usize).min(control.0.len());
     Ok(Packet {
         len: len.min(buffer.len()),

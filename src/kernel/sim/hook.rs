@@ -261,6 +261,7 @@ by_locking! {
     release_uevents(reversed: bool);
     set_uevent_room(messages: usize);
     set_in_user_namespace(is_in: bool);
+    set_root_uid(uid: u32);
     forge_uevent(bytes: &[u8], port: u32, groups: u32);
     foreign_uevent(bytes: &[u8]);
     synthetic_uevent(id: DeviceId);

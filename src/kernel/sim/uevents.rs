@@ -21,6 +21,9 @@ pub(super) struct Inbox {
     queue: VecDeque<Message>,
     /// Messages did not fit, and no receive has reported that yet.
     overrun: bool,
+    /// Messages did not fit. No more are delivered, and no more losses reported, until a receive leaves the queue
+    /// empty (`NETLINK_S_CONGESTED`, `net/netlink/af_netlink.c`).
+    is_congested: bool,
 }
 
 #[derive(Debug, Clone, Hash)]
@@ -44,6 +47,8 @@ pub(super) struct Broadcast {
     /// How many messages fit into a socket's buffer.
     room: usize,
     in_user_namespace: bool,
+    /// How the program's user namespace shows the kernel's user id.
+    root: u32,
 }
 
 impl Default for Broadcast {
@@ -57,6 +62,7 @@ impl Default for Broadcast {
             held: Vec::new(),
             room: 4096,
             in_user_namespace: false,
+            root: 0,
         }
     }
 }
@@ -124,7 +130,7 @@ impl World {
         if subsystem == VERBS && self.uevents.in_user_namespace {
             return;
         }
-        let (port, groups, sender) = (0, KERNEL_GROUP, (0, 0));
+        let (port, groups, sender) = (0, KERNEL_GROUP, (0, self.uevents.root));
         let mut message = Message { bytes, is_cut: false, groups, port, sender };
         let fate = &mut self.uevents;
         if take(&mut fate.lose) {
@@ -148,9 +154,10 @@ impl World {
             if let FileState::Uevents(inbox) = &mut file.state
                 && inbox.is_subscribed
             {
-                match inbox.queue.len() < room {
-                    true => inbox.queue.push_back(message.clone()),
-                    false => inbox.overrun = true,
+                if !inbox.is_congested && inbox.queue.len() < room {
+                    inbox.queue.push_back(message.clone());
+                } else if !inbox.is_congested {
+                    (inbox.is_congested, inbox.overrun) = (true, true);
                 }
                 reached.push(*id);
             }
@@ -207,6 +214,12 @@ impl World {
         self.uevents.in_user_namespace = is_in;
     }
 
+    /// Sets the user id that the kernel's messages are received with. It is 65,534 in a user namespace to which root is
+    /// not mapped (`from_kuid_munged`).
+    pub fn set_root_uid(&mut self, uid: u32) {
+        self.uevents.root = uid;
+    }
+
     /// Another process sends a message to the sockets. With port 0 and group 1 it is what
     /// `CAP_SYS_ADMIN` in the namespace can inject. The kernel adds the true process id and user id.
     pub fn forge_uevent(&mut self, bytes: &[u8], port: u32, groups: u32) {
@@ -217,7 +230,7 @@ impl World {
 
     /// The kernel sends these bytes, as for a device of another subsystem.
     pub fn foreign_uevent(&mut self, bytes: &[u8]) {
-        let (port, groups, sender) = (0, KERNEL_GROUP, (0, 0));
+        let (port, groups, sender) = (0, KERNEL_GROUP, (0, self.uevents.root));
         self.deliver(&Message { bytes: bytes.to_vec(), is_cut: false, groups, port, sender });
     }
 
@@ -275,10 +288,12 @@ impl World {
 
     pub(super) fn recv_uevent(&mut self, id: FileId, buffer: &mut [u8]) -> Sys<Packet> {
         let inbox = self.inbox(id)?;
-        if std::mem::take(&mut inbox.overrun) {
-            return Err(Errno::NOBUFS);
-        }
-        let message = inbox.queue.pop_front().ok_or(Errno::AGAIN)?;
+        let message = match std::mem::take(&mut inbox.overrun) {
+            true => Err(Errno::NOBUFS),
+            false => inbox.queue.pop_front().ok_or(Errno::AGAIN),
+        };
+        inbox.is_congested &= !inbox.queue.is_empty();
+        let message = message?;
         let len = copy(&message.bytes, buffer);
         Ok(Packet {
             len,
@@ -309,6 +324,14 @@ impl World {
     pub(super) fn epoll_add(&mut self, id: FileId, member: FileId) -> Sys<()> {
         match &mut self.file_mut(id)?.state {
             FileState::Epoll(members) => members.push(member),
+            _ => return Err(Errno::INVAL),
+        }
+        Ok(())
+    }
+
+    pub(super) fn epoll_remove(&mut self, id: FileId, member: FileId) -> Sys<()> {
+        match &mut self.file_mut(id)?.state {
+            FileState::Epoll(members) => members.retain(|known| *known != member),
             _ => return Err(Errno::INVAL),
         }
         Ok(())

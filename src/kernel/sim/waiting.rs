@@ -96,6 +96,11 @@ impl Machine {
         self.on_file(CallKind::EpollAdd, epoll, |world, _, file| world.epoll_add(file, member))
     }
 
+    pub(crate) fn epoll_remove(&self, epoll: &SimHandle, member: &SimHandle) -> Sys<()> {
+        let member = member.file;
+        self.on_file(CallKind::EpollAdd, epoll, |world, _, file| world.epoll_remove(file, member))
+    }
+
     pub(crate) fn poll(&self, fd: &SimHandle, timeout: Option<Duration>) -> Sys<bool> {
         self.on_file(CallKind::Poll, fd, |world, _, file| match &world.file(file)?.state {
             FileState::Epoll(members) => {
