@@ -148,7 +148,8 @@ impl HostBuilder {
 
     /// The uevent socket of a [watch](crate::Registry::watch): `socket(AF_NETLINK, SOCK_RAW,
     /// NETLINK_KOBJECT_UEVENT)`, bound to group 1. `build` makes it non-blocking and has it pass credentials. Only one watch
-    /// at a time can use it, and nobody else may read it: a message that another reader takes is lost.
+    /// at a time can use it, and nobody else may read it: a message that another reader takes is lost. It must have
+    /// neither a filter (`SO_ATTACH_FILTER`) nor `NETLINK_NO_ENOBUFS`, which lose messages without a sign.
     pub fn uevents(mut self, socket: impl Into<OwnedFd>) -> Self {
         self.uevents = Netlink::Given(socket.into());
         self

@@ -75,6 +75,11 @@ impl Indices {
         let mut found = None;
         if let Some(index) = hint {
             found = self.try_index(record, pin, socket, index)?;
+            if found.is_none() {
+                // If the device is gone, other indices are not queried in vain: a query about a device that is
+                // being removed makes the kernel try to load a module.
+                pin.read_device_number()?;
+            }
         }
         if found.is_none() {
             let listed = listed();
@@ -133,9 +138,12 @@ impl Indices {
                 all.iter().map(|(index, known)| (known != name, last(index), *index)).collect()
             };
             candidates.sort_unstable();
-            for (_, _, index) in candidates {
+            for (has_other_name, _, index) in candidates {
                 if let Some(joined) = self.try_index(record, pin, socket, index)? {
                     return Ok(Some(joined));
+                }
+                if !has_other_name {
+                    pin.read_device_number()?;
                 }
             }
             // A device that is gone is in no dump.

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use crate::device::{Device, Services};
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::Host;
+use crate::ids::Name;
 use crate::listing::{NameLink, Sweeps};
 use crate::provider::{self, Provider, Providers};
 use crate::record::{Gone, Record, Sighting};
@@ -82,6 +83,8 @@ struct Entry {
 
 struct Seen {
     device: Device,
+    /// Its name when a list last looked at it. An open that began before may set an older one in the record.
+    name: Name,
     /// The link of its name in `class/infiniband`. The link survives a rename, so another name of that link means
     /// that the device was renamed.
     name_link: Option<NameLink>,
@@ -217,9 +220,10 @@ impl Registry {
         let known = place.ok().and_then(|at| state.entries[at].seen.take());
         // Dropped outside the lock, because that may tear down its provider.
         let before = known.as_ref().map(|seen| seen.device.clone());
+        let name = sighting.name.clone();
         let device = recognise(&self.0, sighting, known);
         // Without the link of its name, so that the next list looks again.
-        let seen = Some(Seen { device: device.clone(), name_link: None });
+        let seen = Some(Seen { device: device.clone(), name, name_link: None });
         match place {
             Ok(at) => {
                 let entry = &mut state.entries[at];
@@ -342,7 +346,7 @@ impl State {
 fn link_names(entries: &mut [Entry], sweeps: &Sweeps) {
     let seen = entries.iter_mut().filter_map(|entry| entry.seen.as_mut());
     let looked_at = seen.filter(|seen| seen.name_link.is_none());
-    let mut looked_at: Vec<_> = looked_at.map(|seen| (seen.device.name(), seen)).collect();
+    let mut looked_at: Vec<_> = looked_at.map(|seen| (seen.name.clone(), seen)).collect();
     looked_at.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
     for (name, link) in sweeps.names() {
         // If two devices were read under one name while it changed hands, one of them is looked at again.
@@ -357,10 +361,6 @@ fn link_names(entries: &mut [Entry], sweeps: &Sweeps) {
 fn look(registry: &Inner, number: u32, link: u64, known: Option<Entry>) -> Option<Entry> {
     let host = &registry.host;
     let known = known.and_then(|known| known.seen);
-    let entry = |device| {
-        let seen = Some(Seen { device, name_link: None });
-        Some(Entry { number, link, seen, fault: None })
-    };
     let sighting = match Sighting::take(host, number) {
         Ok(sighting) => sighting,
         Err(error) if sysfs::is_absent(&error) => {
@@ -375,7 +375,10 @@ fn look(registry: &Inner, number: u32, link: u64, known: Option<Entry>) -> Optio
             return Some(Entry { number, link, seen, fault: Some(Arc::new(error)) });
         }
     };
-    entry(recognise(registry, sighting, known))
+    let name = sighting.name.clone();
+    let device = recognise(registry, sighting, known);
+    let seen = Some(Seen { device, name, name_link: None });
+    Some(Entry { number, link, seen, fault: None })
 }
 
 /// Returns the known record if the sighting is of the same instance, otherwise a new one.
@@ -412,7 +415,7 @@ impl Entry {
             && let Some((name, name_link)) = seen.name_link.and_then(|link| sweeps.name_of(link))
         {
             seen.name_link = Some(name_link);
-            return name == seen.device.0.state().name.as_bytes();
+            return name == seen.name.as_bytes();
         }
         false
     }

@@ -21,6 +21,8 @@ pub(crate) struct Uevents {
 pub(crate) struct Heard {
     /// Something happened to a uverbs device or an RDMA device.
     pub(crate) change: bool,
+    /// Something happened to a uverbs device.
+    pub(crate) verbs: bool,
     /// The registration of an RDMA device is complete.
     pub(crate) registered: bool,
     /// Messages are missing.
@@ -114,9 +116,10 @@ impl Uevents {
             }
             match Hint::of(&buffer[..packet.len]) {
                 Hint::Foreign => {}
+                Hint::Verbs => (heard.change, heard.verbs) = (true, true),
                 Hint::Registered => (heard.change, heard.registered) = (true, true),
                 // A message that cannot be read may be about anything.
-                Hint::Verbs | Hint::Rdma | Hint::Malformed => heard.change = true,
+                Hint::Rdma | Hint::Malformed => heard.change = true,
             }
         }
         heard.more = true;

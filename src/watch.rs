@@ -129,6 +129,9 @@ impl Registry {
     /// As [`watch`](Self::watch), and reports first what has changed since that list, which has to be of this registry.
     /// Since `Devices::default()`, which is empty, every device has been added.
     ///
+    /// `Ready` is reported of devices that are added after that list. One that was in it and not ready is never
+    /// reported as ready.
+    ///
     /// # Errors
     /// As [`watch`](Self::watch).
     pub fn watch_since(&self, older: &Devices) -> Result<Watch> {
@@ -242,13 +245,10 @@ impl Follower {
             }
         };
         let now = self.kernel().now();
-        if heard.change && self.pace.hear(now) {
+        if heard.change && self.pace.hear(now, heard.verbs) {
             self.attached.set_deaf(false);
         }
-        if heard.registered {
-            self.has_registered = true;
-            self.unready.hurry(now);
-        }
+        self.has_registered |= heard.registered;
         // After a loss the kernel drops what comes until the queue is empty, and does not report that again
         // (`netlink_overrun`, `net/netlink/af_netlink.c`).
         let lost = heard.lost.or(self.losing);

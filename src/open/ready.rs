@@ -12,7 +12,8 @@ impl Device {
     /// process must have access to it (`faccessat2(2)`, from Linux 5.8 on: mode, device cgroup, security modules), and RDMA netlink must report the
     /// device's [index](Self::index), without which nothing is proved.
     ///
-    /// `Ok` is no promise: [`open`](Self::open) checks everything again.
+    /// `Ok` is no promise: [`open`](Self::open) checks everything again. A `/dev` that is mounted `nodev`, for example,
+    /// shows only there.
     ///
     /// The kernel reports the index only when the registration is complete, which is some milliseconds after
     /// the device appears in a list. A query before that makes it try to load a module. To learn when a new device is

@@ -50,15 +50,14 @@ pub struct Devices {
 
 impl Devices {
     pub(super) fn of(entries: &[Entry]) -> Self {
-        let devices: Arc<[_]> =
-            entries.iter().filter_map(Entry::listed).map(|seen| seen.device.clone()).collect();
+        let listed = || entries.iter().filter_map(Entry::listed);
+        let devices: Arc<[_]> = listed().map(|seen| seen.device.clone()).collect();
         let faults = entries.iter().filter_map(|entry| entry.fault.as_ref());
-        let unlisted = entries.iter().filter_map(|entry| {
-            entry.fault.as_ref().and(entry.seen.as_ref()).map(|seen| seen.device.clone())
-        });
+        let unlisted =
+            entries.iter().filter_map(|entry| entry.fault.as_ref().and(entry.seen.as_ref()));
         Self {
-            unlisted: unlisted.map(|device| (device.clone(), device.name())).collect(),
-            names: devices.iter().map(Device::name).collect(),
+            unlisted: unlisted.map(|seen| (seen.device.clone(), seen.name.clone())).collect(),
+            names: listed().map(|seen| seen.name.clone()).collect(),
             faults: faults.cloned().collect(),
             devices,
         }

@@ -66,11 +66,14 @@ impl Pace {
         self.due() <= now
     }
 
-    /// An event was heard. Returns whether events had been missing, and are no longer.
-    pub(super) fn hear(&mut self, now: Duration) -> bool {
+    /// An event was heard. Returns whether events had been missing, and are no longer. Where only the events of
+    /// RDMA devices arrive, those of uverbs devices are still missing.
+    pub(super) fn hear(&mut self, now: Duration, of_verbs: bool) -> bool {
         self.is_untold = false;
         self.hint((self.last + GAP).max(now));
-        std::mem::replace(&mut self.is_deaf, false)
+        let was_deaf = self.is_deaf;
+        self.is_deaf &= !of_verbs;
+        was_deaf && !self.is_deaf
     }
 
     /// Events were lost. Returns whether that is to be reported: once between two lists.

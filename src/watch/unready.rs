@@ -18,6 +18,9 @@ const LONGEST: Duration = Duration::from_secs(8);
 /// instance, and each check takes a netlink dump.
 const OTHER_NAMESPACE: Duration = Duration::from_secs(3600);
 
+/// How many devices are checked at once. A check may take a netlink dump of all devices; the others stay due.
+const AT_ONCE: usize = 16;
+
 #[derive(Default)]
 pub(super) struct Unready(Vec<Waiting>);
 
@@ -47,10 +50,12 @@ impl Unready {
 
     /// Checks those that are due, and passes on those that are ready.
     pub(super) fn check(&mut self, now: Duration, mut ready: impl FnMut(Device)) {
+        let mut left = AT_ONCE;
         self.0.retain_mut(|waiting| {
-            if waiting.due > now {
+            if waiting.due > now || left == 0 {
                 return true;
             }
+            left -= 1;
             let error = match waiting.device.check_ready() {
                 Ok(()) => {
                     ready(waiting.device.clone());

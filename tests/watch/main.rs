@@ -134,6 +134,7 @@ fn ready_waits_for_the_registration_and_the_node() {
     // Between the two, netlink reports it, and nothing has been heard.
     assert_eq!(at_once(&mut watch), [""; 0]);
     machine.add_step(id);
+    machine.advance(Duration::from_millis(10));
     assert_eq!(at_once(&mut watch), ["rxe0 (uverbs0): ready"]);
 
     // A container without the node, which is made later.

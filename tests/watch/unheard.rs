@@ -77,6 +77,31 @@ fn events_that_never_come_are_reported_once() {
     assert_eq!(found, ["rxe1 (uverbs1): removed", "resynchronised: uevents do not arrive"]);
 }
 
+/// Where only the events of RDMA devices arrive, they do not end that.
+#[test]
+fn events_of_uverbs_devices_alone_may_be_missing() {
+    let (machine, registry) = machine();
+    machine.set_in_user_namespace(true);
+    let id = machine.add(device("rxe0")).expect("added");
+    let mut watch = registry.watch().expect("a watch");
+    let mut reported = 0;
+    for round in 0..5 {
+        machine.recreate_uverbs(id).expect("another instance");
+        let mut found = Vec::new();
+        for _ in 0..3 {
+            found.extend(changes(&mut watch));
+        }
+        let missing = found.iter().filter(|line| line.ends_with("do not arrive")).count();
+        assert_eq!(found.len() - missing, 2, "replaced and ready: {found:?}");
+        reported += missing;
+        machine.rename(id, format!("n{round}").as_bytes()).expect("renamed");
+        let renamed = changes(&mut watch);
+        reported += renamed.iter().filter(|line| line.ends_with("do not arrive")).count();
+        assert!(renamed.iter().any(|line| line.contains("renamed")), "{renamed:?}");
+    }
+    assert_eq!(reported, 1);
+}
+
 #[test]
 fn a_sweep_ahead_of_its_event_is_no_missing_event() {
     let (machine, registry) = machine();
