@@ -237,3 +237,66 @@ fn the_reasons_have_names() {
     assert_eq!(names, ["overflow", "cut", "events_missing", "no_events"]);
     assert!(reasons.iter().all(|reason| !reason.to_string().is_empty()));
 }
+
+#[test]
+fn a_device_that_is_gone_is_not_checked() {
+    let (machine, registry) = machine();
+    machine.set_devtmpfs(false);
+    let ids = ["a", "b"].map(|name| machine.add(device(name)).expect("added"));
+    let mut watch = registry.watch_since(&Devices::default()).expect("a watch");
+    assert_eq!(changes(&mut watch), ["a (uverbs0): added", "b (uverbs1): added"]);
+    let checks = |watch: &mut Watch| {
+        machine.record_calls(true);
+        for _ in 0..20 {
+            changes(watch);
+        }
+        let log = machine.call_log();
+        log.iter().filter(|call| call.starts_with("openat2(/dev")).count()
+    };
+    // Every eight seconds at last.
+    assert!((2..=14).contains(&checks(&mut watch)));
+    machine.remove(ids[0]);
+    machine.remove(ids[1]);
+    machine.add(device("c")).expect("added");
+    machine.set_node(0, uverbs::sim::NodeKind::Static);
+    let found = changes(&mut watch);
+    assert_eq!(found.len(), 3, "{found:?}");
+    assert_eq!(checks(&mut watch), 0);
+}
+
+/// A node that leads elsewhere is not ready, whatever it leads to.
+#[test]
+fn a_wrong_node_is_not_ready() {
+    use uverbs::sim::NodeKind;
+    let (machine, registry) = machine();
+    machine.add(device("a")).expect("added");
+    let listed = registry.devices().expect("a list").by_name("a").expect("listed");
+    listed.check_ready().expect("ready");
+    for (kind, expected) in [
+        (NodeKind::Device(1, 3), uverbs::ErrorKind::NodeMismatch),
+        (NodeKind::Fifo, uverbs::ErrorKind::NodeMismatch),
+        (NodeKind::Regular, uverbs::ErrorKind::NodeMismatch),
+        (NodeKind::Missing, uverbs::ErrorKind::Os),
+        (NodeKind::Static, uverbs::ErrorKind::Busy),
+        (NodeKind::Forbidden, uverbs::ErrorKind::PermissionDenied),
+    ] {
+        machine.set_node(0, kind.clone());
+        match (listed.check_ready(), &kind) {
+            (Ok(()), NodeKind::Static) => {}
+            (found, _) => assert_eq!(found.expect_err("not ready").kind(), expected, "{kind:?}"),
+        }
+    }
+    assert!(machine.node_opens().is_empty(), "it was opened");
+    machine.set_node(0, NodeKind::Missing);
+    machine.remove(machine.instance_of(0).expect("it"));
+    assert_eq!(listed.check_ready().expect_err("gone").kind(), uverbs::ErrorKind::Removed);
+}
+
+#[test]
+fn it_is_an_iterator() {
+    let (machine, registry) = machine();
+    machine.add(device("a")).expect("added");
+    let watch = registry.watch_since(&Devices::default()).expect("a watch");
+    let lines = watch.take(2).map(|change| change.expect("no error").to_string());
+    assert_eq!(lines.collect::<Vec<_>>(), ["a (uverbs0): added", "a (uverbs0): ready"]);
+}
