@@ -33,6 +33,8 @@ pub(crate) struct Setup {
     room: usize,
     /// Events of the subsystem `infiniband_verbs` do not arrive.
     in_user_namespace: bool,
+    /// Root is not mapped in the program's user namespace.
+    root_unmapped: bool,
     /// There is no uevent socket.
     is_deaf: bool,
     /// One name a page, in reverse order.
@@ -53,6 +55,7 @@ impl Setup {
             disassociates: true,
             room: 4096,
             in_user_namespace: false,
+            root_unmapped: false,
             is_deaf: false,
             small_pages: false,
             since_nothing: false,
@@ -69,6 +72,7 @@ impl Setup {
             Self { room: 1, small_pages: true, lists: true, ..plain },
             Self { in_user_namespace: true, ..plain },
             Self { is_deaf: true, ..plain },
+            Self { is_brief: true, root_unmapped: true, ..plain },
             Self { small_pages: true, since_nothing: true, ..plain },
             Self { lists: true, ..plain },
             Self { lists: true, in_user_namespace: true, ..plain },
@@ -81,7 +85,11 @@ impl Setup {
 
     /// The worlds for the deeper searches.
     pub(crate) fn is_plain(self) -> bool {
-        self.devices == 2 && self.disassociates && !self.small_pages && !self.is_deaf
+        self.devices == 2
+            && self.disassociates
+            && !self.small_pages
+            && !self.is_deaf
+            && !self.root_unmapped
     }
 
     /// Runs the program with a plan. Returns the judgement and the number of calls.
@@ -89,6 +97,7 @@ impl Setup {
         let machine = Machine::new();
         machine.set_uevent_room(self.room);
         machine.set_in_user_namespace(self.in_user_namespace);
+        machine.set_root_uid(if self.root_unmapped { 65_534 } else { 0 });
         machine.deny_uevents(self.is_deaf.then_some(1));
         if self.small_pages {
             machine.set_entries_a_page(1);
