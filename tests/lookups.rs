@@ -207,6 +207,16 @@ fn a_failed_lookup_by_index_is_the_error() {
         assert!(matches!(error.kind(), ErrorKind::Os | ErrorKind::NetlinkUnavailable), "{error}");
     }
     assert!(calls > 10);
+
+    // One that stays is not taken for an absent device.
+    machine.on_call(|world, call| {
+        match call.detail(world).contains("class/infiniband_verbs/uverbs0") {
+            true => Verdict::Fail(12),
+            false => Verdict::Continue,
+        }
+    });
+    let error = registry(&machine).by_index(index).expect_err("unreadable");
+    assert_eq!((error.kind(), error.raw_os_error()), (ErrorKind::Os, Some(12)));
 }
 
 /// Before every kernel call of a lookup by index, the device is replaced, removed or renamed. The returned device
