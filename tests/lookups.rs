@@ -217,6 +217,17 @@ fn a_failed_lookup_by_index_is_the_error() {
     });
     let error = registry(&machine).by_index(index).expect_err("unreadable");
     assert_eq!((error.kind(), error.raw_os_error()), (ErrorKind::Os, Some(12)));
+    // Nor is a request that fails, after the first one, for a device that came and went.
+    let mut requests = 0;
+    machine.on_call(move |_, call| {
+        requests += u32::from(call.kind() == CallKind::Send);
+        match call.kind() == CallKind::Send && requests > 1 {
+            true => Verdict::Fail(12),
+            false => Verdict::Continue,
+        }
+    });
+    let error = registry(&machine).by_index(index).expect_err("no answer");
+    assert_eq!((error.kind(), error.raw_os_error()), (ErrorKind::Os, Some(12)));
 }
 
 /// Before every kernel call of a lookup by index, the device is replaced, removed or renamed. The returned device

@@ -134,6 +134,27 @@ fn a_name_with_a_slash_hides_no_change() {
     assert_eq!(bench.names(), ["m0", "a/b", "x", "m3", "m4"]);
 }
 
+/// Where inode numbers may repeat, a moved timestamp counts as another device, also for a handle.
+#[test]
+fn a_handle_with_a_moved_timestamp_is_replaced_in_a_foreign_sys() {
+    for is_foreign in [false, true] {
+        let machine = Machine::new();
+        machine.add(DeviceSpec::new("m0")).expect("added");
+        if is_foreign {
+            machine.set_sys_type(0x0102_1994);
+        }
+        let host = Host::builder().allow_foreign_sys(true).simulated(&machine).build();
+        let devices = Registry::new(host.expect("a host")).devices().expect("a list");
+        let device = devices.by_name("m0").expect("listed");
+        device.query().expect("it is there");
+        machine.listxattr(0);
+        match device.query() {
+            Ok(_) => assert!(!is_foreign),
+            Err(error) => assert_eq!((error.kind(), is_foreign), (ErrorKind::Replaced, true)),
+        }
+    }
+}
+
 /// A directory that was opened before ib_uverbs was unloaded is dead, and shows no device.
 #[test]
 fn a_dead_class_directory_is_no_empty_list() {
