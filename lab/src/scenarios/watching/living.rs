@@ -83,7 +83,7 @@ pub(in crate::scenarios) fn a_stream() -> Result<()> {
 /// Neither heap nor descriptors grow with the number of changes.
 pub(in crate::scenarios) fn memory() -> Result<()> {
     const DEVICES: usize = 100;
-    const CHANGES: usize = 20_000;
+    const CHANGES: usize = 100_000;
     /// What hash tables and queues keep.
     const SLACK: usize = 4096;
     guest::hca(&format!("add name=m guid=0000000000010000 count={DEVICES}"))?;
