@@ -42,10 +42,10 @@ pub use rate::{LinkSpeed, LinkWidth, PortRate};
 /// close. Threads may share a context; the library holds no lock during a command.
 ///
 /// # Fork
-/// A forked child has the descriptor, and with it the same kernel context. The queries work there, as they use
-/// the ioctl ABI. Commands by `write(2)`, as other libraries issue them, fail there with `EACCES`: the kernel accepts
-/// them only with the credentials of the opener (`ib_safe_file_access`, `rdma/ib.h`). The context lives until both
-/// processes have closed it. [`Host::fork_safety`](crate::Host::fork_safety) reports what a fork does to registered memory.
+/// A forked child has the descriptor, and with it the same kernel context. The queries work there, as they use the
+/// ioctl ABI. Commands by `write(2)`, as other libraries issue them, fail there with `EACCES`: the kernel accepts them
+/// only with the credentials of the opener (`ib_safe_file_access`, `rdma/ib.h`). The context lives until both processes
+/// have closed it. [`Host::fork_safety`](crate::Host::fork_safety) reports what a fork does to registered memory.
 ///
 /// ```no_run
 /// # fn main() -> uverbs::Result<()> {
@@ -160,11 +160,11 @@ impl Device {
     /// returns.
     ///
     /// # Errors
-    /// `Removed`, `Replaced`: the device is gone. `NodeMismatch`: the node in /dev leads elsewhere.
-    /// `Unproven`: the kernel cannot show which device it is (Linux before 5.10, among others).
-    /// `OtherNamespace`: netlink does not list it. `NetlinkUnavailable`: netlink is denied.
-    /// `Unstable`: it would not stay still. `AbiMismatch`, `Provider`: its provider cannot handle it, or is being attached (`Busy`). `PermissionDenied`, `Os`:
-    /// the first system call that failed.
+    /// `Removed`, `Replaced`: the device is gone. `NodeMismatch`: the node in /dev leads elsewhere. `Unproven`: the
+    /// kernel cannot show which device it is (Linux before 5.10, among others). `OtherNamespace`: netlink does not list
+    /// it. `NetlinkUnavailable`: netlink is denied. `Unstable`: it would not stay still. `AbiMismatch`, `Provider`: its
+    /// provider cannot handle it, or is being attached (`Busy`). `PermissionDenied`, `Os`: the first system call that
+    /// failed.
     #[doc(alias = "ibv_open_device")]
     pub fn open(&self) -> Result<Context> {
         let Outcome { cmd, provided, evidence, proof } = open::open(self, &OpenOptions::new())?;

@@ -35,8 +35,8 @@ pub fn memlock_limit() -> Option<u64> {
 /// Less than this and hardly any queue can be made, which is where libibverbs warns, too.
 const LITTLE_MEMLOCK: u64 = 32 << 10;
 
-/// The directories `/sys` and `/dev`, RDMA netlink, and uevents. Every access of the library goes through these. A clone is
-/// the same host.
+/// The directories `/sys` and `/dev`, RDMA netlink, and uevents. Every access of the library goes through these. A
+/// clone is the same host.
 ///
 /// # Blocking
 /// The library never sleeps or waits for a device to come. Its system calls may wait in the kernel: a sysfs attribute
@@ -50,8 +50,8 @@ const LITTLE_MEMLOCK: u64 = 32 << 10;
 ///
 /// # Fork
 /// A child needs a host of its own, and a registry made of it. A socket that was passed in is shared with the parent:
-/// each takes answers that are meant for the other, and both get errors that have nothing to do with a device. The locks
-/// of a host, a [`Registry`](crate::Registry) and a [`Device`](crate::Device) also stay locked in the child if
+/// each takes answers that are meant for the other, and both get errors that have nothing to do with a device. The
+/// locks of a host, a [`Registry`](crate::Registry) and a [`Device`](crate::Device) also stay locked in the child if
 /// another thread of the parent held them.
 #[derive(Clone, Debug)]
 pub struct Host(Arc<Inner>);
@@ -146,10 +146,10 @@ impl HostBuilder {
         self
     }
 
-    /// The uevent socket of a [watch](crate::Registry::watch): `socket(AF_NETLINK, SOCK_RAW,
-    /// NETLINK_KOBJECT_UEVENT)`, bound to group 1. `build` makes it non-blocking and has it pass credentials. Only one watch
-    /// at a time can use it, and nobody else may read it: a message that another reader takes is lost. It must have
-    /// neither a filter (`SO_ATTACH_FILTER`) nor `NETLINK_NO_ENOBUFS`, which lose messages without a sign.
+    /// The uevent socket of a [watch](crate::Registry::watch): `socket(AF_NETLINK, SOCK_RAW, NETLINK_KOBJECT_UEVENT)`,
+    /// bound to group 1. `build` makes it non-blocking and has it pass credentials. Only one watch at a time can use
+    /// it, and nobody else may read it: a message that another reader takes is lost. It must have neither a filter
+    /// (`SO_ATTACH_FILTER`) nor `NETLINK_NO_ENOBUFS`, which lose messages without a sign.
     pub fn uevents(mut self, socket: impl Into<OwnedFd>) -> Self {
         self.uevents = Netlink::Given(socket.into());
         self

@@ -27,7 +27,8 @@
 //!   difference of two lists.
 //! - [`Device`]: a counted handle on one instance. It holds no descriptor and outlives the hardware.
 //! - [`Device::open`] returns a [`Context`], or an [`Error`] that names the device, the step and the cause.
-//!   [`OpenOptions`] demand more of an open, or less. [`Device::verify`] proves the same of a descriptor that another library opened.
+//!   [`OpenOptions`] demand more of an open, or less. [`Device::verify`] proves the same of a descriptor that another
+//!   library opened.
 //! - [`Context`] queries the device, its ports and GIDs, and has its [`AsyncEvents`].
 //! - [`ContextClaim`] and [`Context::from_fd`]: a context passed on to another process.
 //! - [`Provider`] and [`DeviceProvider`]: what a driver is given when a context is allocated; the known ones
@@ -53,9 +54,9 @@
 //! - `serde`: `Serialize` for plain data, in the forms below.
 //! - `sim`: a simulated kernel, for tests and demonstrations ([`Host::open`] never uses it).
 //!
-//! Versions follow Semantic Versioning. Outside of that are the module `sim`, `Host::simulated`, `HostBuilder::simulated`, and what is hidden
-//! from this documentation, such as the module `fuzzing`: they serve this project's own tests and may change in any
-//! version.
+//! Versions follow Semantic Versioning. Outside of that are the module `sim`, `Host::simulated`,
+//! `HostBuilder::simulated`, and what is hidden from this documentation, such as the module `fuzzing`: they serve this
+//! project's own tests and may change in any version.
 //!
 //! # Serde
 //! - The kernel's numbers ([`DriverId`], [`PortState`], ...) are numbers. Their names are display text.
@@ -63,9 +64,9 @@
 //! - [`Name`] is a string: the name where it is UTF-8, else the name as it prints, escaped. Two names may have the
 //!   same string, so there is no `Deserialize`.
 //! - [`ErrorKind`] is its [`code`](ErrorKind::code), [`Step`] its [`name`](Step::name), [`CheckId`] its
-//!   [`name`](CheckId::name), [`ResyncReason`] its [`name`](ResyncReason::name), [`Value`] a map of one key: `{"number": 3}`,
-//!   `{"guid": "..."}`, `{"device_number": {"major": 231, "minor": 192}}`, `{"time": [seconds, nanoseconds]}`, `{"name": "..."}`,
-//!   `{"word": "..."}`. A [`Check`] has `held` and `what` besides its fields.
+//!   [`name`](CheckId::name), [`ResyncReason`] its [`name`](ResyncReason::name), [`Value`] a map of one key:
+//!   `{"number": 3}`, `{"guid": "..."}`, `{"device_number": {"major": 231, "minor": 192}}`, `{"time": [seconds,
+//!   nanoseconds]}`, `{"name": "..."}`, `{"word": "..."}`. A [`Check`] has `held` and `what` besides its fields.
 //! - Everything else is a map of its fields. Inode numbers take up to 64 bits, more than a number in JavaScript holds.
 //!
 //! `Deserialize` is there for the kernel's numbers, [`Guid`], [`DeviceNumber`] and [`ContextClaim`], where every

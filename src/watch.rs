@@ -37,21 +37,21 @@ const ROOM: usize = 4 << 20;
 
 /// Follows the devices of a [`Registry`]: reports each [`Change`] ([`Registry::watch`]).
 ///
-/// The changes are exact: applied to the list that the watch began with, they give the list of the host. A device that was
-/// there for less than some milliseconds may be missing from them. Where the kernel reports that events were lost, so does
-/// the watch ([`Change::Resynchronised`]).
+/// The changes are exact: applied to the list that the watch began with, they give the list of the host. A device that
+/// was there for less than some milliseconds may be missing from them. Where the kernel reports that events were lost,
+/// so does the watch ([`Change::Resynchronised`]).
 ///
 /// # Waiting
 /// [`wait`](Self::wait) and the iterator block the calling thread. [`try_next`](Self::try_next) does not. The
-/// descriptor ([`AsFd`]) becomes readable when a call of `try_next` may return something, for `poll(2)`, `epoll(7)` and event loops. Read
-/// until `None` then. The descriptor needs no timer of the caller's. Under tokio, use `into_stream`.
+/// descriptor ([`AsFd`]) becomes readable when a call of `try_next` may return something, for `poll(2)`, `epoll(7)` and
+/// event loops. Read until `None` then. The descriptor needs no timer of the caller's. Under tokio, use `into_stream`.
 ///
 /// All of these make the system calls of a list, which may wait in the kernel ([`Host`](crate::Host), "Blocking").
 ///
 /// # Cost
-/// The watch sleeps until the kernel sends an event, or for two seconds at most. Then it sweeps the class directories. Events
-/// cause no more than a hundred sweeps a second, and ten a second after a buffer overflow. The watch has no thread, and keeps nobody
-/// from unloading a module.
+/// The watch sleeps until the kernel sends an event, or for two seconds at most. Then it sweeps the class directories.
+/// Events cause no more than a hundred sweeps a second, and ten a second after a buffer overflow. The watch has no
+/// thread, and keeps nobody from unloading a module.
 ///
 /// # Errors
 /// An error of a list, such as one while ib_uverbs is being unloaded, is returned once. The watch goes on, and tries

@@ -188,7 +188,7 @@ fn a_failed_query_is_the_error() {
 fn a_failed_lookup_by_index_is_the_error() {
     let machine = Machine::new();
     let index = machine.index_of(add(&machine, "a", 0xa0));
-    let mut calls = 0;
+    let (mut calls, mut errors) = (0, 0);
     for at in 1.. {
         let registry = registry(&machine);
         let first = machine.calls() + at;
@@ -203,10 +203,12 @@ fn a_failed_lookup_by_index_is_the_error() {
         }
         calls += 1;
         let Err(error) = found else { continue };
+        errors += 1;
         assert_eq!(error.raw_os_error(), Some(12), "call {at}: {error}");
         assert!(matches!(error.kind(), ErrorKind::Os | ErrorKind::NetlinkUnavailable), "{error}");
     }
     assert!(calls > 10);
+    assert_eq!(errors, 22, "an error means that the device is gone");
 
     // One that stays is not taken for an absent device.
     machine.on_call(|world, call| {

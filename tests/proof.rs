@@ -261,6 +261,18 @@ fn another_guid_is_refused_however_the_open_is_proved() {
 }
 
 /// The guess of the next PD saves the lists.
+/// Some drivers allow another node GUID. The one that the first proof has kept is then requested again.
+#[test]
+fn a_device_may_get_another_guid() {
+    let (machine, id, device) = one();
+    drop(device.open().expect("proved"));
+    machine.set_guid(id, 0xb0);
+    let context = device.open().expect("proved");
+    assert_eq!(context.query_device().expect("an answer").node_guid.0, 0xb0);
+    drop(context);
+    device.open().expect("proved");
+}
+
 #[test]
 fn the_second_verify_takes_no_list() {
     let (machine, id, device) = one();

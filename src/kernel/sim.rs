@@ -2,8 +2,8 @@
 //! semantics that matter for hot plug. A [`Machine`] is one such kernel. Between any two calls of the library, its
 //! devices may be added, removed, replaced or renamed.
 //!
-//! A call is one step and takes no time, except that waiting advances a clock. What waits in a real kernel, such as the removal of a device that is
-//! still open, stays undone here until the last descriptor is closed.
+//! A call is one step and takes no time, except that waiting advances a clock. What waits in a real kernel, such as the
+//! removal of a device that is still open, stays undone here until the last descriptor is closed.
 //!
 //! This module is outside of Semantic Versioning: it may change in any version, as more becomes known about real
 //! kernels.

@@ -7,10 +7,10 @@ use crate::kernel::{Errno, FileType, retry};
 use crate::sysfs;
 
 impl Device {
-    /// Whether this process can open the device, as far as that shows without opening it. (An open descriptor
-    /// delays the removal of a device whose driver does not disassociate.) The node must be there with the device's number, this
-    /// process must have access to it (`faccessat2(2)`, from Linux 5.8 on: mode, device cgroup, security modules), and RDMA netlink must report the
-    /// device's [index](Self::index), without which nothing is proved.
+    /// Whether this process can open the device, as far as that shows without opening it. (An open descriptor delays
+    /// the removal of a device whose driver does not disassociate.) The node must be there with the device's number,
+    /// this process must have access to it (`faccessat2(2)`, from Linux 5.8 on: mode, device cgroup, security modules),
+    /// and RDMA netlink must report the device's [index](Self::index), without which nothing is proved.
     ///
     /// `Ok` is no promise: [`open`](Self::open) checks everything again. A `/dev` that is mounted `nodev`, for example,
     /// shows only there.

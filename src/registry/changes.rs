@@ -127,8 +127,8 @@ impl Devices {
     /// The changes that lead from an older list to this one: removals first, then replacements, renames and additions,
     /// each ordered by number. Makes no system call. Both lists have to be of the same registry.
     ///
-    /// A device that came and went between the two lists is in neither, so it is not reported. A device that is there but
-    /// could not be read ([`faults`](Self::faults)) counts as it was before.
+    /// A device that came and went between the two lists is in neither, so it is not reported. A device that is there
+    /// but could not be read ([`faults`](Self::faults)) counts as it was before.
     ///
     /// ```no_run
     /// # fn main() -> uverbs::Result<()> {

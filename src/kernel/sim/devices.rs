@@ -462,6 +462,11 @@ impl World {
         Ok(())
     }
 
+    /// Gives a device another node GUID, as some drivers allow.
+    pub fn set_guid(&mut self, id: DeviceId, guid: u64) {
+        self.devices[id].guid = guid;
+    }
+
     /// Exchanges the names of two devices.
     pub fn swap_names(&mut self, a: DeviceId, b: DeviceId) -> Result<(), i32> {
         let (name_a, name_b) = (self.devices[a].name.clone(), self.devices[b].name.clone());

@@ -206,6 +206,7 @@ by_locking! {
     remove_step(id: DeviceId) -> Option<Stage>;
     recreate_uverbs(id: DeviceId) -> Result<(), i32>;
     rename(id: DeviceId, name: &[u8]) -> Result<(), i32>;
+    set_guid(id: DeviceId, guid: u64);
     swap_names(a: DeviceId, b: DeviceId) -> Result<(), i32>;
     move_netns(id: DeviceId, visible: bool) -> Result<(), i32>;
     set_netns_visible(id: DeviceId, visible: bool);
