@@ -271,6 +271,8 @@ mod tests {
             let log = machine.call_log();
             assert!(!log.iter().any(|call| call.starts_with("sendto")), "queried: {log:?}");
             while machine.add_step(id).is_some() {}
+            // The least time between two lists.
+            machine.advance(std::time::Duration::from_millis(10));
             assert_eq!(texts(&mut follower), [r"a\x1b uverbs1 0000:0000:0000:00b0 ready"]);
 
             machine.advance(std::time::Duration::from_secs(1));

@@ -62,8 +62,8 @@ impl Quiet {
             Ok(_) => self.heard += 1,
             Err(error) => {
                 tracing::debug!(%error, "lists are swept from here on");
+                self.heard += 1;
                 self.is_deaf = true;
-                return false;
             }
         }
         self.heard == heard
