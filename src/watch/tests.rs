@@ -27,6 +27,27 @@ fn what_is_queued_from_the_start_makes_it_readable() {
     assert!(!is_readable(&registry.watch().expect("a watch")));
 }
 
+/// A timer that has gone off stays readable until it is set again.
+#[test]
+fn it_is_not_readable_for_a_time_that_is_over() {
+    let (machine, registry) = machine();
+    let mut watch = registry.watch().expect("a watch");
+    // Later than the timer, as on a real clock.
+    machine.advance(Duration::from_secs(3));
+    assert!(is_readable(&watch));
+    assert!(watch.try_next().expect("no error").is_none());
+    assert!(!is_readable(&watch));
+    // A timer that goes off early enough is not set again for each event.
+    machine.record_calls(true);
+    for _ in 0..5 {
+        machine.foreign_uevent(b"add@/d/fuse\0ACTION=add\0SUBSYSTEM=bdi\0");
+        machine.advance(Duration::from_millis(10));
+        assert!(watch.try_next().expect("no error").is_none());
+    }
+    let log = machine.call_log();
+    assert!(!log.iter().any(|call| call.starts_with("timerfd_settime")), "{log:?}");
+}
+
 /// An edge-triggered wait, such as tokio's, sees no edge for messages that are left in the socket.
 #[test]
 fn messages_that_are_left_cause_an_edge() {

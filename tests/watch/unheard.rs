@@ -100,6 +100,10 @@ fn events_of_uverbs_devices_alone_may_be_missing() {
         assert!(renamed.iter().any(|line| line.contains("renamed")), "{renamed:?}");
     }
     assert_eq!(reported, 1);
+    // Lists are swept there, too.
+    machine.recreate_uverbs(id).expect("another instance");
+    let listed = registry.devices().expect("a list");
+    assert_eq!(listed.as_slice()[0].instance().ino, machine.listed()[0].1);
 }
 
 #[test]
@@ -320,6 +324,9 @@ fn a_socket_that_fails_is_closed() {
     assert_eq!(watch.try_next().expect_err("no socket").raw_os_error(), Some(107));
     machine.clear_hook();
     assert_eq!(changes(&mut watch), ["resynchronised: there is no uevent socket"]);
-    machine.add(device("rxe0")).expect("added");
+    let id = machine.add(device("rxe0")).expect("added");
     assert_eq!(changes(&mut watch), ["rxe0 (uverbs0): added", "rxe0 (uverbs0): ready"]);
+    machine.remove(id);
+    let removed = watch.wait(Some(Duration::from_millis(500))).expect("no error");
+    assert!(matches!(removed, Some(Change::Removed { .. })), "{removed:?}");
 }
