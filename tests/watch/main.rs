@@ -300,3 +300,51 @@ fn it_is_an_iterator() {
     let lines = watch.take(2).map(|change| change.expect("no error").to_string());
     assert_eq!(lines.collect::<Vec<_>>(), ["a (uverbs0): added", "a (uverbs0): ready"]);
 }
+
+#[test]
+fn few_unready_devices_are_checked_at_once() {
+    let (machine, registry) = machine();
+    machine.set_devtmpfs(false);
+    let mut watch = registry.watch().expect("a watch");
+    let ids: Vec<_> =
+        (0..40).map(|at| machine.add(device(&format!("m{at}"))).expect("added")).collect();
+    assert_eq!(at_once(&mut watch).len(), 40);
+    machine.advance(Duration::from_millis(60));
+    machine.record_calls(true);
+    assert!(watch.try_next().expect("no error").is_none());
+    let log = machine.call_log();
+    let checks = log.iter().filter(|call| call.starts_with("openat2(/dev")).count();
+    assert!((1..=16).contains(&checks), "{checks}");
+    // One that goes takes no other with it.
+    machine.remove(ids[3]);
+    assert_eq!(changes(&mut watch), ["m3 (uverbs3): removed"]);
+    machine.set_node(5, uverbs::sim::NodeKind::Static);
+    let mut found = Vec::new();
+    for _ in 0..10 {
+        found.extend(changes(&mut watch));
+    }
+    assert_eq!(found, ["m5 (uverbs5): ready"]);
+}
+
+/// A device that could not be read is looked at again, less and less often.
+#[test]
+fn an_unreadable_device_is_retried_at_growing_intervals() {
+    let (machine, registry) = machine();
+    let mut watch = registry.watch().expect("a watch");
+    machine.on_call(|world, call| match call.detail(world).ends_with("uverbs0: ibdev") {
+        true => uverbs::sim::Verdict::Fail(12),
+        false => uverbs::sim::Verdict::Continue,
+    });
+    machine.add(device("rxe0")).expect("added");
+    machine.record_calls(true);
+    for _ in 0..150 {
+        assert!(watch.try_next().expect("a fault is no error").is_none());
+        machine.advance(Duration::from_millis(10));
+    }
+    let log = machine.call_log();
+    let looks = log.iter().filter(|call| call.ends_with("uverbs0: ibdev)")).count();
+    // At once, and after 100, 300, 700 and 1500 ms.
+    assert!((4..=5).contains(&looks), "{looks}");
+    machine.clear_hook();
+    assert_eq!(changes(&mut watch), ["rxe0 (uverbs0): added", "rxe0 (uverbs0): ready"]);
+}
