@@ -68,7 +68,7 @@ impl Running {
         Output { status, stdout, stderr }
     }
 
-    /// The processor time that it has taken, in ticks, of which there are 100 in a second.
+    /// The processor time that it has taken, in ticks; a second has 100.
     fn ticks(&self) -> u64 {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.0.id())).expect("stat");
         let (_, fields) = stat.rsplit_once(')').expect("a name");

@@ -26,7 +26,7 @@ pub(super) struct Pace {
     has_reported_loss: bool,
     /// The wait after a list that lacks a device which could not be read.
     retry: Option<Duration>,
-    /// A timed list has found a change of which nothing has been heard since.
+    /// A timed list has found a change, and no event has come since.
     is_untold: bool,
     is_deaf: bool,
     has_socket: bool,

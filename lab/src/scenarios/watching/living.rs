@@ -137,7 +137,7 @@ pub(in crate::scenarios) fn memory() -> Result<()> {
     }
     let (heap, after) = (early.context("early")?, alloc::live_bytes());
     println!("    60 devices came and went: heap {heap} bytes after 20, {after} at the end");
-    // 40 instances, of which nothing may stay.
+    // Nothing of the 40 instances may stay.
     ensure!(after <= heap + SLACK / 4, "the heap has grown");
     Ok(())
 }
