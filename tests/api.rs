@@ -1,4 +1,4 @@
-//! What callers may rely on for every public type.
+//! Guarantees of every public type.
 
 use std::error::Error as StdError;
 use std::fmt::{Debug, Display};

@@ -102,7 +102,7 @@ impl Devices {
         self.devices.is_empty()
     }
 
-    /// The errors because of which devices are missing from the list.
+    /// The error of each device that could not be read and is missing from the list.
     pub fn faults(&self) -> impl Iterator<Item = &Error> {
         self.faults.iter().map(|error| &**error)
     }

@@ -210,7 +210,7 @@ impl Program<'_> {
             ready: BTreeSet::new(),
             misses_events: false,
         };
-        // Long enough for every call of the watch, and for events to be found missing.
+        // Long enough for every call of the watch, and for it to report missing events.
         for _ in 0..if self.setup.is_brief { 0 } else { 3 } {
             self.follow(&mut watch, &mut replay, Duration::from_millis(1))?;
             if self.setup.lists {

@@ -36,7 +36,7 @@ pub(crate) enum Proof {
 /// Hours, under emulation.
 const GUEST_LIMIT: Duration = Duration::from_secs(6 * 3600);
 const EXPLORE_LIMIT: Duration = Duration::from_secs(4 * 3600);
-/// The time limit for a fuzz target apart from fuzzing, most of which is the build.
+/// The time limit for a fuzz target without the fuzzing: mostly for the build.
 const FUZZ_BUILD: Duration = Duration::from_secs(1800);
 
 /// The proofs to run, and their settings.

@@ -14,7 +14,7 @@ use crate::{guest, prove};
 /// Enough for all scenarios under emulation on a slow host.
 const TIMEOUT: Duration = Duration::from_secs(1800);
 
-/// The time limit for the workspace's own tests, most of which is the build.
+/// The time limit for the workspace's own tests: mostly for the build.
 const HOST_LIMIT: Duration = Duration::from_secs(3600);
 
 /// The kernels if none is named, and what runs in each. The samples do not run on the oldest kernel: they would

@@ -1,4 +1,4 @@
-//! A stale node, and a crowd of contexts, some of which are closed between two pages of a list. This attack found a
+//! A stale node, and a crowd of contexts. Some are closed between two pages of a list. This attack found a
 //! wrong binding. It runs through the library and on both kernels.
 
 use std::sync::mpsc::channel;
