@@ -16,7 +16,7 @@ use crate::progress::{Durations, Left, Screen, Stream, minutes_left, show};
 
 /// The interval between progress messages without a terminal.
 const PLAIN_EVERY: Duration = Duration::from_secs(300);
-/// How many lines of a failed job's log are shown, if its output was not.
+/// How many lines before each failure, and at the end, are shown of a failed job's log.
 const TAIL: usize = 20;
 
 /// How a job ended.
@@ -66,6 +66,11 @@ impl Runner {
     /// The log of the job with that name.
     pub(crate) fn log(&self, name: &str) -> PathBuf {
         self.logs.join(format!("{name}.log"))
+    }
+
+    /// What a failed job's log has about its failures.
+    pub(crate) fn excerpt(&self, name: &str) -> String {
+        failures(&String::from_utf8_lossy(&fs::read(self.log(name)).unwrap_or_default()))
     }
 
     /// The time that jobs will take, `width` at a time.
@@ -165,16 +170,33 @@ impl Runner {
                 self.screen.line(&format!("{error:#}"));
             }
         } else if !self.shows {
-            let log = fs::read(self.log(&job.name)).unwrap_or_default();
-            let log = String::from_utf8_lossy(&log);
-            let lines: Vec<&str> = log.lines().collect();
-            let tail = lines[lines.len().saturating_sub(TAIL)..].join("\n");
-            self.screen.pass(Stream::Error, format!("{tail}\n").as_bytes());
+            self.screen.pass(Stream::Error, self.excerpt(&job.name).as_bytes());
         }
         let outcome = Outcome { name: job.name, result, took };
         self.screen.line(&outcome.line());
         outcome
     }
+}
+
+/// The lines before each failure, and the last ones.
+fn failures(log: &str) -> String {
+    let lines: Vec<&str> = log.lines().collect();
+    let ends = lines.iter().enumerate().filter(|(_, line)| line.contains("FAILED"));
+    let ends = ends.map(|(number, _)| number + 1).chain([lines.len()]);
+    let mut text = String::new();
+    let mut shown = 0;
+    for end in ends {
+        let start = end.saturating_sub(TAIL).max(shown);
+        if start > shown {
+            text.push_str("[...]\n");
+        }
+        for line in &lines[start..end] {
+            text.push_str(line);
+            text.push('\n');
+        }
+        shown = end;
+    }
+    text
 }
 
 fn ended(status: std::process::ExitStatus, limit: Duration) -> Result<()> {
@@ -303,5 +325,17 @@ mod tests {
         assert!(outcomes.iter().all(|outcome| outcome.line().contains("timed out")));
         assert!(started.elapsed() < Duration::from_secs(30));
         Ok(())
+    }
+
+    #[test]
+    fn failures_are_shown_with_the_lines_before_them() {
+        let mut log: Vec<String> = (0..100).map(|number| format!("line {number}")).collect();
+        log[30] = "scenario a ... FAILED (1.0 s)".to_owned();
+        log[35] = "scenario b ... FAILED (1.0 s)".to_owned();
+        let shown = failures(&log.join("\n"));
+        let expected: Vec<&str> =
+            std::iter::once("[...]").chain(log[11..=35].iter().map(String::as_str)).collect();
+        assert!(shown.starts_with(&expected.join("\n")), "{shown}");
+        assert!(shown.contains("[...]\nline 80\n") && shown.ends_with("line 99\n"), "{shown}");
     }
 }

@@ -52,6 +52,10 @@ pub(crate) fn run(kernels: &[KernelChoice], filter: &[OsString]) -> Result<u8> {
     if built.is_ok() {
         outcomes.extend(runner.run(in_guests, 1, Left::default())?);
     }
+    // Once more at the end: a long run's output may be kept in part only.
+    for outcome in outcomes.iter().filter(|outcome| !outcome.passed()) {
+        println!("{}:\n{}", outcome.name, runner.excerpt(&outcome.name));
+    }
     for outcome in &outcomes {
         println!("{}", outcome.line());
     }
