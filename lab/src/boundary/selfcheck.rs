@@ -150,22 +150,22 @@ fn bare_thread() {
         | libc::CLONE_SIGHAND
         | libc::CLONE_THREAD
         | libc::CLONE_SYSVSEM
-        | libc::CLONE_CHILD_SETTID
+        | libc::CLONE_PARENT_SETTID
         | libc::CLONE_CHILD_CLEARTID;
     let mut stack = vec![0_u128; 4096];
-    let lives = std::sync::atomic::AtomicU32::new(1);
+    let lives = std::sync::atomic::AtomicU32::new(0);
     // No address of the thread's own storage is passed.
-    let (parent, storage) =
-        (std::ptr::null_mut::<libc::pid_t>(), std::ptr::null_mut::<libc::c_void>());
+    let storage = std::ptr::null_mut::<libc::c_void>();
     // SAFETY: the stack and the number live until the thread has ended, which is awaited below. The thread makes
     // one system call, and does not touch thread-local storage, because it shares this thread's.
     let tid = unsafe {
         let top = stack.as_mut_ptr_range().end.cast();
-        libc::clone(works, top, FLAGS, std::ptr::null_mut(), parent, storage, lives.as_ptr())
+        let id = lives.as_ptr();
+        libc::clone(works, top, FLAGS, std::ptr::null_mut(), id, storage, id)
     };
     assert!(tid > 0, "clone: {}", std::io::Error::last_os_error());
-    // The kernel zeroes the number and wakes whoever waits for it. If that has happened already, this returns at
-    // once.
+    // The kernel writes the thread's id before `clone` returns. At the end it zeroes it and wakes whoever waits for
+    // it. If that has happened already, this returns at once.
     loop {
         let none = std::ptr::null::<libc::timespec>();
         // SAFETY: the number lives for the call.

@@ -13,6 +13,8 @@ use super::ledger::{self, Ledger, Random, Truth};
 use crate::guest;
 
 const SYS: &str = "/sys/class/infiniband_verbs";
+/// How many times a new directory is searched for.
+const SWEEPS: usize = 8;
 
 /// For GUIDs and names that no other device has had.
 static FRESH: AtomicU64 = AtomicU64::new(0);
@@ -116,7 +118,9 @@ fn add(ledger: &Ledger, name: &str, guid: u64, disassociate: bool) -> Result<Slo
     let state = ledger::state()?;
     let line = state.into_iter().find(|line| line.live && line.name == name);
     let line = line.with_context(|| format!("the test HCA has no {name}"))?;
-    for uverbs in guest::names(SYS).iter().filter(|uverbs| uverbs.starts_with("uverbs")) {
+    // A sweep may lack a directory that is there, if another one is removed meanwhile.
+    let sweeps = (0..SWEEPS).flat_map(|_| guest::names(SYS));
+    for uverbs in sweeps.filter(|uverbs| uverbs.starts_with("uverbs")) {
         let path = format!("{SYS}/{uverbs}");
         // Read before and after, because another directory may take its place in between.
         let ino = || fs::metadata(&path).map(|meta| meta.ino()).ok();
