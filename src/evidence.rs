@@ -9,6 +9,8 @@ use crate::ids::{DeviceNumber, Guid, Name};
 #[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum Step {
+    /// 0: which device does a handle of libibverbs stand for?
+    Handle,
     /// 1: is the record already known to be gone?
     Known,
     /// 2: pin the instance in /sys.
@@ -28,12 +30,13 @@ pub enum Step {
 impl Step {
     /// Its number, as the documentation counts them.
     pub fn number(self) -> u8 {
-        self as u8 + 1
+        self as u8
     }
 
     /// Its name, in one word.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Handle => "handle",
             Self::Known => "known",
             Self::Pin => "pin",
             Self::Node => "node",
@@ -88,6 +91,14 @@ impl fmt::Display for Value {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum CheckId {
+    /// The epoch of netlink indices: the inode number of `/sys/class/infiniband`.
+    Epoch,
+    /// The node GUID of a handle of libibverbs, compared with the one of its netlink index.
+    HandleGuid,
+    /// The name of such a handle, likewise.
+    HandleName,
+    /// The uverbs number of such a handle, likewise.
+    HandleNode,
     /// The mount of sysfs (`st_dev` of the uverbs directory).
     SysfsMount,
     /// The inode number of the uverbs directory, which identifies the instance.
@@ -122,6 +133,10 @@ impl CheckId {
     /// Its name, such as `uverbs_inode`. Names are stable: a check keeps its name in every version.
     pub const fn name(self) -> &'static str {
         match self {
+            Self::Epoch => "epoch",
+            Self::HandleGuid => "handle_guid",
+            Self::HandleName => "handle_name",
+            Self::HandleNode => "handle_node",
             Self::SysfsMount => "sysfs_mount",
             Self::UverbsInode => "uverbs_inode",
             Self::DeviceNumber => "device_number",
@@ -142,6 +157,10 @@ impl CheckId {
     /// What is looked at, for people.
     const fn what(self) -> &'static str {
         match self {
+            Self::Epoch => "epoch of ib_core (class/infiniband inode)",
+            Self::HandleGuid => "node GUID of the handle",
+            Self::HandleName => "name of the handle",
+            Self::HandleNode => "uverbs number of the handle",
             Self::SysfsMount => "sysfs mount (st_dev)",
             Self::UverbsInode => "uverbs directory inode",
             Self::DeviceNumber => "device number (dev)",

@@ -51,6 +51,7 @@
 //! # Features
 //! None is on by default.
 //! - `tokio`: async events, and the changes of a watch, as a `Stream`.
+//! - `ibverbs`: [`IbvHandles`], for code that stands between a program and libibverbs.
 //! - `serde`: `Serialize` for plain data, in the forms below.
 //! - `sim`: a simulated kernel, for tests and demonstrations ([`Host::open`] never uses it).
 //!
@@ -86,6 +87,8 @@ mod evidence;
 #[doc(hidden)]
 pub mod fuzzing;
 mod host;
+#[cfg(feature = "ibverbs")]
+mod ibverbs;
 mod identity;
 mod ids;
 mod index;
@@ -120,6 +123,8 @@ pub use device::{Device, DeviceFacts};
 pub use error::{Error, ErrorKind, Result};
 pub use evidence::{Check, CheckId, Evidence, Step, Value};
 pub use host::{ForkSafety, Host, HostBuilder, memlock_limit};
+#[cfg(feature = "ibverbs")]
+pub use ibverbs::{IbvHandle, IbvHandles, IbvNames, OldNames};
 pub use identity::{Instance, Timestamp};
 pub use ids::{DeviceNumber, DriverId, Guid, Name, NodeType, ParseGuidError};
 /// A simulated kernel, for tests, demonstrations and proofs. Outside of Semantic Versioning.

@@ -44,7 +44,7 @@ pub use options::OpenOptions;
 pub use proof::Proven;
 use proof::{Place, Proof, Target};
 
-/// How many times an open is attempted if a timestamp or a name changes meanwhile.
+/// How many times an open or a proof is attempted if a timestamp or a name changes meanwhile.
 const ATTEMPTS: usize = 3;
 
 /// The result of an open that no check contradicted.
@@ -324,12 +324,20 @@ pub(crate) struct Prepared {
 pub(crate) fn verify(device: &Device, fd: BorrowedFd<'_>) -> Result<Evidence> {
     let _uncancelled = Uncancelled::begin();
     let record = device.record();
-    // A duplicate, so that nobody can close or reuse the number meanwhile.
-    let duplicate = retry(|| record.host.kernel().duplicate(fd))
-        .map_err(|errno| Error::call("fcntl(F_DUPFD_CLOEXEC)", errno).at(Step::Open));
-    let (evidence, _) =
-        duplicate.and_then(|fd| verify_owned(device, fd)).map_err(|error| record.explain(error))?;
-    Ok(evidence)
+    let mut attempts = 1;
+    loop {
+        // A duplicate, so that nobody can close or reuse the number meanwhile.
+        let duplicate = retry(|| record.host.kernel().duplicate(fd))
+            .map_err(|errno| Error::call("fcntl(F_DUPFD_CLOEXEC)", errno).at(Step::Open));
+        match duplicate.and_then(|fd| verify_owned(device, fd)) {
+            Err(error) if error.kind() == ErrorKind::Unstable && attempts < ATTEMPTS => {
+                tracing::debug!(device = record.label(), %error, "the proof starts over");
+                attempts += 1;
+            }
+            Err(error) => return Err(record.explain(error)),
+            Ok((evidence, _)) => return Ok(evidence),
+        }
+    }
 }
 
 /// As [`verify`], for a descriptor that this library owns. Returns it with the evidence and the witness.

@@ -19,8 +19,15 @@ struct Tree {
     exceptions: &'static [(&'static str, &'static str)],
 }
 
-const TREES: [Tree; 3] = [
+const TREES: [Tree; 4] = [
     LIBRARY,
+    Tree {
+        directory: "guard/src",
+        layers: &[],
+        parts_import_whole: false,
+        rooms: &[],
+        exceptions: &[],
+    },
     Tree {
         directory: "lab/src",
         layers: &[],
@@ -54,7 +61,7 @@ const LIBRARY: Tree = Tree {
         &["open"],
         &["context"],
         &["registry"],
-        &["watch"],
+        &["watch", "ibverbs"],
         &["probe", "serialized", "fuzzing", "manual"],
     ],
     // The vocabulary of the seam is in its own file, and the simulator behind the seam needs it.

@@ -9,6 +9,7 @@ mod ending;
 mod evidence;
 mod explain;
 mod facts;
+mod guard;
 mod hold;
 mod list;
 mod man;
@@ -59,6 +60,7 @@ enum Command {
     Watch(watch::WatchArgs),
     Wait(wait::WaitArgs),
     Check(check::CheckArgs),
+    Guard(guard::GuardArgs),
     #[cfg(feature = "demo")]
     Demo(demo::DemoArgs),
     Completions(man::CompletionsArgs),
@@ -113,6 +115,7 @@ impl Command {
             Self::Watch(args) => watch::run(args, out),
             Self::Wait(args) => wait::run(args, out),
             Self::Check(args) => check::run(args, out),
+            Self::Guard(args) => guard::run(args),
             #[cfg(feature = "demo")]
             Self::Demo(args) => demo::run(args, out),
             Self::Completions(args) => man::completions(args, out),

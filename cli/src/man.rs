@@ -8,7 +8,7 @@ use clap::Args;
 use clap_complete::Shell;
 use clap_mangen::roff::{Roff, bold, roman};
 
-use crate::output::{Failure, Out, TIMEOUT_STATUS};
+use crate::output::{Failure, MISSING_STATUS, NOT_RUN_STATUS, Out, TIMEOUT_STATUS};
 use crate::usage::command;
 
 /// Print the manual page uverbs(1), or write all pages into a directory.
@@ -35,7 +35,19 @@ fn statuses(subcommand: &str) -> Vec<(u8, &'static str)> {
         _ => None,
     };
     let timeout = timeout.map(|meaning| (TIMEOUT_STATUS, meaning));
-    [(0, done), (1, failed), (2, USAGE_STATUS)].into_iter().chain(timeout).collect()
+    let not_run = match subcommand {
+        "guard" => [
+            (
+                NOT_RUN_STATUS,
+                "The program was not run: the guard could not protect it, or it may not be run.",
+            ),
+            (MISSING_STATUS, "There is no such program."),
+        ]
+        .as_slice(),
+        _ => &[],
+    };
+    let usual = [(0, done), (1, failed), (2, USAGE_STATUS)].into_iter().chain(timeout);
+    usual.chain(not_run.iter().copied()).collect()
 }
 
 fn done_and_failed(subcommand: &str) -> [&'static str; 2] {
@@ -65,6 +77,10 @@ fn done_and_failed(subcommand: &str) -> [&'static str; 2] {
         "check" => [
             "Nothing is wrong. There may be information, which -v prints.",
             "There are errors or warnings, or the check failed.",
+        ],
+        "guard" => [
+            "That of the program, once it runs.",
+            "The guard's library was not found. (The program may return any status.)",
         ],
         "demo" => ["The simulation went as expected.", "It did not, which is a bug."],
         "completions" => ["The completions were printed.", "They could not be written."],

@@ -108,6 +108,10 @@ pub(crate) fn note(text: impl fmt::Display) {
 const TIMEOUT: &str = "timeout";
 /// That exit status.
 pub(crate) const TIMEOUT_STATUS: u8 = 3;
+/// The exit status if a program was not run.
+pub(crate) const NOT_RUN_STATUS: u8 = 126;
+/// The exit status if there is no such program.
+pub(crate) const MISSING_STATUS: u8 = 127;
 
 /// Why the command failed; what `--json` prints of an error.
 ///
@@ -128,6 +132,9 @@ pub(crate) struct Failure {
     /// Wrong usage: the command did nothing.
     #[serde(skip)]
     usage: bool,
+    /// The exit status, where it is not the usual one.
+    #[serde(skip)]
+    status: Option<u8>,
 }
 
 impl Failure {
@@ -143,6 +150,7 @@ impl Failure {
             errno: None,
             evidence: None,
             usage: false,
+            status: None,
         }
     }
 
@@ -169,10 +177,17 @@ impl Failure {
 
     /// The exit status of the command.
     pub(crate) fn status(&self) -> ExitCode {
-        match &*self.kind {
-            TIMEOUT => ExitCode::from(TIMEOUT_STATUS),
-            _ => ExitCode::FAILURE,
+        match (self.status, &*self.kind) {
+            (Some(status), _) => ExitCode::from(status),
+            (None, TIMEOUT) => ExitCode::from(TIMEOUT_STATUS),
+            (None, _) => ExitCode::FAILURE,
         }
+    }
+
+    /// The program that was to be run was not: because there is none, or for another reason. The exit statuses are those
+    /// of env(1).
+    pub(crate) fn not_run(self, is_missing: bool) -> Self {
+        Self { status: Some(if is_missing { MISSING_STATUS } else { NOT_RUN_STATUS }), ..self }
     }
 
     /// A failed call of the operating system.

@@ -1,0 +1,171 @@
+//! `uverbs guard -- COMMAND`: runs a program under the guard, if the guard can protect it.
+
+mod program;
+
+use std::env;
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use clap::Args;
+
+use crate::output::Failure;
+use program::Program;
+
+/// The guard's file.
+const LIBRARY: &str = "libuverbs_guard.so";
+/// What the loader preloads.
+const PRELOAD: &str = "LD_PRELOAD";
+
+/// Run a program on libibverbs, and refuse it a device that was replaced.
+///
+/// The program runs with a library preloaded. When it opens a device through libibverbs, in whatever way, the open
+/// succeeds only if the descriptor is proved to be on the device that the program's handle stands for. Otherwise
+/// it fails with ENODEV, and a line on stderr has the device, the reason and the evidence.
+///
+/// The command looks at the program first. If the library would not be loaded into it, because the program is static,
+/// is setuid or setgid, has file capabilities or uses another C library, it is not run. Programs that it starts in turn are
+/// not looked at.
+///
+/// Not covered, besides these: libraries loaded by dlmopen(3); a provider library that a module loaded with
+/// RTLD_DEEPBIND pulls in; programs that use the kernel's interface themselves, or a device without the kernel (VFIO);
+/// a program that looks its device up again by name or number between two lists, which asks for whatever device has that
+/// then. A list that is taken with dlvsym(3) is not seen: after ib_core was reloaded, what it returns is refused, and so
+/// is a device that has been renamed since libibverbs first saw it.
+#[derive(Args)]
+pub(crate) struct GuardArgs {
+    /// Let opens pass that cannot be proved (RDMA netlink denied, Linux before 5.10), and log each
+    #[arg(long)]
+    allow_unproven: bool,
+    /// Let a handle pass whose name is not that of its device, though its list was not seen
+    #[arg(long)]
+    allow_old_names: bool,
+    /// Where messages go: `stderr`, `off`, or a file to append to
+    #[arg(long, value_name = "WHERE")]
+    log: Option<OsString>,
+    /// The guard's library, if it is not beside this command or in ../lib/uverbs
+    #[arg(long, value_name = "FILE")]
+    library: Option<PathBuf>,
+    /// The program and its arguments
+    #[arg(
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "COMMAND"
+    )]
+    command: Vec<OsString>,
+}
+
+/// Runs the program in this process's place. It returns only if that fails.
+pub(crate) fn run(args: &GuardArgs) -> Result<bool, Failure> {
+    let [name, rest @ ..] = args.command.as_slice() else {
+        return Err(Failure::usage("no command is given"));
+    };
+    let library = match &args.library {
+        Some(file) => absolute(file)?,
+        None => find_library()?,
+    };
+    let preload = with_library(env_var(PRELOAD), &library)?;
+    let program = Program::find(name, env_var("PATH").as_deref())?;
+    program.require_guardable()?;
+    require_loaded(&program, &library, &preload)?;
+
+    let mut command = Command::new(&program.file);
+    command.arg0(name).args(rest).env(PRELOAD, &preload);
+    let allowed = [(args.allow_unproven, "unproven"), (args.allow_old_names, "old-names")];
+    let allowed: Vec<_> = allowed.iter().filter(|(is, _)| *is).map(|(_, word)| *word).collect();
+    // The command line alone decides: what was inherited might allow more.
+    command.env("UVERBS_GUARD_ALLOW", allowed.join(","));
+    if let Some(log) = &args.log {
+        command.env("UVERBS_GUARD_LOG", log);
+    }
+    let error = command.exec();
+    let what = format!("cannot run {}", program.show());
+    Err(Failure::os(what, &error).not_run(error.kind() == io::ErrorKind::NotFound))
+}
+
+/// A variable that the program will inherit, not one that configures this command.
+#[allow(clippy::disallowed_methods)]
+fn env_var(name: &str) -> Option<OsString> {
+    env::var_os(name)
+}
+
+/// The library beside this command, or where it is installed.
+fn find_library() -> Result<PathBuf, Failure> {
+    let exe =
+        env::current_exe().map_err(|error| Failure::os("cannot find this command", &error))?;
+    let directory = exe.parent().unwrap_or(Path::new("/"));
+    let places =
+        ["", "../lib/uverbs", "../lib64/uverbs"].map(|place| directory.join(place).join(LIBRARY));
+    let found = places.iter().find(|file| file.is_file());
+    let found = found.ok_or_else(|| {
+        let place = show(places[1].as_os_str());
+        Failure::new(
+            "not_found",
+            format!("{LIBRARY} is not beside this command, nor at {place}: pass --library"),
+        )
+    })?;
+    absolute(found)
+}
+
+fn absolute(file: &Path) -> Result<PathBuf, Failure> {
+    let what = || format!("cannot find {}", show(file.as_os_str()));
+    let path = file.canonicalize().map_err(|error| Failure::os(what(), &error))?;
+    // The loader splits at these, and knows no quotes.
+    if path.as_os_str().as_bytes().iter().any(|byte| matches!(byte, b':' | b' ' | b'\t' | b'\n')) {
+        let text = format!(
+            "{} has a colon or a space in its path, and {PRELOAD} splits there",
+            show(path.as_os_str())
+        );
+        return Err(Failure::usage(text));
+    }
+    Ok(path)
+}
+
+/// The value of `LD_PRELOAD`: what is set already stays, and comes first.
+fn with_library(preload: Option<OsString>, library: &Path) -> Result<OsString, Failure> {
+    let mut value = preload.unwrap_or_default();
+    if !value.is_empty() {
+        value.push(":");
+    }
+    value.push(library);
+    Ok(value)
+}
+
+/// Has the program's loader list what it would load, without running the program, and requires the guard to be there.
+/// A loader that cannot preload a library writes a message and runs the program all the same.
+fn require_loaded(program: &Program, library: &Path, preload: &OsStr) -> Result<(), Failure> {
+    let Some(last) = program.chain.last() else { return Ok(()) };
+    let Some(loader) = &last.loader else { return Ok(()) };
+    let output = Command::new(loader)
+        .arg(&last.file)
+        .env("LD_TRACE_LOADED_OBJECTS", "1")
+        .env(PRELOAD, preload)
+        .env_remove("LD_WARN")
+        .stdin(Stdio::null())
+        .output();
+    let what = || format!("cannot run the loader {}", show(loader.as_os_str()));
+    let output = output.map_err(|error| Failure::os(what(), &error))?;
+    let wanted = library.as_os_str().as_bytes();
+    let lists = output
+        .stdout
+        .split(|byte| *byte == b'\n')
+        .any(|line| line.windows(wanted.len()).any(|window| window == wanted));
+    if lists {
+        return Ok(());
+    }
+    let messages = String::from_utf8_lossy(&output.stderr).escape_debug().to_string();
+    let text = format!(
+        "{} was not run: its loader does not preload {}: {messages}",
+        program.show(),
+        show(library.as_os_str())
+    );
+    Err(Failure::new("unsupported", text).not_run(false))
+}
+
+fn show(text: &OsStr) -> String {
+    text.as_bytes().escape_ascii().to_string()
+}

@@ -1,0 +1,58 @@
+//! Running Rust code inside a function that C calls.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// Runs `body`. If it panics, returns `otherwise`. `errno` stays as it was, and the thread is not cancelled
+/// meanwhile.
+pub(crate) fn run<T>(otherwise: T, body: impl FnOnce() -> T) -> T {
+    let _quiet = Quiet::begin();
+    catch_unwind(AssertUnwindSafe(body)).unwrap_or(otherwise)
+}
+
+/// Keeps `errno` and the cancellation state of this thread until it is dropped.
+struct Quiet {
+    errno: libc::c_int,
+    cancelled: libc::c_int,
+}
+
+unsafe extern "C" {
+    // pthread.h; libc does not declare it for this platform.
+    fn pthread_setcancelstate(state: libc::c_int, old: *mut libc::c_int) -> libc::c_int;
+}
+
+/// `PTHREAD_CANCEL_DISABLE`
+const DISABLE: libc::c_int = 1;
+
+impl Quiet {
+    fn begin() -> Self {
+        let mut cancelled = 0;
+        // SAFETY: the old state is written to a live integer.
+        unsafe { pthread_setcancelstate(DISABLE, &raw mut cancelled) };
+        Self { errno: errno(), cancelled }
+    }
+}
+
+impl Drop for Quiet {
+    fn drop(&mut self) {
+        // SAFETY: it is the state that the call above returned; a null pointer is allowed for the old one.
+        unsafe { pthread_setcancelstate(self.cancelled, std::ptr::null_mut()) };
+        set_errno(self.errno);
+    }
+}
+
+/// This thread's `errno`.
+pub(crate) fn errno() -> libc::c_int {
+    // SAFETY: the address is good for this thread's life.
+    unsafe { *location() }
+}
+
+/// Sets this thread's `errno`.
+pub(crate) fn set_errno(errno: libc::c_int) {
+    // SAFETY: as above.
+    unsafe { *location() = errno };
+}
+
+fn location() -> *mut libc::c_int {
+    // SAFETY: it takes nothing and returns an address.
+    unsafe { libc::__errno_location() }
+}

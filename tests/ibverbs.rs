@@ -1,0 +1,217 @@
+//! Which device a device handle of libibverbs stands for.
+
+use std::sync::Arc;
+
+use uverbs::sim::{CallKind, DeviceId, DeviceSpec, Machine, Verdict};
+use uverbs::{
+    CheckId, Device, ErrorKind, Guid, Host, IbvHandle, IbvHandles, OldNames, Registry, Result, Step,
+};
+
+fn host(machine: &Machine) -> Host {
+    Host::simulated(machine).expect("a host")
+}
+
+fn add(machine: &Machine, name: &str, guid: u64) -> DeviceId {
+    machine.add(DeviceSpec::new(name).guid(guid)).expect("added")
+}
+
+/// A handle as libibverbs makes it.
+fn handle(machine: &Machine, id: DeviceId, number: u32, name: &str) -> IbvHandle {
+    let index = machine.index_of(id).cast_signed();
+    let node = format!("uverbs{number}");
+    let guid = Guid(machine.guid_of(id));
+    IbvHandle::new(index, node.as_bytes(), name.as_bytes(), guid).expect("a handle")
+}
+
+fn find(machine: &Machine, handles: &IbvHandles, handle: &IbvHandle) -> Result<Device> {
+    handles.find(&Registry::new(host(machine)), handle, OldNames::AfterList)
+}
+
+/// The check that refused the handle, and the kind of the error.
+fn refused(result: Result<Device>) -> (ErrorKind, Option<CheckId>) {
+    let error = result.expect_err("refused");
+    assert_eq!(error.step(), Some(Step::Handle), "{error}");
+    assert!(error.device().is_some(), "{error}");
+    (error.kind(), error.check().map(|check| check.id))
+}
+
+#[test]
+fn a_good_handle_finds_its_device() {
+    let machine = Machine::new();
+    let ids = [add(&machine, "a", 1), add(&machine, "b", 2)];
+    let handles = IbvHandles::new();
+    handles.begin(&host(&machine)).expect("an epoch");
+    for (number, (id, name)) in ids.into_iter().zip(["a", "b"]).enumerate() {
+        let handle = handle(&machine, id, number as u32, name);
+        let device = find(&machine, &handles, &handle).expect("found");
+        assert_eq!(Some(device.instance().ino), machine.directory(id));
+    }
+}
+
+#[test]
+fn a_handle_is_parsed_strictly() {
+    for node in ["", "uverbs", "uverbs0x", "uverbs01", "uverbs-1", "umad0", "uverbs4294967296"] {
+        let error = IbvHandle::new(0, node.as_bytes(), b"a", Guid(1)).expect_err("malformed");
+        assert_eq!(error.kind(), ErrorKind::Malformed, "{node}");
+    }
+}
+
+#[test]
+fn a_handle_without_an_index_is_unproven() {
+    let machine = Machine::new();
+    add(&machine, "a", 1);
+    let handle = IbvHandle::new(-1, b"uverbs0", b"a", Guid(1)).expect("a handle");
+    let result = find(&machine, &IbvHandles::new(), &handle);
+    assert_eq!(refused(result), (ErrorKind::Unproven, None));
+}
+
+#[test]
+fn a_handle_of_a_removed_device_is_refused() {
+    let machine = Machine::new();
+    let id = add(&machine, "a", 1);
+    let handle = handle(&machine, id, 0, "a");
+    machine.remove(id);
+    add(&machine, "a", 1);
+    let result = find(&machine, &IbvHandles::new(), &handle);
+    assert_eq!(refused(result), (ErrorKind::Removed, None));
+}
+
+#[test]
+fn each_field_must_be_that_of_the_index() {
+    let machine = Machine::new();
+    let ids = [add(&machine, "a", 1), add(&machine, "b", 2)];
+    let right = handle(&machine, ids[0], 0, "a");
+    let handles = IbvHandles::new();
+    let mut other = right.clone();
+    other.node_guid = Guid(2);
+    let result = find(&machine, &handles, &other);
+    assert_eq!(refused(result), (ErrorKind::Replaced, Some(CheckId::HandleGuid)));
+    let mut other = right.clone();
+    other.name = handle(&machine, ids[1], 1, "b").name;
+    let result = find(&machine, &handles, &other);
+    assert_eq!(refused(result), (ErrorKind::Replaced, Some(CheckId::HandleName)));
+    let mut other = right.clone();
+    other.uverbs_number = 1;
+    let result = find(&machine, &handles, &other);
+    assert_eq!(refused(result), (ErrorKind::Replaced, Some(CheckId::HandleNode)));
+    find(&machine, &handles, &right).expect("the right one");
+}
+
+#[test]
+fn an_older_name_is_a_rename_after_a_list() {
+    let machine = Machine::new();
+    let id = add(&machine, "a", 1);
+    let old = handle(&machine, id, 0, "a");
+    let handles = IbvHandles::new();
+    machine.rename(id, b"b").expect("renamed");
+    let result = find(&machine, &handles, &old);
+    assert_eq!(refused(result), (ErrorKind::Replaced, Some(CheckId::HandleName)));
+    let registry = Registry::new(host(&machine));
+    handles.find(&registry, &old, OldNames::Allow).expect("allowed");
+    handles.list(registry.host(), || ()).expect("a list");
+    handles.find(&registry, &old, OldNames::AfterList).expect("renamed since the list");
+}
+
+#[test]
+fn names_are_those_of_the_indices() {
+    let machine = Machine::new();
+    let ids = [add(&machine, "a", 1), add(&machine, "b", 2)];
+    machine.with(|world| world.swap_names(ids[0], ids[1])).expect("swapped");
+    let names = IbvHandles::names(&host(&machine)).expect("a socket");
+    let name = |index| names.get(index).expect("an answer").map(|name| name.to_string());
+    assert_eq!(name(machine.index_of(ids[0])).as_deref(), Some("b"));
+    assert_eq!(name(machine.index_of(ids[1])).as_deref(), Some("a"));
+    assert_eq!(name(77), None);
+}
+
+/// Everything is as it was before, and only the epoch shows the reload.
+fn reload(machine: &Machine) {
+    machine.with(|world| world.reload_ib_core()).expect("reloaded");
+    add(machine, "a", 1);
+}
+
+#[test]
+fn after_a_reload_of_ib_core_older_handles_are_refused() {
+    let machine = Machine::new();
+    let handle = {
+        let id = add(&machine, "a", 1);
+        handle(&machine, id, 0, "a")
+    };
+    let stale = (ErrorKind::Replaced, Some(CheckId::Epoch));
+    let (began, listed, opened) = (IbvHandles::new(), IbvHandles::new(), IbvHandles::new());
+    began.begin(&host(&machine)).expect("an epoch");
+    listed.list(&host(&machine), || ()).expect("a list");
+    find(&machine, &opened, &handle).expect("the first open");
+    let fresh = IbvHandles::new();
+    reload(&machine);
+    for handles in [&began, &listed, &opened] {
+        assert_eq!(refused(find(&machine, handles, &handle)), stale);
+        // A later beginning does not count.
+        handles.begin(&host(&machine)).expect("an epoch");
+        assert_eq!(refused(find(&machine, handles, &handle)), stale);
+    }
+    // Nothing shows that the handle is older.
+    find(&machine, &fresh, &handle).expect("the first open");
+    for handles in [&began, &listed, &opened] {
+        handles.list(&host(&machine), || ()).expect("a list");
+        find(&machine, handles, &handle).expect("listed again");
+    }
+}
+
+#[test]
+fn a_list_during_a_reload_is_made_again() {
+    let machine = Machine::new();
+    add(&machine, "a", 1);
+    let host = host(&machine);
+    let handles = IbvHandles::new();
+    let alive = Arc::new(());
+    let mut made = 0;
+    let list = handles.list(&host, || {
+        made += 1;
+        assert_eq!(Arc::strong_count(&alive), 1, "an older list is still there");
+        if made < 3 {
+            reload(&machine);
+        }
+        Arc::clone(&alive)
+    });
+    assert_eq!((made, Arc::strong_count(&list.expect("a list"))), (3, 2));
+    let error = handles.list(&host, || reload(&machine)).expect_err("reloaded each time");
+    assert_eq!(error.kind(), ErrorKind::Unstable);
+    // The last good list is older than the last reload.
+    let id = machine.with(|world| world.instance_of(0)).expect("there");
+    let handle = handle(&machine, id, 0, "a");
+    let result = find(&machine, &handles, &handle);
+    assert_eq!(refused(result), (ErrorKind::Replaced, Some(CheckId::Epoch)));
+}
+
+#[test]
+fn nothing_is_found_where_sys_is_not_sysfs() {
+    let machine = Machine::new();
+    let id = add(&machine, "a", 1);
+    machine.with(|world| world.set_sys_type(1));
+    let host = Host::builder().simulated(&machine).allow_foreign_sys(true).build().expect("a host");
+    let handle = handle(&machine, id, 0, "a");
+    let result = IbvHandles::new().find(&Registry::new(host), &handle, OldNames::AfterList);
+    assert_eq!(refused(result), (ErrorKind::Unsupported, None));
+}
+
+#[test]
+fn an_error_of_netlink_or_sysfs_is_returned() {
+    let machine = Machine::new();
+    let id = add(&machine, "a", 1);
+    let handle = handle(&machine, id, 0, "a");
+    let handles = IbvHandles::new();
+    machine.with(|world| world.deny_netlink(Some(13)));
+    let result = find(&machine, &handles, &handle);
+    assert_eq!(refused(result), (ErrorKind::NetlinkUnavailable, None));
+    machine.with(|world| world.deny_netlink(None));
+    let registry = Registry::new(host(&machine));
+    machine.on_call(|_, call| match call.kind() {
+        CallKind::Openat2 => Verdict::Fail(13),
+        _ => Verdict::Continue,
+    });
+    let result = handles.find(&registry, &handle, OldNames::AfterList);
+    assert_eq!(refused(result), (ErrorKind::PermissionDenied, None));
+    handles.list(registry.host(), || ()).expect_err("no epoch");
+    machine.clear_hook();
+}
