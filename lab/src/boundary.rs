@@ -39,12 +39,18 @@ const LAB_FAILURES: usize = 5;
 /// The interval between progress messages.
 const SHOWN_EVERY: Duration = Duration::from_secs(20);
 
-const USAGE: &str = "usage: uverbs-lab boundary [--full [--spread I/N] [--shard I/N] | --old-rule]";
+const USAGE: &str =
+    "usage: uverbs-lab boundary [[--guarded] --full [--spread I/N] [--shard I/N] | --old-rule]";
+
+/// The guard's library in the guest.
+const GUARD: &str = "/usr/bin/libuverbs_guard.so";
 
 pub(crate) fn run(args: &[&str]) -> Result<()> {
     let extent = match args {
         [] => Extent::Sample,
         ["--old-rule"] => return old_rule(),
+        ["--guarded"] => return guarded(Extent::Sample),
+        ["--guarded", "--full", options @ ..] => return guarded(full(options)?),
         ["--full", options @ ..] => full(options)?,
         _ => bail!("{USAGE}"),
     };
@@ -92,6 +98,26 @@ pub(crate) fn sampled() -> Result<()> {
     let table = table(&program::OURS, Extent::Sample, false)?;
     table.summary();
     table.all_right()
+}
+
+/// Programs on libibverbs under the guard. The control is the same program without it.
+fn guarded(extent: Extent) -> Result<()> {
+    guest::clean()?;
+    let is_loaded = std::fs::read_to_string("/proc/self/maps")?.contains(GUARD);
+    ensure!(is_loaded, "the guard is not preloaded");
+    let table = table(&program::GUARDED, extent, !matches!(extent, Extent::Sample))?;
+    table.summary();
+    println!("{}, guarded: {}", guest::release(), table.count());
+    table.all_right()
+}
+
+/// Runs this program again, with the guard.
+pub(crate) fn guarded_sample() -> Result<()> {
+    let mut command = std::process::Command::new("/proc/self/exe");
+    command.args(["boundary", "--guarded"]).env("LD_PRELOAD", GUARD).env("UVERBS_GUARD_LOG", "off");
+    let status = command.status().context("starting the boundaries")?;
+    ensure!(status.success(), "the boundaries under the guard: {status}");
+    Ok(())
 }
 
 pub(crate) fn control() -> Result<()> {

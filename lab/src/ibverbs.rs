@@ -5,7 +5,7 @@
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 /// The functions that the control needs, resolved at run time.
 pub(crate) struct Ibverbs {
@@ -13,6 +13,7 @@ pub(crate) struct Ibverbs {
     free_device_list: unsafe extern "C" fn(*mut *mut c_void),
     get_device_name: unsafe extern "C" fn(*mut c_void) -> *const c_char,
     get_device_guid: unsafe extern "C" fn(*mut c_void) -> u64,
+    get_device_index: unsafe extern "C" fn(*mut c_void) -> c_int,
     open_device: unsafe extern "C" fn(*mut c_void) -> *mut c_void,
     close_device: unsafe extern "C" fn(*mut c_void) -> c_int,
     query_device: unsafe extern "C" fn(*mut c_void, *mut DeviceAttr) -> c_int,
@@ -33,14 +34,30 @@ pub(crate) struct List<'a> {
     len: usize,
 }
 
+/// Where the functions are looked up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lookup {
+    /// In libibverbs itself, whatever is preloaded.
+    Library,
+    /// In the program's own scope, as for a program that is linked: what is preloaded comes first.
+    Program,
+}
+
 impl Ibverbs {
     /// Loads libibverbs.
     pub(crate) fn load() -> Result<Self> {
+        Self::load_as(Lookup::Library)
+    }
+
+    /// Loads libibverbs, as a program of that kind does.
+    pub(crate) fn load_as(lookup: Lookup) -> Result<Self> {
+        let flags = libc::RTLD_NOW | libc::RTLD_GLOBAL;
         // SAFETY: the library's initialisers may run here: nothing else has loaded it yet.
-        let library = unsafe { libc::dlopen(c"libibverbs.so.1".as_ptr(), libc::RTLD_NOW) };
+        let library = unsafe { libc::dlopen(c"libibverbs.so.1".as_ptr(), flags) };
         ensure!(!library.is_null(), "libibverbs.so.1 cannot be loaded");
+        let library = if lookup == Lookup::Program { libc::RTLD_DEFAULT } else { library };
         let find = |name: &CStr| -> Result<*mut c_void> {
-            // SAFETY: `library` is a live handle, never closed.
+            // SAFETY: `library` is a live handle, never closed, or stands for the program's scope.
             let symbol = unsafe { libc::dlsym(library, name.as_ptr()) };
             ensure!(!symbol.is_null(), "libibverbs has no {name:?}");
             Ok(symbol)
@@ -57,10 +74,22 @@ impl Ibverbs {
             free_device_list: symbol!(c"ibv_free_device_list"),
             get_device_name: symbol!(c"ibv_get_device_name"),
             get_device_guid: symbol!(c"ibv_get_device_guid"),
+            get_device_index: symbol!(c"ibv_get_device_index"),
             open_device: symbol!(c"ibv_open_device"),
             close_device: symbol!(c"ibv_close_device"),
             query_device: symbol!(c"ibv_query_device"),
         })
+    }
+
+    /// The node GUID of an open context, which is closed.
+    fn query_and_close(&self, context: *mut c_void) -> Result<u64> {
+        let mut attr = DeviceAttr { fw_ver: [0; 64], node_guid: 0, rest: [0; 512] };
+        // SAFETY: the context is open, and `attr` is longer than `struct ibv_device_attr`.
+        let status = unsafe { (self.query_device)(context, ptr::from_mut(&mut attr)) };
+        // SAFETY: the context is open and not used after this.
+        unsafe { (self.close_device)(context) };
+        ensure!(status == 0, "ibv_query_device: {status}");
+        Ok(u64::from_be(attr.node_guid))
     }
 
     /// `ibv_get_device_list`.
@@ -96,6 +125,14 @@ impl List<'_> {
         Ok(u64::from_be(unsafe { (self.ibverbs.get_device_guid)(device) }))
     }
 
+    /// `ibv_get_device_index` of a listed device.
+    pub(crate) fn index(&self, name: &str) -> Result<u32> {
+        let device = self.device(name)?;
+        // SAFETY: the device is of this list.
+        let index = unsafe { (self.ibverbs.get_device_index)(device) };
+        u32::try_from(index).context("the handle has no index")
+    }
+
     /// The number of devices.
     pub(crate) fn len(&self) -> usize {
         self.len
@@ -121,13 +158,7 @@ impl List<'_> {
         // SAFETY: the device is of this list, which is alive.
         let context = unsafe { (self.ibverbs.open_device)(device) };
         ensure!(!context.is_null(), "ibv_open_device: {}", std::io::Error::last_os_error());
-        let mut attr = DeviceAttr { fw_ver: [0; 64], node_guid: 0, rest: [0; 512] };
-        // SAFETY: the context is open, and `attr` is longer than `struct ibv_device_attr`.
-        let status = unsafe { (self.ibverbs.query_device)(context, ptr::from_mut(&mut attr)) };
-        // SAFETY: the context is open and not used after this.
-        unsafe { (self.ibverbs.close_device)(context) };
-        ensure!(status == 0, "ibv_query_device: {status}");
-        Ok(u64::from_be(attr.node_guid))
+        self.ibverbs.query_and_close(context)
     }
 }
 
@@ -144,6 +175,16 @@ unsafe impl Sync for List<'_> {}
 unsafe impl Sync for Listed<'_> {}
 
 impl Listed<'_> {
+    /// `ibv_open_device`, the node GUID through the context, and `ibv_close_device`; or errno.
+    pub(crate) fn guid_or_errno(&self) -> Result<std::result::Result<u64, i32>> {
+        // SAFETY: the device is of the list, which is alive.
+        let context = unsafe { (self.list.ibverbs.open_device)(self.device) };
+        if context.is_null() {
+            return Ok(Err(std::io::Error::last_os_error().raw_os_error().unwrap_or(0)));
+        }
+        self.list.ibverbs.query_and_close(context).map(Ok)
+    }
+
     /// `ibv_open_device` and `ibv_close_device`.
     pub(crate) fn open_and_close(&self) -> Result<()> {
         // SAFETY: the device is of the list, which is alive.

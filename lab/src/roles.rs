@@ -52,6 +52,7 @@ pub(crate) fn run(name: &str, args: &[&str]) -> Result<()> {
         ("watch-forged", []) => watching::forge_role(),
         ("watch-idle", []) => watching::idle_role(),
         ("watch-synthetic", []) => watching::synthetic_role(),
+        ("guarded", [part]) => crate::scenarios::guard::role(part),
         ("first-list", [which]) => bench::first_list(which),
         ("counted", []) => bench::counted_role(),
         _ => bail!("no such role: {name} {args:?}"),

@@ -2,6 +2,7 @@
 
 mod events;
 mod expect;
+pub(crate) mod guard;
 mod limits;
 mod listing;
 mod nodes;
@@ -88,19 +89,32 @@ pub(crate) const ALL: &[(&str, Scenario)] = &[
     ("watch_as_a_tokio_stream", watching::a_stream),
     ("watch_system_calls", watching::idle),
     ("watch_does_not_grow", watching::memory),
+    ("guard_each_class_of_caller", guard::each_class),
+    ("guard_names_swapped", guard::names_swapped),
+    ("guard_moved_to_another_namespace", guard::moved),
+    ("guard_inside_a_program", guard::inside),
+    ("guard_unproven", guard::unproven),
+    ("guard_is_not_loaded", guard::refuses),
     ("boundaries_see_deaths_hangs_and_threads", crate::boundary::deaths_hangs_and_threads),
     ("every_system_call_bounded", crate::boundary::sampled),
+    ("guard_every_system_call_bounded", crate::boundary::guarded_sample),
     ("control_every_system_call", crate::boundary::control),
     ("soak_bounded", soak::bounded),
     ("a_thousand_devices_sixteen_descriptors", limits::thousand),
     ("no_leak_under_leak_sanitizer", limits::no_leak),
     ("uverbs_reloaded", replacing::uverbs_reloaded),
     ("core_reloaded_with_index_reuse", replacing::core_reloaded),
+    ("guard_core_reloaded", guard::core_reloaded),
     ("watch_while_modules_are_reloaded", watching::unload),
     ("uevents_as_simulated", crate::compare::uevents::all),
     ("simulator_is_true", crate::compare::sampled),
 ];
 
 /// Scenarios that run for a fixed time: samples of what `cargo xtask prove` runs.
-pub(crate) const SAMPLES: [&str; 4] =
-    ["every_system_call_bounded", "control_every_system_call", "soak_bounded", "simulator_is_true"];
+pub(crate) const SAMPLES: [&str; 5] = [
+    "every_system_call_bounded",
+    "guard_every_system_call_bounded",
+    "control_every_system_call",
+    "soak_bounded",
+    "simulator_is_true",
+];

@@ -24,7 +24,50 @@ pub(crate) fn build() -> Result<()> {
                 .args(args),
         )?;
     }
+    build_guard()?;
+    build_callers()?;
     build_with_leak_sanitizer()
+}
+
+/// The profile of the library that is preloaded, and its directory in the target directory.
+const SMALL: &str = "small";
+const GUARD: &str = "libuverbs_guard.so";
+
+fn build_guard() -> Result<()> {
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
+    tools::run(std::process::Command::new(cargo).current_dir(paths::workspace()).args([
+        "build",
+        "--quiet",
+        "--profile",
+        SMALL,
+        "--package",
+        "uverbs-guard",
+    ]))
+}
+
+/// The ways in which lab/callers/caller.c is built, each a program on libibverbs of another kind.
+const CALLERS: [(&str, &[&str]); 6] = [
+    ("ibv-lazy", &["-Wl,-z,lazy"]),
+    ("ibv-now", &["-Wl,-z,now"]),
+    ("ibv-noplt", &["-fno-plt", "-Wl,-z,now"]),
+    ("ibv-dynamic", &["-DDYNAMIC"]),
+    ("ibv-plugin.so", &["-DPLUGIN", "-shared", "-fPIC"]),
+    ("static-true", &["-static", "-DSTATIC"]),
+];
+
+/// Builds the programs on libibverbs. There need be no headers of it.
+fn build_callers() -> Result<()> {
+    let directory = paths::lab("callers")?;
+    let source = paths::workspace().join("lab/callers/caller.c");
+    for (name, options) in CALLERS {
+        let is_linked = !options.contains(&"-DDYNAMIC") && !options.contains(&"-DSTATIC");
+        let mut gcc = tools::command("gcc");
+        gcc.args(["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror"]).args(options);
+        gcc.arg(&source).arg("-o").arg(directory.join(name));
+        gcc.args(is_linked.then_some("-l:libibverbs.so.1"));
+        tools::run(&mut gcc)?;
+    }
+    Ok(())
 }
 
 /// Builds the lab's program again, with leak reports. The sanitizer is in the stable toolchain, but its switch is
@@ -79,6 +122,12 @@ pub(crate) fn programs() -> Vec<PathBuf> {
         programs.extend(latest(profiles.iter().map(|dir| dir.join(name))));
     }
     programs.extend(latest([paths::target().join("lsan").join(WITH_LEAK_SANITIZER)].into_iter()));
+    programs.extend(latest([paths::target().join(SMALL).join(GUARD)].into_iter()));
+    if let Ok(directory) = paths::lab("callers") {
+        programs.extend(
+            CALLERS.iter().filter_map(|(name, _)| latest([directory.join(name)].into_iter())),
+        );
+    }
     programs.extend(latest([paths::target().join("leave-out").join(LEAVING_OUT)].into_iter()));
     for name in examples() {
         programs.extend(latest(profiles.iter().map(|dir| dir.join("examples").join(&name))));

@@ -27,8 +27,15 @@ pub(super) fn judge(world: &World, program: Program, run: &Run) -> Result<String
         }
         ["refused", why] => why.to_owned(),
         ["opened", ino, guid, index] => {
-            let ino = if ino == "-" { world.first } else { ino.parse()? };
-            let Some(wanted) = world.instances.get(&ino) else {
+            let wanted = match (ino, ino.strip_prefix('#')) {
+                ("-", _) => world.instances.get(&world.first),
+                (_, Some(index)) => {
+                    let index: u32 = index.parse()?;
+                    world.instances.values().find(|instance| instance.index == index)
+                }
+                (ino, None) => world.instances.get(&ino.parse()?),
+            };
+            let Some(wanted) = wanted else {
                 return Ok("WRONG: an unknown instance".to_owned());
             };
             let wrong = !is_all(world, program, &contexts, Some(wanted.index))

@@ -224,7 +224,8 @@ pub(super) fn ways(place: Place, calls: &[String], extent: Extent) -> Result<Vec
     if place.program.is_ours() && matches!(place.kind, Kind::Hca { .. }) {
         ways.extend(mutation::FAILURES.map(|one| way(Happens::One(one), every())));
     }
-    if TRIED.contains(&place.program) && place.scene == PLAIN {
+    let has_pairs = TRIED.contains(&place.program) || place.program == Program::Guarded;
+    if has_pairs && place.scene == PLAIN {
         for (number, (one, two)) in mutation::PAIRS.into_iter().enumerate() {
             ways.push(way(Happens::Both(one, two), some(number)));
             let pairs = some_pairs(calls.len(), number, kind, extent);

@@ -17,7 +17,7 @@ use super::trace::{mark, stop, trace_me};
 use super::verbs;
 use super::world::NODE;
 use crate::guest;
-use crate::ibverbs::Ibverbs;
+use crate::ibverbs::{Ibverbs, Lookup};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Program {
@@ -37,6 +37,11 @@ pub(super) enum Program {
     KeepWrong,
     /// The control: only libibverbs.
     IbvOpenDevice,
+    /// The same under the guard, with a list that the guard sees; with one that it does not see.
+    Guarded,
+    GuardedUnseen,
+    /// Under the guard, stopped while it lists for the second time; opens undisturbed, by the name.
+    GuardedList,
 }
 
 pub(super) const OURS: [Program; 7] = [
@@ -51,6 +56,8 @@ pub(super) const OURS: [Program; 7] = [
 /// The program that is wrong under the library's first rule. (`verify` has only its own rule.)
 pub(super) const OLD_RULE: [Program; 1] = [Program::Open];
 pub(super) const CONTROL: [Program; 1] = [Program::IbvOpenDevice];
+pub(super) const GUARDED: [Program; 3] =
+    [Program::Guarded, Program::GuardedUnseen, Program::GuardedList];
 
 impl Program {
     pub(super) fn name(self) -> &'static str {
@@ -63,12 +70,21 @@ impl Program {
             Self::KeepRight => "verify wrong, keep right",
             Self::KeepWrong => "verify right, keep wrong",
             Self::IbvOpenDevice => "ibv_open_device",
+            Self::Guarded => "guarded ibv_open_device",
+            Self::GuardedUnseen => "guarded ibv_open_device, list not seen",
+            Self::GuardedList => "guarded ibv_get_device_list",
         }
     }
 
     /// Whether the library allocates the context, and then also frees it.
     pub(super) fn allocates(self) -> bool {
         matches!(self, Self::Devices | Self::Open | Self::OpenAgain | Self::IbvOpenDevice)
+            || self.is_guarded()
+    }
+
+    /// Whether it runs under the guard.
+    pub(super) fn is_guarded(self) -> bool {
+        GUARDED.contains(&self)
     }
 
     /// Whether `Device::open` is disturbed.
@@ -143,11 +159,25 @@ impl Program {
             stop();
             Ok(())
         };
-        if self == Self::IbvOpenDevice {
-            let ibverbs = Ibverbs::load()?;
+        if self == Self::IbvOpenDevice || self.is_guarded() {
+            let is_seen = matches!(self, Self::Guarded | Self::GuardedList);
+            let lookup = if is_seen { Lookup::Program } else { Lookup::Library };
+            let ibverbs = Ibverbs::load_as(lookup)?;
             let list = ibverbs.list()?;
             trace_me()?;
             mark();
+            if self == Self::GuardedList {
+                let list = ibverbs.list();
+                mark();
+                let opened = list.and_then(|list| {
+                    let index = list.index("tst")?;
+                    list.open_and_keep("tst").map(|()| index)
+                });
+                return match opened {
+                    Ok(index) => report(&format!("opened #{index} - -")),
+                    Err(_) => report("refused failed"),
+                };
+            }
             let opened = list.open_and_keep("tst");
             mark();
             return report(if opened.is_ok() { "opened - - -" } else { "refused failed" });
