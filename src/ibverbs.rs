@@ -72,10 +72,9 @@ pub enum OldNames {
 
 /// The state of one process's handles: the epochs of the first and of the last list.
 ///
-/// It is for code that stands between a program and libibverbs. [`list`](Self::list) and [`names`](Self::names)
-/// belong around `ibv_get_device_list(3)`, [`find`](Self::find) after the node was opened, and
-/// [`Device::verify`] after its context was allocated. It holds no descriptor and no lock, and a forked child may
-/// go on with its copy.
+/// It is for code that stands between a program and libibverbs. [`list`](Self::list) belongs around
+/// `ibv_get_device_list(3)`, [`find`](Self::find) after the node was opened, and [`Device::verify`] after its context
+/// was allocated. It holds no descriptor and no lock, and a forked child may go on with its copy.
 #[derive(Debug)]
 pub struct IbvHandles {
     /// When the process started, or, if ib_core was not loaded then, at the first open.
@@ -107,31 +106,38 @@ impl IbvHandles {
         Ok(())
     }
 
-    /// Makes a list, such as `ibv_get_device_list(3)` does, again if ib_core was reloaded meanwhile. A list that is
-    /// not returned is dropped.
+    /// Makes a list, as `ibv_get_device_list(3)` does, and mends it: each handle gets the name that its device has
+    /// now. libibverbs keeps a handle, with its first name, for as long as the device is there. Both are done again
+    /// if ib_core was reloaded meanwhile, or a name could not be read. A list that is not returned is dropped.
     ///
     /// # Errors
-    /// `Unstable` if ib_core was reloaded during each of three attempts; as [`begin`](Self::begin).
-    pub fn list<L>(&self, host: &Host, mut make: impl FnMut() -> L) -> Result<L> {
+    /// `Unstable` if ib_core was reloaded during each of three attempts; the error of `mend`; as
+    /// [`begin`](Self::begin). The program must not get a list then: its names might be those of other devices.
+    pub fn list<L>(
+        &self,
+        host: &Host,
+        mut make: impl FnMut() -> L,
+        mut mend: impl FnMut(&mut L, &mut IbvNames<'_>) -> Result<()>,
+    ) -> Result<L> {
+        let mut names = IbvNames { host, socket: None };
+        let mut last = None;
         for _ in 0..ATTEMPTS {
             let before = epoch(host)?;
-            let list = make();
+            let mut list = make();
+            if let Err(error) = mend(&mut list, &mut names) {
+                last = Some(error);
+                continue;
+            }
             if epoch(host)? == before {
                 // Epochs only grow. A thread that was slow must not store an older one.
                 self.last.fetch_max(before, SeqCst);
                 return Ok(list);
             }
         }
-        let text = format!("ib_core was reloaded during each of {ATTEMPTS} lists");
-        Err(Error::new(ErrorKind::Unstable, text))
-    }
-
-    /// The present names of devices, to mend those of a list before the program sees them.
-    ///
-    /// # Errors
-    /// `NetlinkUnavailable`.
-    pub fn names(host: &Host) -> Result<IbvNames> {
-        host.netlink().map(IbvNames)
+        Err(last.unwrap_or_else(|| {
+            let text = format!("ib_core was reloaded during each of {ATTEMPTS} lists");
+            Error::new(ErrorKind::Unstable, text)
+        }))
     }
 
     /// Finds the device that a handle stands for. Call it with the handle's node open, so that ib_core stays loaded.
@@ -218,17 +224,25 @@ const RELOADED: &str = "ib_core was reloaded since the devices were listed: list
 const RENAMED: &str =
     "the device was renamed since it was listed, or libibverbs kept the name of another one";
 
-/// The names of devices, by their netlink index.
+/// The present names of devices, by their netlink index.
 #[derive(Debug)]
-pub struct IbvNames(Arc<Socket>);
+pub struct IbvNames<'a> {
+    host: &'a Host,
+    /// Opened with the first name: where libibverbs cannot use netlink, no handle has an index.
+    socket: Option<Arc<Socket>>,
+}
 
-impl IbvNames {
-    /// The present name of the device of an index; `None` if there is none.
+impl IbvNames<'_> {
+    /// The name of the device of an index; `None` if there is none.
     ///
     /// # Errors
-    /// `Malformed`, `Os`, `PermissionDenied`.
-    pub fn get(&self, index: u32) -> Result<Option<Name>> {
-        Ok(self.0.device(index)?.map(|info| Name::new(&info.name)))
+    /// `NetlinkUnavailable`, `Malformed`, `Os`, `PermissionDenied`.
+    pub fn get(&mut self, index: u32) -> Result<Option<Name>> {
+        let socket = match &self.socket {
+            Some(socket) => socket,
+            None => self.socket.insert(self.host.netlink()?),
+        };
+        Ok(socket.device(index)?.map(|info| Name::new(&info.name)))
     }
 }
 

@@ -27,6 +27,10 @@ fn find(machine: &Machine, handles: &IbvHandles, handle: &IbvHandle) -> Result<D
     handles.find(&Registry::new(host(machine)), handle, OldNames::AfterList)
 }
 
+fn list(handles: &IbvHandles, host: &Host) -> Result<()> {
+    handles.list(host, || (), |(), _| Ok(()))
+}
+
 /// The check that refused the handle, and the kind of the error.
 fn refused(result: Result<Device>) -> (ErrorKind, Option<CheckId>) {
     let error = result.expect_err("refused");
@@ -108,20 +112,60 @@ fn an_older_name_is_a_rename_after_a_list() {
     assert_eq!(refused(result), (ErrorKind::Replaced, Some(CheckId::HandleName)));
     let registry = Registry::new(host(&machine));
     handles.find(&registry, &old, OldNames::Allow).expect("allowed");
-    handles.list(registry.host(), || ()).expect("a list");
+    list(&handles, registry.host()).expect("a list");
     handles.find(&registry, &old, OldNames::AfterList).expect("renamed since the list");
 }
 
 #[test]
-fn names_are_those_of_the_indices() {
+fn a_list_is_mended() {
     let machine = Machine::new();
     let ids = [add(&machine, "a", 1), add(&machine, "b", 2)];
     machine.with(|world| world.swap_names(ids[0], ids[1])).expect("swapped");
-    let names = IbvHandles::names(&host(&machine)).expect("a socket");
-    let name = |index| names.get(index).expect("an answer").map(|name| name.to_string());
-    assert_eq!(name(machine.index_of(ids[0])).as_deref(), Some("b"));
-    assert_eq!(name(machine.index_of(ids[1])).as_deref(), Some("a"));
-    assert_eq!(name(77), None);
+    let indices = ids.map(|id| machine.index_of(id));
+    let mut found = Vec::new();
+    let handles = IbvHandles::new();
+    handles
+        .list(
+            &host(&machine),
+            || (),
+            |(), names| {
+                for index in indices.into_iter().chain([77]) {
+                    found.push(names.get(index)?.map(|name| name.to_string()));
+                }
+                Ok(())
+            },
+        )
+        .expect("a list");
+    let found: Vec<_> = found.iter().map(Option::as_deref).collect();
+    assert_eq!(found, [Some("b"), Some("a"), None]);
+}
+
+#[test]
+fn a_list_that_cannot_be_mended_does_not_count() {
+    let machine = Machine::new();
+    let id = add(&machine, "a", 1);
+    let old = handle(&machine, id, 0, "a");
+    let (host, index) = (host(&machine), machine.index_of(id));
+    let handles = IbvHandles::new();
+    machine.rename(id, b"b").expect("renamed");
+    machine.with(|world| world.deny_netlink(Some(13)));
+    let mut made = 0;
+    let error = handles
+        .list(&host, || made += 1, |(), names| names.get(index).map(drop))
+        .expect_err("no names");
+    assert_eq!((made, error.kind()), (3, ErrorKind::NetlinkUnavailable));
+    // Where libibverbs has no indices, either, there is nothing to mend.
+    handles.list(&host, || (), |(), _| Ok(())).expect("a list");
+    machine.with(|world| world.deny_netlink(None));
+    let fresh = IbvHandles::new();
+    fresh.list(&host, || (), |(), names| names.get(77).map(drop)).expect("a list");
+    let failed = IbvHandles::new();
+    machine.with(|world| world.deny_netlink(Some(13)));
+    failed.list(&host, || (), |(), names| names.get(index).map(drop)).expect_err("no names");
+    machine.with(|world| world.deny_netlink(None));
+    find(&machine, &fresh, &old).expect("renamed since the list");
+    let result = find(&machine, &failed, &old);
+    assert_eq!(refused(result), (ErrorKind::Replaced, Some(CheckId::HandleName)));
 }
 
 /// Everything is as it was before, and only the epoch shows the reload.
@@ -140,7 +184,7 @@ fn after_a_reload_of_ib_core_older_handles_are_refused() {
     let stale = (ErrorKind::Replaced, Some(CheckId::Epoch));
     let (began, listed, opened) = (IbvHandles::new(), IbvHandles::new(), IbvHandles::new());
     began.begin(&host(&machine)).expect("an epoch");
-    listed.list(&host(&machine), || ()).expect("a list");
+    list(&listed, &host(&machine)).expect("a list");
     find(&machine, &opened, &handle).expect("the first open");
     let fresh = IbvHandles::new();
     reload(&machine);
@@ -153,7 +197,7 @@ fn after_a_reload_of_ib_core_older_handles_are_refused() {
     // Nothing shows that the handle is older.
     find(&machine, &fresh, &handle).expect("the first open");
     for handles in [&began, &listed, &opened] {
-        handles.list(&host(&machine), || ()).expect("a list");
+        list(handles, &host(&machine)).expect("a list");
         find(&machine, handles, &handle).expect("listed again");
     }
 }
@@ -166,16 +210,18 @@ fn a_list_during_a_reload_is_made_again() {
     let handles = IbvHandles::new();
     let alive = Arc::new(());
     let mut made = 0;
-    let list = handles.list(&host, || {
+    let make = || {
         made += 1;
         assert_eq!(Arc::strong_count(&alive), 1, "an older list is still there");
         if made < 3 {
             reload(&machine);
         }
         Arc::clone(&alive)
-    });
+    };
+    let list = handles.list(&host, make, |_, _| Ok(()));
     assert_eq!((made, Arc::strong_count(&list.expect("a list"))), (3, 2));
-    let error = handles.list(&host, || reload(&machine)).expect_err("reloaded each time");
+    let error =
+        handles.list(&host, || reload(&machine), |(), _| Ok(())).expect_err("reloaded each time");
     assert_eq!(error.kind(), ErrorKind::Unstable);
     // The last good list is older than the last reload.
     let id = machine.with(|world| world.instance_of(0)).expect("there");
@@ -212,6 +258,6 @@ fn an_error_of_netlink_or_sysfs_is_returned() {
     });
     let result = handles.find(&registry, &handle, OldNames::AfterList);
     assert_eq!(refused(result), (ErrorKind::PermissionDenied, None));
-    handles.list(registry.host(), || ()).expect_err("no epoch");
+    list(&handles, registry.host()).expect_err("no epoch");
     machine.clear_hook();
 }

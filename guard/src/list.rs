@@ -5,7 +5,7 @@ use std::ffi::c_int;
 use std::mem::transmute;
 use std::ptr;
 
-use uverbs::{Error, Host, IbvHandles, IbvNames};
+use uverbs::{Error, ErrorKind, Host, IbvNames};
 
 use crate::ffi::{Handle, IbvDevice};
 use crate::guarded::{errno, run, set_errno};
@@ -32,17 +32,13 @@ pub(crate) unsafe extern "C" fn uverbs_guard_list(count: *mut c_int) -> *mut *mu
     };
     // What the real function leaves in errno is returned, whatever the guard's own calls do to it.
     let mut left = errno();
-    let list = run(Err(None), || {
-        let host = match Host::open() {
-            Ok(host) => host,
-            // Nothing that is opened later can be proved, and it is refused then, with this reason.
-            Err(_) => return Ok(real.list(&mut left)),
-        };
-        let list = HANDLES.list(&host, || real.list(&mut left)).map_err(Some)?;
-        if let Err(error) = list.mend(&host) {
-            log::line(&format!("names were not checked: {error}"));
-        }
-        Ok(list)
+    let list = run(Err(None), || match Host::open() {
+        Ok(host) => HANDLES
+            .list(&host, || real.list(&mut left), |list, names| list.mend(names))
+            .map_err(Some),
+        // Nothing that is opened later can be proved, and it is refused then, with this reason.
+        Err(error) if error.kind() == ErrorKind::Unsupported => Ok(real.list(&mut left)),
+        Err(error) => Err(Some(error)),
     });
     match list {
         Ok(list) => {
@@ -51,7 +47,8 @@ pub(crate) unsafe extern "C" fn uverbs_guard_list(count: *mut c_int) -> *mut *mu
         }
         Err(error) => {
             run((), || log::line(&listing_failed(error.as_ref())));
-            set_errno(libc::EAGAIN);
+            let errno = error.as_ref().and_then(Error::raw_os_error);
+            set_errno(errno.unwrap_or(libc::EAGAIN));
             ptr::null_mut()
         }
     }
@@ -110,20 +107,18 @@ impl List<'_> {
         }
     }
 
-    /// Gives each handle the name that its device has now. libibverbs keeps a handle for as long as the device is there,
-    /// and with it the name that the device had at first.
-    fn mend(&self, host: &Host) -> uverbs::Result<()> {
+    /// Gives each handle the name that its device has now.
+    fn mend(&self, names: &mut IbvNames<'_>) -> uverbs::Result<()> {
         let index = self.real.library.function(c"ibv_get_device_index", c"IBVERBS_1.9");
-        let Some(index) = index.filter(|_| !self.devices().is_empty()) else { return Ok(()) };
+        let Some(index) = index else { return Ok(()) };
         // SAFETY: it is the function of that name and version.
         let index: GetDeviceIndex = unsafe { transmute(index) };
-        let names = IbvHandles::names(host)?;
         for &device in self.devices() {
             // SAFETY: the handle is one of the list.
             let index = unsafe { index(device) };
             if let Ok(index) = u32::try_from(index) {
                 // SAFETY: as above.
-                mend(unsafe { Handle::new(device) }, &names, index)?;
+                mend(unsafe { Handle::new(device) }, names, index)?;
             }
         }
         Ok(())
@@ -150,7 +145,7 @@ impl Drop for List<'_> {
     }
 }
 
-fn mend(handle: Handle, names: &IbvNames, index: u32) -> uverbs::Result<()> {
+fn mend(handle: Handle, names: &mut IbvNames<'_>, index: u32) -> uverbs::Result<()> {
     let Some(name) = names.get(index)? else { return Ok(()) };
     let known = handle.name();
     if known != name.as_bytes() {

@@ -67,7 +67,7 @@ impl Class {
 const DEVICE: &[Class] =
     &[SysOpen, SysStat, SysRead, SysList, Link, DevOpen, DevStat, Send, Recv, Command];
 const NODE: &[Class] = &[DevOpen, DevStat];
-const NAME: &[Class] = &[SysOpen, SysRead, SysList, Link, Send, Recv];
+pub(crate) const NAME: &[Class] = &[SysOpen, SysRead, SysList, Link, Send, Recv];
 const CONTEXT: &[Class] = &[DevOpen, Send, Recv, Command];
 const ANSWER: &[Class] = &[Send, Recv];
 const COMMAND: &[Class] = &[DevOpen, Command];
@@ -201,6 +201,26 @@ pub(crate) const MUTATIONS: &[Event] = mutations! {
     "netlink request refused, EINVAL", ANSWER: |world, _id| world.refuse_request(22);
     "netlink dump ends in ENOMEM", ANSWER: |world, _id| world.break_dump(12);
     "netlink dump ends in EINVAL", ANSWER: |world, _id| world.break_dump(22);
+};
+
+/// Changes that only a handle of libibverbs can mistake for something else.
+pub(crate) const OF_HANDLES: &[Event] = mutations! {
+    "reload ib_core, index reused, other GUID", DEVICE: |world, _id| {
+        world.force_reload_ib_core();
+        world.add(spec("rxe0", 0xb0))
+    };
+    "reload ib_core, index reused, names swapped", DEVICE: |world, _id| {
+        world.force_reload_ib_core();
+        let _ = world.add(spec("rxe1", 0xa0));
+        world.add(spec("rxe0", 0xa0))
+    };
+    "replace, and swap names", DEVICE: |world, id| {
+        replace(world, id, "rxe1x", 0xa0);
+        if let (Some(one), Some(other)) = (world.instance_of(0), world.instance_of(1)) {
+            let _ = world.rename(other, b"rxe0");
+            let _ = world.rename(one, b"rxe1");
+        }
+    };
 };
 
 /// Errors of calls, and lost answers.

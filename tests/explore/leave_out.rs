@@ -7,10 +7,14 @@ use std::sync::{Mutex, PoisonError};
 use uverbs::sim::{DeviceSpec, Machine};
 use uverbs::{CheckId, Device, Host, Registry, Step, leave_out};
 
-use crate::happens::{Event, PAGE};
+use crate::happens::{Event, OF_HANDLES, PAGE};
+use crate::ibverbs::{self, Part};
 use crate::play::{Play, Program};
 use crate::search::{Limits, everything, explore_all};
-use crate::{adverse_events, identity_events, is_base, is_full, is_plain, list_events};
+use crate::{
+    adverse_events, handle_events, identity_events, is_base, is_full, is_plain, is_small,
+    list_events, named,
+};
 
 type Check = (Step, CheckId);
 
@@ -86,6 +90,61 @@ fn each_needed_check_is_found_necessary() {
             }
         }
     }
+}
+
+/// What of the guard no other part backs: without one of these, a program on libibverbs gets a wrong device.
+const NEEDED_OF_GUARD: [Left; 6] = [
+    Left::Check(CheckId::Epoch),
+    Left::Check(CheckId::HandleGuid),
+    Left::Check(CheckId::HandleName),
+    Left::Part(Part::Mending),
+    Left::Part(Part::MendingWhole),
+    Left::Part(Part::Proof),
+];
+
+/// Something of the guard that is left out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Left {
+    Check(CheckId),
+    Part(Part),
+}
+
+#[test]
+fn each_part_of_the_guard_is_found_necessary() {
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let checks = [CheckId::Epoch, CheckId::HandleGuid, CheckId::HandleName, CheckId::HandleNode]
+        .map(Left::Check);
+    let parts = [Part::Mending, Part::MendingWhole, Part::Proof].map(Left::Part);
+    let mut needed = Vec::new();
+    println!("| left out of the guard | what then goes wrong |\n|---|---|");
+    for left in checks.into_iter().chain(parts) {
+        match left {
+            Left::Check(id) => leave_out::leave_out(&[(Step::Handle, id)]),
+            Left::Part(part) => ibverbs::leave_out(Some(part)),
+        }
+        // One event, and two of the few that a handle or a list may mistake.
+        let few = named(&["swap names", "reload ib_core, index reused", "EIO"]);
+        let few = few.into_iter().chain(OF_HANDLES).collect::<Vec<_>>();
+        let first = |depth, events: &[&'static Event]| {
+            let limits = Limits { depth, stride: 1, first_wrong: true };
+            let is_wanted = |play: Play| {
+                let is_one =
+                    play.setup.disassociates && !play.setup.held && !play.setup.static_node;
+                play.program.is_guarded() && is_small(play) && (depth == 1 || is_one)
+            };
+            let tally = explore_all(is_wanted, limits, events);
+            let (play, plan) = tally.wrong.into_iter().min_by_key(|(_, plan)| plan.len())?;
+            Some(play.trace(&plan))
+        };
+        let wrong = first(1, &handle_events()).or_else(|| first(2, &few));
+        leave_out::leave_out(&[]);
+        ibverbs::leave_out(None);
+        if wrong.is_some() {
+            needed.push(left);
+        }
+        println!("| {left:?} | {} |", wrong.unwrap_or_else(|| "nothing was found".to_owned()));
+    }
+    assert_eq!(needed, NEEDED_OF_GUARD, "an exploration that does not find these proves nothing");
 }
 
 /// All checks of an open: of one with a PD, and of one for which the driver allocates none.

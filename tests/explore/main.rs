@@ -16,6 +16,7 @@
 //! each check is left out in turn, to find its purpose.
 
 mod happens;
+mod ibverbs;
 #[cfg(uverbs_leave_out)]
 mod leave_out;
 mod play;
@@ -137,6 +138,36 @@ fn a_list_that_skips_a_device() {
     };
     let tally = explore_all(is_wanted, limits, &everything());
     tally.require_right("one event, listing again");
+}
+
+/// Programs on libibverbs under the guard, in the plain worlds and in those with a wrong device within reach: one event
+/// of all, and two of those that change which device is which, a sample or all.
+#[test]
+fn programs_on_libibverbs() {
+    let full = is_full();
+    let is_wanted = |play: Play| play.program.is_guarded() && is_small(play);
+    let mut events = everything();
+    events.extend(happens::OF_HANDLES);
+    let single = Limits { depth: 1, stride: 1, first_wrong: false };
+    let mut tally = explore_all(is_wanted, single, &events);
+    tally.require_right("one event, programs on libibverbs");
+    let pairs = Limits { depth: 2, stride: if full { 1 } else { 37 }, first_wrong: false };
+    tally.add(explore_all(is_wanted, pairs, &handle_events()));
+    tally.require_right("one event and two, programs on libibverbs");
+}
+
+/// The worlds that differ in the driver and the node, with a wrong device within reach or not.
+fn is_small(play: Play) -> bool {
+    let Setup { one_tick, meddles, known, .. } = play.setup;
+    !play.setup.is_crowded() && !one_tick && !meddles && known.is_none()
+}
+
+/// The events that change which device is which, and those that change what a handle of libibverbs stands for.
+fn handle_events() -> Vec<&'static Event> {
+    let mut events = identity_events();
+    events.extend(named(&["reload ib_core, index reused", "rename", "to another namespace"]));
+    events.extend(happens::OF_HANDLES);
+    events
 }
 
 /// The events that change what lists show, and how.

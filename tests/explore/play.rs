@@ -11,7 +11,8 @@ use uverbs::{
     PinnedView, Provider, Registry, Result,
 };
 
-use crate::happens::{Event, LONG_PAGE, PAGE, PROGRAM, spec};
+use crate::happens::{Class, Event, LONG_PAGE, NAME, PAGE, PROGRAM, spec};
+use crate::ibverbs::Ibverbs;
 
 /// More kernel calls than any of the programs needs, including all retries. A program that makes more does not end.
 const TOO_MANY: u64 = 2_000;
@@ -202,7 +203,26 @@ pub(crate) enum Program {
     Adopt,
     /// Lists again, and opens.
     ListAgain,
+    /// On libibverbs, under the guard: opens by a handle that was listed before anything happened.
+    Guarded,
+    /// The same, and the guard did not see the list.
+    GuardedUnseen,
+    /// Lists again, and opens by the name.
+    GuardedAgain,
+    /// The same, and the guard sees no list.
+    GuardedAgainUnseen,
+    /// Lists again, and opens by the GUID.
+    GuardedByGuid,
 }
+
+/// Programs on libibverbs under the guard.
+pub(crate) const GUARDED: [Program; 5] = [
+    Program::Guarded,
+    Program::GuardedUnseen,
+    Program::GuardedAgain,
+    Program::GuardedAgainUnseen,
+    Program::GuardedByGuid,
+];
 
 pub(crate) const PROGRAMS: [Program; 7] = [
     Program::ListAndOpen,
@@ -217,7 +237,21 @@ pub(crate) const PROGRAMS: [Program; 7] = [
 impl Program {
     /// Whether it gets to one device by looking at the host by itself.
     pub(crate) fn binds(self) -> bool {
-        !matches!(self, Self::Adopt | Self::ListAgain)
+        !matches!(self, Self::Adopt | Self::ListAgain) && !self.is_guarded()
+    }
+
+    pub(crate) fn is_guarded(self) -> bool {
+        GUARDED.contains(&self)
+    }
+
+    /// Whether it is on libibverbs, and the guard sees its lists.
+    pub(crate) fn is_list_seen(self) -> bool {
+        matches!(self, Self::Guarded | Self::GuardedAgain | Self::GuardedByGuid)
+    }
+
+    /// Whether it is on libibverbs, and lists again before it opens.
+    pub(crate) fn lists_again(self) -> bool {
+        matches!(self, Self::GuardedAgain | Self::GuardedAgainUnseen | Self::GuardedByGuid)
     }
 }
 
@@ -385,16 +419,35 @@ impl Play {
             Program::Adopt => held.as_ref().map(|context| context.claim().expect("claimed")),
             _ => None,
         };
+        let mut ibverbs = program.is_guarded().then(|| {
+            let mut ibverbs = Ibverbs::new(&machine);
+            ibverbs.list(program).expect("a list");
+            ibverbs.asked.only(id);
+            ibverbs
+        });
+        let asked = ibverbs.as_ref().map(|ibverbs| ibverbs.asked.clone());
+        let mut watch = watch;
+        let watch = move |number, call: &Call<'_>, world: &World| {
+            // Before any other call, a change of names may as well come one call later.
+            if let Some(asked) = &asked
+                && NAME.contains(&Class::of(call, world))
+            {
+                asked.observe(program, world);
+            }
+            watch(number, call, world)
+        };
         hook(&machine, id, plan.to_vec(), machine.calls() + 1, watch);
         let registry = if program == Program::ListAgain { &before } else { &fresh };
         // Two PDs in a row that the kernel had no memory to track look like those of another device
         // (`audits/open-protocol.md`).
         let untracked = plan.iter().filter(|(_, event)| event.name == "the next PD is not tracked");
         let has_faults = untracked.count() > 1 || plan.iter().any(|(_, event)| event.is_fault);
-        let (result, wrong) =
-            run(program, &machine, id, registry, &listed, claim.as_ref(), has_faults);
+        let (result, wrong) = match &mut ibverbs {
+            Some(ibverbs) => ibverbs.run(program),
+            None => run(program, &machine, id, registry, &listed, claim.as_ref(), has_faults),
+        };
         machine.clear_hook();
-        drop((held, listed, before, fresh, aside));
+        drop((held, listed, before, fresh, aside, ibverbs));
         let left = machine.open_handles();
         assert_eq!(left, 0, "left open: {self:?}: {}", Show(plan));
         Execution { result, wrong }
@@ -515,6 +568,11 @@ fn run(
                 (result, wrong || (is_there && result == Err(ErrorKind::Removed)))
             }
         },
+        Program::Guarded
+        | Program::GuardedUnseen
+        | Program::GuardedAgain
+        | Program::GuardedAgainUnseen
+        | Program::GuardedByGuid => unreachable!("they run on libibverbs"),
         Program::Query => match listed.query() {
             Err(error) => (Err(error.kind()), false),
             Ok(facts) => {
