@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 
 use super::caller::{CLASSES, Caller, Under, opened, refused};
-use super::{add, replace};
+use super::hca::{add, replace};
 use crate::guest;
 
 /// A good handle opens; a handle of a device that was replaced is refused, with one line; a fresh one opens. Without the

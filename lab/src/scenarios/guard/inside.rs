@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Result, bail, ensure};
 use rustix::io::Errno;
 
-use super::{add, replace};
+use super::hca::{add, replace};
 use crate::guest;
 use crate::ibverbs::{Ibverbs, Lookup};
 

@@ -4,8 +4,8 @@ use std::fs;
 
 use anyhow::{Result, ensure};
 
-use super::add;
 use super::caller::{Caller, Class, DLVSYM, LAZY, Under, opened, refused};
+use super::hca::{add, replace};
 use crate::guest;
 
 /// ib_core is reloaded, and a device of the same name, number and index comes.
@@ -133,13 +133,13 @@ pub(in crate::scenarios) fn unproven() -> Result<()> {
     ensure!(found == opened(0xa0) && messages.contains("UNPROVEN: tst"), "{found}: {messages}");
     // What is contradicted is refused all the same.
     let mut caller = Caller::start(LAZY, Under::Guard(&["--allow-unproven"]), "tst")?;
-    super::replace(0xa0)?;
+    replace(0xa0)?;
     let found = caller.open()?;
     ensure!(found == refused(), "{found}");
     caller.end()?;
     // In the log, and nowhere else.
     let mut caller = Caller::start(LAZY, Under::Guard(&["--log", "/tmp/guard.log"]), "tst")?;
-    super::replace(0xa0)?;
+    replace(0xa0)?;
     let found = caller.open()?;
     let messages = caller.end()?;
     let log = fs::read_to_string("/tmp/guard.log")?;
