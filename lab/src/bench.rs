@@ -5,6 +5,7 @@
 //! target is missed.
 
 mod counted;
+mod guarded;
 mod measure;
 mod sweep;
 mod targets;
@@ -17,10 +18,11 @@ use uverbs::{Device, Host, Registry};
 use crate::compare::rename;
 use crate::ibverbs::{Ibverbs, List};
 use crate::{alloc, guest, spawn};
-use measure::{Times, in_turns, on_threads, time};
+use measure::{Note, Times, in_turns, on_threads, time};
 use targets::Findings;
 
 pub(crate) use counted::role as counted_role;
+pub(crate) use guarded::{memory_role, role as guarded_role};
 
 /// The number of threads where threads are measured.
 const THREADS: usize = 8;
@@ -35,7 +37,7 @@ pub(crate) fn run(args: &[&str]) -> Result<()> {
     println!("kernel\t{}", guest::release());
     let mut findings = Findings::default();
     let mut there = 0;
-    for (devices, prefix) in [(1, 'a'), (64, 'b'), (1000, 'c'), (8000, 'd')] {
+    for (devices, prefix) in [(1, 'a'), (64, 'b'), (256, 'g'), (1000, 'c'), (8000, 'd')] {
         if devices > most {
             break;
         }
@@ -43,9 +45,35 @@ pub(crate) fn run(args: &[&str]) -> Result<()> {
         guest::hca(&format!("add name={prefix} guid={guid:016x} count={more}"))?;
         guest::until_uverbs(&format!("uverbs{}", devices - 1), true)?;
         there = devices;
-        measure(devices, &mut findings)?;
+        if devices != GUARDED_ONLY {
+            measure(devices, &mut findings)?;
+        }
+        if GUARDED.contains(&devices) {
+            measure_guard(devices, &mut findings)?;
+        }
     }
     findings.judge()
+}
+
+/// The numbers of devices with which the guard is measured; with one of them, nothing else is.
+const GUARDED: [usize; 3] = [1, GUARDED_ONLY, 1000];
+const GUARDED_ONLY: usize = 256;
+
+fn measure_guard(devices: usize, findings: &mut Findings) -> Result<()> {
+    let device = guest::ibdev(&format!("uverbs{}", devices / 2))?;
+    let mut figures = Vec::new();
+    let mut note = |name: &str, times: &Times| {
+        times.print(devices, name);
+        figures.push((name.to_owned(), times.median()));
+    };
+    guarded::measure(&device, &mut note)?;
+    if devices == 1 {
+        guarded::start(findings, &mut note)?;
+    }
+    for (name, median) in figures {
+        findings.time(devices, &name, median);
+    }
+    Ok(())
 }
 
 /// How many times the slow operations are repeated with that many devices. A list of libibverbs takes a time that
@@ -96,8 +124,6 @@ fn measure(devices: usize, findings: &mut Findings) -> Result<()> {
     }
     Ok(())
 }
-
-type Note<'a> = &'a mut dyn FnMut(&str, &Times);
 
 /// The first list of a process, each in a new process.
 fn first_lists(devices: usize, note: Note<'_>) -> Result<()> {

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::guest;
+use crate::guest::{self, GUARD};
 use link::Resource;
 use plan::{Extent, Happens, Place, Share, Way};
 use program::Program;
@@ -41,9 +41,6 @@ const SHOWN_EVERY: Duration = Duration::from_secs(20);
 
 const USAGE: &str =
     "usage: uverbs-lab boundary [[--guarded] --full [--spread I/N] [--shard I/N] | --old-rule]";
-
-/// The guard's library in the guest.
-const GUARD: &str = "/usr/bin/libuverbs_guard.so";
 
 pub(crate) fn run(args: &[&str]) -> Result<()> {
     let extent = match args {

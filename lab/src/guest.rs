@@ -12,6 +12,9 @@ use rustix::fs::{CWD, FileType, Mode, makedev};
 /// The control device of the test HCA (`lab/hca/README.md`).
 const HCA: &str = "/dev/uverbs_test_hca";
 
+/// The guard's library in the guest.
+pub(crate) const GUARD: &str = "/usr/bin/libuverbs_guard.so";
+
 /// The running kernel's release.
 pub(crate) fn release() -> String {
     fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned()

@@ -54,6 +54,8 @@ pub(crate) fn run(name: &str, args: &[&str]) -> Result<()> {
         ("watch-synthetic", []) => watching::synthetic_role(),
         ("guarded", [part]) => crate::scenarios::guard::role(part),
         ("first-list", [which]) => bench::first_list(which),
+        ("guarded-times", [device]) => bench::guarded_role(device),
+        ("own-memory", []) => bench::memory_role(),
         ("counted", []) => bench::counted_role(),
         _ => bail!("no such role: {name} {args:?}"),
     }

@@ -22,7 +22,7 @@ const INIT: &str = include_str!("../../lab/guest/init");
 const HCA: &str = include_str!("../../lab/guest/hca");
 
 /// Tools that must be in the guest, and optional ones, which are included if the host has them.
-const TOOLS: [&str; 9] = [
+const TOOLS: [&str; 13] = [
     "busybox",
     "dash",
     "kmod",
@@ -31,9 +31,13 @@ const TOOLS: [&str; 9] = [
     "ibv_devices",
     "ibv_devinfo",
     "ibv_rc_pingpong",
+    "ibv_ud_pingpong",
+    "ibv_asyncwatch",
+    "rping",
+    "ib_write_bw",
     "strace",
 ];
-const OPTIONAL_TOOLS: [&str; 5] = ["setpriv", "unshare", "nsenter", "prlimit", "ibv_asyncwatch"];
+const OPTIONAL_TOOLS: [&str; 4] = ["setpriv", "unshare", "nsenter", "prlimit"];
 
 /// The names under which kmod is called.
 const KMOD_NAMES: [&str; 6] = ["modprobe", "rmmod", "insmod", "lsmod", "modinfo", "depmod"];

@@ -12,7 +12,7 @@ use crate::apt::Sources;
 use crate::tools;
 
 /// Programs of the host and of the guest, and the package of each.
-const NEEDED: [(&str, &str); 15] = [
+const NEEDED: [(&str, &str); 17] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("busybox", "busybox-static"),
     ("dash", "dash"),
@@ -21,6 +21,8 @@ const NEEDED: [(&str, &str); 15] = [
     ("ibv_devices", "ibverbs-utils"),
     ("ibv_devinfo", "ibverbs-utils"),
     ("ibv_rc_pingpong", "ibverbs-utils"),
+    ("rping", "rdmacm-utils"),
+    ("ib_write_bw", "perftest"),
     ("strace", "strace"),
     ("kmod", "kmod"),
     ("depmod", "kmod"),

@@ -32,6 +32,9 @@ impl Times {
     }
 }
 
+/// Records a figure under a name.
+pub(super) type Note<'a> = &'a mut dyn FnMut(&str, &Times);
+
 /// An operation to be measured. It is given the number of the round, and returns how long the operation took.
 pub(super) type Timed<'a> = &'a mut dyn FnMut(usize) -> Result<Duration>;
 

@@ -138,7 +138,31 @@ impl Findings {
                 slower("open", "sweep"),
             ),
         ];
+        targets.extend([
+            target(
+                "guarded list, 256 devices: times ibv_get_device_list",
+                AtMost(1.3),
+                ratio(256, "guarded_list", "plain_list"),
+            ),
+            target(
+                "start of a program under the guard: milliseconds more",
+                AtMost(1.0),
+                self.get(1, "start_guarded")
+                    .zip(self.get(1, "start_plain"))
+                    .map(|(guarded, plain)| (guarded - plain) / 1000.0),
+            ),
+            target(
+                "memory that the guard adds to a program, in KiB",
+                AtMost(300.0),
+                self.get(1, "guard_memory_kib"),
+            ),
+        ]);
         for devices in [1, 1000] {
+            targets.push(target(
+                &format!("guarded open and close, {devices} listed: times libibverbs'"),
+                AtMost(6.0),
+                ratio(devices, "guarded_open", "plain_open"),
+            ));
             targets.push(target(
                 &format!("list while watched, nothing changed, {devices} listed: system calls"),
                 AtMost(1.0),

@@ -1,14 +1,18 @@
 //! Programs on libibverbs under the guard: of each kind, on replaced, renamed and moved devices.
 
+mod builds;
 mod caller;
 mod classes;
 mod hca;
 mod inside;
 mod launcher;
+mod programs;
 mod stale;
 
+pub(super) use builds::{symbolic_library, unknown_interface};
 pub(super) use classes::each_class;
 pub(super) use inside::inside;
 pub(crate) use inside::role;
 pub(super) use launcher::refuses;
+pub(super) use programs::behave_the_same;
 pub(super) use stale::{core_reloaded, moved, names_swapped, unproven};

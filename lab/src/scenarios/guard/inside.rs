@@ -105,7 +105,7 @@ fn descriptors() -> Result<()> {
     ensure!(device.guid_or_errno()? == Ok(0xa0));
     replace(0xa0)?;
     ensure!(device.guid_or_errno()? == REFUSED);
-    let few = rustix::process::Rlimit { current: Some(8), maximum: Some(8) };
+    let few = rustix::process::Rlimit { current: Some(16), maximum: Some(16) };
     rustix::process::setrlimit(rustix::process::Resource::Nofile, few)?;
     let list = ibverbs.list()?;
     ensure!(list.find("tst")?.guid_or_errno()? == Ok(0xa0), "with few descriptors");
