@@ -16,6 +16,10 @@ pub mod kernel_facts {}
 #[cfg_attr(not(doctest), doc = include_str!("../audits/hot-plug.md"))]
 pub mod hot_plug {}
 
+/// The guard: which device a handle of libibverbs stands for, what is covered, and what is not.
+#[cfg_attr(not(doctest), doc = include_str!("../audits/guard.md"))]
+pub mod guard {}
+
 /// Why one mechanism was chosen over another.
 #[cfg_attr(not(doctest), doc = include_str!("../audits/decisions.md"))]
 pub mod decisions {}
