@@ -87,7 +87,12 @@ struct Seen {
     name: Name,
     /// The link of its name in `class/infiniband`. The link survives a rename, so another name of that link means
     /// that the device was renamed.
+    ///
+    /// It is known only if the device had that name before and after a sweep that shows the link under it. The name
+    /// may have changed hands between a sweep and one look, and back since, and no later sweep would show that.
     name_link: Option<NameLink>,
+    /// Whether it had this name already when it was last looked at.
+    has_kept_name: bool,
 }
 
 impl Registry {
@@ -118,7 +123,8 @@ impl Registry {
     /// on.
     ///
     /// The list has every device that was there from the beginning of the call to its end. Both class directories
-    /// are swept, and entries that have not changed are not looked at again. A sweep may lack a device that is
+    /// are swept, and entries that have not changed are not looked at again, except that the next list confirms each
+    /// new name. A sweep may lack a device that is
     /// there, so `class/infiniband_verbs` is swept until two sweeps in a row agree, and a known device that neither
     /// shows is looked up before it is marked. If the directory changes during each of eight sweeps, the last pair
     /// counts. Then the list may lack a new device, but never a known one.
@@ -223,7 +229,8 @@ impl Registry {
         let name = sighting.name.clone();
         let device = recognise(&self.0, sighting, known);
         // Without the link of its name, so that the next list looks again.
-        let seen = Some(Seen { device: device.clone(), name, name_link: None });
+        let has_kept_name = false;
+        let seen = Some(Seen { device: device.clone(), name, name_link: None, has_kept_name });
         match place {
             Ok(at) => {
                 let entry = &mut state.entries[at];
@@ -342,14 +349,15 @@ impl State {
     }
 }
 
-/// Sets the name links of the entries that were looked at, in one pass over the names.
+/// Sets the name links of the entries that were looked at again and have kept their names, in one pass over the names.
+/// The others are looked at again by the next list.
 fn link_names(entries: &mut [Entry], sweeps: &Sweeps) {
     let seen = entries.iter_mut().filter_map(|entry| entry.seen.as_mut());
-    let looked_at = seen.filter(|seen| seen.name_link.is_none());
+    let looked_at = seen.filter(|seen| seen.name_link.is_none() && seen.has_kept_name);
     let mut looked_at: Vec<_> = looked_at.map(|seen| (seen.name.clone(), seen)).collect();
     looked_at.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
     for (name, link) in sweeps.names() {
-        // If two devices were read under one name while it changed hands, one of them is looked at again.
+        // If two devices were read under one name while it changed hands, at least one of them is looked at again.
         if let Ok(at) = looked_at.binary_search_by(|(known, _)| known.as_bytes().cmp(name)) {
             looked_at[at].1.name_link = Some(link);
         }
@@ -376,8 +384,10 @@ fn look(registry: &Inner, number: u32, link: u64, known: Option<Entry>) -> Optio
         }
     };
     let name = sighting.name.clone();
+    let before = known.as_ref().map(|known| (known.device.clone(), known.name.clone()));
     let device = recognise(registry, sighting, known);
-    let seen = Some(Seen { device, name, name_link: None });
+    let has_kept_name = before.is_some_and(|before| before == (device.clone(), name.clone()));
+    let seen = Some(Seen { device, name, name_link: None, has_kept_name });
     Some(Entry { number, link, seen, fault: None })
 }
 

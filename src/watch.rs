@@ -162,7 +162,7 @@ impl Registry {
         let seen = too_early.unwrap_or(seen);
         let mut follower = Follower {
             attached,
-            pace: Pace::new(kernel.now(), uevents.is_some()),
+            pace: Pace::new(kernel.now(), uevents.is_some(), seen.faults().next().is_some()),
             uevents,
             alarm,
             seen: older.cloned().unwrap_or_else(|| seen.clone()),

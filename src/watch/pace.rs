@@ -33,7 +33,8 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    pub(super) fn new(now: Duration, has_socket: bool) -> Self {
+    /// After a first list. If that has faults, it is repeated soon.
+    pub(super) fn new(now: Duration, has_socket: bool, has_faults: bool) -> Self {
         let is_deaf = !has_socket;
         let mut pace = Self {
             // The first event is not made to wait.
@@ -47,6 +48,7 @@ impl Pace {
             has_socket,
         };
         pace.timed = now + pace.interval();
+        pace.repeat(now, has_faults);
         pace
     }
 
@@ -101,7 +103,7 @@ impl Pace {
     /// A list is complete. Returns whether that shows that events are missing.
     ///
     /// A list may be ahead of the event, so a change that was found without an event counts only if there is none
-    /// by the next timed list, either. A list with faults is repeated, less and less often.
+    /// by the next timed list, either.
     pub(super) fn swept(
         &mut self,
         began: Duration,
@@ -113,7 +115,8 @@ impl Pace {
         let mut is_missing = false;
         if is_timed && !self.is_deaf {
             is_missing = self.is_untold;
-            self.is_untold = has_changed && !is_missing;
+            // A device that could not be read last time is no change that an event is sent for.
+            self.is_untold = has_changed && !is_missing && self.retry.is_none();
             self.is_deaf = is_missing;
         }
         if !is_timed {
@@ -122,12 +125,17 @@ impl Pace {
         self.has_reported_loss = false;
         self.last = now;
         self.timed = now + self.interval();
+        self.repeat(now, has_faults);
+        is_missing
+    }
+
+    /// Has a list with faults repeated, less and less often.
+    fn repeat(&mut self, now: Duration, has_faults: bool) {
         self.retry =
             has_faults.then(|| self.retry.map_or(LOST_GAP, |before| SAFETY.min(before * 2)));
         if let Some(wait) = self.retry.filter(|wait| *wait < SAFETY) {
             self.hint(now + wait);
         }
-        is_missing
     }
 
     /// A list has failed. What was heard still counts as heard when it is repeated.

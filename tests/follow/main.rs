@@ -146,3 +146,73 @@ fn each_part_earns_its_place() {
         require(Some(part));
     }
 }
+
+/// Pairs that the larger search once found wrong.
+#[cfg(not(uverbs_leave_out))]
+#[test]
+fn pairs_that_were_wrong() {
+    use happens::Change::*;
+    use happens::Fate::*;
+    use happens::Fault::Fail;
+    use happens::Happening::{Change as C, Fault as F};
+
+    let plain = |devices| Setup {
+        devices,
+        disassociates: true,
+        room: 4096,
+        in_user_namespace: false,
+        root_unmapped: false,
+        is_deaf: false,
+        small_pages: false,
+        since_nothing: false,
+        lists: false,
+        is_brief: false,
+    };
+    let small = |devices| Setup { room: 1, small_pages: true, lists: true, ..plain(devices) };
+    let pairs: [(Setup, [(u64, Happening); 2]); 12] = [
+        (Setup { room: 1, ..plain(0) }, [(88, C(Add, Cut)), (106, C(RemoveStages(4), Cut))]),
+        (
+            Setup { lists: true, ..plain(0) },
+            [(30, C(BeginAdd, Sent)), (47, C(RemoveStages(4), Lost))],
+        ),
+        (plain(1), [(3, C(ReplaceTwice, Cut)), (29, F(Fail(12)))]),
+        (Setup { room: 0, ..plain(1) }, [(1, C(MoveBack, SentTwice)), (21, F(Fail(12)))]),
+        (Setup { room: 1, ..plain(1) }, [(3, C(ReplaceRenamed, Cut)), (28, F(Fail(24)))]),
+        (small(2), [(1, C(Replace, Sent)), (34, F(Fail(12)))]),
+        (small(2), [(89, C(SwapNames, Lost)), (117, C(SwapNames, Sent))]),
+        (
+            Setup { root_unmapped: true, is_brief: true, ..plain(2) },
+            [(30, C(SwapNames, Reordered)), (49, C(SwapNames, Cut))],
+        ),
+        (
+            Setup { small_pages: true, since_nothing: true, ..plain(2) },
+            [(95, C(SwapNames, Lost)), (109, C(SwapNames, Cut))],
+        ),
+        (
+            Setup { in_user_namespace: true, ..plain(2) },
+            [(89, C(SwapNames, Lost)), (101, C(SwapNames, Delayed))],
+        ),
+        (
+            Setup { is_deaf: true, disassociates: false, ..plain(2) },
+            [(181, C(SwapNames, Reordered)), (196, C(SwapNames, Sent))],
+        ),
+        (
+            Setup { small_pages: true, since_nothing: true, ..plain(2) },
+            [(182, C(SwapNames, Cut)), (199, C(SwapNames, SentTwice))],
+        ),
+    ];
+    // The calls have other numbers by now, so each is tried at some before and after, too.
+    let mut tally = Tally::default();
+    for (setup, [one, two]) in pairs {
+        for earlier in 0..30 {
+            for apart in 0..30 {
+                let first = (one.0 + 15).saturating_sub(earlier);
+                let second = first + (two.0 - one.0 + 15).saturating_sub(apart);
+                let plan = vec![(first, one.1), (second, two.1)];
+                let (judgement, _) = setup.execute(&plan);
+                tally.add(&plan, setup, judgement);
+            }
+        }
+    }
+    require_right("pairs that were wrong, and their neighbours", &tally);
+}
