@@ -33,7 +33,8 @@ pub(crate) fn build() -> Result<()> {
 const SMALL: &str = "small";
 const GUARD: &str = "libuverbs_guard.so";
 
-fn build_guard() -> Result<()> {
+/// Builds the library that is preloaded.
+pub(crate) fn build_guard() -> Result<()> {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
     tools::run(std::process::Command::new(cargo).current_dir(paths::workspace()).args([
         "build",
@@ -43,6 +44,11 @@ fn build_guard() -> Result<()> {
         "--package",
         "uverbs-guard",
     ]))
+}
+
+/// The library that is preloaded, once it is built.
+pub(crate) fn guard() -> PathBuf {
+    paths::target().join(SMALL).join(GUARD)
 }
 
 /// The ways in which lab/callers/caller.c is built, each a program on libibverbs of another kind.
@@ -122,7 +128,7 @@ pub(crate) fn programs() -> Vec<PathBuf> {
         programs.extend(latest(profiles.iter().map(|dir| dir.join(name))));
     }
     programs.extend(latest([paths::target().join("lsan").join(WITH_LEAK_SANITIZER)].into_iter()));
-    programs.extend(latest([paths::target().join(SMALL).join(GUARD)].into_iter()));
+    programs.extend(latest([guard()].into_iter()));
     if let Ok(directory) = paths::lab("callers") {
         programs.extend(
             CALLERS.iter().filter_map(|(name, _)| latest([directory.join(name)].into_iter())),
