@@ -32,7 +32,9 @@ impl Fault {
             Self::Null(_) | Self::Argument(_) => libc::EINVAL,
             Self::TooNew => libc::E2BIG,
             Self::Busy(_) => libc::EBUSY,
-            Self::Call(_, errno) => (*errno).max(1),
+            // 0 would read as success.
+            Self::Call(_, errno) if *errno <= 0 => libc::EIO,
+            Self::Call(_, errno) => *errno,
             Self::Panic(_) => libc::ENOTRECOVERABLE,
         }
     }

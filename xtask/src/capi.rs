@@ -75,3 +75,51 @@ pub(crate) fn link(directory: &Path) -> Result<()> {
     }
     Ok(())
 }
+
+/// The examples that run in the lab, each also with AddressSanitizer: name, source, compiler, and what else it links.
+const PROGRAMS: [(&str, &str, &str, &[&str]); 4] = [
+    ("capi-list", "list.c", "gcc", &[]),
+    ("capi-open", "open.c", "gcc", &[]),
+    ("capi-watch", "watch.cc", "g++", &[]),
+    ("capi-verify", "verify.c", "gcc", &["-libverbs"]),
+];
+const SANITIZED: &str = "-asan";
+
+/// Builds the library, and the examples against it.
+pub(crate) fn build_programs() -> Result<()> {
+    let library = build()?;
+    let directory = programs_directory();
+    fs::create_dir_all(&directory).with_context(|| format!("making {}", directory.display()))?;
+    for (name, source, compiler, libraries) in PROGRAMS {
+        for (suffix, option) in [("", "-O2"), (SANITIZED, "-fsanitize=address")] {
+            tools::run(
+                tools::command(compiler)
+                    .args([option, "-g", "-Wall", "-Wextra", "-Werror", "-o"])
+                    .arg(directory.join(format!("{name}{suffix}")))
+                    .arg(package().join("examples").join(source))
+                    .arg("-I")
+                    .arg(package().join("include"))
+                    .arg("-L")
+                    .arg(&library.directory)
+                    // The guest has the library in the same directory.
+                    .arg(format!("-Wl,-rpath,{}", library.directory.display()))
+                    .arg("-luverbs")
+                    .args(libraries),
+            )?;
+        }
+    }
+    Ok(())
+}
+
+fn programs_directory() -> PathBuf {
+    paths::target().join("capi/programs")
+}
+
+/// The examples that have been built.
+pub(crate) fn programs() -> Vec<PathBuf> {
+    let names = PROGRAMS.iter().flat_map(|(name, ..)| ["", SANITIZED].map(|it| (*name, it)));
+    names
+        .map(|(name, suffix)| programs_directory().join(format!("{name}{suffix}")))
+        .filter(|program| tools::is_executable(program))
+        .collect()
+}

@@ -7,10 +7,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
-use crate::{paths, tools};
+use crate::{capi, packages, paths, tools};
 
 /// Builds them, one package at a time: built together, features of one would affect another.
 pub(crate) fn build() -> Result<()> {
+    // With the compilers.
+    packages::ensure_tools()?;
     for args in [
         ["--package", "uverbs-cli"].as_slice(),
         ["--package", "uverbs-lab"].as_slice(),
@@ -26,6 +28,7 @@ pub(crate) fn build() -> Result<()> {
     }
     build_guard()?;
     build_callers()?;
+    capi::build_programs()?;
     build_with_leak_sanitizer()
 }
 
@@ -134,6 +137,7 @@ pub(crate) fn programs() -> Vec<PathBuf> {
             CALLERS.iter().filter_map(|(name, _)| latest([directory.join(name)].into_iter())),
         );
     }
+    programs.extend(capi::programs());
     programs.extend(latest([paths::target().join("leave-out").join(LEAVING_OUT)].into_iter()));
     for name in examples() {
         programs.extend(latest(profiles.iter().map(|dir| dir.join("examples").join(&name))));

@@ -67,7 +67,15 @@ pub(crate) fn run(places: &Places) -> Result<u8> {
     tools::run(Command::new(&command).args(["man", "--dir"]).arg(man1))?;
     for page in pages()? {
         let section = page.extension().unwrap_or_default().to_string_lossy().into_owned();
-        copy(&page, &places.directory(&man.join(format!("man{section}")))?, 0o644)?;
+        let directory = places.directory(&man.join(format!("man{section}")))?;
+        copy(&page, &directory, 0o644)?;
+        let file = page.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        for name in names(&page)? {
+            let alias = format!("{name}.{section}");
+            if alias != file {
+                write(&directory.join(alias), &format!(".so man{section}/{file}\n"))?;
+            }
+        }
     }
     Ok(0)
 }
@@ -78,6 +86,14 @@ fn pages() -> Result<Vec<PathBuf>> {
     let entries =
         fs::read_dir(&directory).with_context(|| format!("reading {}", directory.display()))?;
     entries.map(|entry| Ok(entry?.path())).collect()
+}
+
+/// The functions that a page describes, by its section NAME. Each can be looked up.
+fn names(page: &Path) -> Result<Vec<String>> {
+    let text = fs::read_to_string(page).with_context(|| format!("reading {}", page.display()))?;
+    let section = text.lines().take_while(|line| !line.starts_with(".Nd"));
+    let names = section.filter_map(|line| line.strip_prefix(".Nm "));
+    Ok(names.map(|name| name.trim_end_matches(" ,").to_owned()).collect())
 }
 
 fn pkg_config(places: &Places) -> Result<String> {
