@@ -23,20 +23,24 @@ pub(crate) fn run_plain(body: impl FnOnce() -> Result<c_int, Fault>) -> c_int {
 pub(crate) fn run_or<T>(otherwise: T, body: impl FnOnce() -> T) -> T {
     let _uncancelled = Uncancelled::begin();
     catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|payload| {
-        std::mem::forget(payload);
+        message_of(payload);
         otherwise
     })
 }
 
 fn message_of(payload: Box<dyn Any + Send>) -> String {
-    let text = match (payload.downcast_ref::<&str>(), payload.downcast_ref::<String>()) {
-        (Some(text), _) => (*text).to_owned(),
-        (None, Some(text)) => text.clone(),
-        (None, None) => "a panic without a message".to_owned(),
+    let payload = match payload.downcast::<&str>() {
+        Ok(text) => return (*text).to_owned(),
+        Err(payload) => payload,
     };
-    // Dropping it could panic again.
-    std::mem::forget(payload);
-    text
+    match payload.downcast::<String>() {
+        Ok(text) => *text,
+        Err(payload) => {
+            // Dropping a value of another type could panic again.
+            std::mem::forget(payload);
+            "a panic without a message".to_owned()
+        }
+    }
 }
 
 /// Keeps this thread from being cancelled until it is dropped: a cancellation would unwind through Rust code, which

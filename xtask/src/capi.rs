@@ -7,7 +7,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::{paths, tools};
 
@@ -91,24 +91,47 @@ pub(crate) fn build_programs() -> Result<()> {
     let directory = programs_directory();
     fs::create_dir_all(&directory).with_context(|| format!("making {}", directory.display()))?;
     for (name, source, compiler, libraries) in PROGRAMS {
-        for (suffix, option) in [("", "-O2"), (SANITIZED, "-fsanitize=address")] {
-            tools::run(
-                tools::command(compiler)
-                    .args([option, "-g", "-Wall", "-Wextra", "-Werror", "-o"])
-                    .arg(directory.join(format!("{name}{suffix}")))
-                    .arg(package().join("examples").join(source))
-                    .arg("-I")
-                    .arg(package().join("include"))
-                    .arg("-L")
-                    .arg(&library.directory)
-                    // The guest has the library in the same directory.
-                    .arg(format!("-Wl,-rpath,{}", library.directory.display()))
-                    .arg("-luverbs")
-                    .args(libraries),
-            )?;
+        let source = package().join("examples").join(source);
+        for (suffix, option) in [("", "-O2"), (SANITIZED, ASAN)] {
+            let program = directory.join(format!("{name}{suffix}"));
+            compile(&library, compiler, option, &source, &program, libraries)?;
         }
     }
-    Ok(())
+    let list = package().join("examples/list.c");
+    let text = fs::read_to_string(&list).with_context(|| format!("reading {}", list.display()))?;
+    let leaking = text.replace("    uverbs_list_unref(list);\n", "");
+    ensure!(leaking != text, "{}: no list is dropped", list.display());
+    let source = directory.join("leaks.c");
+    fs::write(&source, leaking).with_context(|| format!("writing {}", source.display()))?;
+    compile(&library, "gcc", ASAN, &source, &directory.join(LEAKS), &[])
+}
+
+const ASAN: &str = "-fsanitize=address";
+/// The control: an example that drops no list.
+const LEAKS: &str = "capi-leaks-asan";
+
+fn compile(
+    library: &Library,
+    compiler: &str,
+    option: &str,
+    source: &Path,
+    program: &Path,
+    libraries: &[&str],
+) -> Result<()> {
+    tools::run(
+        tools::command(compiler)
+            .args([option, "-g", "-Wall", "-Wextra", "-Werror", "-o"])
+            .arg(program)
+            .arg(source)
+            .arg("-I")
+            .arg(package().join("include"))
+            .arg("-L")
+            .arg(&library.directory)
+            // The guest has the library in the same directory.
+            .arg(format!("-Wl,-rpath,{}", library.directory.display()))
+            .arg("-luverbs")
+            .args(libraries),
+    )
 }
 
 fn programs_directory() -> PathBuf {
@@ -119,7 +142,9 @@ fn programs_directory() -> PathBuf {
 pub(crate) fn programs() -> Vec<PathBuf> {
     let names = PROGRAMS.iter().flat_map(|(name, ..)| ["", SANITIZED].map(|it| (*name, it)));
     names
-        .map(|(name, suffix)| programs_directory().join(format!("{name}{suffix}")))
+        .map(|(name, suffix)| format!("{name}{suffix}"))
+        .chain([LEAKS.to_owned()])
+        .map(|name| programs_directory().join(name))
         .filter(|program| tools::is_executable(program))
         .collect()
 }

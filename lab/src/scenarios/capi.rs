@@ -82,6 +82,10 @@ pub(super) fn lists() -> Result<()> {
         let found = guest::stdout(&format!("capi-list{build}"), &[])?;
         ensure!(found == expected, "expected:\n{expected}found:\n{found}");
     }
+    // The control: what is not dropped is reported.
+    let output = Command::new("capi-leaks-asan").output()?;
+    let messages = String::from_utf8_lossy(&output.stderr);
+    ensure!(!output.status.success() && messages.contains("detected memory leaks"), "{messages}");
     Ok(())
 }
 
