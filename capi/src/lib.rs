@@ -2,7 +2,7 @@
 //! items are written for readers of that header.
 //!
 //! Conventions, beyond those in the head of `uverbs.h`:
-//! - Each function runs inside [`guarded`], so that no panic leaves it and the thread is not cancelled in it.
+//! - Each function runs inside `guarded`, so that no panic leaves it and the thread is not cancelled in it.
 //! - A reference-counted handle is an `Arc`. Its pointer is the one of `Arc::into_raw`. A borrowed handle that a
 //!   function returns is the pointer of `Arc::as_ptr`, because a caller may pass it to the `_ref` function.
 //! - Arguments that C passes by pointer are `Option<&T>` where possible, so that a null pointer is an ordinary value.

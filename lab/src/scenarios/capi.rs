@@ -13,6 +13,21 @@ use crate::guest;
 /// Of each example there is one with AddressSanitizer.
 const BUILDS: [&str; 2] = ["", "-asan"];
 
+/// An example. At its exit no object may be left, so what old stack frames point to counts as lost, too.
+fn example(program: &str, args: &[&str]) -> Command {
+    let mut command = Command::new(program);
+    command.args(args).env("LSAN_OPTIONS", "use_stacks=0:use_registers=0");
+    command
+}
+
+/// Runs an example that has to succeed. Returns what it prints.
+fn run(program: &str, args: &[&str]) -> Result<String> {
+    let output = example(program, args).output().with_context(|| format!("starting {program}"))?;
+    let messages = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{program} {args:?}: {}: {messages}", output.status);
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
 /// A device of the test HCA.
 fn add() -> Result<()> {
     // The shadow memory of older sanitizers has no place where addresses are more random.
@@ -33,8 +48,8 @@ struct Listed {
 
 impl Listed {
     fn start(program: &str, args: &[&str]) -> Result<Self> {
-        let mut command = Command::new(program);
-        command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut command = example(program, args);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().with_context(|| format!("starting {program}"))?;
         let output = BufReader::new(child.stdout.take().context("stdout")?);
         Ok(Self { child, output })
@@ -60,7 +75,7 @@ impl Listed {
 pub(super) fn lists() -> Result<()> {
     for build in BUILDS {
         let list = format!("capi-list{build}");
-        ensure!(guest::stdout(&list, &[])?.is_empty());
+        ensure!(run(&list, &[])?.is_empty());
     }
     guest::add_rxe("rxe0", "d0")?;
     add()?;
@@ -79,11 +94,11 @@ pub(super) fn lists() -> Result<()> {
         .collect();
     ensure!(expected.lines().count() == 2, "{expected}");
     for build in BUILDS {
-        let found = guest::stdout(&format!("capi-list{build}"), &[])?;
+        let found = run(&format!("capi-list{build}"), &[])?;
         ensure!(found == expected, "expected:\n{expected}found:\n{found}");
     }
     // The control: what is not dropped is reported.
-    let output = Command::new("capi-leaks-asan").output()?;
+    let output = example("capi-leaks-asan", &[]).output()?;
     let messages = String::from_utf8_lossy(&output.stderr);
     ensure!(!output.status.success() && messages.contains("detected memory leaks"), "{messages}");
     Ok(())
@@ -94,12 +109,12 @@ pub(super) fn opens() -> Result<()> {
     add()?;
     for build in BUILDS {
         for name in ["rxe0", "tst"] {
-            let printed = guest::stdout(&format!("capi-open{build}"), &[name])?;
+            let printed = run(&format!("capi-open{build}"), &[name])?;
             ensure!(printed.lines().any(|line| line.starts_with("proved: ")), "{printed}");
             ensure!(printed.contains("prove: ") && !printed.contains("WRONG"), "{printed}");
             ensure!(printed.contains("1 ports\nport 1: state "), "{printed}");
         }
-        let printed = guest::stdout(&format!("capi-open{build}"), &["tst"])?;
+        let printed = run(&format!("capi-open{build}"), &["tst"])?;
         ensure!(printed.contains("node GUID 0000:0000:0000:00a0"), "{printed}");
     }
     ensure!(guest::hca_value("tst", "contexts")? == "0", "{}", guest::hca_state()?);
@@ -129,9 +144,9 @@ pub(super) fn verifies() -> Result<()> {
     guest::add_rxe("rxe0", "d0")?;
     for build in BUILDS {
         let verify = format!("capi-verify{build}");
-        ensure!(guest::stdout(&verify, &["rxe0"])?.starts_with("proved: node GUID "));
+        ensure!(run(&verify, &["rxe0"])?.starts_with("proved: node GUID "));
         add()?;
-        let printed = guest::stdout(&verify, &["tst"])?;
+        let printed = run(&verify, &["tst"])?;
         ensure!(printed == "proved: node GUID 0000:0000:0000:00a0\n", "{printed}");
         for guid in [0xa0, 0xb0] {
             let mut caller = Listed::start(&verify, &["tst", "wait"])?;
