@@ -381,6 +381,53 @@ fn options_are_checked() {
 }
 
 #[test]
+#[allow(clippy::disallowed_methods)] // `/sys` and `/dev`, as a caller opens them
+fn descriptors_that_are_passed_in_stay_the_callers() {
+    use std::os::fd::AsRawFd as _;
+
+    let directory = |path| std::fs::File::open(path).expect("a directory");
+    let (sys, dev) = (directory("/sys"), directory("/dev"));
+    let options = uverbs_host_options {
+        flags: UVERBS_HOST_SYS | UVERBS_HOST_DEV | UVERBS_HOST_WITHOUT_NETLINK,
+        sys_fd: sys.as_raw_fd(),
+        dev_fd: dev.as_raw_fd(),
+        netlink_fd: -1,
+        uevents_fd: -1,
+    };
+    let mut ambient = MaybeUninit::uninit();
+    let (expected, kind, _) = call(|error| uverbs_registry_open(Some(&mut ambient), error));
+    let mut made = MaybeUninit::uninit();
+    // SAFETY: the struct has that size.
+    let found = call(|error| unsafe {
+        uverbs_registry_open_with(&raw const options, 20, Some(&mut made), error)
+    });
+    // Where the host has no openat2, neither works.
+    assert_eq!((found.0, found.1), (expected, kind), "{}", found.2);
+    for registry in [ambient, made] {
+        // SAFETY: it was set.
+        let registry = unsafe { registry.assume_init() };
+        // SAFETY: the reference is dropped once.
+        unsafe { uverbs_registry_unref(registry) };
+    }
+    assert!(sys.metadata().is_ok() && dev.metadata().is_ok());
+}
+
+#[test]
+fn objects_may_be_shared_by_threads() {
+    fn shared<T: Send + Sync>() {}
+    shared::<uverbs_registry>();
+    shared::<uverbs_list>();
+    shared::<uverbs_device>();
+    shared::<uverbs_context>();
+    shared::<uverbs_evidence>();
+    shared::<uverbs_error>();
+    shared::<uverbs_events>();
+    shared::<uverbs_watch>();
+    shared::<uverbs_change>();
+    shared::<uverbs_changes>();
+}
+
+#[test]
 fn an_unknown_flag_of_an_open_is_refused() {
     let scene = Scene::new();
     for flags in [4, 1 << 31, u32::MAX] {

@@ -57,8 +57,6 @@ enum Task {
     Bench(BenchArgs),
     /// Build and install the command, the C library with its headers and manual pages, and the guard
     Install(InstallArgs),
-    /// Build the C library in target/capi
-    Capi,
 }
 
 #[derive(Subcommand)]
@@ -183,7 +181,6 @@ fn main() -> ExitCode {
             destdir: args.destdir,
             libdir: args.libdir,
         }),
-        Task::Capi => capi::build().map(|_| 0),
     };
     match result {
         Ok(code) => ExitCode::from(code),
