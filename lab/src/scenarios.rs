@@ -114,6 +114,7 @@ pub(crate) const ALL: &[(&str, Scenario)] = &[
     ("uverbs_reloaded", replacing::uverbs_reloaded),
     ("core_reloaded_with_index_reuse", replacing::core_reloaded),
     ("guard_core_reloaded", guard::core_reloaded),
+    ("capi_core_reloaded", capi::core_reloaded),
     ("watch_while_modules_are_reloaded", watching::unload),
     ("uevents_as_simulated", crate::compare::uevents::all),
     ("simulator_is_true", crate::compare::sampled),

@@ -190,3 +190,24 @@ pub(super) fn watches() -> Result<()> {
     }
     Ok(())
 }
+
+/// After a reload of ib_core a device has the index, the name, the number and the GUID of one before it. Only the epoch
+/// shows that it is another one.
+pub(super) fn core_reloaded() -> Result<()> {
+    guest::reload(true)?;
+    guest::add_rxe("rxe0", "d0")?;
+    let mut caller = Listed::start("capi-verify", &["rxe0", "wait"])?;
+    let line = caller.line()?;
+    ensure!(line == "listed", "{line}");
+    let before = guest::stdout("capi-list", &[])?;
+    guest::delete_rxe("rxe0")?;
+    guest::reload(true)?;
+    guest::add_rxe("rxe0", "d0")?;
+    let after = guest::stdout("capi-list", &[])?;
+    ensure!(before == after, "before:\n{before}after:\n{after}");
+    let (status, printed) = caller.finish()?;
+    ensure!(status == Some(1), "{status:?}: {printed}");
+    ensure!(printed.contains("ib_core was reloaded since the devices were listed"), "{printed}");
+    ensure!(guest::stdout("capi-verify", &["rxe0"])?.starts_with("proved: "));
+    Ok(())
+}
