@@ -1,5 +1,6 @@
 //! The scenarios, grouped by topic.
 
+mod capi;
 mod events;
 mod expect;
 pub(crate) mod guard;
@@ -89,6 +90,11 @@ pub(crate) const ALL: &[(&str, Scenario)] = &[
     ("watch_as_a_tokio_stream", watching::a_stream),
     ("watch_system_calls", watching::idle),
     ("watch_does_not_grow", watching::memory),
+    ("capi_lists_what_the_command_lists", capi::lists),
+    ("capi_opens_with_evidence", capi::opens),
+    ("capi_refuses_a_replaced_device", capi::refuses),
+    ("capi_verifies_opens_of_libibverbs", capi::verifies),
+    ("capi_watches", capi::watches),
     ("guard_each_class_of_caller", guard::each_class),
     ("guard_names_swapped", guard::names_swapped),
     ("guard_moved_to_another_namespace", guard::moved),
@@ -108,6 +114,7 @@ pub(crate) const ALL: &[(&str, Scenario)] = &[
     ("uverbs_reloaded", replacing::uverbs_reloaded),
     ("core_reloaded_with_index_reuse", replacing::core_reloaded),
     ("guard_core_reloaded", guard::core_reloaded),
+    ("capi_core_reloaded", capi::core_reloaded),
     ("watch_while_modules_are_reloaded", watching::unload),
     ("uevents_as_simulated", crate::compare::uevents::all),
     ("simulator_is_true", crate::compare::sampled),

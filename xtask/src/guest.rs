@@ -7,10 +7,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
-use crate::{paths, tools};
+use crate::{capi, packages, paths, tools};
 
 /// Builds them, one package at a time: built together, features of one would affect another.
 pub(crate) fn build() -> Result<()> {
+    // With the compilers.
+    packages::ensure_tools()?;
     for args in [
         ["--package", "uverbs-cli"].as_slice(),
         ["--package", "uverbs-lab"].as_slice(),
@@ -26,6 +28,7 @@ pub(crate) fn build() -> Result<()> {
     }
     build_guard()?;
     build_callers()?;
+    capi::build_programs()?;
     build_with_leak_sanitizer()
 }
 
@@ -33,7 +36,8 @@ pub(crate) fn build() -> Result<()> {
 const SMALL: &str = "small";
 const GUARD: &str = "libuverbs_guard.so";
 
-fn build_guard() -> Result<()> {
+/// Builds the library that is preloaded.
+pub(crate) fn build_guard() -> Result<()> {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
     tools::run(std::process::Command::new(cargo).current_dir(paths::workspace()).args([
         "build",
@@ -43,6 +47,11 @@ fn build_guard() -> Result<()> {
         "--package",
         "uverbs-guard",
     ]))
+}
+
+/// The library that is preloaded, once it is built.
+pub(crate) fn guard() -> PathBuf {
+    paths::target().join(SMALL).join(GUARD)
 }
 
 /// The ways in which lab/callers/caller.c is built, each a program on libibverbs of another kind.
@@ -122,12 +131,13 @@ pub(crate) fn programs() -> Vec<PathBuf> {
         programs.extend(latest(profiles.iter().map(|dir| dir.join(name))));
     }
     programs.extend(latest([paths::target().join("lsan").join(WITH_LEAK_SANITIZER)].into_iter()));
-    programs.extend(latest([paths::target().join(SMALL).join(GUARD)].into_iter()));
+    programs.extend(latest([guard()].into_iter()));
     if let Ok(directory) = paths::lab("callers") {
         programs.extend(
             CALLERS.iter().filter_map(|(name, _)| latest([directory.join(name)].into_iter())),
         );
     }
+    programs.extend(capi::programs());
     programs.extend(latest([paths::target().join("leave-out").join(LEAVING_OUT)].into_iter()));
     for name in examples() {
         programs.extend(latest(profiles.iter().map(|dir| dir.join("examples").join(&name))));

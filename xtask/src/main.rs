@@ -1,12 +1,14 @@
 //! Build tooling of the workspace. `cargo xtask lab run` boots a kernel and runs a command in it. `cargo xtask
 //! test` runs all tests, including those in kernels. `cargo xtask prove` runs the proofs that take hours. `cargo
-//! xtask bench` measures.
+//! xtask bench` measures. `cargo xtask install` installs.
 
 mod apt;
 mod bench;
+mod capi;
 mod cpio;
 mod guest;
 mod image;
+mod install;
 mod job;
 mod kernel;
 mod lab;
@@ -53,6 +55,8 @@ enum Task {
     Prove(ProveArgs),
     /// Measure the cost of listing and opening, compared with libibverbs, and check it against the targets
     Bench(BenchArgs),
+    /// Build and install the command, the C library with its headers and manual pages, and the guard
+    Install(InstallArgs),
 }
 
 #[derive(Subcommand)]
@@ -141,6 +145,21 @@ struct BenchArgs {
     write: bool,
 }
 
+#[derive(Args)]
+struct InstallArgs {
+    /// Where the files belong
+    #[arg(long, value_name = "DIR", default_value = "/usr/local")]
+    prefix: PathBuf,
+
+    /// Directory to put before every path, for packages
+    #[arg(long, value_name = "DIR")]
+    destdir: Option<PathBuf>,
+
+    /// Directory of the library [default: PREFIX/lib]
+    #[arg(long, value_name = "DIR")]
+    libdir: Option<PathBuf>,
+}
+
 fn main() -> ExitCode {
     let result = match Cli::parse().task {
         Task::Lab { command: LabCommand::Run(args) } => run(args),
@@ -156,6 +175,11 @@ fn main() -> ExitCode {
             runs: args.runs,
             most: args.most,
             write: args.write,
+        }),
+        Task::Install(args) => install::run(&install::Places {
+            prefix: args.prefix,
+            destdir: args.destdir,
+            libdir: args.libdir,
         }),
     };
     match result {

@@ -12,7 +12,7 @@ use crate::apt::Sources;
 use crate::tools;
 
 /// Programs of the host and of the guest, and the package of each.
-const NEEDED: [(&str, &str); 17] = [
+const NEEDED: [(&str, &str); 18] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("busybox", "busybox-static"),
     ("dash", "dash"),
@@ -28,6 +28,7 @@ const NEEDED: [(&str, &str); 17] = [
     ("depmod", "kmod"),
     ("make", "make"),
     ("gcc", "gcc"),
+    ("g++", "g++"),
     ("xz", "xz-utils"),
     ("zstd", "zstd"),
 ];
@@ -41,6 +42,9 @@ pub(crate) fn ensure_tools() -> Result<()> {
         .collect();
     if rxe_provider().is_none() {
         missing.push("ibverbs-providers");
+    }
+    if !Path::new("/usr/include/infiniband/verbs.h").exists() {
+        missing.push("libibverbs-dev");
     }
     missing.sort_unstable();
     missing.dedup();
