@@ -194,7 +194,8 @@ impl IbvHandles {
         evidence
             .require(STEP, CheckId::Epoch, ErrorKind::Replaced, expected, || Ok(found))
             .map_err(|error| error.with_hint(RELOADED))?;
-        let info = host.netlink()?.device(index)?.ok_or_else(|| {
+        let socket = host.netlink()?;
+        let info = socket.device(index)?.ok_or_else(|| {
             let text = format!("RDMA netlink has no device of index {index}");
             Error::new(ErrorKind::Removed, text)
         })?;
@@ -208,7 +209,7 @@ impl IbvHandles {
                 .require(STEP, CheckId::HandleName, ErrorKind::Replaced, expected, || Ok(found))
                 .map_err(|error| error.with_hint(RENAMED))?;
         }
-        let device = registry.by_index(index).map_err(|error| match error.kind() {
+        let device = registry.find_index(&socket, index).map_err(|error| match error.kind() {
             ErrorKind::NotFound => error.into_kind(ErrorKind::Removed),
             _ => error,
         })?;

@@ -12,6 +12,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::host::Host;
 use crate::ids::Name;
 use crate::listing::{NameLink, Sweeps};
+use crate::netlink::Socket;
 use crate::provider::{self, Provider, Providers};
 use crate::record::{Gone, Record, Sighting};
 use crate::sysfs;
@@ -175,8 +176,12 @@ impl Registry {
     /// `PermissionDenied`, `Malformed`.
     #[doc(alias = "ibv_get_device_index")]
     pub fn by_index(&self, index: u32) -> Result<Device> {
-        let host = &self.0.host;
-        let socket = host.netlink()?;
+        let socket = self.0.host.netlink()?;
+        self.find_index(&socket, index)
+    }
+
+    /// As [`by_index`](Self::by_index), through a socket that is open already.
+    pub(crate) fn find_index(&self, socket: &Socket, index: u32) -> Result<Device> {
         let mut last = None;
         for _ in 0..LOOKS {
             let Some(chardev) = socket.chardev(index)? else {
@@ -193,7 +198,7 @@ impl Registry {
                 last = Some(Error::new(ErrorKind::NotFound, text));
                 continue;
             };
-            match device.has_index(&socket, index) {
+            match device.has_index(socket, index) {
                 Ok(true) => {
                     if !self.0.services.providers.is_empty() && !provider::is_inside() {
                         set_up(&device);
