@@ -46,6 +46,7 @@ pub(crate) fn run(args: &[&str]) -> Result<()> {
     let extent = match args {
         [] => Extent::Sample,
         ["--old-rule"] => return old_rule(),
+        ["--guarded", options @ ..] if !is_guarded()? => return under_the_guard(options),
         ["--guarded"] => return guarded(Extent::Sample),
         ["--guarded", "--full", options @ ..] => return guarded(full(options)?),
         ["--full", options @ ..] => full(options)?,
@@ -100,21 +101,29 @@ pub(crate) fn sampled() -> Result<()> {
 /// Programs on libibverbs under the guard. The control is the same program without it.
 fn guarded(extent: Extent) -> Result<()> {
     guest::clean()?;
-    let is_loaded = std::fs::read_to_string("/proc/self/maps")?.contains(GUARD);
-    ensure!(is_loaded, "the guard is not preloaded");
     let table = table(&program::GUARDED, extent, !matches!(extent, Extent::Sample))?;
     table.summary();
     println!("{}, guarded: {}", guest::release(), table.count());
     table.all_right()
 }
 
+/// Whether the guard was preloaded into this program.
+fn is_guarded() -> Result<bool> {
+    Ok(std::fs::read_to_string("/proc/self/maps")?.contains(GUARD))
+}
+
 /// Runs this program again, with the guard.
-pub(crate) fn guarded_sample() -> Result<()> {
+fn under_the_guard(options: &[&str]) -> Result<()> {
     let mut command = std::process::Command::new("/proc/self/exe");
-    command.args(["boundary", "--guarded"]).env("LD_PRELOAD", GUARD).env("UVERBS_GUARD_LOG", "off");
+    command.args(["boundary", "--guarded"]).args(options);
+    command.env("LD_PRELOAD", GUARD).env("UVERBS_GUARD_LOG", "off");
     let status = command.status().context("starting the boundaries")?;
     ensure!(status.success(), "the boundaries under the guard: {status}");
     Ok(())
+}
+
+pub(crate) fn guarded_sample() -> Result<()> {
+    under_the_guard(&[])
 }
 
 pub(crate) fn control() -> Result<()> {

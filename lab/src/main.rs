@@ -16,6 +16,7 @@ mod compare;
 mod guest;
 mod ibverbs;
 mod latency;
+mod other_crates;
 mod roles;
 mod runner;
 mod scenarios;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         ["bench", ref rest @ ..] => bench::run(rest),
         ["latency", ref rest @ ..] => latency::run(rest),
         ["soak", ref rest @ ..] => scenarios::soak::run(rest),
+        ["other-crates"] => other_crates::all(),
         ["role", name, ref rest @ ..] => roles::run(name, rest),
         ["list"] => {
             scenarios::ALL.iter().for_each(|(name, _)| println!("{name}"));
@@ -44,7 +46,7 @@ fn main() -> ExitCode {
         }
         _ => {
             eprintln!(
-                "usage: uverbs-lab scenarios [--without-samples] [FILTER...] | scenario NAME | boundary [--full [--spread I/N] [--shard I/N] | --old-rule] | compare [--full | --seconds N | --old-rule] | soak [--replacements N | --old-rule] | bench [--most DEVICES] | latency [--most DEVICES] [--rounds N] | role NAME ... | list"
+                "usage: uverbs-lab scenarios [--without-samples] [FILTER...] | scenario NAME | boundary [--full [--spread I/N] [--shard I/N] | --old-rule] | compare [--full | --seconds N | --old-rule] | soak [--replacements N | --old-rule] | bench [--most DEVICES] | latency [--most DEVICES] [--rounds N] | other-crates | role NAME ... | list"
             );
             return ExitCode::from(2);
         }

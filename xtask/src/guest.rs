@@ -123,6 +123,21 @@ pub(crate) fn build_leaving_out() -> Result<()> {
 /// Its name in the guest.
 pub(crate) const LEAVING_OUT: &str = "uverbs-lab-leave-out";
 
+/// Builds the programs of examples/other-crates. Returns their paths.
+pub(crate) fn build_other_crates() -> Result<Vec<String>> {
+    let directory = paths::target().join("other-crates");
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
+    tools::run(
+        std::process::Command::new(cargo)
+            .current_dir(paths::workspace().join("examples/other-crates"))
+            .args(["build", "--quiet", "--release", "--locked"])
+            .arg("--target-dir")
+            .arg(&directory),
+    )?;
+    let path = |name: &str| directory.join("release").join(name).display().to_string();
+    Ok(["on-ibverbs", "on-sideway"].map(path).to_vec())
+}
+
 /// The programs that have been built: of release and debug builds, the most recent one.
 pub(crate) fn programs() -> Vec<PathBuf> {
     let profiles = ["release", "debug"].map(|profile| paths::target().join(profile));

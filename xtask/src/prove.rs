@@ -29,6 +29,8 @@ pub(crate) enum Proof {
     Compare,
     /// Devices opened while they are replaced, 3,000 times
     Soak,
+    /// Programs on other crates, which are built for it: it takes cmake, libclang and headers of libnl and libibverbs
+    OtherCrates,
     /// The fuzz targets
     Fuzz,
 }
@@ -99,19 +101,27 @@ impl Proof {
         if self == Self::OldRule {
             guest::build_leaving_out()?;
         }
+        let others = match self {
+            Self::OtherCrates => guest::build_other_crates()?,
+            _ => Vec::new(),
+        };
+        let others: Vec<&str> = others.iter().flat_map(|path| ["--add", path]).collect();
         let mut jobs = Vec::new();
         for (number, kernel) in kernels.iter().enumerate() {
             let spread = format!("{}/{PARTS}", number % PARTS + 1);
             let mut add = |name: &str, command: &[&str]| -> Result<()> {
-                jobs.push(job::in_guest(name, kernel, GUEST_LIMIT, &[], command)?);
+                jobs.push(job::in_guest(name, kernel, GUEST_LIMIT, &others, command)?);
                 Ok(())
             };
             match self {
                 Self::Boundary => {
-                    add("boundary", &[LAB, "boundary", "--full", "--spread", &spread])?;
+                    let options = ["--full", "--spread", &spread];
+                    add("boundary", &[&[LAB, "boundary"], &options[..]].concat())?;
+                    add("guarded", &[&[LAB, "boundary", "--guarded"], &options[..]].concat())?;
                 }
                 Self::Compare => add("compare", &[LAB, "compare", "--full"])?,
                 Self::Soak => add("soak", &[LAB, "soak", "--replacements", "3000"])?,
+                Self::OtherCrates => add("other-crates", &[LAB, "other-crates"])?,
                 Self::OldRule => {
                     for search in ["boundary", "soak", "compare"] {
                         let name = format!("old-rule-{search}");
