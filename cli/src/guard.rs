@@ -27,8 +27,8 @@ const PRELOAD: &str = "LD_PRELOAD";
 /// it fails with ENODEV, and a line on stderr has the device, the reason and the evidence.
 ///
 /// The command looks at the program first. If the library would not be loaded into it, because the program is static,
-/// is setuid or setgid, has file capabilities or uses another C library, it is not run. Programs that it starts in turn are
-/// not looked at.
+/// is setuid or setgid, has file capabilities or uses another C library, it is not run. Nor is it if libibverbs is linked into
+/// it, or is found before the guard's library. Programs that it starts in turn are not looked at, such as X in `env X`.
 ///
 /// Not covered, besides these: libraries loaded by dlmopen(3); a provider library that a module loaded with
 /// RTLD_DEEPBIND pulls in; programs that use the kernel's interface themselves, or a device without the kernel (VFIO);
@@ -80,7 +80,7 @@ pub(crate) fn run(args: &GuardArgs) -> Result<bool, Failure> {
     // The command line alone decides: what was inherited might allow more.
     command.env("UVERBS_GUARD_ALLOW", allowed.join(","));
     if let Some(log) = &args.log {
-        command.env("UVERBS_GUARD_LOG", log);
+        command.env("UVERBS_GUARD_LOG", destination(log)?);
     }
     let error = command.exec();
     let what = format!("cannot run {}", program.show());
@@ -91,6 +91,16 @@ pub(crate) fn run(args: &GuardArgs) -> Result<bool, Failure> {
 #[allow(clippy::disallowed_methods)]
 fn env_var(name: &str) -> Option<OsString> {
     env::var_os(name)
+}
+
+/// Where messages go. The program may change its directory, so a file's path is made absolute.
+fn destination(log: &OsStr) -> Result<OsString, Failure> {
+    if log == "stderr" || log == "off" {
+        return Ok(log.to_owned());
+    }
+    let path = std::path::absolute(log);
+    let path = path.map_err(|error| Failure::os(format!("cannot log to {}", show(log)), &error))?;
+    Ok(path.into_os_string())
 }
 
 /// The library beside this command, or where it is installed.
@@ -149,21 +159,51 @@ fn require_loaded(program: &Program, library: &Path, preload: &OsStr) -> Result<
         .output();
     let what = || format!("cannot run the loader {}", show(loader.as_os_str()));
     let output = output.map_err(|error| Failure::os(what(), &error))?;
-    let wanted = library.as_os_str().as_bytes();
-    let lists = output
-        .stdout
-        .split(|byte| *byte == b'\n')
-        .any(|line| line.windows(wanted.len()).any(|window| window == wanted));
-    if lists {
-        return Ok(());
+    let before = listed_before(&output.stdout, library.as_os_str().as_bytes());
+    let Some((before, after)) = before else {
+        let messages = String::from_utf8_lossy(&output.stderr).escape_debug().to_string();
+        let text = format!(
+            "{} was not run: its loader does not preload {}: {messages}",
+            program.show(),
+            show(library.as_os_str())
+        );
+        return Err(Failure::new("unsupported", text).not_run(false));
+    };
+    let first = std::iter::once(&last.file).chain(&before);
+    for file in first {
+        if program::defines_the_border(file)? {
+            let text = format!(
+                "{} defines what the guard takes the place of, and is found before it",
+                show(file.as_os_str())
+            );
+            return Err(program::refused(&program.file, &text));
+        }
     }
-    let messages = String::from_utf8_lossy(&output.stderr).escape_debug().to_string();
-    let text = format!(
-        "{} was not run: its loader does not preload {}: {messages}",
-        program.show(),
-        show(library.as_os_str())
-    );
-    Err(Failure::new("unsupported", text).not_run(false))
+    for file in std::iter::once(&last.file).chain(&before).chain(&after) {
+        let is_libibverbs =
+            file.file_name().is_some_and(|name| name.as_bytes().starts_with(b"libibverbs.so."));
+        if !is_libibverbs && program::contains_libibverbs(file)? {
+            let text = format!(
+                "{} has libibverbs linked into it, whose calls do not leave it",
+                show(file.as_os_str())
+            );
+            return Err(program::refused(&program.file, &text));
+        }
+    }
+    Ok(())
+}
+
+/// The files that a loader lists before the guard, and after it; `None` if it does not list the guard.
+fn listed_before(listed: &[u8], guard: &[u8]) -> Option<(Vec<PathBuf>, Vec<PathBuf>)> {
+    let files = listed.split(|byte| *byte == b'\n').filter_map(|line| {
+        // "name => /path (address)", or "/path (address)".
+        let start = line.iter().position(|byte| *byte == b'/')?;
+        let end = line.windows(2).rposition(|window| window == b" (")?;
+        Some(PathBuf::from(OsStr::from_bytes(line.get(start..end)?)))
+    });
+    let files: Vec<_> = files.collect();
+    let at = files.iter().position(|file| file.as_os_str().as_bytes() == guard)?;
+    Some((files[..at].to_vec(), files[at + 1..].to_vec()))
 }
 
 fn show(text: &OsStr) -> String {

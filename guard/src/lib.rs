@@ -23,6 +23,7 @@ mod config;
 mod ffi;
 mod guarded;
 mod list;
+mod lock;
 mod log;
 mod open;
 mod real;
@@ -35,11 +36,37 @@ static HANDLES: IbvHandles = IbvHandles::new();
 /// Runs when the library is loaded. Handles of lists that are not seen are taken to be of the present epoch.
 extern "C" fn start() {
     guarded::run((), || {
+        log::start();
         config::get();
+        if !is_first() {
+            log::line(
+                "NOT GUARDED: another library before this one defines ibv_cmd_get_context, so no open is checked",
+            );
+        }
         if let Ok(host) = Host::open() {
             let _ = HANDLES.begin(&host);
         }
     });
+}
+
+/// Whether the loader finds this library's function before any other. If libibverbs itself is preloaded before it, providers
+/// call that.
+fn is_first() -> bool {
+    // SAFETY: the name ends with NUL.
+    let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"ibv_cmd_get_context".as_ptr()) };
+    // The address of the exported function is looked up, too. That of a local one is this library's.
+    let own = start as extern "C" fn() as *const libc::c_void;
+    library_of(found) == library_of(own)
+}
+
+/// Where the library begins that has this address.
+fn library_of(address: *const libc::c_void) -> usize {
+    let mut found = std::mem::MaybeUninit::<libc::Dl_info>::zeroed();
+    // SAFETY: the structure is writable.
+    let is_found = unsafe { libc::dladdr(address, found.as_mut_ptr()) } != 0;
+    // SAFETY: all zeroes is a valid value, and the call fills it in.
+    let base = unsafe { found.assume_init() }.dli_fbase.addr();
+    if is_found { base } else { 0 }
 }
 
 #[used]

@@ -9,6 +9,7 @@ use uverbs::{Error, ErrorKind, Host, IbvNames};
 
 use crate::ffi::{Handle, IbvDevice};
 use crate::guarded::{errno, run, set_errno};
+use crate::lock::lock;
 use crate::real::{FreeDeviceList, GetDeviceIndex, GetDeviceList, Ibverbs};
 use crate::{HANDLES, log};
 
@@ -27,23 +28,27 @@ pub(crate) unsafe extern "C" fn uverbs_guard_list(count: *mut c_int) -> *mut *mu
         *count = 0;
     }
     let Some(real) = Real::find() else {
+        run((), || log::line("no list: libibverbs.so.1 is not loaded"));
         set_errno(libc::ENOSYS);
         return ptr::null_mut();
     };
     // What the real function leaves in errno is returned, whatever the guard's own calls do to it.
     let mut left = errno();
-    let list = run(Err(None), || match Host::open() {
-        Ok(host) => HANDLES
-            .list(&host, || real.list(&mut left), |list, names| list.mend(names))
-            .map_err(Some),
+    let made = |left: &mut c_int| match Host::open() {
+        Ok(host) => {
+            let _alone = lock();
+            HANDLES.list(&host, || real.list(left), |list, names| list.mend(names)).map_err(Some)
+        }
         // Nothing that is opened later can be proved, and it is refused then, with this reason.
-        Err(error) if error.kind() == ErrorKind::Unsupported => Ok(real.list(&mut left)),
+        Err(error) if error.kind() == ErrorKind::Unsupported => Ok(real.list(left)),
         Err(error) => Err(Some(error)),
-    });
+    };
+    let list = run(Err(None), || made(&mut left).map(|list| list.give(count)));
+    run((), move || drop(real));
     match list {
         Ok(list) => {
             set_errno(left);
-            list.give(count)
+            list
         }
         Err(error) => {
             run((), || log::line(&listing_failed(error.as_ref())));

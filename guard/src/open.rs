@@ -45,11 +45,13 @@ pub(crate) unsafe extern "C" fn _verbs_init_and_alloc_context(
     driver: u32,
 ) -> *mut c_void {
     OPENING.set(NO_OPENING);
-    let Some((_library, real)) = private(c"_verbs_init_and_alloc_context") else {
+    let Some((library, real)) = private(c"_verbs_init_and_alloc_context") else {
         // Like libibverbs' function, this one owns the descriptor.
         if cmd_fd >= 0 {
-            // SAFETY: the caller passed the descriptor on.
-            unsafe { libc::close(cmd_fd) };
+            run((), || {
+                // SAFETY: the caller passed the descriptor on.
+                unsafe { libc::close(cmd_fd) };
+            });
         }
         set_errno(libc::ENODEV);
         return ptr::null_mut();
@@ -62,6 +64,7 @@ pub(crate) unsafe extern "C" fn _verbs_init_and_alloc_context(
         let context = context.addr().wrapping_add(offset.addr());
         OPENING.set(Opening { device, cmd_fd, context, is_refused: false });
     }
+    run((), move || drop(library));
     context
 }
 
@@ -108,46 +111,72 @@ fn guarded(
     is_of: impl Fn(&Opening) -> bool,
 ) -> c_int {
     let opening = OPENING.get();
-    let Some((_library, real)) = private(name) else { return refuse(None) };
+    let Some((library, real)) = private(name) else { return refuse(None) };
     // SAFETY: it is the function of that name in a known version of the private interface.
     let real: GetContext = unsafe { transmute(real) };
-    if opening.context != 0 && opening.cmd_fd == -1 && is_of(&opening) {
+    let is_of = opening.context != 0 && is_of(&opening);
+    // Descriptors are closed inside `run` alone: a thread may be cancelled in close(2).
+    let result = if is_of && opening.cmd_fd == -1 {
         // A device that a program drives without the kernel (VFIO) has no cmd fd.
-        return call(real);
-    }
-    if opening.is_refused {
-        return refuse(None);
-    }
-    if opening.context == 0 || !is_of(&opening) {
-        return refuse(Some("the context is not the one that this thread began".to_owned()));
-    }
-    let found = run(Err(panicked()), || find(&opening));
-    let found = match found {
-        Ok(found) => found,
-        Err(reason) => return refuse(Some(reason)),
+        call(real)
+    } else if opening.is_refused {
+        refuse(None)
+    } else if !is_of {
+        refuse(Some(Refusal::of("the context is not the one that this thread began")))
+    } else {
+        match run(Err(Refusal::panicked()), || find(&opening)) {
+            Err(reason) => refuse(Some(reason)),
+            Ok(found) => {
+                let result = call(real);
+                let prove = move || match result {
+                    0 => found.verify(opening.cmd_fd),
+                    _ => Ok(()),
+                };
+                match run(Err(Refusal::panicked()), prove) {
+                    Ok(()) => result,
+                    Err(reason) => refuse(Some(reason)),
+                }
+            }
+        }
     };
-    let result = call(real);
-    if result != 0 {
-        return result;
-    }
-    match run(Err(panicked()), || found.verify(opening.cmd_fd)) {
-        Ok(()) => 0,
-        Err(reason) => refuse(Some(reason)),
-    }
+    run((), move || drop(library));
+    result
 }
 
-fn panicked() -> String {
-    "internal error: the guard panicked".to_owned()
+/// Why a descriptor is refused.
+struct Refusal {
+    text: String,
+    /// `ENODEV`, or what this process or the kernel is short of.
+    errno: c_int,
+}
+
+impl Refusal {
+    fn of(text: impl Into<String>) -> Self {
+        Self { text: text.into(), errno: libc::ENODEV }
+    }
+
+    fn panicked() -> Self {
+        Self::of("internal error: the guard panicked")
+    }
+
+    fn error(handle: &IbvHandle, error: &Error) -> Self {
+        let errno = match error.raw_os_error() {
+            Some(short @ (libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::EAGAIN)) => short,
+            _ => libc::ENODEV,
+        };
+        Self { text: show(handle, error), errno }
+    }
 }
 
 /// Refuses the descriptor of the present open. The provider closes it.
-fn refuse(reason: Option<String>) -> c_int {
+fn refuse(reason: Option<Refusal>) -> c_int {
     OPENING.set(Opening { is_refused: true, ..OPENING.get() });
+    let errno = reason.as_ref().map_or(libc::ENODEV, |reason| reason.errno);
     if let Some(reason) = reason {
-        run((), || log::line(&format!("refused: {reason}")));
+        run((), move || log::line(&format!("refused: {}", reason.text)));
     }
-    set_errno(libc::ENODEV);
-    libc::ENODEV
+    set_errno(errno);
+    errno
 }
 
 /// A function of the private interface.
@@ -169,18 +198,16 @@ fn private(name: &CStr) -> Option<(Ibverbs, *mut c_void)> {
 
 /// The device of a handle.
 struct Found {
-    handle: Option<IbvHandle>,
+    handle: IbvHandle,
     /// `None` if it could not be found, and the user allows that.
     device: Option<Device>,
 }
 
 /// Finds the device that the handle stands for, before the context is allocated.
-fn find(opening: &Opening) -> Result<Found, String> {
+fn find(opening: &Opening) -> Result<Found, Refusal> {
     // SAFETY: libibverbs passed the handle to its provider, which is in the middle of the open.
-    let handle = match handle(unsafe { Handle::new(opening.device) }) {
-        Ok(handle) => handle,
-        Err(error) => return Err(show(None, &error)),
-    };
+    let handle = unsafe { Handle::new(opening.device) };
+    let handle = handle_of(handle).map_err(|error| Refusal::of(error.to_string()))?;
     let old_names = match config::get().allows_old_names {
         true => OldNames::Allow,
         false => OldNames::AfterList,
@@ -190,49 +217,45 @@ fn find(opening: &Opening) -> Result<Found, String> {
     let device = match device {
         Ok(device) => Some(device),
         Err(error) => {
-            allowed(&error).ok_or_else(|| show(Some(&handle), &error))?;
-            log::line(&format!("UNPROVEN: {}", show(Some(&handle), &error)));
+            require_allowed(&handle, &error)?;
             None
         }
     };
-    Ok(Found { handle: Some(handle), device })
+    Ok(Found { handle, device })
 }
 
 impl Found {
     /// Proves that the descriptor is on the device.
-    fn verify(&self, cmd_fd: c_int) -> Result<(), String> {
+    fn verify(&self, cmd_fd: c_int) -> Result<(), Refusal> {
         let Some(device) = &self.device else { return Ok(()) };
         // SAFETY: the provider is in the middle of the open, and closes the descriptor after that.
         let fd = unsafe { BorrowedFd::borrow_raw(cmd_fd) };
-        let Err(error) = device.verify(fd) else { return Ok(()) };
-        let text = show(self.handle.as_ref(), &error);
-        allowed(&error).ok_or_else(|| text.clone())?;
-        log::line(&format!("UNPROVEN: {text}"));
-        Ok(())
+        match device.verify(fd) {
+            Ok(_) => Ok(()),
+            Err(error) => require_allowed(&self.handle, &error),
+        }
     }
 }
 
-/// Whether the user allows an open that fails with this error.
-fn allowed(error: &Error) -> Option<()> {
+/// Logs an open that the user allows although it cannot be proved.
+fn require_allowed(handle: &IbvHandle, error: &Error) -> Result<(), Refusal> {
     let is_unproven = matches!(
         error.kind(),
         ErrorKind::Unproven | ErrorKind::NetlinkUnavailable | ErrorKind::Unsupported
     );
-    (is_unproven && config::get().allows_unproven).then_some(())
+    if !is_unproven || !config::get().allows_unproven {
+        return Err(Refusal::error(handle, error));
+    }
+    log::line(&format!("UNPROVEN: {}", show(handle, error)));
+    Ok(())
 }
 
 /// An error with the evidence so far, in one line.
-fn show(handle: Option<&IbvHandle>, error: &Error) -> String {
-    let mut text = match (error.device(), handle) {
-        (None, Some(handle)) => {
-            format!("{} (uverbs{}): {error}", handle.name, handle.uverbs_number)
-        }
-        _ => error.to_string(),
+fn show(handle: &IbvHandle, error: &Error) -> String {
+    let mut text = match error.device() {
+        None => format!("{} (uverbs{}): {error}", handle.name, handle.uverbs_number),
+        Some(_) => error.to_string(),
     };
-    if let Some(hint) = error.hint() {
-        text.push_str("; ");
-        text.push_str(hint);
-    }
     for (number, check) in error.evidence().iter().flat_map(|all| all.checks()).enumerate() {
         let before = if number == 0 { "; evidence: " } else { ", " };
         text.push_str(&format!("{before}{} {}", check.what(), check.found));
@@ -241,7 +264,7 @@ fn show(handle: Option<&IbvHandle>, error: &Error) -> String {
 }
 
 /// The fields of libibverbs' handle.
-fn handle(handle: Handle) -> uverbs::Result<IbvHandle> {
+fn handle_of(handle: Handle) -> uverbs::Result<IbvHandle> {
     let library = Ibverbs::find();
     let function = |name, version| library.as_ref()?.function(name, version);
     // Since rdma-core 30. Without it there is no index.

@@ -32,7 +32,7 @@ impl Ibverbs {
         let library = unsafe {
             libc::dlopen(c"libibverbs.so.1".as_ptr(), libc::RTLD_LAZY | libc::RTLD_NOLOAD)
         };
-        (!library.is_null()).then_some(Self(library))
+        (!library.is_null()).then(|| Self(library))
     }
 
     /// A function of the public interface.

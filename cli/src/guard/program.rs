@@ -8,7 +8,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use object::read::elf::{FileHeader, ProgramHeader as _};
-use object::{Endianness, elf};
+use object::{Endianness, Object as _, ObjectSymbol as _, elf};
 
 use super::show;
 use crate::output::Failure;
@@ -90,9 +90,7 @@ impl Program {
 
 impl Link {
     fn read(file: &Path) -> Result<Self, Failure> {
-        let mut bytes = Vec::new();
-        let read = File::open(file).and_then(|mut open| open.read_to_end(&mut bytes));
-        read.map_err(|error| failed(file, &error))?;
+        let bytes = read(file)?;
         let (file, is_binary) = (file.to_owned(), bytes.starts_with(&elf::ELFMAG));
         let loader = match bytes.get(4) {
             Some(&elf::ELFCLASS64) if is_binary => loader::<elf::FileHeader64<Endianness>>(&bytes),
@@ -103,6 +101,38 @@ impl Link {
             loader.map_err(|error| refused(&file, &format!("it is malformed: {error}")))?;
         Ok(Self { file, loader, is_binary })
     }
+}
+
+/// Longer than any program that somebody runs.
+const LONGEST: u64 = 4 << 30;
+
+/// The contents of a regular file.
+fn read(file: &Path) -> Result<Vec<u8>, Failure> {
+    let meta = fs::metadata(file).map_err(|error| failed(file, &error))?;
+    if !meta.is_file() || meta.len() > LONGEST {
+        return Err(refused(file, "it is no regular file, or too long to look into"));
+    }
+    fs::read(file).map_err(|error| failed(file, &error))
+}
+
+/// Whether other libraries' calls at the border between libibverbs and its providers would come to this file.
+pub(super) fn defines_the_border(file: &Path) -> Result<bool, Failure> {
+    const BORDER: [&[u8]; 3] =
+        [b"_verbs_init_and_alloc_context", b"ibv_cmd_get_context", b"ibv_cmd_query_context"];
+    let bytes = read(file)?;
+    let parsed = object::File::parse(&*bytes);
+    let parsed = parsed.map_err(|error| refused(file, &format!("it is malformed: {error}")))?;
+    let mut defined = parsed.dynamic_symbols().filter(|symbol| symbol.is_definition());
+    Ok(defined.any(|symbol| symbol.name_bytes().is_ok_and(|name| BORDER.contains(&name))))
+}
+
+/// Whether the file has libibverbs in it: a warning of libibverbs, which stripping leaves there.
+pub(super) fn contains_libibverbs(file: &Path) -> Result<bool, Failure> {
+    const WARNING: &[u8] = b"libibverbs: Warning: couldn't allocate driver";
+    let bytes = read(file)?;
+    // Most positions begin with another byte.
+    let starts = bytes.iter().enumerate().filter(|(_, byte)| **byte == WARNING[0]);
+    Ok(starts.into_iter().any(|(at, _)| bytes[at..].starts_with(WARNING)))
 }
 
 /// The text of PT_INTERP.
@@ -120,6 +150,9 @@ fn loader<Elf: FileHeader<Endian = Endianness>>(bytes: &[u8]) -> object::Result<
 /// The interpreter of a file that is no binary: that of its first line, or, as execvp(3) has it, the shell.
 fn interpreter(file: &Path) -> Result<PathBuf, Failure> {
     let mut line = Vec::new();
+    if !fs::metadata(file).map_err(|error| failed(file, &error))?.is_file() {
+        return Err(refused(file, "it is no regular file"));
+    }
     let read = File::open(file).and_then(|open| open.take(LINE as u64).read_to_end(&mut line));
     read.map_err(|error| failed(file, &error))?;
     let Some(line) = line.strip_prefix(b"#!") else { return Ok(PathBuf::from("/bin/sh")) };
@@ -171,7 +204,7 @@ fn failed(file: &Path, error: &io::Error) -> Failure {
     Failure::os(what, error).not_run(error.kind() == io::ErrorKind::NotFound)
 }
 
-fn refused(file: &Path, reason: &str) -> Failure {
+pub(super) fn refused(file: &Path, reason: &str) -> Failure {
     let text = format!("{} was not run: {reason}", show(file.as_os_str()));
     Failure::new("unsupported", text).not_run(false)
 }

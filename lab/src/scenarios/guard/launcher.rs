@@ -76,6 +76,18 @@ pub(in crate::scenarios) fn refuses() -> Result<()> {
         Command::new("uverbs").args(["guard", "--", script]).env("LD_PRELOAD", other).output()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     ensure!(text.starts_with(&format!("{other}:/usr/bin/libuverbs_guard.so|")), "{output:?}");
+    // What comes first may define the functions itself, or have libibverbs inside.
+    let output = Command::new("uverbs")
+        .args(["guard", "--", PROGRAM, "tst"])
+        .env("LD_PRELOAD", "libibverbs.so.1")
+        .output()?;
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(output.status.code() == Some(126) && text.contains("is found before it"), "{text}");
+    let inside = copy("inside", 0o755)?;
+    let mut bytes = fs::read(&inside)?;
+    bytes.extend_from_slice(b"libibverbs: Warning: couldn't allocate driver for %s");
+    fs::write(&inside, &bytes)?;
+    require(&[&inside], 126, "linked into it")?;
     // A library that the loader cannot preload.
     let broken = "/tmp/libuverbs_guard.so";
     fs::write(broken, "not a library")?;
