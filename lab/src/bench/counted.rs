@@ -13,9 +13,10 @@ use crate::spawn::{self, MARK};
 const TRACE: &str = "/tmp/trace-calls";
 
 /// The parts between the marks; `-` is preparation.
-const PARTS: [&str; 10] = [
+const PARTS: [&str; 11] = [
     "calls_first_list",
     "calls_first_open",
+    "calls_second_list",
     "calls_rescan",
     "calls_open",
     "-",
@@ -34,6 +35,9 @@ pub(crate) fn role() -> Result<()> {
     spawn::mark();
     let device = listed.iter().nth(listed.len() / 2).context("none")?;
     drop(device.open()?);
+    spawn::mark();
+    // It confirms the names.
+    registry.devices()?;
     spawn::mark();
     registry.devices()?;
     spawn::mark();
@@ -54,6 +58,8 @@ pub(crate) fn role() -> Result<()> {
         Ok(())
     };
     for (count, prefix) in [(1, "one_"), (10, "ten_")] {
+        // The names before are confirmed.
+        registry.devices()?;
         rename_some(count, prefix)?;
         spawn::mark();
         registry.devices()?;
