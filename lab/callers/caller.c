@@ -10,7 +10,8 @@
  *   -DSTATIC    a program without libibverbs, into which nothing can be preloaded
  *
  * Usage: caller NAME [ROUNDS], or with -DDYNAMIC: caller HOW LIBRARY NAME [ROUNDS]
- * It prints "ready", and for each line that it reads, "opened GUID" or "refused ERRNO". "list" lists again first.
+ * It prints "ready", and for each line that it reads, "opened GUID" or "refused ERRNO". "list" lists again first;
+ * "free" frees the list before it opens, as DPDK and pyverbs do, and lists again after that.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -112,8 +113,9 @@ static int run(const char *name, int rounds)
 	puts("ready");
 	fflush(stdout);
 	while (rounds-- && fgets(line, sizeof(line), stdin)) {
-		struct ibv_device **device;
+		struct ibv_device **device, *chosen;
 		struct ibv_context *context;
+		int is_freed;
 
 		if (!strcmp(line, "list\n")) {
 			F(ibv_free_device_list)(list);
@@ -126,9 +128,13 @@ static int run(const char *name, int rounds)
 		for (device = list; *device; device++)
 			if (!strcmp(F(ibv_get_device_name)(*device), name))
 				break;
+		chosen = *device;
+		is_freed = !strcmp(line, "free\n");
+		if (is_freed)
+			F(ibv_free_device_list)(list);
 		errno = 0;
-		context = *device ? F(ibv_open_device)(*device) : NULL;
-		if (!*device) {
+		context = chosen ? F(ibv_open_device)(chosen) : NULL;
+		if (!chosen) {
 			puts("absent");
 		} else if (!context) {
 			printf("refused %d\n", errno);
@@ -141,6 +147,11 @@ static int run(const char *name, int rounds)
 			F(ibv_close_device)(context);
 		}
 		fflush(stdout);
+		if (is_freed) {
+			list = F(ibv_get_device_list)(NULL);
+			if (!list)
+				return 1;
+		}
 	}
 	F(ibv_free_device_list)(list);
 	return 0;

@@ -102,6 +102,12 @@ impl Caller {
         self.line()
     }
 
+    /// Opens by a handle whose list was freed before.
+    pub(super) fn free_and_open(&mut self) -> Result<String> {
+        self.input.write_all(b"free\n")?;
+        self.line()
+    }
+
     /// Ends it. Returns its messages.
     pub(super) fn end(self) -> Result<String> {
         let Self { mut child, input, output: _ } = self;

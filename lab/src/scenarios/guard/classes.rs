@@ -21,6 +21,8 @@ pub(in crate::scenarios) fn each_class() -> Result<()> {
         };
         for caller in [&mut guarded, &mut control] {
             expect(caller, false, opened(0xa0))?;
+            let found = caller.free_and_open()?;
+            ensure!(found == opened(0xa0), "{name}, the list was freed: {found}");
         }
         for guid in [0xa0, 0xb0] {
             replace(guid)?;
