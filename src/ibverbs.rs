@@ -22,7 +22,7 @@ use crate::netlink::Socket;
 use crate::registry::Registry;
 use crate::sysfs;
 
-/// How many times a list, or a search for a handle's device, is attempted while the host changes.
+/// How many times a list is attempted while the host changes.
 const ATTEMPTS: usize = 3;
 
 /// What a device handle of libibverbs (`struct ibv_device`) contains.
@@ -152,21 +152,9 @@ impl IbvHandles {
         handle: &IbvHandle,
         old_names: OldNames,
     ) -> Result<Device> {
-        let mut attempt = 1;
-        loop {
-            let mut evidence = Evidence::default();
-            match self.look(registry, handle, old_names, &mut evidence) {
-                Err(error) if error.kind() == ErrorKind::Unstable && attempt < ATTEMPTS => {
-                    tracing::debug!(device = handle.label(), %error, "the search starts over");
-                    attempt += 1;
-                }
-                result => {
-                    return result.map_err(|error| {
-                        error.at(Step::Handle).of(|| handle.label()).with_evidence(&evidence)
-                    });
-                }
-            }
-        }
+        let mut evidence = Evidence::default();
+        self.look(registry, handle, old_names, &mut evidence)
+            .map_err(|error| error.at(Step::Handle).of(|| handle.label()).with_evidence(&evidence))
     }
 
     fn look(

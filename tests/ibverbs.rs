@@ -66,6 +66,8 @@ fn a_handle_without_an_index_is_unproven() {
     add(&machine, "a", 1);
     let handle = IbvHandle::new(-1, b"uverbs0", b"a", Guid(1)).expect("a handle");
     let result = find(&machine, &IbvHandles::new(), &handle);
+    let name = result.as_ref().expect_err("refused").device().map(str::to_owned);
+    assert_eq!(name.as_deref(), Some("a (uverbs0)"));
     assert_eq!(refused(result), (ErrorKind::Unproven, None));
 }
 
@@ -78,6 +80,36 @@ fn a_handle_of_a_removed_device_is_refused() {
     add(&machine, "a", 1);
     let result = find(&machine, &IbvHandles::new(), &handle);
     assert_eq!(refused(result), (ErrorKind::Removed, None));
+}
+
+#[test]
+fn a_handle_of_a_device_without_a_node_is_refused() {
+    let machine = Machine::new();
+    let id = add(&machine, "a", 1);
+    let handle = handle(&machine, id, 0, "a");
+    machine.with(|world| world.unload_ib_uverbs()).expect("unloaded");
+    let result = find(&machine, &IbvHandles::new(), &handle);
+    assert_eq!(refused(result), (ErrorKind::Removed, None));
+}
+
+/// At the start of a process, ib_core need not be loaded. The first open then sets the epoch.
+#[test]
+fn the_epoch_may_begin_with_the_first_open() {
+    let machine = Machine::new();
+    let id = add(&machine, "a", 1);
+    let handle = handle(&machine, id, 0, "a");
+    let handles = IbvHandles::new();
+    machine.on_call(|world, call| match call.detail(world).contains("class/infiniband") {
+        true => Verdict::Fail(2),
+        false => Verdict::Continue,
+    });
+    handles.begin(&host(&machine)).expect("no ib_core");
+    list(&handles, &host(&machine)).expect("an empty list");
+    machine.clear_hook();
+    find(&machine, &handles, &handle).expect("the first open");
+    reload(&machine);
+    let result = find(&machine, &handles, &handle);
+    assert_eq!(refused(result), (ErrorKind::Replaced, Some(CheckId::Epoch)));
 }
 
 #[test]
