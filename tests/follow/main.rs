@@ -156,18 +156,7 @@ fn pairs_that_were_wrong() {
     use happens::Fault::Fail;
     use happens::Happening::{Change as C, Fault as F};
 
-    let plain = |devices| Setup {
-        devices,
-        disassociates: true,
-        room: 4096,
-        in_user_namespace: false,
-        root_unmapped: false,
-        is_deaf: false,
-        small_pages: false,
-        since_nothing: false,
-        lists: false,
-        is_brief: false,
-    };
+    let plain = Setup::with;
     let small = |devices| Setup { room: 1, small_pages: true, lists: true, ..plain(devices) };
     let pairs: [(Setup, [(u64, Happening); 2]); 12] = [
         (Setup { room: 1, ..plain(0) }, [(88, C(Add, Cut)), (106, C(RemoveStages(4), Cut))]),

@@ -48,10 +48,10 @@ pub(crate) struct Setup {
 }
 
 impl Setup {
-    /// All worlds: the values at the boundaries of each parameter, not all combinations.
-    pub(crate) fn all() -> impl Iterator<Item = Self> {
-        let plain = Self {
-            devices: 1,
+    /// The world with that many devices in which nothing is unusual.
+    pub(crate) fn with(devices: usize) -> Self {
+        Self {
+            devices,
             disassociates: true,
             room: 4096,
             in_user_namespace: false,
@@ -61,7 +61,12 @@ impl Setup {
             since_nothing: false,
             lists: false,
             is_brief: false,
-        };
+        }
+    }
+
+    /// All worlds: the values at the boundaries of each parameter, not all combinations.
+    pub(crate) fn all() -> impl Iterator<Item = Self> {
+        let plain = Self::with(0);
         let with = [
             plain,
             Self { is_brief: true, ..plain },
