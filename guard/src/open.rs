@@ -160,7 +160,8 @@ impl Refusal {
     }
 
     fn error(handle: &IbvHandle, error: &Error) -> Self {
-        let errno = match error.raw_os_error() {
+        // An errno of a driver is no shortage of this process.
+        let errno = match error.raw_os_error().filter(|_| error.kind() == ErrorKind::Os) {
             Some(short @ (libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::EAGAIN)) => short,
             _ => libc::ENODEV,
         };

@@ -115,7 +115,7 @@ static int run(const char *name, int rounds)
 	while (rounds-- && fgets(line, sizeof(line), stdin)) {
 		struct ibv_device **device, *chosen;
 		struct ibv_context *context;
-		int is_freed;
+		int is_freed, failed;
 
 		if (!strcmp(line, "list\n")) {
 			F(ibv_free_device_list)(list);
@@ -134,10 +134,18 @@ static int run(const char *name, int rounds)
 			F(ibv_free_device_list)(list);
 		errno = 0;
 		context = chosen ? F(ibv_open_device)(chosen) : NULL;
+		failed = errno;
+		/* Before the result is printed: the devices may change after that. */
+		if (is_freed)
+			list = F(ibv_get_device_list)(NULL);
+		if (!list) {
+			printf("no list %d\n", errno);
+			return 1;
+		}
 		if (!chosen) {
 			puts("absent");
 		} else if (!context) {
-			printf("refused %d\n", errno);
+			printf("refused %d\n", failed);
 		} else {
 			memset(&attr, 0, sizeof(attr));
 			if (F(ibv_query_device)(context, &attr))
@@ -147,11 +155,6 @@ static int run(const char *name, int rounds)
 			F(ibv_close_device)(context);
 		}
 		fflush(stdout);
-		if (is_freed) {
-			list = F(ibv_get_device_list)(NULL);
-			if (!list)
-				return 1;
-		}
 	}
 	F(ibv_free_device_list)(list);
 	return 0;

@@ -16,7 +16,8 @@ pub(in crate::scenarios) fn each_class() -> Result<()> {
         let name = class.name;
         let expect = |caller: &mut Caller, lists: bool, expected: String| -> Result<()> {
             let found = if lists { caller.list_and_open()? } else { caller.open()? };
-            ensure!(found == expected, "{name}: expected {expected}, found {found}");
+            let what = if lists { "listed again" } else { "by the older list" };
+            ensure!(found == expected, "{name}, {what}: expected {expected}, found {found}");
             Ok(())
         };
         for caller in [&mut guarded, &mut control] {
