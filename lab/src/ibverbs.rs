@@ -81,15 +81,14 @@ impl Ibverbs {
         })
     }
 
-    /// The node GUID of an open context, which is closed.
-    fn query_and_close(&self, context: *mut c_void) -> Result<u64> {
+    /// The node GUID of an open context, which is closed; or the errno of the query.
+    fn query_and_close(&self, context: *mut c_void) -> std::result::Result<u64, i32> {
         let mut attr = DeviceAttr { fw_ver: [0; 64], node_guid: 0, rest: [0; 512] };
         // SAFETY: the context is open, and `attr` is longer than `struct ibv_device_attr`.
         let status = unsafe { (self.query_device)(context, ptr::from_mut(&mut attr)) };
         // SAFETY: the context is open and not used after this.
         unsafe { (self.close_device)(context) };
-        ensure!(status == 0, "ibv_query_device: {status}");
-        Ok(u64::from_be(attr.node_guid))
+        if status == 0 { Ok(u64::from_be(attr.node_guid)) } else { Err(status) }
     }
 
     /// `ibv_get_device_list`.
@@ -158,7 +157,8 @@ impl List<'_> {
         // SAFETY: the device is of this list, which is alive.
         let context = unsafe { (self.ibverbs.open_device)(device) };
         ensure!(!context.is_null(), "ibv_open_device: {}", std::io::Error::last_os_error());
-        self.ibverbs.query_and_close(context)
+        let queried = self.ibverbs.query_and_close(context);
+        queried.map_err(|errno| anyhow::anyhow!("ibv_query_device: {errno}"))
     }
 }
 
@@ -175,14 +175,15 @@ unsafe impl Sync for List<'_> {}
 unsafe impl Sync for Listed<'_> {}
 
 impl Listed<'_> {
-    /// `ibv_open_device`, the node GUID through the context, and `ibv_close_device`; or errno.
+    /// `ibv_open_device`, the node GUID through the context, and `ibv_close_device`; or the errno of either of the
+    /// first two.
     pub(crate) fn guid_or_errno(&self) -> Result<std::result::Result<u64, i32>> {
         // SAFETY: the device is of the list, which is alive.
         let context = unsafe { (self.list.ibverbs.open_device)(self.device) };
         if context.is_null() {
             return Ok(Err(std::io::Error::last_os_error().raw_os_error().unwrap_or(0)));
         }
-        self.list.ibverbs.query_and_close(context).map(Ok)
+        Ok(self.list.ibverbs.query_and_close(context))
     }
 
     /// `ibv_open_device` and `ibv_close_device`.
