@@ -212,13 +212,16 @@ pub(crate) fn clean() -> Result<()> {
 
 /// Reloads modules: the test HCA, rxe, ib_uverbs, and with `core` also the core.
 pub(crate) fn reload(core: bool) -> Result<()> {
-    let _ = Command::new("rmmod").arg("uverbs_test_hca").output();
+    // On 5.10, rdma_ucm uses ib_uverbs.
+    for module in ["uverbs_test_hca", "rdma_ucm"] {
+        let _ = Command::new("rmmod").arg(module).output();
+    }
     for module in ["rdma_rxe", "ib_uverbs"] {
         run("rmmod", &[module])?;
     }
     if core {
         // Everything else that uses ib_core goes first, if it is loaded.
-        for module in ["rdma_ucm", "rdma_cm", "iw_cm", "ib_umad", "ib_cm", "ib_uverbs_support"] {
+        for module in ["rdma_cm", "iw_cm", "ib_umad", "ib_cm", "ib_uverbs_support"] {
             let _ = Command::new("rmmod").arg(module).output();
         }
         run("rmmod", &["ib_core"])?;
