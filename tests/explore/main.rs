@@ -74,8 +74,8 @@ fn one_and_two_events() {
     tally.require_right("one event, two: the worlds of a right node");
 }
 
-/// Three events that change which device is which: a sample, for an open of a device whose driver does not
-/// disassociate; or all, for every program in the plain worlds.
+/// Three events that change which device is which. The bounded run tries a sample, for an open of a device whose driver
+/// does not disassociate. The full run tries all of them, for every program in the plain worlds.
 #[test]
 fn three_events() {
     fn is_hard(play: Play) -> bool {

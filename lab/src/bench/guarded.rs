@@ -83,7 +83,7 @@ pub(super) fn start(findings: &mut Findings, note: Note<'_>) -> Result<()> {
     let [plain, guarded] = in_turns(STARTS, [&mut |_| run(false), &mut |_| run(true)])?;
     note("start_plain", &plain);
     note("start_guarded", &guarded);
-    // What each process pays for itself. The library's code is shared by all of them.
+    // Private and resident. It includes code that no other process has mapped at the moment.
     let memory = |is_guarded| -> Result<usize> {
         let output = command(spawn::exe()?, is_guarded).args(["role", "own-memory"]).output()?;
         Ok(String::from_utf8_lossy(&output.stdout).trim().parse()?)
@@ -94,10 +94,10 @@ pub(super) fn start(findings: &mut Findings, note: Note<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The role `own-memory`: prints how much memory this process has written to and shares with nobody, in KiB.
+/// The role `own-memory`: prints this process's private resident memory, in KiB.
 pub(crate) fn memory_role() -> Result<()> {
     let text = fs::read_to_string("/proc/self/smaps_rollup")?;
-    let own = text.lines().filter(|line| line.starts_with("Private_Dirty:"));
+    let own = text.lines().filter(|line| line.starts_with("Private_"));
     let own = own.filter_map(|line| line.split_whitespace().nth(1)?.parse::<usize>().ok());
     println!("{}", own.sum::<usize>());
     Ok(())

@@ -145,6 +145,13 @@ impl Findings {
                 ratio(256, "guarded_list", "plain_list"),
             ),
             target(
+                "start of a program under the guard: milliseconds more",
+                AtMost(1.0),
+                self.get(1, "start_guarded")
+                    .zip(self.get(1, "start_plain"))
+                    .map(|(guarded, plain)| (guarded - plain) / 1000.0),
+            ),
+            target(
                 "memory that the guard adds to a program, in KiB",
                 AtMost(300.0),
                 self.get(1, "guard_memory_kib"),

@@ -1,5 +1,5 @@
 //! Other builds of libibverbs: linked so that its own calls stay inside it, and with a private interface that the guard
-//! does not know. They are made of the guest's files, a few bytes of which are changed.
+//! does not know. Each scenario changes a few bytes in a copy of the guest's files.
 
 use std::fs;
 use std::path::{Path, PathBuf};
