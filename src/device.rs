@@ -101,12 +101,15 @@ impl Device {
         services.indices.join(record, pin, socket, || services.neighbours())
     }
 
-    /// Whether `index` is its netlink index.
-    pub(crate) fn has_index(&self, socket: &Socket, index: u32) -> Result<bool> {
+    /// Pins it for reading.
+    pub(crate) fn pin(&self) -> Result<Pin> {
+        pin::pin_for_reading(self.record()).map_err(|error| self.0.explain(error))
+    }
+
+    /// Whether `index` is its netlink index. The device is pinned meanwhile.
+    pub(crate) fn has_index(&self, pin: &Pin, socket: &Socket, index: u32) -> Result<bool> {
         let Inner { record, services, .. } = &*self.0;
-        pin::pin_for_reading(record)
-            .and_then(|pin| services.indices.join_at(record, &pin, socket, index))
-            .map_err(|error| record.explain(error))
+        services.indices.join_at(record, pin, socket, index).map_err(|error| record.explain(error))
     }
 
     /// Returns its provider, and finds and attaches it first if necessary. `driver` is the one that netlink

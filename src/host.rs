@@ -60,7 +60,8 @@ pub struct Host(Arc<Inner>);
 struct Inner {
     kernel: Kernel,
     sys: Handle,
-    dev: Handle,
+    /// `None` if nothing may be opened.
+    dev: Option<Handle>,
     netlink: Source,
     uevents: UeventSource,
     is_sysfs: bool,
@@ -102,6 +103,7 @@ enum UeventSource {
 pub struct HostBuilder {
     sys: Option<OwnedFd>,
     dev: Option<OwnedFd>,
+    without_dev: bool,
     netlink: Netlink,
     uevents: Netlink,
     allow_foreign_sys: bool,
@@ -129,6 +131,13 @@ impl HostBuilder {
     /// The directory `/dev`.
     pub fn dev(mut self, directory: impl Into<OwnedFd>) -> Self {
         self.dev = Some(directory.into());
+        self
+    }
+
+    /// Uses no `/dev`. Devices are listed, and descriptors that somebody else opened can be
+    /// [verified](crate::Device::verify), but no device can be opened.
+    pub fn without_dev(mut self) -> Self {
+        self.without_dev = true;
         self
     }
 
@@ -184,7 +193,8 @@ impl HostBuilder {
     pub fn build(self) -> Result<Host> {
         #[cfg(feature = "sim")]
         if let Some(machine) = self.machine {
-            let (sys, dev) = (Handle::Sim(machine.root_sys()), Handle::Sim(machine.root_dev()));
+            let sys = Handle::Sim(machine.root_sys());
+            let dev = (!self.without_dev).then(|| Handle::Sim(machine.root_dev()));
             let netlink = match self.netlink {
                 Netlink::Denied => Source::Denied,
                 Netlink::Default | Netlink::Given(_) => Source::Ambient,
@@ -217,9 +227,11 @@ impl HostBuilder {
             Some(directory) => Ok(Handle::Real(directory)),
             None => open_root(path),
         };
-        let (sys, dev) = (root(self.sys, "/sys")?, root(self.dev, "/dev")?);
+        let sys = root(self.sys, "/sys")?;
+        let dev = (!self.without_dev).then(|| root(self.dev, "/dev")).transpose()?;
         // A program that hands in its directories may be sandboxed already: no call more than needed.
         if is_ambient
+            && dev.is_some()
             && let Some(limit) = memlock_limit()
             && limit <= LITTLE_MEMLOCK
             && !geteuid().is_root()
@@ -287,7 +299,7 @@ impl Host {
     fn make(
         kernel: Kernel,
         sys: Handle,
-        dev: Handle,
+        dev: Option<Handle>,
         (netlink, uevents): (Source, UeventSource),
         allow_foreign_sys: bool,
     ) -> Result<Self> {
@@ -343,8 +355,13 @@ impl Host {
         &self.0.sys
     }
 
-    pub(crate) fn dev(&self) -> &Handle {
-        &self.0.dev
+    /// # Errors
+    /// `Unsupported` if this host has none.
+    pub(crate) fn dev(&self) -> Result<&Handle> {
+        self.0.dev.as_ref().ok_or_else(|| {
+            let text = "this host was made without /dev, so nothing can be opened";
+            Error::new(ErrorKind::Unsupported, text)
+        })
     }
 
     pub(crate) fn netlink(&self) -> Result<Arc<Socket>> {

@@ -10,6 +10,7 @@
 //! each reload, and with nothing else: it is the *epoch* of indices. While a cmd fd is open, ib_core cannot be
 //! unloaded, so an epoch that is read with the cmd fd open holds until it is closed.
 
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
@@ -19,6 +20,7 @@ use crate::evidence::{CheckId, Evidence, Step, Value};
 use crate::host::Host;
 use crate::ids::{Guid, Name};
 use crate::netlink::Socket;
+use crate::open::Pinned;
 use crate::registry::Registry;
 use crate::sysfs;
 
@@ -73,8 +75,8 @@ pub enum OldNames {
 /// The state of one process's handles: the epochs of the first and of the last list.
 ///
 /// It is for code that stands between a program and libibverbs. [`list`](Self::list) belongs around
-/// `ibv_get_device_list(3)`, [`find`](Self::find) after the node was opened, and [`Device::verify`] after its context
-/// was allocated. It holds no descriptor and no lock, and a forked child may go on with its copy.
+/// `ibv_get_device_list(3)`, [`find`](Self::find) after the node was opened, and [`FoundDevice::verify`] after its
+/// context was allocated. It holds no descriptor and no lock, and a forked child may go on with its copy.
 #[derive(Debug)]
 pub struct IbvHandles {
     /// When the process started, or, if ib_core was not loaded then, at the first open.
@@ -140,7 +142,8 @@ impl IbvHandles {
         }))
     }
 
-    /// Finds the device that a handle stands for. Call it with the handle's node open, so that ib_core stays loaded.
+    /// Finds the device that a handle stands for, and holds it in place until the result is dropped. Call it with the
+    /// handle's node open, so that ib_core stays loaded.
     ///
     /// # Errors
     /// `Replaced` if a check shows that the handle is older than its device, or joins several devices; `Removed` if
@@ -151,10 +154,14 @@ impl IbvHandles {
         registry: &Registry,
         handle: &IbvHandle,
         old_names: OldNames,
-    ) -> Result<Device> {
+    ) -> Result<FoundDevice> {
         let mut evidence = Evidence::default();
-        self.look(registry, handle, old_names, &mut evidence)
-            .map_err(|error| error.at(Step::Handle).of(|| handle.label()).with_evidence(&evidence))
+        match self.look(registry, handle, old_names, &mut evidence) {
+            Ok(pinned) => Ok(FoundDevice { pinned, evidence }),
+            Err(error) => {
+                Err(error.at(Step::Handle).of(|| handle.label()).with_evidence(&evidence))
+            }
+        }
     }
 
     fn look(
@@ -163,7 +170,7 @@ impl IbvHandles {
         handle: &IbvHandle,
         old_names: OldNames,
         evidence: &mut Evidence,
-    ) -> Result<Device> {
+    ) -> Result<Pinned> {
         const STEP: Step = Step::Handle;
         let host = registry.host();
         let Some(index) = handle.index else {
@@ -188,7 +195,8 @@ impl IbvHandles {
             Error::new(ErrorKind::Removed, text)
         })?;
         // A list that was not seen may be older than the epoch that it is taken to be of.
-        let (expected, found) = (Value::Guid(handle.node_guid), Value::Guid(Guid(info.node_guid)));
+        let node_guid = Guid(info.node_guid);
+        let (expected, found) = (Value::Guid(handle.node_guid), Value::Guid(node_guid));
         evidence.require(STEP, CheckId::HandleGuid, ErrorKind::Replaced, expected, || Ok(found))?;
         if !is_listed && old_names == OldNames::AfterList {
             let expected = Value::Name(handle.name.clone());
@@ -197,15 +205,46 @@ impl IbvHandles {
                 .require(STEP, CheckId::HandleName, ErrorKind::Replaced, expected, || Ok(found))
                 .map_err(|error| error.with_hint(RENAMED))?;
         }
-        let device = registry.find_index(&socket, index).map_err(|error| match error.kind() {
-            ErrorKind::NotFound => error.into_kind(ErrorKind::Removed),
-            _ => error,
-        })?;
+        let guess = Some(handle.uverbs_number);
+        let (device, pin) =
+            registry.find_index(&socket, index, guess).map_err(|error| match error.kind() {
+                ErrorKind::NotFound => error.into_kind(ErrorKind::Removed),
+                _ => error,
+            })?;
         // A list may join the messages of two devices, and a device may have moved to another network namespace.
         let expected = Value::Number(u64::from(handle.uverbs_number));
         let found = Value::Number(u64::from(device.uverbs_number()));
         evidence.require(STEP, CheckId::HandleNode, ErrorKind::Replaced, expected, || Ok(found))?;
-        Ok(device)
+        Ok(Pinned { device, pin, socket, index, node_guid })
+    }
+}
+
+/// The device that a handle stands for, held in place: a few descriptors are open until this is dropped.
+#[derive(Debug)]
+pub struct FoundDevice {
+    pinned: Pinned,
+    evidence: Evidence,
+}
+
+impl FoundDevice {
+    /// The device.
+    pub fn device(&self) -> &Device {
+        &self.pinned.device
+    }
+
+    /// Proves that a cmd fd is bound to the device, as [`Device::verify`] does. The evidence begins with the checks of
+    /// the handle.
+    ///
+    /// # Errors
+    /// As [`Device::verify`].
+    pub fn verify(&self, fd: impl AsFd) -> Result<Evidence> {
+        let mut evidence = self.evidence.clone();
+        match self.pinned.verify(fd.as_fd(), &mut evidence) {
+            Ok(()) => Ok(evidence),
+            // Another attempt, with all that it takes.
+            Err(error) if error.kind() == ErrorKind::Unstable => self.device().verify(fd),
+            Err(error) => Err(error.with_evidence(&evidence)),
+        }
     }
 }
 

@@ -124,7 +124,7 @@ pub use error::{Error, ErrorKind, Result};
 pub use evidence::{Check, CheckId, Evidence, Step, Value};
 pub use host::{ForkSafety, Host, HostBuilder, memlock_limit};
 #[cfg(feature = "ibverbs")]
-pub use ibverbs::{IbvHandle, IbvHandles, IbvNames, OldNames};
+pub use ibverbs::{FoundDevice, IbvHandle, IbvHandles, IbvNames, OldNames};
 pub use identity::{Instance, Timestamp};
 pub use ids::{DeviceNumber, DriverId, Guid, Name, NodeType, ParseGuidError};
 /// A simulated kernel, for tests, demonstrations and proofs. Outside of Semantic Versioning.

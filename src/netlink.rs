@@ -18,6 +18,8 @@ use crate::kernel::{Errno, Handle, Kernel};
 const BUFFER: usize = 2 * 1024;
 /// The longest message of a dump that the kernel sends (`netlink_recvmsg`).
 const LONG_BUFFER: usize = 32 * 1024;
+/// Room for the shortest page that the kernel fills.
+const PAGE: usize = 4 * 1024;
 /// How many pages of contexts or protection domains are read: enough for some 43,000. For each page the kernel
 /// counts from the first entry, so the time grows with the square of their number, and any user may allocate them.
 const PAGES: usize = 64;
@@ -318,7 +320,13 @@ impl Exchange {
             return Err(Fault::Lost("the request was cut short"));
         }
         for _ in 0..STRAYS {
-            let datagram = match kernel.recv(socket, &mut self.buffer) {
+            // The kernel has made the first page of a list already, a short one. If that is not full, nothing is
+            // gained by having it make and clear a long one for the end.
+            let room = match is_of_resources && request.is_dump && answer.first_len <= WHOLE {
+                true => self.buffer.len().min(PAGE),
+                false => self.buffer.len(),
+            };
+            let datagram = match kernel.recv(socket, &mut self.buffer[..room]) {
                 Err(Errno::INTR) => continue,
                 // The kernel answers during the request, so an answer that is not there is lost.
                 Err(Errno::AGAIN) => return Err(Fault::Lost("no answer")),
@@ -328,7 +336,7 @@ impl Exchange {
             if !datagram.from_kernel {
                 continue;
             }
-            let Some(bytes) = self.buffer.get(..datagram.len) else {
+            let Some(bytes) = self.buffer[..room].get(..datagram.len) else {
                 // These requests also run on bare threads, which may not allocate. Their answers fit.
                 if !is_of_resources {
                     self.lengthen();

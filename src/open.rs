@@ -20,6 +20,8 @@
 mod old_rule;
 mod options;
 mod pd;
+#[cfg(feature = "ibverbs")]
+mod pinned;
 mod proof;
 mod ready;
 mod sysfs_guid;
@@ -41,6 +43,8 @@ use crate::sysfs;
 use crate::verbs::{self, CmdFd, DRIVER_FAILS};
 
 pub use options::OpenOptions;
+#[cfg(feature = "ibverbs")]
+pub(crate) use pinned::Pinned;
 pub use proof::Proven;
 use proof::{Place, Proof, Target};
 
@@ -161,8 +165,8 @@ const CMD: OFlags =
 /// /dev.
 fn open_dev(record: &Record, flags: OFlags) -> Result<Handle> {
     let path = sysfs::uverbs_path("infiniband/", record.number);
-    let kernel = record.host.kernel();
-    retry(|| kernel.openat2(record.host.dev(), &path, flags, Resolve::Dev)).map_err(|errno| {
+    let (kernel, dev) = (record.host.kernel(), record.host.dev()?);
+    retry(|| kernel.openat2(dev, &path, flags, Resolve::Dev)).map_err(|errno| {
         let error = Error::call(sysfs::open_text("dev", &path, flags), errno);
         match errno {
             Errno::NOENT => error.with_hint(NODE_MISSING),
@@ -326,10 +330,7 @@ pub(crate) fn verify(device: &Device, fd: BorrowedFd<'_>) -> Result<Evidence> {
     let record = device.record();
     let mut attempts = 1;
     loop {
-        // A duplicate, so that nobody can close or reuse the number meanwhile.
-        let duplicate = retry(|| record.host.kernel().duplicate(fd))
-            .map_err(|errno| Error::call("fcntl(F_DUPFD_CLOEXEC)", errno).at(Step::Open));
-        match duplicate.and_then(|fd| verify_owned(device, fd)) {
+        match duplicate(record, fd).and_then(|fd| verify_owned(device, fd)) {
             Err(error) if error.kind() == ErrorKind::Unstable && attempts < ATTEMPTS => {
                 tracing::debug!(device = record.label(), %error, "the proof starts over");
                 attempts += 1;
@@ -338,6 +339,12 @@ pub(crate) fn verify(device: &Device, fd: BorrowedFd<'_>) -> Result<Evidence> {
             Ok((evidence, _)) => return Ok(evidence),
         }
     }
+}
+
+/// A duplicate, so that nobody can close or reuse the number meanwhile.
+fn duplicate(record: &Record, fd: BorrowedFd<'_>) -> Result<Handle> {
+    retry(|| record.host.kernel().duplicate(fd))
+        .map_err(|errno| Error::call("fcntl(F_DUPFD_CLOEXEC)", errno).at(Step::Open))
 }
 
 /// As [`verify`], for a descriptor that this library owns. Returns it with the evidence and the witness.
@@ -360,13 +367,23 @@ fn verify_steps(device: &Device, fd: Handle, evidence: &mut Evidence) -> Result<
     let record = device.record();
     known(record)?;
     let pin = pin_instance(record, evidence).map_err(|e| e.at(Step::Pin))?;
+    verify_pinned(record, &pin, fd, || Target::find(device, &pin), evidence)
+}
+
+fn verify_pinned(
+    record: &Record,
+    pin: &Pin,
+    fd: Handle,
+    target: impl FnOnce() -> Result<Target>,
+    evidence: &mut Evidence,
+) -> Result<(CmdFd, Proven)> {
     let stat = retry(|| record.host.kernel().fstat_cmd(fd.as_fd()))
         .map_err(|errno| Error::call("fstat", errno).at(Step::Open))?;
     require_node(record, &stat, Step::Open, evidence)?;
-    let target = Target::find(device, &pin).map_err(|e| e.at(Step::Prove))?;
+    let target = target().map_err(|e| e.at(Step::Prove))?;
     let driver = driver_of(record, fd.as_fd(), None).map_err(|e| e.at(Step::Prove))?;
     let cmd = CmdFd::new(fd, driver, record.host.kernel().clone());
-    match proof::prove(record, &pin, &cmd, &target, evidence) {
+    match proof::prove(record, pin, &cmd, &target, evidence) {
         Ok(Proof::Proven(witness)) => Ok((cmd, witness)),
         Ok(Proof::Unproven(error) | Proof::NeedsNewThread(error)) | Err(error) => {
             Err(error.at(Step::Prove))

@@ -7,7 +7,7 @@ use crate::evidence::{CheckId, Evidence, Step, Value};
 use crate::identity::Timestamp;
 use crate::ids::{DeviceNumber, Name};
 use crate::kernel::{Handle, Kernel};
-use crate::record::Record;
+use crate::record::{Held, Record, Sighting};
 use crate::sysfs::{self, Attribute};
 
 /// Step 1: a device that is known to be gone is not looked up.
@@ -34,6 +34,20 @@ pub(crate) struct Pin {
 }
 
 impl Pin {
+    /// A pin of the instance that was seen through these descriptors.
+    pub(crate) fn of(kernel: &Kernel, sighting: &Sighting, held: Held) -> Self {
+        let Held { directory, dev, ibdev } = held;
+        Self {
+            directory: Arc::new(directory),
+            dev,
+            ibdev,
+            kernel: kernel.clone(),
+            device_number: sighting.instance.device_number,
+            name: sighting.name.clone(),
+            timestamp: sighting.instance.timestamp,
+        }
+    }
+
     /// Reads `dev` through the pin. Success means that the device is alive at this moment.
     pub(crate) fn read_device_number(&self) -> Result<DeviceNumber> {
         self.dev.read(&self.kernel, sysfs::parse_device_number)

@@ -98,7 +98,10 @@ impl Probe {
     pub fn open(&self, root: Root, path: &str, how: As) -> Result<Probed, i32> {
         let (dir, resolve) = match root {
             Root::Sys => (self.0.sys(), Resolve::Sys),
-            Root::Dev => (self.0.dev(), Resolve::Dev),
+            Root::Dev => {
+                let dev = self.0.dev().map_err(|_| Errno::NOENT.raw_os_error())?;
+                (dev, Resolve::Dev)
+            }
         };
         open(self.0.kernel(), dir, path, how, resolve)
     }

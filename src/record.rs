@@ -75,9 +75,21 @@ pub(crate) struct Sighting {
     pub(crate) name: Name,
 }
 
+/// The descriptors through which a device was seen. While they exist, its inode numbers are not reused.
+pub(crate) struct Held {
+    pub(crate) directory: Handle,
+    pub(crate) dev: Attribute,
+    pub(crate) ibdev: Attribute,
+}
+
 impl Sighting {
     /// Looks at uverbsN. The parts belong together: all are read through one descriptor.
     pub(crate) fn take(host: &Host, number: u32) -> Result<Self> {
+        Self::take_held(host, number).map(|(sighting, _)| sighting)
+    }
+
+    /// The same, and what it was read through.
+    pub(crate) fn take_held(host: &Host, number: u32) -> Result<(Self, Held)> {
         let (kernel, sys) = (host.kernel(), host.sys());
         let path = sysfs::read_class_link(kernel, sys, number)?;
         let directory = sysfs::open(kernel, sys, &path, sysfs::DIRECTORY)?;
@@ -89,7 +101,8 @@ impl Sighting {
         let name = ibdev.read(kernel, sysfs::parse_name)?;
         let unique = host.has_unique_inodes();
         let instance = Instance::new(&stat, device_number, timestamp, unique);
-        Ok(Self { number, path: path.into(), instance, name })
+        let sighting = Self { number, path: path.into(), instance, name };
+        Ok((sighting, Held { directory, dev, ibdev }))
     }
 }
 

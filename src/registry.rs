@@ -13,6 +13,7 @@ use crate::host::Host;
 use crate::ids::Name;
 use crate::listing::{NameLink, Sweeps};
 use crate::netlink::Socket;
+use crate::pin::Pin;
 use crate::provider::{self, Provider, Providers};
 use crate::record::{Gone, Record, Sighting};
 use crate::sysfs;
@@ -177,11 +178,22 @@ impl Registry {
     #[doc(alias = "ibv_get_device_index")]
     pub fn by_index(&self, index: u32) -> Result<Device> {
         let socket = self.0.host.netlink()?;
-        self.find_index(&socket, index)
+        self.find_index(&socket, index, None).map(|(device, _)| device)
     }
 
-    /// As [`by_index`](Self::by_index), through a socket that is open already.
-    pub(crate) fn find_index(&self, socket: &Socket, index: u32) -> Result<Device> {
+    /// As [`by_index`](Self::by_index), through a socket that is open already. The device is returned with a pin.
+    /// With `guess`, uverbsN is looked at first: if it has the index, one request is saved.
+    pub(crate) fn find_index(
+        &self,
+        socket: &Socket,
+        index: u32,
+        guess: Option<u32>,
+    ) -> Result<(Device, Pin)> {
+        if let Some(Ok(Some((device, pin)))) = guess.map(|number| self.look_at(number))
+            && let Ok(true) = device.has_index(&pin, socket, index)
+        {
+            return Ok(self.found(device, pin));
+        }
         let mut last = None;
         for _ in 0..LOOKS {
             let Some(chardev) = socket.chardev(index)? else {
@@ -193,18 +205,13 @@ impl Registry {
                 let text = format!("the node of index {index} is named \"{name}\", not uverbsN");
                 Error::new(ErrorKind::Malformed, text)
             })?;
-            let Some(device) = self.look_at(number)? else {
+            let Some((device, pin)) = self.look_at(number)? else {
                 let text = format!("index {index} is that of {name}, which is not in /sys");
                 last = Some(Error::new(ErrorKind::NotFound, text));
                 continue;
             };
-            match device.has_index(socket, index) {
-                Ok(true) => {
-                    if !self.0.services.providers.is_empty() && !provider::is_inside() {
-                        set_up(&device);
-                    }
-                    return Ok(device);
-                }
+            match device.has_index(&pin, socket, index) {
+                Ok(true) => return Ok(self.found(device, pin)),
                 Ok(false) => {
                     let text = format!("index {index} and {name} do not stay together");
                     last = Some(Error::new(ErrorKind::Unstable, text));
@@ -216,13 +223,20 @@ impl Registry {
         Err(last.unwrap_or_else(|| Error::new(ErrorKind::Unstable, format!("index {index}"))))
     }
 
-    /// Looks at uverbsN. Returns the device with its existing record, if it has one; `None` if there is no such
-    /// device.
-    fn look_at(&self, number: u32) -> Result<Option<Device>> {
+    fn found(&self, device: Device, pin: Pin) -> (Device, Pin) {
+        if !self.0.services.providers.is_empty() && !provider::is_inside() {
+            set_up(&device);
+        }
+        (device, pin)
+    }
+
+    /// Looks at uverbsN and pins it. Returns the device with its existing record, if it has one; `None` if there is
+    /// no such device.
+    fn look_at(&self, number: u32) -> Result<Option<(Device, Pin)>> {
         let mut guard = self.lock();
         // Under the lock, so that no list runs in between.
-        let sighting = match Sighting::take(&self.0.host, number) {
-            Ok(sighting) => sighting,
+        let (sighting, held) = match Sighting::take_held(&self.0.host, number) {
+            Ok(seen) => seen,
             Err(error) if sysfs::is_absent(&error) => return Ok(None),
             Err(error) => return Err(error.of(|| format!("uverbs{number}"))),
         };
@@ -232,6 +246,7 @@ impl Registry {
         // Dropped outside the lock, because that may tear down its provider.
         let before = known.as_ref().map(|seen| seen.device.clone());
         let name = sighting.name.clone();
+        let pin = Pin::of(self.0.host.kernel(), &sighting, held);
         let device = recognise(&self.0, sighting, known);
         // Without the link of its name, so that the next list looks again.
         let has_kept_name = false;
@@ -248,7 +263,7 @@ impl Registry {
         state.changes += 1;
         drop(guard);
         drop(before);
-        Ok(Some(device))
+        Ok(Some((device, pin)))
     }
 
     fn list(&self) -> Result<Devices> {

@@ -24,7 +24,8 @@ fn handle(machine: &Machine, id: DeviceId, number: u32, name: &str) -> IbvHandle
 }
 
 fn find(machine: &Machine, handles: &IbvHandles, handle: &IbvHandle) -> Result<Device> {
-    handles.find(&Registry::new(host(machine)), handle, OldNames::AfterList)
+    let found = handles.find(&Registry::new(host(machine)), handle, OldNames::AfterList)?;
+    Ok(found.device().clone())
 }
 
 fn list(handles: &IbvHandles, host: &Host) -> Result<()> {
@@ -32,7 +33,7 @@ fn list(handles: &IbvHandles, host: &Host) -> Result<()> {
 }
 
 /// The check that refused the handle, and the kind of the error.
-fn refused(result: Result<Device>) -> (ErrorKind, Option<CheckId>) {
+fn refused<T: std::fmt::Debug>(result: Result<T>) -> (ErrorKind, Option<CheckId>) {
     let error = result.expect_err("refused");
     assert_eq!(error.step(), Some(Step::Handle), "{error}");
     assert!(error.device().is_some(), "{error}");
@@ -292,4 +293,56 @@ fn an_error_of_netlink_or_sysfs_is_returned() {
     assert_eq!(refused(result), (ErrorKind::PermissionDenied, None));
     list(&handles, registry.host()).expect_err("no epoch");
     machine.clear_hook();
+}
+
+/// Nothing is opened through such a host, so it holds no `/dev`.
+#[test]
+fn a_host_without_dev_finds_and_verifies() {
+    let machine = Machine::new();
+    let id = add(&machine, "a", 1);
+    let opened = Registry::new(host(&machine))
+        .by_index(machine.index_of(id))
+        .expect("listed")
+        .open()
+        .expect("open");
+    let host = Host::builder().simulated(&machine).without_dev().build().expect("a host");
+    let registry = Registry::new(host);
+    let handle = handle(&machine, id, 0, "a");
+    let found = IbvHandles::new().find(&registry, &handle, OldNames::AfterList).expect("found");
+    let evidence = found.verify(&opened).expect("proved");
+    let first = evidence.checks().first().expect("checks");
+    assert_eq!((first.step, first.id), (Step::Handle, CheckId::Epoch));
+    let error = found.device().open().map(drop).expect_err("no /dev");
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+}
+
+/// The device is held from before the context is allocated, so a device that takes its place is not taken for it.
+#[test]
+fn a_device_that_goes_between_find_and_verify_is_refused() {
+    let machine = Machine::new();
+    let id = add(&machine, "a", 1);
+    let registry = Registry::new(host(&machine));
+    let opened = registry.by_index(machine.index_of(id)).expect("listed").open().expect("open");
+    let handle = handle(&machine, id, 0, "a");
+    let found = IbvHandles::new().find(&registry, &handle, OldNames::AfterList).expect("found");
+    machine.remove(id);
+    add(&machine, "a", 1);
+    let error = found.verify(&opened).expect_err("gone");
+    assert_eq!(error.kind(), ErrorKind::Replaced, "{error}");
+    assert!(error.evidence().is_some());
+}
+
+/// What the guard adds to an open, apart from the host's own calls and the `close`s: fewer than an open by the library.
+#[test]
+fn a_handle_is_found_and_proved_in_few_calls() {
+    let machine = Machine::new();
+    let id = add(&machine, "a", 1);
+    let registry = Registry::new(host(&machine));
+    let opened = registry.by_index(machine.index_of(id)).expect("listed").open().expect("open");
+    let handle = handle(&machine, id, 0, "a");
+    let registry = Registry::new(host(&machine));
+    let before = machine.calls();
+    let found = IbvHandles::new().find(&registry, &handle, OldNames::AfterList).expect("found");
+    found.verify(&opened).expect("proved");
+    assert_eq!(machine.calls() - before, 27);
 }

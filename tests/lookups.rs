@@ -208,7 +208,7 @@ fn a_failed_lookup_by_index_is_the_error() {
         assert!(matches!(error.kind(), ErrorKind::Os | ErrorKind::NetlinkUnavailable), "{error}");
     }
     assert!(calls > 10);
-    assert_eq!(errors, 22, "an error means that the device is gone");
+    assert_eq!(errors, 15, "an error means that the device is gone");
 
     // One that stays is not taken for an absent device.
     machine.on_call(|world, call| {

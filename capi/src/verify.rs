@@ -74,8 +74,8 @@ pub unsafe extern "C" fn uverbs_verify_ibv(
         // SAFETY: the caller keeps it open during this call.
         let fd = unsafe { borrow(fd) }?;
         let wanted = IbvHandle::new(index, dev_name, name, Guid(node_guid))?;
-        let device = registry.handles.find(&registry.registry, &wanted, OldNames::AfterList)?;
-        let found = device.verify(fd)?;
+        let handles = &registry.handles;
+        let found = handles.find(&registry.registry, &wanted, OldNames::AfterList)?.verify(fd)?;
         if let Some(evidence) = evidence {
             handle::give_arc(evidence, uverbs_evidence::shared(found));
         }

@@ -43,10 +43,15 @@ extern "C" fn start() {
                 "NOT GUARDED: another library before this one defines ibv_cmd_get_context, so no open is checked",
             );
         }
-        if let Ok(host) = Host::open() {
+        if let Ok(host) = host() {
             let _ = HANDLES.begin(&host);
         }
     });
+}
+
+/// The host, for one call. The guard itself opens no node.
+fn host() -> uverbs::Result<Host> {
+    Host::builder().without_dev().build()
 }
 
 /// Whether the loader finds this library's function before any other. If libibverbs itself is preloaded before it, providers

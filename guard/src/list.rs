@@ -5,13 +5,13 @@ use std::ffi::c_int;
 use std::mem::transmute;
 use std::ptr;
 
-use uverbs::{Error, ErrorKind, Host, IbvNames};
+use uverbs::{Error, ErrorKind, IbvNames};
 
 use crate::ffi::{Handle, IbvDevice};
 use crate::guarded::{errno, run, set_errno};
 use crate::lock::lock;
 use crate::real::{FreeDeviceList, GetDeviceIndex, GetDeviceList, Ibverbs};
-use crate::{HANDLES, log};
+use crate::{HANDLES, host, log};
 
 // An unversioned symbol would also be found by programs of the version before, `IBVERBS_1.0`, whose handles are of another
 // type.
@@ -34,7 +34,7 @@ pub(crate) unsafe extern "C" fn uverbs_guard_list(count: *mut c_int) -> *mut *mu
     };
     // What the real function leaves in errno is returned, whatever the guard's own calls do to it.
     let mut left = errno();
-    let made = |left: &mut c_int| match Host::open() {
+    let made = |left: &mut c_int| match host() {
         Ok(host) => {
             let _alone = lock();
             HANDLES.list(&host, || real.list(left), |list, names| list.mend(names)).map_err(Some)

@@ -7,12 +7,12 @@ use std::mem::transmute;
 use std::os::fd::BorrowedFd;
 use std::ptr;
 
-use uverbs::{Device, Error, ErrorKind, Guid, Host, IbvHandle, OldNames, Registry};
+use uverbs::{Error, ErrorKind, FoundDevice, Guid, IbvHandle, OldNames, Registry};
 
 use crate::ffi::{Handle, IbvDevice};
 use crate::guarded::{run, set_errno};
 use crate::real::{GetContext, GetDeviceGuid, GetDeviceIndex, Ibverbs, InitContext};
-use crate::{HANDLES, config, log};
+use crate::{HANDLES, config, host, log};
 
 /// The open that this thread began last.
 #[derive(Clone, Copy)]
@@ -201,7 +201,7 @@ fn private(name: &CStr) -> Option<(Ibverbs, *mut c_void)> {
 struct Found {
     handle: IbvHandle,
     /// `None` if it could not be found, and the user allows that.
-    device: Option<Device>,
+    device: Option<FoundDevice>,
 }
 
 /// Finds the device that the handle stands for, before the context is allocated.
@@ -213,8 +213,7 @@ fn find(opening: &Opening) -> Result<Found, Refusal> {
         true => OldNames::Allow,
         false => OldNames::AfterList,
     };
-    let device =
-        Host::open().and_then(|host| HANDLES.find(&Registry::new(host), &handle, old_names));
+    let device = host().and_then(|host| HANDLES.find(&Registry::new(host), &handle, old_names));
     let device = match device {
         Ok(device) => Some(device),
         Err(error) => {

@@ -94,6 +94,17 @@ pub(super) struct Target {
 }
 
 impl Target {
+    /// The index of a pinned device and its node GUID, where they are known.
+    pub(super) fn of(socket: Arc<Socket>, index: u32, node_guid: Guid) -> Self {
+        Self {
+            #[cfg(uverbs_leave_out)]
+            before: None,
+            socket,
+            index,
+            node_guid,
+        }
+    }
+
     /// Joins the pinned device with its netlink index.
     ///
     /// # Errors
@@ -121,12 +132,12 @@ impl Target {
             Some(known) => *known,
             None => node_guid(&socket, index)?,
         };
+        #[cfg(uverbs_leave_out)]
+        let before = super::old_rule::list_before(record, &socket, index)?;
         Ok(Self {
             #[cfg(uverbs_leave_out)]
-            before: super::old_rule::list_before(record, &socket, index)?,
-            socket,
-            index,
-            node_guid,
+            before,
+            ..Self::of(socket, index, node_guid)
         })
     }
 

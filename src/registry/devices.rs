@@ -148,7 +148,7 @@ impl Devices {
         if let Some(chardev) = socket.chardev(index)? {
             let number = chardev.dev.into();
             for device in self.iter().filter(|device| device.device_number() == number) {
-                match device.has_index(&socket, index) {
+                match device.pin().and_then(|pin| device.has_index(&pin, &socket, index)) {
                     Ok(true) => return Ok(device.clone()),
                     Err(error) if !is_gone(&error) => return Err(error),
                     Ok(false) | Err(_) => {}

@@ -439,7 +439,7 @@ fn a_lookup_by_index_attaches_the_provider() {
     let (without, known) = calls(Vec::new());
     assert!(with > without, "{with} calls, and {without} without providers");
     // Two are those of the host.
-    assert_eq!(without, 24, "calls of a lookup alone");
+    assert_eq!(without, 17, "calls of a lookup alone");
     assert_eq!(again, known);
 }
 

@@ -254,8 +254,8 @@ impl Api for Rust {
     ) -> Result<Evidence> {
         let (node, name) = (handle.dev_name.as_bytes(), handle.name.as_bytes());
         let handle = IbvHandle::new(handle.index, node, name, Guid(handle.guid))?;
-        let device = handles.find(registry, &handle, OldNames::AfterList)?;
-        Self::verify(&device, fd)
+        let found = handles.find(registry, &handle, OldNames::AfterList)?;
+        Ok((&found.verify(fd)?).into())
     }
 
     fn changes(list: &Devices, older: Option<&Devices>) -> Vec<Change> {

@@ -145,18 +145,19 @@ pub(in crate::kernel) fn on_new_thread<T: Send>(
 mod bare {
     use std::arch::asm;
     use std::ffi::c_void;
-    use std::mem::MaybeUninit;
     use std::sync::atomic::{AtomicU32, Ordering::Acquire};
 
     use rustix::thread::futex;
 
     use super::{Errno, Start, Sys};
 
-    /// The code that runs there calls the kernel, and has its long buffers elsewhere.
+    /// The code that runs there calls the kernel, and has its long buffers elsewhere. The stack is on the heap, since the
+    /// caller's own may be a small one.
     const STACK: usize = 64 << 10;
 
+    /// A unit of the stack, whose top the C ABI wants aligned.
     #[repr(C, align(16))]
-    struct Stack(MaybeUninit<[u8; STACK]>);
+    struct Unit([u8; 16]);
 
     /// The flags of `pthread_create(3)`, except for the thread-local storage: the thread uses that of the caller,
     /// which waits. The kernel writes the thread's id where the caller waits, clears it when the thread has exited,
@@ -179,11 +180,12 @@ mod bare {
     /// `start` belongs to `job`, which nobody touches before this returns. Meanwhile no signal handler runs on this
     /// thread, whose thread-local storage is in use.
     pub(super) unsafe fn run(start: Start, job: *mut c_void, id: &AtomicU32) -> Sys<()> {
-        // In this frame, which stays until the thread has exited, and above everything that this thread calls
-        // meanwhile.
-        let mut stack = Stack(MaybeUninit::uninit());
+        let mut stack = Vec::<Unit>::new();
+        let units = STACK / size_of::<Unit>();
+        stack.try_reserve_exact(units).map_err(|_| Errno::NOMEM)?;
+        let top = stack.as_mut_ptr().wrapping_add(units);
         // SAFETY: as the caller guarantees; the stack and the word outlive the thread, which is waited for below.
-        unsafe { clone(start, job, &mut stack, id) }?;
+        unsafe { clone(start, job, top, id) }?;
         loop {
             match id.load(Acquire) {
                 0 => return Ok(()),
@@ -196,9 +198,8 @@ mod bare {
     }
 
     /// # Safety
-    /// As [`run`]; `stack` and `id` are left alone until the kernel has cleared `id`.
-    unsafe fn clone(start: Start, job: *mut c_void, stack: &mut Stack, id: &AtomicU32) -> Sys<()> {
-        let top = (&raw mut *stack).wrapping_add(1);
+    /// As [`run`]; `top` is the end of a stack. That and `id` are left alone until the kernel has cleared `id`.
+    unsafe fn clone(start: Start, job: *mut c_void, top: *mut Unit, id: &AtomicU32) -> Sys<()> {
         let result: isize;
         // SAFETY: the kernel returns twice. Here the result is not 0, and all registers but those of the call are
         // as before. The new thread has its own registers and stack. The top of the stack is aligned to 16 bytes, as
@@ -365,6 +366,17 @@ mod tests {
             assert_eq!(sum, 2);
         }
         assert_eq!(gettid(), caller);
+    }
+
+    /// A program may have threads with little more than the least stack that there is.
+    #[test]
+    fn a_thread_with_a_small_stack_can_start_one() {
+        let small = std::thread::Builder::new().stack_size(48 << 10);
+        let run = || {
+            let undisturbed = Undisturbed::begin().expect("masked");
+            on_new_thread(&mut |thread| thread, &undisturbed).expect("a thread")
+        };
+        assert_ne!(small.spawn(run).expect("a thread").join().expect("no panic"), gettid());
     }
 
     #[test]
