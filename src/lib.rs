@@ -61,7 +61,7 @@
 //!
 //! # Serde
 //! - The kernel's numbers ([`DriverId`], [`PortState`], ...) are numbers. Their names are display text.
-//! - [`Guid`] and [`Gid`] are strings, as they print: `"0002:c903:0005:1234"`.
+//! - [`Guid`], [`Gid`] and [`PciAddress`] are strings, as they print: `"0002:c903:0005:1234"`. A [`Bus`] is its name.
 //! - [`Name`] is a string: the name where it is UTF-8, else the name as it prints, escaped. Two names may have the
 //!   same string, so there is no `Deserialize`.
 //! - [`ErrorKind`] is its [`code`](ErrorKind::code), [`Step`] its [`name`](Step::name), [`CheckId`] its
@@ -70,8 +70,8 @@
 //!   nanoseconds]}`, `{"name": "..."}`, `{"word": "..."}`. A [`Check`] has `held` and `what` besides its fields.
 //! - Everything else is a map of its fields. Inode numbers take up to 64 bits, more than a number in JavaScript holds.
 //!
-//! `Deserialize` is there for the kernel's numbers, [`Guid`], [`DeviceNumber`] and [`ContextClaim`], where every
-//! value is sound. What the library has checked or read, such as [`Evidence`], is not made of text.
+//! `Deserialize` is there for the kernel's numbers, [`Guid`], [`PciAddress`], [`DeviceNumber`] and [`ContextClaim`],
+//! where every value is sound. What the library has checked or read, such as [`Evidence`], is not made of text.
 #![deny(unsafe_code)]
 // A type that may get a field or a variant later is non-exhaustive. The others state their reason.
 #![warn(clippy::exhaustive_enums, clippy::exhaustive_structs, missing_debug_implementations)]
@@ -97,6 +97,7 @@ mod listing;
 pub mod manual;
 mod netlink;
 mod open;
+mod parent;
 mod pin;
 #[cfg(feature = "sim")]
 mod probe;
@@ -126,7 +127,9 @@ pub use host::{ForkSafety, Host, HostBuilder, memlock_limit};
 #[cfg(feature = "ibverbs")]
 pub use ibverbs::{IbvHandle, IbvHandles, IbvNames, OldNames};
 pub use identity::{Instance, Timestamp};
-pub use ids::{DeviceNumber, DriverId, Guid, Name, NodeType, ParseGuidError};
+pub use ids::{
+    DeviceNumber, DriverId, Guid, Name, NodeType, ParseGuidError, ParsePciAddressError, PciAddress,
+};
 /// A simulated kernel, for tests, demonstrations and proofs. Outside of Semantic Versioning.
 #[cfg(feature = "sim")]
 pub mod sim {
@@ -134,6 +137,7 @@ pub mod sim {
     pub use crate::probe::{As, Facts, Probe, Probed, Root, Wire};
 }
 pub use open::{OpenOptions, Proven};
+pub use parent::{Bus, FunctionKind, Parent, PciFunction};
 pub use provider::{
     Allocation, DeviceProvider, Match, MatchedBy, PinnedView, Provider, ProviderInfo,
 };

@@ -65,7 +65,7 @@ const LIBRARY: Tree = Tree {
         &["pin"],
         &["index", "provider", "verbs"],
         &["device"],
-        &["open"],
+        &["open", "parent"],
         &["context"],
         &["registry"],
         &["watch", "ibverbs"],

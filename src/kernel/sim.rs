@@ -34,6 +34,7 @@ mod mixer;
 mod modules;
 mod netlink;
 mod nodes;
+mod parents;
 mod resources;
 mod spec;
 mod threads;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::{Entry, is_gone};
 use crate::device::Device;
 use crate::error::{Error, ErrorKind, Result};
-use crate::ids::{Guid, Name};
+use crate::ids::{Guid, Name, PciAddress};
 
 /// How many devices an error message names.
 const NAMED: usize = 5;
@@ -186,6 +186,40 @@ impl Devices {
             (Err(error), Some(silent)) if error.kind() == ErrorKind::NotFound => Err(silent),
             (found, _) => found,
         }
+    }
+
+    /// The device of the PCI function at that address: the one whose parent is the function, or is a sub-function or
+    /// another part of it on the auxiliary bus ([`Parent::pci_address`](crate::Parent::pci_address)). Reads the parents
+    /// of the devices whose directory is beneath that of the function, and no others.
+    ///
+    /// An address is not an identity: a function may have several devices, and after a hot plug it may be another
+    /// function's. Devices that are gone are skipped.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let devices = uverbs::Registry::new(uverbs::Host::open()?).devices()?;
+    /// let context = devices.by_pci("0000:3b:00.2".parse()?)?.open()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// `NotFound`; `Ambiguous` if the function has several devices. If the parent of a device beneath the function
+    /// cannot be read, the error of [`Device::parent`], because that device may be another match.
+    pub fn by_pci(&self, address: PciAddress) -> Result<Device> {
+        let mut failed = None;
+        let found = self.by(format_args!("PCI address {address}"), |device| {
+            let parent = device.is_beneath(address).then(|| device.parent());
+            match parent {
+                Some(Ok(parent)) => parent.pci_address() == Some(address),
+                Some(Err(error)) if !is_gone(&error) => {
+                    failed.get_or_insert(error);
+                    false
+                }
+                _ => false,
+            }
+        });
+        failed.map_or(found, Err)
     }
 
     /// The only device that satisfies a condition. Errors show `wanted` as the condition's text.

@@ -5,7 +5,7 @@ use std::ops::{Index, IndexMut};
 
 use super::resources::Pd;
 use super::spec::{AddStage, DeviceId, DeviceSpec, Stage};
-use super::tree::{Kind, NodeId, SYS, Value};
+use super::tree::{Kind, NodeId, Value};
 use super::world::{WhileListed, World};
 
 /// `EBUSY` and the like, as the mutations of a [`World`] return them.
@@ -223,12 +223,8 @@ impl World {
 
     /// The directory of a class under a device's parent. It exists as long as it has an entry.
     fn glue(&mut self, spec: &DeviceSpec, class: &[u8]) -> NodeId {
+        let at = self.device_dir(spec.parent.as_deref().unwrap_or("virtual"));
         let tree = &mut self.tree;
-        let mut at = tree.dir(SYS, b"devices");
-        let parent = spec.parent.as_deref().unwrap_or("virtual");
-        for name in parent.split('/').filter(|name| !name.is_empty()) {
-            at = tree.dir(at, name.as_bytes());
-        }
         if let Some(modalias) = &spec.modalias
             && tree.child(at, b"modalias").is_none()
         {

@@ -78,6 +78,13 @@ impl DeviceSpec {
         self
     }
 
+    /// Sets the parent's path beneath `/sys/devices`. What is there is up to
+    /// [`World::add_pci_function`](super::World::add_pci_function) and its like.
+    pub fn beneath(mut self, path: impl Into<String>) -> Self {
+        self.parent = Some(path.into());
+        self
+    }
+
     /// Sets the firmware version, which may be empty.
     pub fn fw_version(mut self, version: impl Into<String>) -> Self {
         self.fw_version = version.into();
