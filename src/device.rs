@@ -101,6 +101,12 @@ impl Device {
         services.indices.join(record, pin, socket, || services.neighbours())
     }
 
+    /// The error where netlink has no answer for its index, though it is alive.
+    pub(crate) fn not_in_netlink(&self, index: u32) -> Error {
+        let text = format!("RDMA netlink has no device of index {index}");
+        Error::new(ErrorKind::OtherNamespace, text).with_hint(MOVE_IT)
+    }
+
     /// Whether `index` is its netlink index.
     pub(crate) fn has_index(&self, socket: &Socket, index: u32) -> Result<bool> {
         let Inner { record, services, .. } = &*self.0;
@@ -198,19 +204,18 @@ impl Device {
     /// As [`index`](Self::index).
     #[doc(alias = "ibv_get_device_guid")]
     pub fn query(&self) -> Result<DeviceFacts> {
-        let joined = self.joined()?;
         let facts = || {
             let pinned = pin::pin_for_reading(self.record())?;
-            let info = self.0.host.netlink()?.device(joined.index)?;
+            let socket = self.0.host.netlink()?;
+            let joined = self.join(&pinned, &socket)?;
+            let info = socket.device(joined.index)?;
             // The index is this device's as long as the directory lives. If it is still alive after the answer, the
             // answer was about this device.
             pinned.read_device_number()?;
-            info.ok_or_else(|| {
-                let text = format!("RDMA netlink has no device of index {}", joined.index);
-                Error::new(ErrorKind::OtherNamespace, text).with_hint(MOVE_IT)
-            })
+            Ok((joined, info.ok_or_else(|| self.not_in_netlink(joined.index))?))
         };
-        let info = facts().map_err(|error| self.0.explain(error))?;
+        let (joined, info) = facts().map_err(|error| self.0.explain(error))?;
+        let port_count = *self.0.ports.get_or_init(|| info.ports);
         Ok(DeviceFacts {
             index: joined.index,
             driver_id: joined.driver_id.map(DriverId::from_raw),
@@ -218,6 +223,7 @@ impl Device {
             sys_image_guid: Guid(info.sys_image_guid),
             node_type: NodeType::from_raw(info.node_type),
             firmware_version: Name::new(&info.fw_version),
+            port_count,
         })
     }
 
@@ -272,6 +278,8 @@ pub struct DeviceFacts {
     pub node_type: NodeType,
     /// Version of the firmware, in the driver's format; empty if the driver reports none.
     pub firmware_version: Name,
+    /// The number of ports, which are counted from 1.
+    pub port_count: u32,
 }
 
 impl PartialEq for Device {

@@ -99,6 +99,7 @@ mod netlink;
 mod open;
 mod parent;
 mod pin;
+mod ports;
 #[cfg(feature = "sim")]
 mod probe;
 mod provider;
@@ -138,6 +139,7 @@ pub mod sim {
 }
 pub use open::{OpenOptions, Proven};
 pub use parent::{Bus, FunctionKind, Parent, PciFunction};
+pub use ports::{Netdev, PortFacts};
 pub use provider::{
     Allocation, DeviceProvider, Match, MatchedBy, PinnedView, Provider, ProviderInfo,
 };

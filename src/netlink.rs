@@ -6,7 +6,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::kernel::Bad;
 use crate::kernel::netlink::{Message, Messages, NLMSG_DONE, NLMSG_ERROR, Request};
 use crate::kernel::nldev::{
-    Chardev, Command, DeviceInfo, Resource, ResourceEntry, attr, parse_copy_on_fork,
+    Chardev, Command, DeviceInfo, PortInfo, Resource, ResourceEntry, attr, parse_copy_on_fork,
     parse_one_resource, parse_resources,
 };
 use crate::kernel::retry;
@@ -140,6 +140,29 @@ impl Socket {
             Ok(_) => Ok(found),
             Err(Fault::Refused(Errno::INVAL | Errno::OPNOTSUPP)) => Ok(None),
             Err(fault) => Err(fault.error(Command::GetChardev)),
+        }
+    }
+
+    /// A port of the device with that index; `None` if the kernel has no such device or port that this process may
+    /// see.
+    pub(crate) fn port(&self, index: u32, port: u32) -> Result<Option<PortInfo>> {
+        let mut found = None;
+        let result = self.retrying(|exchange| {
+            let request = exchange
+                .request(Command::PortGet, false)
+                .attr(attr::DEV_INDEX, &index.to_ne_bytes())
+                .attr(attr::PORT_INDEX, &port.to_ne_bytes())
+                // The type of the answer is that of the other request (`nldev_port_get_doit`).
+                .answered_by(Command::Get.message_type());
+            exchange.run(&self.kernel, &self.handle, request, &mut |message| {
+                found = Some(PortInfo::parse(message, index, port)?);
+                Ok(())
+            })
+        });
+        match result {
+            Ok(_) => Ok(found),
+            Err(Fault::Refused(Errno::INVAL)) => Ok(None),
+            Err(fault) => Err(fault.error(Command::PortGet)),
         }
     }
 
@@ -353,7 +376,7 @@ impl Exchange {
                         self.dirty = false;
                         return errno.map_or(Ok(answer), |errno| Err(Fault::Refused(errno)));
                     }
-                    kind if kind == request.kind => {
+                    kind if kind == request.kind || kind == request.answer => {
                         each(&message).map_err(Fault::Bad)?;
                     }
                     // A message of another exchange is not part of this answer.

@@ -67,6 +67,7 @@ const LIBRARY: Tree = Tree {
         &["device"],
         &["open", "parent"],
         &["context"],
+        &["ports"],
         &["registry"],
         &["watch", "ibverbs"],
         &["probe", "serialized", "fuzzing", "manual"],

@@ -110,7 +110,11 @@ fn a_device_and_its_facts() {
     assert_eq!(facts["node_guid"], "0000:0000:0000:00a0");
     assert_eq!((&facts["node_type"], &facts["driver_id"]), (&json!(1), &json!(14)));
     assert_eq!(facts["firmware_version"], "1.2");
-    assert_eq!(keys(&facts).len(), 6);
+    assert_eq!((keys(&facts).len(), &facts["port_count"]), (7, &json!(1)));
+    let ports = to_value(device.ports().expect("ports")).expect("JSON");
+    let rate = json!({"width": 1, "speed": 4, "megabits_per_second": 10_000});
+    let port = json!({"port": 1, "state": 4, "physical_state": 5, "rate": rate, "netdev": null});
+    assert_eq!(ports, json!([port]));
     let instance = device.instance();
     let (seconds, nanoseconds) = instance.timestamp;
     assert_eq!(

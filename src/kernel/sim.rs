@@ -35,6 +35,7 @@ mod modules;
 mod netlink;
 mod nodes;
 mod parents;
+mod ports;
 mod resources;
 mod spec;
 mod threads;

@@ -219,6 +219,9 @@ by_locking! {
     set_parent_attribute(path: &str, name: &str, value: Option<&[u8]>);
     set_parent_link(path: &str, name: &str, text: Option<&[u8]>);
     remove_parent(path: &str) -> Result<(), i32>;
+    set_port_state(id: DeviceId, number: u32, state: u8, physical_state: u8) -> Result<(), i32>;
+    set_netdev(id: DeviceId, number: u32, netdev: Option<(u32, &str)>) -> Result<(), i32>;
+    set_port_attribute(id: DeviceId, number: u32, name: &str, value: Option<&[u8]>) -> Result<(), i32>;
     unload_ib_uverbs() -> Result<(), i32>;
     load_ib_uverbs();
     reload_ib_uverbs() -> Result<(), i32>;

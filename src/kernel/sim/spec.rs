@@ -20,6 +20,7 @@ pub struct DeviceSpec {
     pub(super) fw_version: String,
     pub(super) board_id: Option<String>,
     pub(super) node_type: u8,
+    pub(super) ports: u32,
     pub(super) driver_data_in: usize,
     pub(super) driver_data_out: usize,
     pub(super) response: Vec<u8>,
@@ -38,6 +39,7 @@ impl Default for DeviceSpec {
             fw_version: "1.2.3".into(),
             board_id: None,
             node_type: 1,
+            ports: 1,
             driver_data_in: 0,
             driver_data_out: 0,
             response: Vec::new(),
@@ -100,6 +102,12 @@ impl DeviceSpec {
     /// Sets the node type (`enum rdma_node_type`). The default is 1, a channel adapter.
     pub fn node_type(mut self, node_type: u8) -> Self {
         self.node_type = node_type;
+        self
+    }
+
+    /// Sets the number of ports. The default is 1.
+    pub fn ports(mut self, count: u32) -> Self {
+        self.ports = count;
         self
     }
 
