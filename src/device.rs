@@ -204,9 +204,17 @@ impl Device {
     /// As [`index`](Self::index).
     #[doc(alias = "ibv_get_device_guid")]
     pub fn query(&self) -> Result<DeviceFacts> {
+        self.query_through(|| self.0.host.netlink())
+    }
+
+    /// The same through a socket that is open already.
+    pub(crate) fn query_through(
+        &self,
+        socket: impl FnOnce() -> Result<Arc<Socket>>,
+    ) -> Result<DeviceFacts> {
         let facts = || {
             let pinned = pin::pin_for_reading(self.record())?;
-            let socket = self.0.host.netlink()?;
+            let socket = socket()?;
             let joined = self.join(&pinned, &socket)?;
             let info = socket.device(joined.index)?;
             // The index is this device's as long as the directory lives. If it is still alive after the answer, the

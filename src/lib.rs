@@ -124,7 +124,7 @@ pub use context::{
 pub use device::{Device, DeviceFacts};
 pub use error::{Error, ErrorKind, Result};
 pub use evidence::{Check, CheckId, Evidence, Step, Value};
-pub use host::{ForkSafety, Host, HostBuilder, memlock_limit};
+pub use host::{ForkSafety, Host, HostBuilder, KeptNetlink, memlock_limit};
 #[cfg(feature = "ibverbs")]
 pub use ibverbs::{IbvHandle, IbvHandles, IbvNames, OldNames};
 pub use identity::{Instance, Timestamp};

@@ -1,6 +1,6 @@
 //! Requests to the kernel over RDMA netlink: one request, its answer, and a bounded number of retries.
 
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::kernel::Bad;
@@ -442,11 +442,21 @@ impl Fault {
 pub(crate) enum Source {
     /// The program passed it in when it made the host.
     Given(Arc<Socket>),
-    /// Each user opens its own, so that they do not wait for each other. A socket that stays open would keep
-    /// ib_core from being unloaded.
-    Ambient,
+    /// Each user opens its own, so that they do not wait for each other, unless the program keeps one open. A socket
+    /// that stays open keeps ib_core from being unloaded.
+    Ambient(Kept),
     /// There is no socket: nothing can be proved.
     Denied,
+}
+
+/// The socket that the program keeps open, while it does.
+#[derive(Debug, Default)]
+pub(crate) struct Kept(Mutex<Weak<Socket>>);
+
+impl Kept {
+    fn lock(&self) -> MutexGuard<'_, Weak<Socket>> {
+        self.0.lock().unwrap_or_else(|poison| poison.into_inner())
+    }
 }
 
 const FILTERED: &str =
@@ -454,6 +464,19 @@ const FILTERED: &str =
 const WITHOUT: &str = "without RDMA netlink nothing shows which device a context is on";
 
 impl Source {
+    /// The socket, which everybody uses from now on until the last of those who keep it has dropped it.
+    pub(crate) fn keep(&self, kernel: &Kernel) -> Result<Arc<Socket>> {
+        let socket = self.socket(kernel)?;
+        if let Self::Ambient(kept) = self {
+            let mut kept = kept.lock();
+            match kept.upgrade() {
+                Some(socket) => return Ok(socket),
+                None => *kept = Arc::downgrade(&socket),
+            }
+        }
+        Ok(socket)
+    }
+
     /// The socket.
     ///
     /// # Errors
@@ -461,7 +484,10 @@ impl Source {
     pub(crate) fn socket(&self, kernel: &Kernel) -> Result<Arc<Socket>> {
         match self {
             Self::Given(socket) => Ok(socket.clone()),
-            Self::Ambient => {
+            Self::Ambient(kept) => {
+                if let Some(socket) = kept.lock().upgrade() {
+                    return Ok(socket);
+                }
                 let handle = retry(|| kernel.rdma_socket()).map_err(|errno| {
                     let error = Error::call("socket(AF_NETLINK, SOCK_RAW, NETLINK_RDMA)", errno);
                     match errno {

@@ -49,7 +49,7 @@ fn vf_number(machine: &Machine) -> Option<u32> {
 }
 
 #[test]
-fn functions_are_told_apart() {
+fn functions_are_distinguished() {
     let machine = sriov();
     let parent = listed(&machine, "pf").parent().expect("a parent");
     let function = parent.function.expect("a function");
@@ -381,6 +381,10 @@ fn a_device_is_found_by_its_address() {
         let text = format!("more than one device matches (PCI address {address}: {names})");
         assert_eq!(error.to_string(), text);
     }
+    let all = devices().all_by_pci(at("0000:3b:00.2")).expect("two");
+    let names: Vec<_> = all.iter().map(|device| device.name().to_string()).collect();
+    assert_eq!(names, ["vf", "smi1"]);
+    assert!(devices().all_by_pci(at("0000:3a:00.0")).expect("none").is_empty());
 }
 
 #[test]
