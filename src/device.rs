@@ -6,6 +6,7 @@ use std::ops::Deref;
 use std::sync::{Arc, Mutex, Weak};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::host::Host;
 use crate::identity::Instance;
 use crate::ids::{DeviceNumber, DriverId, Guid, Name, NodeType};
 use crate::index::{Indices, MOVE_IT, Neighbour};
@@ -152,6 +153,11 @@ impl Device {
     #[doc(alias = "ibv_get_device_name")]
     pub fn name(&self) -> Name {
         self.0.state().name.clone()
+    }
+
+    /// The host on which it was listed.
+    pub fn host(&self) -> &Host {
+        &self.0.host
     }
 
     /// The N of `uverbsN`. The kernel reuses it as soon as the device is gone.
