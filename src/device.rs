@@ -6,6 +6,7 @@ use std::ops::Deref;
 use std::sync::{Arc, Mutex, Weak};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::host::Host;
 use crate::identity::Instance;
 use crate::ids::{DeviceNumber, DriverId, Guid, Name, NodeType};
 use crate::index::{Indices, MOVE_IT, Neighbour};
@@ -106,6 +107,12 @@ impl Device {
         pin::pin_for_reading(self.record()).map_err(|error| self.0.explain(error))
     }
 
+    /// The error where netlink has no answer for its index, though it is alive.
+    pub(crate) fn not_in_netlink(&self, index: u32) -> Error {
+        let text = format!("RDMA netlink has no device of index {index}");
+        Error::new(ErrorKind::OtherNamespace, text).with_hint(MOVE_IT)
+    }
+
     /// Whether `index` is its netlink index. The device is pinned meanwhile.
     pub(crate) fn has_index(&self, pin: &Pin, socket: &Socket, index: u32) -> Result<bool> {
         let Inner { record, services, .. } = &*self.0;
@@ -149,6 +156,11 @@ impl Device {
     #[doc(alias = "ibv_get_device_name")]
     pub fn name(&self) -> Name {
         self.0.state().name.clone()
+    }
+
+    /// The host on which it was listed.
+    pub fn host(&self) -> &Host {
+        &self.0.host
     }
 
     /// The N of `uverbsN`. The kernel reuses it as soon as the device is gone.
@@ -201,19 +213,26 @@ impl Device {
     /// As [`index`](Self::index).
     #[doc(alias = "ibv_get_device_guid")]
     pub fn query(&self) -> Result<DeviceFacts> {
-        let joined = self.joined()?;
+        self.query_through(|| self.0.host.netlink())
+    }
+
+    /// The same through a socket that is open already.
+    pub(crate) fn query_through(
+        &self,
+        socket: impl FnOnce() -> Result<Arc<Socket>>,
+    ) -> Result<DeviceFacts> {
         let facts = || {
             let pinned = pin::pin_for_reading(self.record())?;
-            let info = self.0.host.netlink()?.device(joined.index)?;
+            let socket = socket()?;
+            let joined = self.join(&pinned, &socket)?;
+            let info = socket.device(joined.index)?;
             // The index is this device's as long as the directory lives. If it is still alive after the answer, the
             // answer was about this device.
             pinned.read_device_number()?;
-            info.ok_or_else(|| {
-                let text = format!("RDMA netlink has no device of index {}", joined.index);
-                Error::new(ErrorKind::OtherNamespace, text).with_hint(MOVE_IT)
-            })
+            Ok((joined, info.ok_or_else(|| self.not_in_netlink(joined.index))?))
         };
-        let info = facts().map_err(|error| self.0.explain(error))?;
+        let (joined, info) = facts().map_err(|error| self.0.explain(error))?;
+        let port_count = *self.0.ports.get_or_init(|| info.ports);
         Ok(DeviceFacts {
             index: joined.index,
             driver_id: joined.driver_id.map(DriverId::from_raw),
@@ -221,6 +240,7 @@ impl Device {
             sys_image_guid: Guid(info.sys_image_guid),
             node_type: NodeType::from_raw(info.node_type),
             firmware_version: Name::new(&info.fw_version),
+            port_count,
         })
     }
 
@@ -275,6 +295,8 @@ pub struct DeviceFacts {
     pub node_type: NodeType,
     /// Version of the firmware, in the driver's format; empty if the driver reports none.
     pub firmware_version: Name,
+    /// The number of ports, which are counted from 1.
+    pub port_count: u32,
 }
 
 impl PartialEq for Device {

@@ -2,7 +2,9 @@
 //! Versioning.
 
 use crate::kernel::netlink::Messages;
-use crate::kernel::nldev::{Chardev, DeviceInfo, Resource, parse_one_resource, parse_resources};
+use crate::kernel::nldev::{
+    Chardev, DeviceInfo, PortInfo, Resource, parse_one_resource, parse_resources,
+};
 use crate::kernel::uevent::Hint;
 use crate::sysfs;
 
@@ -33,6 +35,7 @@ pub fn netlink(bytes: &[u8]) {
         let _ = message.errno();
         let _ = DeviceInfo::parse(&message);
         let _ = Chardev::parse(&message);
+        let _ = PortInfo::parse(&message, 3, 1);
         for kind in [Resource::Context, Resource::Pd] {
             let _ = parse_resources(&message, kind, 0, &mut |_| {});
             let _ = parse_one_resource(&message, kind, 0);

@@ -10,7 +10,7 @@ use rustix::process::{Resource, geteuid, getrlimit};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::kernel::{Errno, Handle, Kernel, Resolve, SYSFS_MAGIC, retry};
-use crate::netlink::{Socket, Source};
+use crate::netlink::{Kept, Socket, Source};
 use crate::sysfs;
 use crate::uevents::Uevents;
 
@@ -46,7 +46,7 @@ const LITTLE_MEMLOCK: u64 = 32 << 10;
 ///
 /// # Threads
 /// A host may be shared by threads. Threads that use one socket that was passed in ([`HostBuilder::netlink`]) wait for
-/// one another's exchanges. Otherwise each has a socket of its own.
+/// one another's exchanges. Otherwise each has a socket of its own, unless one is kept ([`Host::keep_netlink`]).
 ///
 /// # Fork
 /// A child needs a host of its own, and a registry made of it. A socket that was passed in is shared with the parent:
@@ -65,6 +65,13 @@ struct Inner {
     netlink: Source,
     uevents: UeventSource,
     is_sysfs: bool,
+}
+
+/// An RDMA netlink socket that stays open ([`Host::keep_netlink`]).
+#[derive(Debug)]
+#[must_use]
+pub struct KeptNetlink {
+    _socket: Arc<Socket>,
 }
 
 /// Where uevent sockets come from.
@@ -197,7 +204,7 @@ impl HostBuilder {
             let dev = (!self.without_dev).then(|| Handle::Sim(machine.root_dev()));
             let netlink = match self.netlink {
                 Netlink::Denied => Source::Denied,
-                Netlink::Default | Netlink::Given(_) => Source::Ambient,
+                Netlink::Default | Netlink::Given(_) => Source::Ambient(Kept::default()),
             };
             let uevents = match self.uevents {
                 Netlink::Denied => UeventSource::Denied,
@@ -208,7 +215,7 @@ impl HostBuilder {
         }
         let is_ambient = self.sys.is_none() && self.dev.is_none();
         let netlink = match self.netlink {
-            Netlink::Default if is_ambient => Source::Ambient,
+            Netlink::Default if is_ambient => Source::Ambient(Kept::default()),
             Netlink::Default | Netlink::Denied => Source::Denied,
             Netlink::Given(socket) => {
                 Source::Given(Arc::new(Socket::given(Kernel::Linux, Handle::Real(socket))?))
@@ -335,6 +342,30 @@ impl Host {
         self.netlink().map(drop)
     }
 
+    /// Keeps one RDMA netlink socket open, which all calls on this host and its clones use until the returned value is
+    /// dropped. Otherwise each call opens one of its own and closes it. It is for a program that queries many devices
+    /// one after the other.
+    ///
+    /// Meanwhile threads wait for one another's exchanges, ib_core cannot be unloaded, and all answers are of the
+    /// network namespace that the calling thread is in now. Where a socket was passed in, that one is used anyway.
+    ///
+    /// ```no_run
+    /// # fn main() -> uverbs::Result<()> {
+    /// let registry = uverbs::Registry::new(uverbs::Host::open()?);
+    /// let _kept = registry.host().keep_netlink()?;
+    /// for device in &registry.devices()? {
+    ///     println!("{device}: {}", device.query()?.node_guid);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// Why RDMA netlink cannot be used.
+    pub fn keep_netlink(&self) -> Result<KeptNetlink> {
+        Ok(KeptNetlink { _socket: self.0.netlink.keep(&self.0.kernel)? })
+    }
+
     /// What a fork does to memory that is registered with a device (`ibv_is_fork_initialized(3)`). It only queries:
     /// nothing is set up by it.
     ///
@@ -450,6 +481,32 @@ mod tests {
         machine.deny_netlink(None);
         host.check_netlink().expect("a socket");
         assert!(host.netlink().is_ok());
+    }
+
+    #[test]
+    fn a_kept_socket_is_shared_until_nobody_keeps_it() {
+        let machine = Machine::new();
+        let host = Host::simulated(&machine).expect("a host");
+        let opened = || {
+            machine.record_calls(true);
+            host.check_netlink().expect("a socket");
+            host.clone().fork_safety().expect("an answer");
+            let log = machine.call_log();
+            log.iter().filter(|call| call.contains("NETLINK_RDMA")).count()
+        };
+        assert_eq!(opened(), 2);
+        let first = host.keep_netlink().expect("a socket");
+        let second = host.clone().keep_netlink().expect("a socket");
+        assert_eq!(opened(), 0);
+        drop(first);
+        assert_eq!(opened(), 0);
+        drop(second);
+        assert_eq!((opened(), machine.open_handles()), (2, 2), "only /sys and /dev");
+        machine.deny_netlink(Some(Errno::PERM.raw_os_error()));
+        let error = host.keep_netlink().expect_err("denied");
+        assert_eq!(error.kind(), ErrorKind::NetlinkUnavailable);
+        let host = Host::builder().simulated(&machine).without_netlink().build().expect("a host");
+        assert!(host.keep_netlink().is_err());
     }
 
     #[test]

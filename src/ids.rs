@@ -7,6 +7,7 @@ mod name;
 mod node_type;
 mod number;
 mod numbered;
+mod pci;
 
 pub use driver::DriverId;
 pub use guid::{Guid, ParseGuidError};
@@ -14,3 +15,4 @@ pub use name::Name;
 pub use node_type::NodeType;
 pub use number::DeviceNumber;
 pub(crate) use numbered::numbered;
+pub use pci::{ParsePciAddressError, PciAddress};

@@ -22,10 +22,12 @@
 //! - [`Host`]: `/sys`, `/dev`, RDMA netlink and uevents, taken once; [`Host::builder`] takes them from the caller,
 //!   who may then sandbox the process.
 //! - [`Registry`]: looks at the host and keeps one record an instance. [`Registry::devices`] returns
-//!   [`Devices`], a list that does not change. It finds a device by name, GUID, netlink index or uverbs number.
+//!   [`Devices`], a list that does not change. It finds a device by name, GUID, netlink index, uverbs number or PCI
+//!   address.
 //! - [`Registry::watch`]: a [`Watch`] follows hot plug and reports each [`Change`]. [`Devices::changes_since`] is the
 //!   difference of two lists.
 //! - [`Device`]: a counted handle on one instance. It holds no descriptor and outlives the hardware.
+//! - [`Device::parent`] reads the [`Parent`] that it belongs to, and [`Device::ports`] its ports, without opening it.
 //! - [`Device::open`] returns a [`Context`], or an [`Error`] that names the device, the step and the cause.
 //!   [`OpenOptions`] demand more of an open, or less. [`Device::verify`] proves the same of a descriptor that another
 //!   library opened.
@@ -61,7 +63,7 @@
 //!
 //! # Serde
 //! - The kernel's numbers ([`DriverId`], [`PortState`], ...) are numbers. Their names are display text.
-//! - [`Guid`] and [`Gid`] are strings, as they print: `"0002:c903:0005:1234"`.
+//! - [`Guid`], [`Gid`] and [`PciAddress`] are strings, as they print: `"0002:c903:0005:1234"`. A [`Bus`] is its name.
 //! - [`Name`] is a string: the name where it is UTF-8, else the name as it prints, escaped. Two names may have the
 //!   same string, so there is no `Deserialize`.
 //! - [`ErrorKind`] is its [`code`](ErrorKind::code), [`Step`] its [`name`](Step::name), [`CheckId`] its
@@ -70,8 +72,8 @@
 //!   nanoseconds]}`, `{"name": "..."}`, `{"word": "..."}`. A [`Check`] has `held` and `what` besides its fields.
 //! - Everything else is a map of its fields. Inode numbers take up to 64 bits, more than a number in JavaScript holds.
 //!
-//! `Deserialize` is there for the kernel's numbers, [`Guid`], [`DeviceNumber`] and [`ContextClaim`], where every
-//! value is sound. What the library has checked or read, such as [`Evidence`], is not made of text.
+//! `Deserialize` is there for the kernel's numbers, [`Guid`], [`PciAddress`], [`DeviceNumber`] and [`ContextClaim`],
+//! where every value is sound. What the library has checked or read, such as [`Evidence`], is not made of text.
 #![deny(unsafe_code)]
 // A type that may get a field or a variant later is non-exhaustive. The others state their reason.
 #![warn(clippy::exhaustive_enums, clippy::exhaustive_structs, missing_debug_implementations)]
@@ -97,7 +99,9 @@ mod listing;
 pub mod manual;
 mod netlink;
 mod open;
+mod parent;
 mod pin;
+mod ports;
 #[cfg(feature = "sim")]
 mod probe;
 mod provider;
@@ -122,11 +126,13 @@ pub use context::{
 pub use device::{Device, DeviceFacts};
 pub use error::{Error, ErrorKind, Result};
 pub use evidence::{Check, CheckId, Evidence, Step, Value};
-pub use host::{ForkSafety, Host, HostBuilder, memlock_limit};
+pub use host::{ForkSafety, Host, HostBuilder, KeptNetlink, memlock_limit};
 #[cfg(feature = "ibverbs")]
 pub use ibverbs::{FoundDevice, IbvHandle, IbvHandles, IbvNames, OldNames};
 pub use identity::{Instance, Timestamp};
-pub use ids::{DeviceNumber, DriverId, Guid, Name, NodeType, ParseGuidError};
+pub use ids::{
+    DeviceNumber, DriverId, Guid, Name, NodeType, ParseGuidError, ParsePciAddressError, PciAddress,
+};
 /// A simulated kernel, for tests, demonstrations and proofs. Outside of Semantic Versioning.
 #[cfg(feature = "sim")]
 pub mod sim {
@@ -134,6 +140,8 @@ pub mod sim {
     pub use crate::probe::{As, Facts, Probe, Probed, Root, Wire};
 }
 pub use open::{OpenOptions, Proven};
+pub use parent::{Bus, FunctionKind, Parent, PciFunction};
+pub use ports::{Netdev, PortFacts};
 pub use provider::{
     Allocation, DeviceProvider, Match, MatchedBy, PinnedView, Provider, ProviderInfo,
 };

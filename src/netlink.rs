@@ -1,12 +1,12 @@
 //! Requests to the kernel over RDMA netlink: one request, its answer, and a bounded number of retries.
 
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::kernel::Bad;
 use crate::kernel::netlink::{Message, Messages, NLMSG_DONE, NLMSG_ERROR, Request};
 use crate::kernel::nldev::{
-    Chardev, Command, DeviceInfo, Resource, ResourceEntry, attr, parse_copy_on_fork,
+    Chardev, Command, DeviceInfo, PortInfo, Resource, ResourceEntry, attr, parse_copy_on_fork,
     parse_one_resource, parse_resources,
 };
 use crate::kernel::retry;
@@ -142,6 +142,29 @@ impl Socket {
             Ok(_) => Ok(found),
             Err(Fault::Refused(Errno::INVAL | Errno::OPNOTSUPP)) => Ok(None),
             Err(fault) => Err(fault.error(Command::GetChardev)),
+        }
+    }
+
+    /// A port of the device with that index; `None` if the kernel has no such device or port that this process may
+    /// see.
+    pub(crate) fn port(&self, index: u32, port: u32) -> Result<Option<PortInfo>> {
+        let mut found = None;
+        let result = self.retrying(|exchange| {
+            let request = exchange
+                .request(Command::PortGet, false)
+                .attr(attr::DEV_INDEX, &index.to_ne_bytes())
+                .attr(attr::PORT_INDEX, &port.to_ne_bytes())
+                // The type of the answer is that of the other request (`nldev_port_get_doit`).
+                .answered_by(Command::Get.message_type());
+            exchange.run(&self.kernel, &self.handle, request, &mut |message| {
+                found = Some(PortInfo::parse(message, index, port)?);
+                Ok(())
+            })
+        });
+        match result {
+            Ok(_) => Ok(found),
+            Err(Fault::Refused(Errno::INVAL)) => Ok(None),
+            Err(fault) => Err(fault.error(Command::PortGet)),
         }
     }
 
@@ -361,7 +384,7 @@ impl Exchange {
                         self.dirty = false;
                         return errno.map_or(Ok(answer), |errno| Err(Fault::Refused(errno)));
                     }
-                    kind if kind == request.kind => {
+                    kind if kind == request.kind || kind == request.answer => {
                         each(&message).map_err(Fault::Bad)?;
                     }
                     // A message of another exchange is not part of this answer.
@@ -427,11 +450,21 @@ impl Fault {
 pub(crate) enum Source {
     /// The program passed it in when it made the host.
     Given(Arc<Socket>),
-    /// Each user opens its own, so that they do not wait for each other. A socket that stays open would keep
-    /// ib_core from being unloaded.
-    Ambient,
+    /// Each user opens its own, so that they do not wait for each other, unless the program keeps one open. A socket
+    /// that stays open keeps ib_core from being unloaded.
+    Ambient(Kept),
     /// There is no socket: nothing can be proved.
     Denied,
+}
+
+/// The socket that the program keeps open, while it does.
+#[derive(Debug, Default)]
+pub(crate) struct Kept(Mutex<Weak<Socket>>);
+
+impl Kept {
+    fn lock(&self) -> MutexGuard<'_, Weak<Socket>> {
+        self.0.lock().unwrap_or_else(|poison| poison.into_inner())
+    }
 }
 
 const FILTERED: &str =
@@ -439,6 +472,19 @@ const FILTERED: &str =
 const WITHOUT: &str = "without RDMA netlink nothing shows which device a context is on";
 
 impl Source {
+    /// The socket, which everybody uses from now on until the last of those who keep it has dropped it.
+    pub(crate) fn keep(&self, kernel: &Kernel) -> Result<Arc<Socket>> {
+        let socket = self.socket(kernel)?;
+        if let Self::Ambient(kept) = self {
+            let mut kept = kept.lock();
+            match kept.upgrade() {
+                Some(socket) => return Ok(socket),
+                None => *kept = Arc::downgrade(&socket),
+            }
+        }
+        Ok(socket)
+    }
+
     /// The socket.
     ///
     /// # Errors
@@ -446,7 +492,10 @@ impl Source {
     pub(crate) fn socket(&self, kernel: &Kernel) -> Result<Arc<Socket>> {
         match self {
             Self::Given(socket) => Ok(socket.clone()),
-            Self::Ambient => {
+            Self::Ambient(kept) => {
+                if let Some(socket) = kept.lock().upgrade() {
+                    return Ok(socket);
+                }
                 let handle = retry(|| kernel.rdma_socket()).map_err(|errno| {
                     let error = Error::call("socket(AF_NETLINK, SOCK_RAW, NETLINK_RDMA)", errno);
                     match errno {

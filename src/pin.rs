@@ -68,6 +68,17 @@ impl Pin {
         self.ibdev.read(&self.kernel, sysfs::parse_name)
     }
 
+    /// Checks, after reading, that the device is alive and still has that name.
+    pub(crate) fn require_name(&self, name: &Name) -> Result<()> {
+        self.read_device_number()?;
+        let found = self.read_name()?;
+        if found == *name {
+            return Ok(());
+        }
+        let (expected, found) = (Value::Name(name.clone()), Value::Name(found));
+        Err(Error::differs(ErrorKind::Unstable, "name (ibdev)", expected, found))
+    }
+
     /// The current timestamp.
     pub(crate) fn read_timestamp(&self) -> Result<Timestamp> {
         Ok(self.ibdev.stat(&self.kernel)?.ctime)

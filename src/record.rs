@@ -26,6 +26,8 @@ pub(crate) struct Record {
     /// Netlink's node GUID, set by the first proof.
     pub(crate) node_guid: OnceLock<Guid>,
     pub(crate) next_pd: NextNumber,
+    /// Netlink's number of ports, which does not change.
+    pub(crate) ports: OnceLock<u32>,
     /// Why the device is gone. It does not come back.
     gone: OnceLock<Gone>,
     /// Its name or its timestamp was found changed between two lists: the next list has to look, though it may
@@ -119,6 +121,7 @@ impl Record {
             joined: OnceLock::new(),
             node_guid: OnceLock::new(),
             next_pd: NextNumber::default(),
+            ports: OnceLock::new(),
             gone: OnceLock::new(),
             changed: AtomicBool::new(false),
             state: Mutex::new(State {
@@ -135,6 +138,21 @@ impl Record {
         let uverbs = self.path.to_bytes();
         let class = uverbs.rsplitn(3, |byte| *byte == b'/').nth(2).unwrap_or_default();
         CString::new(class).map_err(|_| Error::new(ErrorKind::Malformed, "a path with a NUL in it"))
+    }
+
+    /// The path of the directory of the RDMA device of that name, next to that of its uverbs device.
+    ///
+    /// # Errors
+    /// `Unsupported` for a name that is not one component of a path: it would lead to another device's directory.
+    pub(crate) fn rdma_path(&self, name: &Name) -> Result<CString> {
+        let text = name.as_bytes();
+        if matches!(text, b"." | b"..") || text.contains(&b'/') {
+            let text = format!("a device named \"{name}\" has no directory of its own in sysfs");
+            let error = Error::new(ErrorKind::Unsupported, text);
+            return Err(error.with_hint("rename the device"));
+        }
+        let path = [self.parent_path()?.to_bytes(), b"/infiniband/", text].concat();
+        CString::new(path).map_err(|_| Error::new(ErrorKind::Malformed, "a name with a NUL in it"))
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {

@@ -131,6 +131,45 @@ pub(crate) fn read_once<T>(
     read_value(kernel, &handle, path, parse)
 }
 
+/// The same of an attribute that not every device has: `None` if there is none.
+pub(crate) fn read_optional<T>(
+    kernel: &Kernel,
+    dir: &Handle,
+    path: &CStr,
+    parse: impl FnOnce(&[u8]) -> std::result::Result<T, Bad>,
+) -> Result<Option<T>> {
+    match open_beneath(kernel, "device directory", dir, path, ATTRIBUTE) {
+        Ok(handle) => read_value(kernel, &handle, path, parse).map(Some),
+        Err(error) if error.errno() == Some(Errno::NOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The text of a link in a directory; `None` if there is none.
+pub(crate) fn read_link(kernel: &Kernel, dir: &Handle, name: &CStr) -> Result<Option<Vec<u8>>> {
+    let link = match open_beneath(kernel, "device directory", dir, name, LINK) {
+        Ok(link) => link,
+        Err(error) if error.errno() == Some(Errno::NOENT) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let mut buffer = [0; LINK_MAX];
+    let len = read_link_into(kernel, &link, name, &mut buffer)?;
+    match buffer.get(..len) {
+        Some(text) if len < LINK_MAX => Ok(Some(text.to_vec())),
+        _ => Err(malformed_link(name, Bad("too long"))),
+    }
+}
+
+fn read_link_into(kernel: &Kernel, link: &Handle, path: &CStr, buffer: &mut [u8]) -> Result<usize> {
+    retry(|| kernel.readlink(link, buffer)).map_err(|errno| {
+        Error::call(format!("readlinkat(\"{}\")", path.to_bytes().escape_ascii()), errno)
+    })
+}
+
+pub(crate) fn malformed_link(name: &CStr, bad: Bad) -> Error {
+    Error::malformed(format_args!("link {}", name.to_bytes().escape_ascii()), bad)
+}
+
 /// The text before the line feed that ends every value.
 pub(crate) fn line(value: &[u8]) -> std::result::Result<&[u8], Bad> {
     match value.split_last() {
@@ -175,6 +214,11 @@ pub(crate) fn parse_guid(text: &[u8]) -> std::result::Result<Guid, Bad> {
 /// `pkeys/I`: `0x` and four hexadecimal digits.
 pub(crate) fn parse_pkey(text: &[u8]) -> std::result::Result<u16, Bad> {
     text.strip_prefix(b"0x").and_then(parse_hex).ok_or(Bad("not a partition key"))
+}
+
+/// `vendor` and `device` of a PCI function: `0x` and four hexadecimal digits.
+pub(crate) fn parse_pci_id(text: &[u8]) -> std::result::Result<u16, Bad> {
+    text.strip_prefix(b"0x").and_then(parse_hex).ok_or(Bad("not a number of the PCI bus"))
 }
 
 /// Four lower-case hexadecimal digits.
@@ -253,9 +297,7 @@ pub(crate) fn read_class_link(kernel: &Kernel, sys: &Handle, number: u32) -> Res
     let path = uverbs_path("class/infiniband_verbs/", number);
     let link = open(kernel, sys, &path, LINK)?;
     let mut buffer = [0; LINK_MAX];
-    let len = retry(|| kernel.readlink(&link, &mut buffer)).map_err(|errno| {
-        Error::call(format!("readlinkat(\"{}\")", path.to_string_lossy()), errno)
-    })?;
+    let len = read_link_into(kernel, &link, &path, &mut buffer)?;
     match buffer.get(..len) {
         Some(text) if len < LINK_MAX => parse_class_link(text, number),
         _ => Err(Bad("a class link that is too long")),

@@ -21,17 +21,17 @@ macro_rules! all {
 
 // Threads may share each of these: no thread is part of their meaning.
 all!(is_static:
-    Allocation, AsyncEvent, Change, Check, CheckId, Context, ContextClaim, Device, DeviceAttributes, DeviceFacts,
+    Allocation, AsyncEvent, Bus, Change, Check, CheckId, Context, ContextClaim, Device, DeviceAttributes, DeviceFacts,
     DeviceNumber, Devices, DevicesIntoIter, ErrorKind, Evidence, ExtendedAttributes,
-    ForkSafety, Gid, GidEntry, Guid, Host, HostBuilder, Instance, Match, MatchedBy, Name, OpenOptions, Opened,
-    PortAttributes, PortRate, ProviderInfo, Registry, ResyncReason, Step, Timestamp, UnprovenContext, Value, Watch,
+    ForkSafety, FunctionKind, Gid, GidEntry, Guid, Host, HostBuilder, Instance, KeptNetlink, Match, MatchedBy, Name, Netdev, OpenOptions, Opened,
+    Parent, PciAddress, PciFunction, PortAttributes, PortFacts, PortRate, ProviderInfo, Registry, ResyncReason, Step, Timestamp, UnprovenContext, Value, Watch,
 );
 all!(is_send_and_sync: AsyncEvents, PinnedView<'_>, Box<dyn DeviceProvider>, Box<dyn Provider>);
 #[cfg(feature = "tokio")]
 all!(is_static: AsyncEventStream, WatchStream);
 #[cfg(feature = "sim")]
 all!(is_static: sim::DeviceId, sim::DeviceSpec, sim::Machine);
-all!(is_error: Error, ParseGuidError);
+all!(is_error: Error, ParseGuidError, ParsePciAddressError);
 all!(is_number:
     AsyncEventKind, DriverId, GidType, LinkLayer, LinkSpeed, LinkWidth, Mtu, NodeType,
     PhysicalState, PortState,

@@ -11,7 +11,7 @@ use cap_std::ambient_authority;
 use cap_std::fs::Dir;
 use rustix::net::netlink::{self, SocketAddrNetlink};
 use rustix::net::{AddressFamily, Protocol, SocketFlags, SocketType, bind, socket_with};
-use uverbs::{Change, ErrorKind, Host, HostBuilder, Registry, ResyncReason};
+use uverbs::{Change, Device, ErrorKind, FunctionKind, Host, HostBuilder, Registry, ResyncReason};
 
 /// A directory of this test. Dropping it removes the directory.
 struct Tree(PathBuf);
@@ -34,6 +34,22 @@ impl Tree {
         fs::write(directory.join("ibdev"), format!("rxe{number}\n")).expect("made");
         self.link(number, &format!("../../devices/virtual/infiniband_verbs/{name}"));
         directory
+    }
+
+    /// A device beneath a PCI function. Returns the directory of the function.
+    fn device_of_function(&self, number: u32, address: &str) -> PathBuf {
+        let function = self.0.join("sys/devices/pci0000:3a").join(address);
+        let path = format!("infiniband_verbs/uverbs{number}");
+        let directory = function.join(&path);
+        fs::create_dir_all(&directory).expect("made");
+        fs::write(directory.join("dev"), format!("231:{}\n", 192 + number)).expect("made");
+        fs::write(directory.join("ibdev"), format!("mlx5_{number}\n")).expect("made");
+        self.link(number, &format!("../../devices/pci0000:3a/{address}/{path}"));
+        symlink("../../../bus/pci", function.join("subsystem")).expect("made");
+        for (name, value) in [("vendor", "0x15b3"), ("device", "0x1017"), ("numa_node", "-1")] {
+            fs::write(function.join(name), format!("{value}\n")).expect("made");
+        }
+        function
     }
 
     fn link(&self, number: u32, target: &str) {
@@ -140,6 +156,71 @@ fn hostile_links_and_attributes_affect_only_their_device() {
     }
     let devices = registry.devices().expect("listed");
     assert_eq!((devices.len(), devices.faults().count()), (2, 0));
+}
+
+/// Nothing of a parent is read through a link, or from what is no regular file.
+#[test]
+fn a_hostile_parent_affects_only_its_device() {
+    let tree = Tree::new("parent");
+    let pf = tree.device_of_function(0, "0000:3b:00.0");
+    let vf = tree.device_of_function(1, "0000:3b:00.1");
+    for (name, value) in [("sriov_totalvfs", 8), ("sriov_offset", 1), ("sriov_stride", 1)] {
+        fs::write(pf.join(name), format!("{value}\n")).expect("made");
+    }
+    symlink("../0000:3b:00.0", vf.join("physfn")).expect("made");
+    symlink("../0000:3b:00.1", pf.join("virtfn0")).expect("made");
+    let devices = tree.registry().devices().expect("listed");
+    let [pf_device, vf_device] =
+        ["mlx5_0", "mlx5_1"].map(|name| devices.by_name(name).expect("there"));
+    let kind = |device: &Device| device.parent().map(|parent| parent.function.expect("one").kind);
+    assert_eq!(kind(&pf_device).expect("a parent"), FunctionKind::Physical);
+    let virtual_function = kind(&vf_device).expect("a parent");
+    assert!(
+        matches!(virtual_function, FunctionKind::Virtual { number: Some(0), .. }),
+        "{virtual_function:?}"
+    );
+    assert_eq!(vf_device.parent().expect("a parent").numa_node, None);
+
+    let secret = tree.0.join("secret");
+    fs::write(&secret, "0x1234\n").expect("made");
+    for (name, what) in [
+        ("vendor", "link"),
+        ("vendor", "fifo"),
+        ("vendor", "directory"),
+        ("numa_node", "link"),
+        ("numa_node", "fifo"),
+        ("subsystem", "directory"),
+        ("subsystem", "file"),
+        ("physfn", "file"),
+    ] {
+        let path = vf.join(name);
+        let aside = tree.0.join("aside");
+        fs::rename(&path, &aside).expect("moved");
+        match what {
+            "link" => symlink(&secret, &path).expect("made"),
+            "directory" => fs::create_dir(&path).expect("made"),
+            "file" => fs::write(&path, "../0000:3b:00.0").expect("made"),
+            _ => {
+                let status = std::process::Command::new("mkfifo").arg(&path).status();
+                assert!(status.expect("mkfifo").success());
+            }
+        }
+        let error = vf_device.parent().expect_err(what);
+        assert!(error.to_string().contains(name), "{name} as a {what}: {error}");
+        assert!(pf_device.parent().is_ok(), "{name} as a {what}");
+        let _ = fs::remove_file(&path).or_else(|_| fs::remove_dir(&path));
+        fs::rename(&aside, &path).expect("moved back");
+    }
+    // The physical function leads out of the tree, or in a circle.
+    for target in ["../../../../../0000:3b:00.0", "0000:3b:00.0", "../0000:3b:00.1"] {
+        let _ = fs::remove_file(vf.join("physfn"));
+        symlink(target, vf.join("physfn")).expect("made");
+        match kind(&vf_device) {
+            Ok(FunctionKind::Virtual { number, .. }) => assert_eq!(number, None, "{target}"),
+            Ok(kind) => panic!("{target}: {kind:?}"),
+            Err(error) => assert_eq!(error.kind(), ErrorKind::Malformed, "{target}: {error}"),
+        }
+    }
 }
 
 fn expect_fault(registry: &Registry, what: &str) {

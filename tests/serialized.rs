@@ -4,7 +4,7 @@ use serde_json::{Value, json, to_value};
 use uverbs::sim::{DeviceSpec, Machine};
 use uverbs::{
     AsyncEventKind, Context, ContextClaim, Device, DeviceNumber, DriverId, ErrorKind, Guid, Host,
-    LinkLayer, NodeType, PortState, Registry, ResyncReason,
+    LinkLayer, NodeType, PciAddress, PortState, Registry, ResyncReason,
 };
 
 fn device(machine: &Machine, spec: DeviceSpec) -> Device {
@@ -52,6 +52,46 @@ fn guids_are_texts_and_round_trip() {
 }
 
 #[test]
+fn pci_addresses_are_texts_and_round_trip() {
+    let address: PciAddress = "b4a8:00:02.0".parse().expect("an address");
+    assert_eq!(to_value(address).expect("JSON"), json!("b4a8:00:02.0"));
+    for text in ["b4a8:00:02.0", "0000B4A8:00:02.0"] {
+        assert_eq!(serde_json::from_value::<PciAddress>(json!(text)).expect("one"), address);
+    }
+    for bad in [json!(5), json!("00:02.0"), json!(null)] {
+        assert!(serde_json::from_value::<PciAddress>(bad).is_err());
+    }
+}
+
+#[test]
+fn a_parent_is_a_map() {
+    let machine = Machine::new();
+    let [pf, vf] = ["pci0000:3a/0000:3b:00.0", "pci0000:3a/0000:3b:00.1"];
+    for path in [pf, vf] {
+        machine.add_pci_function(path, (0x15b3, 0x1017), 1);
+    }
+    machine.make_physical(pf, 8, 1, 1);
+    machine.make_virtual(vf, pf, 0);
+    let device = device(&machine, DeviceSpec::new("a").beneath(vf));
+    let expected = json!({
+        "bus": "pci",
+        "name": "0000:3b:00.1",
+        "subfunction": null,
+        "function": {
+            "address": "0000:3b:00.1",
+            "vendor_id": 0x15b3,
+            "device_id": 0x1017,
+            "kind": {"virtual": {"physical": "0000:3b:00.0", "number": 0}},
+        },
+        "numa_node": 1,
+    });
+    let parent = || to_value(device.parent().expect("a parent")).expect("JSON");
+    assert_eq!(parent(), expected);
+    machine.set_parent_link(vf, "physfn", None);
+    assert_eq!(parent()["function"]["kind"], "unknown");
+}
+
+#[test]
 fn names_are_texts_and_invalid_utf_8_is_escaped() {
     for (name, text) in
         [(&b"mlx5_0"[..], "mlx5_0"), ("\u{e9}\n".as_bytes(), "\u{e9}\n"), (b"a\xff\n", r"a\xff\n")]
@@ -70,7 +110,11 @@ fn a_device_and_its_facts() {
     assert_eq!(facts["node_guid"], "0000:0000:0000:00a0");
     assert_eq!((&facts["node_type"], &facts["driver_id"]), (&json!(1), &json!(14)));
     assert_eq!(facts["firmware_version"], "1.2");
-    assert_eq!(keys(&facts).len(), 6);
+    assert_eq!((keys(&facts).len(), &facts["port_count"]), (7, &json!(1)));
+    let ports = to_value(device.ports().expect("ports")).expect("JSON");
+    let rate = json!({"width": 1, "speed": 4, "megabits_per_second": 10_000});
+    let port = json!({"port": 1, "state": 4, "physical_state": 5, "rate": rate, "netdev": null});
+    assert_eq!(ports, json!([port]));
     let instance = device.instance();
     let (seconds, nanoseconds) = instance.timestamp;
     assert_eq!(

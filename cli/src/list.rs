@@ -7,15 +7,17 @@ use uverbs::{ErrorKind, Host, Registry};
 use crate::DEMO_HINT;
 use crate::absent::Absent;
 use crate::explain;
-use crate::facts::{DeviceJson, or_dash};
+use crate::facts::{DeviceJson, Known, columns, or_dash};
 use crate::output::{Failure, JsonArgs, Out, note};
-use crate::select::is_gone;
-use crate::table::Table;
+use crate::table::{Cell, Table};
 use crate::verbose;
 
-/// List the devices.
+/// List the devices: node, PCI address, NUMA node, and the state, rate and network device of the ports.
 ///
-/// A `-` stands for what RDMA netlink does not report.
+/// The address of a sub-function is followed by its number, as in 0000:3b:00.0/sf88. Of two ports that differ, both are
+/// shown; of more, the active ones are counted. With -v there is also the netlink index, the driver, the node GUID, the
+/// device number and the inode. A `-` stands for what is not there or not known, such as the network device of IPoIB or
+/// of another network namespace.
 #[derive(Args)]
 pub(crate) struct ListArgs {
     #[command(flatten)]
@@ -40,30 +42,28 @@ pub(crate) fn run(args: &ListArgs, out: &mut Out) -> Result<bool, Failure> {
 /// Lists the devices of a registry. Returns whether every device could be listed.
 fn list(registry: &Registry, args: &ListArgs, out: &mut Out) -> Result<bool, Failure> {
     let found = registry.devices()?;
-    let netlink = registry.host().check_netlink();
+    // One socket for all devices.
+    let netlink = registry.host().keep_netlink();
     let (mut devices, mut elsewhere) = (Vec::with_capacity(found.len()), Vec::new());
     for device in &found {
-        let facts = match device.query() {
-            Ok(facts) => Some(facts),
-            Err(error) if is_gone(&error) => {
+        let (known, failed) = match Known::read(device) {
+            Ok(read) => read,
+            Err(error) => {
                 if verbose::is_on() {
                     note(format_args!("left out: {error}"));
                 }
                 continue;
             }
-            Err(error) if error.kind() == ErrorKind::OtherNamespace => {
-                elsewhere.push(device);
-                None
-            }
-            Err(error) => {
-                // Where netlink cannot be used at all, that is reported once, below.
-                if netlink.is_ok() {
-                    Failure::from(error).report();
-                }
-                None
-            }
         };
-        devices.push(DeviceJson::new(device, facts.as_ref()));
+        for error in failed {
+            match error.kind() {
+                ErrorKind::OtherNamespace => elsewhere.push(device),
+                // Where netlink cannot be used at all, that is reported once, below.
+                ErrorKind::NetlinkUnavailable if netlink.is_err() => {}
+                _ => Failure::from(error).report(),
+            }
+        }
+        devices.push(DeviceJson::new(device, &known));
     }
     if !elsewhere.is_empty() {
         note(explain::elsewhere(&elsewhere));
@@ -81,7 +81,7 @@ fn list(registry: &Registry, args: &ListArgs, out: &mut Out) -> Result<bool, Fai
         let (is_ib_uverbs_loaded, without_verbs) = (absent.is_loaded, absent.without_verbs);
         out.json(&ListJson { devices, faults, is_ib_uverbs_loaded, without_verbs })?;
     } else if !devices.is_empty() {
-        out.text(&table(&devices).render())?;
+        out.text(&table(&devices, verbose::is_on()).render())?;
         absent.in_words().into_iter().for_each(note);
     } else if complete {
         out.text(&format!("{}{DEMO_HINT}\n", absent.of_empty_list()))?;
@@ -89,19 +89,32 @@ fn list(registry: &Registry, args: &ListArgs, out: &mut Out) -> Result<bool, Fai
     Ok(complete)
 }
 
-fn table(devices: &[DeviceJson]) -> Table {
-    let heading = ["DEVICE", "UVERBS", "INDEX", "DRIVER", "NODE GUID", "DEV_T", "INODE"];
+fn table(devices: &[DeviceJson], in_full: bool) -> Table {
+    let usual = ["DEVICE", "NODE", "PCI", "NUMA", "STATE", "RATE", "NETDEV"];
+    let more = ["INDEX", "DRIVER", "NODE GUID", "DEV_T", "INODE"];
+    let heading = [&usual[..], if in_full { &more } else { &[] }].concat();
     let mut table = Table::new(0, &heading);
     for device in devices {
-        table.row([
+        let [state, rate, netdev] = columns(device.ports.as_deref().unwrap_or_default());
+        let mut row: Vec<Cell> = vec![
             (&device.name).into(),
             (&device.uverbs).into(),
-            or_dash(&device.index).into(),
-            or_dash(&device.driver).into(),
-            or_dash(&device.node_guid).into(),
-            (&device.dev_t).into(),
-            device.inode.into(),
-        ]);
+            or_dash(&device.pci()).into(),
+            or_dash(&device.numa_node()).into(),
+            or_dash(&state).into(),
+            or_dash(&rate).into(),
+            or_dash(&netdev).into(),
+        ];
+        if in_full {
+            row.extend([
+                or_dash(&device.index).into(),
+                or_dash(&device.driver).into(),
+                or_dash(&device.node_guid).into(),
+                (&device.dev_t).into(),
+                device.inode.into(),
+            ]);
+        }
+        table.row(row);
     }
     table
 }
@@ -125,5 +138,57 @@ mod tests {
             "without_verbs": ["mlx5_0"],
         });
         assert_eq!(serde_json::to_value(json).expect("JSON"), expected);
+    }
+
+    #[cfg(feature = "demo")]
+    #[test]
+    fn each_device_is_a_line() {
+        use uverbs::sim::{CallKind, DeviceSpec, Machine, Verdict};
+
+        const VF: &str = "pci0000:3a/0000:3b:00.2";
+        let machine = Machine::new();
+        machine.add_pci_function(VF, (0x15b3, 0x101e), 1);
+        let id = machine.add(DeviceSpec::new("mlx5_0").beneath(VF).ports(2)).expect("added");
+        machine.set_netdev(id, 2, Some((7, "eth0"))).expect("a port");
+        machine.add(DeviceSpec::new("rxe0").guid(0xa0)).expect("added");
+        let registry = Registry::new(Host::simulated(&machine).expect("a host"));
+        let found = registry.devices().expect("a list");
+        let read = || -> Vec<_> {
+            let json = |device| DeviceJson::new(device, &Known::read_quietly(device));
+            found.iter().map(json).collect()
+        };
+        let text = |devices: &[DeviceJson], in_full| {
+            anstream::adapter::strip_str(&table(devices, in_full).render()).to_string()
+        };
+        let expected = "DEVICE  NODE     PCI           NUMA  STATE   RATE    NETDEV\n\
+                        mlx5_0  uverbs0  0000:3b:00.2  1     ACTIVE  10Gb/s  -,eth0\n\
+                        rxe0    uverbs1  -             -     ACTIVE  10Gb/s  -\n";
+        assert_eq!(text(&read(), false), expected);
+        let in_full = text(&read(), true);
+        let ends = in_full.lines().map(|line| line.split_whitespace().skip(7).collect::<Vec<_>>());
+        let ends: Vec<_> = ends.collect();
+        assert_eq!(ends[0], ["INDEX", "DRIVER", "NODE", "GUID", "DEV_T", "INODE"]);
+        assert_eq!(ends[2][..4], ["1", "rxe", "0000:0000:0000:00a0", "231:193"]);
+        assert_eq!(ends[2][4], found.as_slice()[1].instance().ino.to_string());
+
+        // One socket for the whole list, and what netlink denies is not known.
+        let (sockets, counted) = std::sync::mpsc::channel();
+        machine.on_call(move |_, call| {
+            if call.kind() == CallKind::RdmaSocket {
+                let _ = sockets.send(());
+            }
+            Verdict::Continue
+        });
+        let mut out = Out::new(JsonArgs::default());
+        let args = ListArgs { json: JsonArgs::default() };
+        assert!(list(&registry, &args, &mut out).expect("listed"));
+        assert_eq!(counted.try_iter().count(), 1);
+        machine.clear_hook();
+        machine.deny_netlink(Some(1));
+        let words: Vec<_> = text(&read(), false).lines().map(str::to_owned).collect();
+        assert_eq!(
+            words[1].split_whitespace().skip(2).collect::<Vec<_>>(),
+            ["0000:3b:00.2", "1", "-", "-", "-"]
+        );
     }
 }

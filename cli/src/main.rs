@@ -13,6 +13,7 @@ mod guard;
 mod hold;
 mod list;
 mod man;
+mod netdev;
 mod open;
 mod output;
 mod select;
@@ -75,7 +76,8 @@ struct DeviceArg {
     /// A name is accepted as it is and as `list` prints it, escaped. A device may have a name that looks like any of the
     /// other forms; if two devices match, the command names both and does nothing. A script should use a form with
     /// a key, which has one meaning: name=NAME, uverbs=N, dev_t=MAJOR:MINOR, index=N (the index in RDMA netlink)
-    /// or guid=GUID (four groups of four digits, eight pairs, or 16 digits).
+    /// guid=GUID (four groups of four digits, eight pairs, or 16 digits), pci=ADDRESS (such as pci=0000:3b:00.2, and
+    /// pci=0000:3b:00.0/sf88 for a sub-function) or netdev=NAME (the network device of one of its ports).
     #[arg(value_name = "DEVICE")]
     device: OsString,
 }

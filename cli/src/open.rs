@@ -9,7 +9,7 @@ use uverbs::{Device, DeviceAttributes, Error, Evidence, Host, OpenOptions, Opene
 
 use crate::DeviceArg;
 use crate::evidence::{CheckJson, evidence_table};
-use crate::facts::{DeviceJson, firmware_number, or_dash};
+use crate::facts::{DeviceJson, Known, firmware_number, or_dash};
 use crate::hold::hold;
 use crate::output::{BAD, Failure, GOOD, JsonArgs, Out, WARN, note};
 use crate::table::Table;
@@ -137,9 +137,8 @@ fn json(
     attributes: &DeviceAttributes,
 ) -> OpenJson {
     // The open holds even if netlink no longer answers.
-    let facts = device.query().ok();
     OpenJson {
-        device: DeviceJson::new(device, facts.as_ref()),
+        device: DeviceJson::new(device, &Known::read_quietly(device)),
         proven: reason.is_none(),
         unproven_reason: reason.map(Failure::from),
         context: evidence.context_number(),

@@ -5,9 +5,13 @@ use std::ffi::OsStr;
 use std::fmt;
 use std::os::unix::ffi::OsStrExt as _;
 
-use uverbs::{Device, DeviceNumber, Devices, Error, ErrorKind, Guid, ParseGuidError};
+use uverbs::{
+    Device, DeviceNumber, Devices, Error, ErrorKind, Guid, ParseGuidError, ParsePciAddressError,
+    PciAddress,
+};
 
 use crate::absent::Absent;
+use crate::netdev;
 use crate::output::{Failure, up_to_five};
 
 /// A device as it is named on the command line.
@@ -30,10 +34,15 @@ enum By {
     Index(u32),
     /// Its node GUID.
     Guid(Guid),
+    /// The address of its PCI function, and the number of the sub-function, where one is meant.
+    Pci(PciAddress, Option<u32>),
+    /// A network device of one of its ports.
+    Netdev(Vec<u8>),
 }
 
 /// The keys, for errors.
-const KEYS: &str = "name=NAME, uverbs=N, dev_t=MAJOR:MINOR, index=N or guid=GUID";
+const KEYS: &str =
+    "name=NAME, uverbs=N, dev_t=MAJOR:MINOR, index=N, guid=GUID, pci=ADDRESS or netdev=NAME";
 
 impl Selector {
     /// Parses a device as the help of the command describes it.
@@ -62,6 +71,9 @@ impl Selector {
                 .map(By::Index)
                 .ok_or_else(|| "index= takes a number, such as index=3".to_owned()),
             b"guid" => guid(value).map(By::Guid),
+            b"pci" => pci(value),
+            b"netdev" if value.is_empty() => Err("netdev= takes a name, such as eth0".to_owned()),
+            b"netdev" => Ok(By::Netdev(value.into())),
             _ => Err(format!(
                 "\"{}\" is not a key: use {KEYS} (name= also for a name with \"=\" in it)",
                 key.escape_ascii()
@@ -89,15 +101,34 @@ impl Selector {
         devices: &Devices,
         may_query: impl Fn(&Device) -> bool,
     ) -> Result<Device, Failure> {
+        // Many devices may be queried: one socket for all. Where there is none, a query returns the reason.
+        let host = devices.get(0).filter(|_| self.needs_query()).map(Device::host);
+        let _kept = host.map(|host| host.keep_netlink());
+        let of_function = match &self.by {
+            By::Pci(address, _) => devices.all_by_pci(*address)?,
+            _ => Vec::new(),
+        };
+        let interface = match &self.by {
+            By::Netdev(name) => Some(netdev::index(name)?),
+            _ => None,
+        };
         let mut unknown = None;
         let mut matches = |device: &Device| {
             let is_it = match &self.by {
-                By::Index(_) | By::Guid(_) if !may_query(device) => Ok(false),
+                _ if self.needs_query() && !may_query(device) => Ok(false),
                 By::Name(asked) => Ok(is_named(device, asked)),
                 By::Uverbs(number) => Ok(device.uverbs_number() == *number),
                 By::Number(number) => Ok(device.device_number() == *number),
                 By::Index(index) => device.index().map(|found| found == *index),
                 By::Guid(guid) => device.query().map(|facts| facts.node_guid == *guid),
+                By::Pci(_, None) => Ok(of_function.contains(device)),
+                By::Pci(_, number) if of_function.contains(device) => {
+                    device.parent().map(|parent| parent.subfunction == *number)
+                }
+                By::Pci(..) => Ok(false),
+                By::Netdev(_) => device
+                    .netdevs()
+                    .map(|found| found.iter().any(|netdev| Some(netdev.index) == interface)),
             };
             let is_it = is_it.unwrap_or_else(|error| {
                 if !is_gone(&error) {
@@ -119,7 +150,7 @@ impl Selector {
 
     /// Whether only a query of the device shows that it is selected.
     pub(crate) fn needs_query(&self) -> bool {
-        matches!(self.by, By::Index(_) | By::Guid(_))
+        matches!(self.by, By::Index(_) | By::Guid(_) | By::Netdev(_))
     }
 
     fn not_found(&self, devices: &Devices) -> Failure {
@@ -139,8 +170,8 @@ impl Selector {
             (By::Name(name), _) | (_, Some(name)) => name.clone(),
             (By::Uverbs(number), _) => format!("uverbs{number}").into_bytes(),
             (By::Number(number), _) => number.to_string().into_bytes(),
-            // Indices and GUIDs that begin alike have nothing to do with each other.
-            (By::Index(_) | By::Guid(_), _) => return 0,
+            // Indices, GUIDs and addresses that begin alike have nothing to do with each other.
+            (By::Index(_) | By::Guid(_) | By::Pci(..) | By::Netdev(_), _) => return 0,
         };
         let forms = [
             device.name().to_string(),
@@ -152,7 +183,16 @@ impl Selector {
     }
 
     fn ambiguous(&self, matches: &[&Device]) -> Failure {
-        let selectors = matches.iter().map(|device| format!("uverbs={}", device.uverbs_number()));
+        let selectors = matches.iter().map(|device| {
+            let subfunction = match self.by {
+                By::Pci(address, None) => subfunction(device).map(|number| (address, number)),
+                _ => None,
+            };
+            match subfunction {
+                Some((address, number)) => format!("pci={address}/sf{number}"),
+                None => format!("uverbs={}", device.uverbs_number()),
+            }
+        });
         let message = format!(
             "{} devices match {self}: {}; to select one, use {}",
             matches.len(),
@@ -171,6 +211,9 @@ impl fmt::Display for Selector {
             (By::Number(number), _) => write!(f, "dev_t={number}"),
             (By::Index(index), _) => write!(f, "index={index}"),
             (By::Guid(guid), _) => write!(f, "guid={guid}"),
+            (By::Pci(address, None), _) => write!(f, "pci={address}"),
+            (By::Pci(address, Some(number)), _) => write!(f, "pci={address}/sf{number}"),
+            (By::Netdev(name), _) => write!(f, "netdev={}", name.escape_ascii()),
         }
     }
 }
@@ -230,6 +273,26 @@ fn guid(text: &[u8]) -> Result<Guid, String> {
     String::from_utf8_lossy(text).parse().map_err(|error: ParseGuidError| error.to_string())
 }
 
+/// `0000:3b:00.2`, or `0000:3b:00.0/sf88` of a sub-function.
+fn pci(text: &[u8]) -> Result<By, String> {
+    let slash = text.iter().position(|byte| *byte == b'/').unwrap_or(text.len());
+    let (address, rest) = text.split_at(slash);
+    let address = String::from_utf8_lossy(address).parse();
+    let subfunction = match rest {
+        [] => Some(None),
+        rest => rest.strip_prefix(b"/sf").and_then(number).map(Some),
+    };
+    match (address, subfunction) {
+        (Ok(address), Some(subfunction)) => Ok(By::Pci(address, subfunction)),
+        (Err(error), _) => Err(ParsePciAddressError::to_string(&error)),
+        (_, None) => Err("the address of a sub-function ends in its number: /sf88".to_owned()),
+    }
+}
+
+fn subfunction(device: &Device) -> Option<u32> {
+    device.parent().ok()?.subfunction
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -277,6 +340,12 @@ mod tests {
         assert_eq!(parse(b"guid=0002:c903:0005:1234"), guid);
         assert_eq!(parse(b"guid=0x0002C90300051234"), guid);
         assert_eq!(parse(b"guid=0002c90300051234"), guid);
+        let address = PciAddress::new(0x1_0000, 0xe1, 0, 2).expect("an address");
+        assert_eq!(parse(b"pci=10000:E1:00.2"), by(By::Pci(address, None)));
+        assert_eq!(parse(b"pci=10000:e1:00.2/sf88"), by(By::Pci(address, Some(88))));
+        assert_eq!(parse(b"netdev=eth0"), by(By::Netdev(b"eth0".into())));
+        // Without a key it is a name.
+        assert_eq!(parse(b"0000:3b:00.2"), name(b"0000:3b:00.2"));
     }
 
     #[test]
@@ -320,6 +389,15 @@ mod tests {
             b"guid=+002c90300051234",
             b"guid=0x0002:c903:0005:1234",
             b"guid=0x0x02c90300051234",
+            b"pci=",
+            b"pci=3b:00.2",
+            b"pci=0000:3b:00.8",
+            b"pci=0000:3b:00.0/",
+            b"pci=0000:3b:00.0/sf",
+            b"pci=0000:3b:00.0/sf01",
+            b"pci=0000:3b:00.0/88",
+            b"pci=0000:3b:00.0/sf4294967296",
+            b"netdev=",
         ] {
             assert!(parse(text).is_err(), "{}", text.escape_ascii());
         }
@@ -329,7 +407,7 @@ mod tests {
     fn errors_name_the_keys_and_repeat_nothing_raw() {
         let error = parse(b"inde\x1b[31m\n=3").expect_err("no key");
         assert!(error.starts_with(r#""inde\x1b[31m\n" is not a key"#), "{error}");
-        for key in ["name=", "uverbs=", "dev_t=", "index=", "guid="] {
+        for key in ["name=", "uverbs=", "dev_t=", "index=", "guid=", "pci=", "netdev="] {
             assert!(error.contains(key), "{error}");
             let error = parse(format!("{key}\u{1b}").as_bytes());
             assert!(error.is_ok() || !error.unwrap_err().contains('\u{1b}'), "{key}");
@@ -451,5 +529,70 @@ mod tests {
             assert_eq!(find(text).expect("found").name(), "rxe0", "{text}");
         }
         assert!(error("dev_t=231:300").starts_with("no device matches dev_t=231:300; listed: "));
+    }
+
+    #[cfg(feature = "demo")]
+    #[test]
+    fn a_function_with_several_devices_is_ambiguous() {
+        use uverbs::sim::{DeviceSpec, Machine};
+
+        const PF: &str = "pci0000:3a/0000:3b:00.0";
+        let machine = Machine::new();
+        machine.add_pci_function(PF, (0x15b3, 0x1017), 0);
+        machine.add(DeviceSpec::new("mlx5_0").beneath(PF)).expect("added");
+        let host = uverbs::Host::simulated(&machine).expect("a host");
+        let registry = uverbs::Registry::new(host);
+        let find = |text: &str| {
+            let devices = registry.devices().expect("a list");
+            parse(text.as_bytes()).expect("a selector").find(&devices)
+        };
+        assert_eq!(find("pci=0000:3b:00.0").expect("found").name(), "mlx5_0");
+        assert_eq!(kind(&find("pci=0000:3b:00.1").expect_err("none")), "not_found");
+        for number in [88, 89] {
+            let path = format!("{PF}/mlx5_core.sf.{}", number - 80);
+            machine.add_auxiliary(&path, Some(number));
+            machine.add(DeviceSpec::new(format!("sf{number}")).beneath(path)).expect("added");
+        }
+        assert_eq!(
+            find("pci=0000:3b:00.0").expect_err("three").to_string(),
+            "3 devices match pci=0000:3b:00.0: mlx5_0 (uverbs0), sf88 (uverbs1), sf89 (uverbs2); to select one, use \
+             uverbs=0 or pci=0000:3b:00.0/sf88 or pci=0000:3b:00.0/sf89"
+        );
+        assert_eq!(find("pci=0000:3b:00.0/sf89").expect("found").name(), "sf89");
+        // Not the number in the name of the auxiliary device.
+        assert_eq!(kind(&find("pci=0000:3b:00.0/sf8").expect_err("none")), "not_found");
+        // A device that may be another match.
+        machine.set_parent_attribute(&format!("{PF}/mlx5_core.sf.8"), "sfnum", Some(b"x\n"));
+        assert_eq!(kind(&find("pci=0000:3b:00.0").expect_err("not known")), "malformed");
+    }
+
+    /// `lo` has index 1 in every network namespace.
+    #[cfg(feature = "demo")]
+    #[test]
+    fn a_device_is_found_by_its_network_device() {
+        use uverbs::sim::{DeviceSpec, Machine};
+
+        let machine = Machine::new();
+        let ids =
+            ["a", "b"].map(|name| machine.add(DeviceSpec::new(name).ports(2)).expect("added"));
+        let host = uverbs::Host::simulated(&machine).expect("a host");
+        let devices = uverbs::Registry::new(host).devices().expect("a list");
+        let find = |text: &str| parse(text.as_bytes()).expect("a selector").find(&devices);
+        assert_eq!(kind(&find("netdev=lo").expect_err("none")), "not_found");
+        machine.set_netdev(ids[0], 1, Some((7, "lo"))).expect("a port");
+        assert_eq!(kind(&find("netdev=lo").expect_err("another index")), "not_found");
+        machine.set_netdev(ids[1], 2, Some((1, "renamed"))).expect("a port");
+        assert_eq!(find("netdev=lo").expect("found").name(), "b");
+        machine.set_netdev(ids[0], 1, Some((1, "lo"))).expect("a port");
+        let error = find("netdev=lo").expect_err("two").to_string();
+        assert_eq!(
+            error,
+            "2 devices match netdev=lo: a (uverbs0), b (uverbs1); to select one, use uverbs=0 or uverbs=1"
+        );
+        let none = find("netdev=no such one").expect_err("none");
+        assert_eq!(kind(&none), "not_found");
+        assert!(none.to_string().contains("network namespace"), "{none}");
+        machine.deny_netlink(Some(1));
+        assert_eq!(kind(&find("netdev=lo").expect_err("denied")), "netlink_unavailable");
     }
 }

@@ -7,7 +7,7 @@ use serde::Serialize;
 use uverbs::{Device, Host, ProviderInfo, Registry};
 
 use crate::DeviceArg;
-use crate::facts::{DeviceJson, or_dash, timestamp};
+use crate::facts::{DeviceJson, Known, ParentJson, PortJson, or_dash, timestamp};
 use crate::output::{Failure, JsonArgs, Out};
 use crate::select::is_gone;
 use crate::table::Table;
@@ -106,11 +106,7 @@ pub(crate) fn run(args: &ShowArgs, out: &mut Out) -> Result<bool, Failure> {
 fn read(device: &Device, no_open: bool) -> Result<ShowJson, Failure> {
     let (mut shown, unknown) = look(device)?;
     let opened = match no_open {
-        true => {
-            unknown.inspect(Failure::report);
-            Ok(None)
-        }
-        // Where netlink does not describe the device, that is why it does not open.
+        true => Ok(None),
         false => device.open().and_then(|context| Opened::ask(&context)).map(Some),
     };
     let (opened, error) = match opened {
@@ -118,6 +114,10 @@ fn read(device: &Device, no_open: bool) -> Result<ShowJson, Failure> {
         Err(error) if is_gone(&error) => return Err(error.into()),
         Err(error) => (None, Some(Failure::from(error))),
     };
+    // Where netlink does not describe the device, that is why it does not open.
+    if error.is_none() {
+        unknown.iter().for_each(Failure::report);
+    }
     if let (None, Some(opened)) = (&shown.device.firmware, &opened) {
         shown.device.firmware = opened.firmware();
     }
@@ -126,19 +126,30 @@ fn read(device: &Device, no_open: bool) -> Result<ShowJson, Failure> {
 
 fn render(shown: &Shown, opened: Option<&Opened>) -> String {
     let mut table = table(shown);
+    let ports = shown.device.ports.as_deref().unwrap_or_default();
+    match opened {
+        // Its ports come behind.
+        Some(_) => {
+            let netdevs: Vec<_> = ports.iter().filter_map(PortJson::netdev_in_words).collect();
+            let netdevs = if netdevs.is_empty() { "-".to_owned() } else { netdevs.join(", ") };
+            table.row(["network devices".into(), netdevs.into()]);
+        }
+        None => {
+            for (what, text) in ports.iter().map(PortJson::row) {
+                table.row([what.into(), text.into()]);
+            }
+        }
+    }
     opened.inspect(|opened| opened.identify(&mut table));
     let mut text = table.render();
     text.extend(opened.map(Opened::render));
     text
 }
 
-/// What is known without a context, and why netlink does not describe the device, if so.
-fn look(device: &Device) -> Result<(Shown, Option<Failure>), Failure> {
-    let (facts, unknown) = match device.query() {
-        Ok(facts) => (Some(facts), None),
-        Err(error) if is_gone(&error) => return Err(error.into()),
-        Err(error) => (None, Some(Failure::from(error))),
-    };
+/// What is known without a context, and why a part is not.
+fn look(device: &Device) -> Result<(Shown, Vec<Failure>), Failure> {
+    let (known, failed) = Known::read(device)?;
+    let unknown = failed.iter().map(Failure::from).collect();
     let instance = device.instance();
     let provider = match device.provider() {
         Ok(info) => Some(ProviderJson::new(&info)),
@@ -148,7 +159,7 @@ fn look(device: &Device) -> Result<(Shown, Option<Failure>), Failure> {
     };
     let shown = Shown {
         provider,
-        device: DeviceJson::new(device, facts.as_ref()),
+        device: DeviceJson::new(device, &known),
         timestamp: timestamp(instance.timestamp),
         sys_dev: instance.sys_dev,
     };
@@ -162,6 +173,9 @@ fn table(shown: &Shown) -> Table {
         ("name", device.name.clone()),
         ("uverbs device", device.uverbs.clone()),
         ("device number", device.dev_t.clone()),
+        ("parent", or_dash(&device.parent.as_ref().map(ParentJson::in_words))),
+        ("PCI function", or_dash(&device.parent.as_ref().and_then(ParentJson::function_in_words))),
+        ("NUMA node", or_dash(&device.numa_node())),
         ("inode", device.inode.to_string()),
         ("sysfs mount", sys_dev.to_string()),
         ("timestamp", timestamp.clone()),
@@ -214,6 +228,45 @@ mod tests {
             let text = render(&shown.device, shown.opened.as_ref());
             assert_eq!(text.matches("firmware").count(), 1, "{text}");
         }
+    }
+
+    #[test]
+    fn what_it_belongs_to_is_shown() {
+        const VF: &str = "pci0000:3a/0000:3b:00.2";
+        let machine = Machine::new();
+        machine.add_pci_function(VF, (0x15b3, 0x101e), 1);
+        let id = machine.add(DeviceSpec::new("mlx5_0").beneath(VF)).expect("added");
+        machine.set_netdev(id, 1, Some((7, "eth0"))).expect("a port");
+        let host = Host::simulated(&machine).expect("a host");
+        let device = Registry::new(host).devices().expect("a list").get(0).expect("one").clone();
+        let text = |no_open| {
+            let shown = read(&device, no_open).expect("shown");
+            let text = render(&shown.device, shown.opened.as_ref());
+            anstream::adapter::strip_str(&text).to_string()
+        };
+        let lines = |no_open| -> Vec<_> {
+            let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+            text(no_open).lines().map(words).collect()
+        };
+        for (no_open, port) in [
+            (true, "port 1 ACTIVE (LinkUp), 10Gb/s, eth0"),
+            (false, "network devices eth0 (port 1)"),
+        ] {
+            for line in [
+                "parent 0000:3b:00.2 (pci)",
+                "PCI function 0000:3b:00.2, 15b3:101e",
+                "NUMA node 1",
+                port,
+            ] {
+                assert!(
+                    lines(no_open).iter().any(|found| found == line),
+                    "{line}: {}",
+                    text(no_open)
+                );
+            }
+        }
+        machine.set_parent_attribute(VF, "vendor", Some(b"x\n"));
+        assert!(lines(true).iter().any(|found| found == "parent -"), "{}", text(true));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use serde::Serialize;
 use uverbs::{Change, Device, ErrorKind, Host, Instance, Registry, Watch};
 
 use crate::DeviceArg;
-use crate::facts::DeviceJson;
+use crate::facts::{DeviceJson, Known};
 use crate::open::seconds;
 use crate::output::{Failure, JsonArgs, Out, note};
 use crate::select::Selector;
@@ -73,10 +73,8 @@ pub(crate) fn run(args: &WaitArgs, out: &mut Out) -> Result<bool, Failure> {
     let registry = Registry::new(Host::open()?);
     let device = wait(&registry, &selector, args.gone, args.timeout)?;
     if args.json.json {
-        let device = device.as_ref().map(|device| {
-            let facts = device.query().ok();
-            DeviceJson::new(device, facts.as_ref())
-        });
+        let device =
+            device.as_ref().map(|device| DeviceJson::new(device, &Known::read_quietly(device)));
         out.json(&WaitJson { device })?;
     }
     Ok(true)

@@ -6,21 +6,17 @@ use std::time::SystemTime;
 
 use clap::Args;
 use serde::Serialize;
-use uverbs::{
-    Change, Device, DeviceFacts, Devices, Error, Host, Instance, Name, Registry, ResyncReason,
-    Watch,
-};
+use uverbs::{Change, Device, Devices, Error, Host, Instance, Name, Registry, ResyncReason, Watch};
 
 use crate::ending::{Ending, Next};
-use crate::facts::{DeviceJson, or_dash};
+use crate::facts::{DeviceJson, Known, or_dash};
 use crate::output::{Failure, Out, note};
-use crate::select::is_gone;
 use crate::verbose;
 
 /// Print a line for each device that is added, becomes ready, is renamed, is replaced or is removed.
 ///
-/// A line has the time (UTC), the name, the node, the node GUID and what happened. A device is `ready` when this
-/// user can open it. Its GUID is known from then on; `-` stands for what is not known. A line `resynchronised` means
+/// A line has the time (UTC), the name, the node, the PCI address, the node GUID and what happened. A device is `ready`
+/// when this user can open it. Its GUID is known from then on; `-` stands for what is not known. A line `resynchronised` means
 /// that a device that came and went may be missing. Errors are printed on stderr, and the watch goes on.
 ///
 /// The command ends at SIGINT and SIGTERM, also where its parent ignores them, and when the reader of its output has
@@ -83,15 +79,16 @@ impl Line {
         let name = or_dash(&device.map(|device| &device.name));
         let node = or_dash(&device.map(|device| &device.uverbs));
         let guid = or_dash(&device.and_then(|device| device.node_guid.as_ref()));
-        format!("{} {name} {node} {guid} {}\n", self.time, self.words)
+        let pci = or_dash(&device.and_then(DeviceJson::pci));
+        format!("{} {name} {node} {pci} {guid} {}\n", self.time, self.words)
     }
 }
 
-/// The devices that there are, with what RDMA netlink reports of them.
+/// The devices that there are, with what is known of them.
 struct Follower {
     watch: Watch,
-    /// Facts by instance, from when they may be queried until the device is removed.
-    facts: HashMap<Instance, DeviceFacts>,
+    /// By instance, until the device is removed. What netlink reports is there from when it may be queried.
+    known: HashMap<Instance, Known>,
     /// The devices that were there at the beginning and are still to be printed as such.
     present: Vec<Device>,
 }
@@ -102,14 +99,16 @@ impl Follower {
             true => registry.watch_since(&Devices::default()),
             false => registry.watch(),
         }?;
-        let mut follower = Self { watch, facts: HashMap::new(), present: Vec::new() };
+        let mut follower = Self { watch, known: HashMap::new(), present: Vec::new() };
         let devices = follower.watch.devices().clone();
         if let (Err(error), false) = (registry.host().check_netlink(), devices.is_empty()) {
             Failure::from(error).report_as("no device will be reported as ready: ");
         }
+        let kept = registry.host().keep_netlink();
         for device in &devices {
             follower.query(device);
         }
+        drop(kept);
         if present {
             follower.present = devices.into_iter().collect();
         }
@@ -119,17 +118,24 @@ impl Follower {
     /// Remembers what netlink reports of a device. To be called when its registration is complete: before that, the
     /// kernel tries to load a module.
     fn query(&mut self, device: &Device) {
-        match device.query() {
-            Ok(facts) => {
-                self.facts.insert(device.instance(), facts);
-            }
-            Err(error) if verbose::is_on() && !is_gone(&error) => note(error),
-            Err(_) => {}
+        let Ok((known, failed)) = Known::read(device) else { return };
+        if verbose::is_on() {
+            failed.iter().for_each(note);
+        }
+        self.known.insert(device.instance(), known);
+    }
+
+    /// Remembers what a device belongs to. That needs no netlink.
+    fn meet(&mut self, device: &Device) {
+        let known = self.known.entry(device.instance()).or_default();
+        if known.parent.is_none() {
+            known.parent = device.parent().ok();
         }
     }
 
     fn device(&self, device: &Device) -> Option<DeviceJson> {
-        Some(DeviceJson::new(device, self.facts.get(&device.instance())))
+        let known = self.known.get(&device.instance());
+        Some(DeviceJson::new(device, known.unwrap_or(&Known::default())))
     }
 
     fn named(&self, device: &Device, name: &Name) -> Option<DeviceJson> {
@@ -139,6 +145,7 @@ impl Follower {
     fn line(&mut self, change: &Change) -> Option<Line> {
         let line = match change {
             Change::Added { device, name, .. } => {
+                self.meet(device);
                 let known = self.present.iter().position(|present| present == device);
                 let what = match known.map(|at| self.present.swap_remove(at)) {
                     Some(_) => "present",
@@ -152,12 +159,13 @@ impl Follower {
             }
             Change::Removed { device, .. } => {
                 let line = Line::new("removed", self.device(device));
-                self.facts.remove(&device.instance());
+                self.known.remove(&device.instance());
                 line
             }
             Change::Replaced { old, new, name, .. } => {
+                self.meet(new);
                 let (old_json, new) = (self.device(old), self.named(new, name));
-                self.facts.remove(&old.instance());
+                self.known.remove(&old.instance());
                 let words = format!("replaced by {name}");
                 Line { new, words, ..Line::new("replaced", old_json) }
             }
@@ -267,13 +275,13 @@ mod tests {
             let id = machine.begin_add(DeviceSpec::new("a\x1b").guid(0xb0)).expect("added");
             machine.add_step(id);
             machine.record_calls(true);
-            assert_eq!(texts(&mut follower), [r"a\x1b uverbs1 - added"]);
+            assert_eq!(texts(&mut follower), [r"a\x1b uverbs1 - - added"]);
             let log = machine.call_log();
             assert!(!log.iter().any(|call| call.starts_with("sendto")), "queried: {log:?}");
             while machine.add_step(id).is_some() {}
             // The least time between two lists.
             machine.advance(std::time::Duration::from_millis(10));
-            assert_eq!(texts(&mut follower), [r"a\x1b uverbs1 0000:0000:0000:00b0 ready"]);
+            assert_eq!(texts(&mut follower), [r"a\x1b uverbs1 - 0000:0000:0000:00b0 ready"]);
 
             machine.advance(std::time::Duration::from_secs(1));
             machine.rename(id, b"b").expect("renamed");
@@ -281,8 +289,8 @@ mod tests {
             assert_eq!(
                 texts(&mut follower),
                 [
-                    "old uverbs0 0000:0000:0000:00a0 removed",
-                    r"b uverbs1 0000:0000:0000:00b0 renamed from a\x1b",
+                    "old uverbs0 - 0000:0000:0000:00a0 removed",
+                    r"b uverbs1 - 0000:0000:0000:00b0 renamed from a\x1b",
                 ]
             );
             machine.advance(std::time::Duration::from_secs(1));
@@ -293,13 +301,13 @@ mod tests {
             assert_eq!(
                 texts(&mut follower),
                 [
-                    "b uverbs1 0000:0000:0000:00b0 replaced by b",
-                    "c uverbs0 - added",
-                    "b uverbs1 0000:0000:0000:00d0 ready",
-                    "c uverbs0 0000:0000:0000:00c0 ready",
+                    "b uverbs1 - 0000:0000:0000:00b0 replaced by b",
+                    "c uverbs0 - - added",
+                    "b uverbs1 - 0000:0000:0000:00d0 ready",
+                    "c uverbs0 - 0000:0000:0000:00c0 ready",
                 ]
             );
-            assert_eq!(follower.facts.len(), 2, "what is gone is forgotten");
+            assert_eq!(follower.known.len(), 2, "what is gone is forgotten");
         }
 
         #[test]
@@ -307,11 +315,11 @@ mod tests {
             let (machine, registry) = machine();
             machine.add(DeviceSpec::new("rxe0").guid(0xa0)).expect("added");
             let mut follower = Follower::begin(&registry, true).expect("a watch");
-            assert_eq!(texts(&mut follower), ["rxe0 uverbs0 0000:0000:0000:00a0 present"]);
+            assert_eq!(texts(&mut follower), ["rxe0 uverbs0 - 0000:0000:0000:00a0 present"]);
             machine.advance(std::time::Duration::from_secs(1));
-            assert_eq!(texts(&mut follower), ["rxe0 uverbs0 0000:0000:0000:00a0 ready"]);
+            assert_eq!(texts(&mut follower), ["rxe0 uverbs0 - 0000:0000:0000:00a0 ready"]);
             machine.add(DeviceSpec::new("rxe1")).expect("added");
-            assert_eq!(texts(&mut follower)[0], "rxe1 uverbs1 - added");
+            assert_eq!(texts(&mut follower)[0], "rxe1 uverbs1 - - added");
         }
 
         #[test]
@@ -321,7 +329,7 @@ mod tests {
             let mut follower = Follower::begin(&registry, false).expect("a watch");
             let lines = lines(&mut follower);
             let [line] = lines.as_slice() else { panic!("{}", lines.len()) };
-            assert!(line.text().ends_with(" - - - resynchronised: there is no uevent socket\n"));
+            assert!(line.text().ends_with(" - - - - resynchronised: there is no uevent socket\n"));
             let json = to_value(line).expect("JSON");
             assert_eq!(
                 (&json["change"], &json["reason"]),

@@ -7,7 +7,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::evidence::Value;
 use crate::ids::Name;
 use crate::kernel::{Errno, Handle, Kernel};
-use crate::pin::{self, Pin};
+use crate::pin;
 use crate::record::Record;
 use crate::sysfs;
 
@@ -57,10 +57,9 @@ impl Body {
         let look = || {
             let pin = pin::pin_for_reading(record)?;
             let name = pin.read_name()?;
-            require_component(&name)?;
             let directory = self.open_directory(record, &name)?;
             let found = read(self.kernel(), &directory)?;
-            self.require_same(&pin, &name)?;
+            pin.require_name(&name)?;
             Ok(found)
         };
         look().map_err(|error: Error| record.explain(error))
@@ -69,12 +68,8 @@ impl Body {
     /// Opens the directory of the RDMA device, next to that of its uverbs device, under its current name. Fails
     /// unless its GUID is the one that the descriptor reports.
     fn open_directory(&self, record: &Record, name: &Name) -> Result<Handle> {
-        const CLASS: &str = "infiniband_verbs/uverbs";
         let (kernel, sys) = (self.kernel(), record.host.sys());
-        let uverbs = record.path.to_bytes();
-        let parent = uverbs.len() - CLASS.len() - record.number.to_string().len();
-        let path = path([&uverbs[..parent], b"infiniband/", name.as_bytes()].concat())?;
-        let directory = sysfs::open(kernel, sys, &path, sysfs::DIRECTORY)?;
+        let directory = sysfs::open(kernel, sys, &record.rdma_path(name)?, sysfs::DIRECTORY)?;
         let expected = self.query_device()?.node_guid;
         let found = sysfs::read_once(kernel, &directory, c"node_guid", sysfs::parse_guid)?;
         if expected == found {
@@ -83,26 +78,6 @@ impl Body {
         let (expected, found) = (Value::Guid(expected), Value::Guid(found));
         Err(Error::differs(ErrorKind::Unstable, "node GUID, in sysfs", expected, found))
     }
-
-    /// Checks, after reading, that the pinned device is alive and still has that name.
-    fn require_same(&self, pin: &Pin, name: &Name) -> Result<()> {
-        pin.read_device_number()?;
-        let found = pin.read_name()?;
-        if found == *name {
-            return Ok(());
-        }
-        let (expected, found) = (Value::Name(name.clone()), Value::Name(found));
-        Err(Error::differs(ErrorKind::Unstable, "name (ibdev)", expected, found))
-    }
-}
-
-/// A name has to be one component of the path. Other names lead to another device's directory.
-fn require_component(name: &Name) -> Result<()> {
-    if !matches!(name.as_bytes(), b"." | b"..") && !name.as_bytes().contains(&b'/') {
-        return Ok(());
-    }
-    let text = format!("a device named \"{name}\" has no directory of its own in sysfs");
-    Err(Error::new(ErrorKind::Unsupported, text).with_hint("rename the device"))
 }
 
 fn path(bytes: Vec<u8>) -> Result<CString> {

@@ -3,8 +3,10 @@
 use std::fmt;
 use std::sync::Arc;
 
-/// The name of a device: 1 to 63 bytes. They may be any bytes except NUL, because a process with `CAP_NET_ADMIN`
-/// may rename a device to `..`, `a/b` or a line feed.
+/// A name that the kernel reports, such as the name of a device.
+///
+/// That of a device has 1 to 63 bytes. They may be any bytes except NUL, because a process with `CAP_NET_ADMIN` may
+/// rename a device to `..`, `a/b` or a line feed.
 ///
 /// It prints escaped ([`u8::escape_ascii`]); [`as_bytes`](Self::as_bytes) returns the raw bytes. A name is display
 /// text, never an identity. Clones share the bytes.

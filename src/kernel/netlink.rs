@@ -18,8 +18,10 @@ const REQUEST_MAX: usize = 64;
 /// A request that is being written. It takes no heap memory, because a bare thread may not allocate.
 #[derive(Debug)]
 pub(crate) struct Request {
-    /// Type of the message, and of its answers.
+    /// Type of the message.
     pub(crate) kind: u16,
+    /// Type of its answers, where that is another.
+    pub(crate) answer: u16,
     /// Whether the request is for a list.
     pub(crate) is_dump: bool,
     bytes: [u8; REQUEST_MAX],
@@ -29,11 +31,17 @@ pub(crate) struct Request {
 impl Request {
     pub(crate) fn new(kind: u16, is_dump: bool, seq: u32) -> Self {
         let flags = NLM_F_REQUEST | if is_dump { NLM_F_DUMP } else { 0 };
-        let mut request = Self { kind, is_dump, bytes: [0; REQUEST_MAX], len: HEADER };
+        let mut request =
+            Self { kind, answer: kind, is_dump, bytes: [0; REQUEST_MAX], len: HEADER };
         request.bytes[4..6].copy_from_slice(&kind.to_ne_bytes());
         request.bytes[6..8].copy_from_slice(&flags.to_ne_bytes());
         request.bytes[8..12].copy_from_slice(&seq.to_ne_bytes());
         request
+    }
+
+    /// Sets the type of its answers.
+    pub(crate) fn answered_by(self, answer: u16) -> Self {
+        Self { answer, ..self }
     }
 
     /// Adds one attribute, padded to four bytes.

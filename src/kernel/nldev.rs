@@ -8,6 +8,7 @@ use super::netlink::{Attrs, Message};
 #[repr(u16)]
 pub(crate) enum Command {
     Get = 1,
+    PortGet = 5,
     SysGet = 6,
     ResPdGet = 14,
     GetChardev = 15,
@@ -24,6 +25,7 @@ impl Command {
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Get => "RDMA_NLDEV_CMD_GET",
+            Self::PortGet => "RDMA_NLDEV_CMD_PORT_GET",
             Self::SysGet => "RDMA_NLDEV_CMD_SYS_GET",
             Self::ResPdGet => "RDMA_NLDEV_CMD_RES_PD_GET",
             Self::GetChardev => "RDMA_NLDEV_CMD_GET_CHARDEV",
@@ -36,13 +38,18 @@ impl Command {
 pub(crate) mod attr {
     pub(crate) const DEV_INDEX: u16 = 1;
     pub(crate) const DEV_NAME: u16 = 2;
+    pub(crate) const PORT_INDEX: u16 = 3;
     pub(crate) const FW_VERSION: u16 = 5;
     pub(crate) const NODE_GUID: u16 = 6;
     pub(crate) const SYS_IMAGE_GUID: u16 = 7;
+    pub(crate) const PORT_STATE: u16 = 12;
+    pub(crate) const PORT_PHYS_STATE: u16 = 13;
     pub(crate) const DEV_NODE_TYPE: u16 = 14;
     pub(crate) const RES_PID: u16 = 28;
     pub(crate) const RES_PD: u16 = 46;
     pub(crate) const RES_PD_ENTRY: u16 = 47;
+    pub(crate) const NDEV_INDEX: u16 = 50;
+    pub(crate) const NDEV_NAME: u16 = 51;
     pub(crate) const RES_PDN: u16 = 60;
     pub(crate) const RES_CTXN: u16 = 64;
     pub(crate) const CHARDEV_TYPE: u16 = 69;
@@ -79,6 +86,8 @@ pub(crate) struct DeviceInfo {
     pub(crate) sys_image_guid: u64,
     pub(crate) node_type: u8,
     pub(crate) fw_version: Box<[u8]>,
+    /// The number of its last port. Ports are counted from 1.
+    pub(crate) ports: u32,
 }
 
 /// The longest name of a device (`IB_DEVICE_NAME_MAX` - 1).
@@ -88,6 +97,7 @@ impl DeviceInfo {
     pub(crate) fn parse(message: &Message<'_>) -> Result<Self, Bad> {
         let (mut index, mut name, mut guid) = (None, None, None);
         let (mut sys_image_guid, mut node_type, mut fw_version) = (0, 0, Box::default());
+        let mut ports = 0;
         for attribute in message.attrs() {
             let attribute = attribute?;
             match attribute.kind {
@@ -96,6 +106,7 @@ impl DeviceInfo {
                 attr::NODE_GUID => guid = Some(attribute.u64()?),
                 attr::SYS_IMAGE_GUID => sys_image_guid = attribute.u64()?,
                 attr::DEV_NODE_TYPE => node_type = attribute.u8()?,
+                attr::PORT_INDEX => ports = attribute.u32()?,
                 attr::FW_VERSION => fw_version = attribute.string(255)?.into(),
                 _ => {}
             }
@@ -107,6 +118,7 @@ impl DeviceInfo {
             sys_image_guid,
             node_type,
             fw_version,
+            ports,
         })
     }
 }
@@ -134,6 +146,52 @@ impl Chardev {
             }
         }
         Ok(Self { dev: dev.ok_or(Bad("a character device without its number"))?, name, driver_id })
+    }
+}
+
+/// The part of `RDMA_NLDEV_CMD_PORT_GET`'s answer that is used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PortInfo {
+    pub(crate) state: u8,
+    pub(crate) physical_state: u8,
+    /// Index and name of its network device, if it has one in the network namespace of the socket.
+    pub(crate) netdev: Option<(u32, Box<[u8]>)>,
+}
+
+/// The longest name of a network device (`IFNAMSIZ` - 1).
+const NETDEV_NAME_MAX: usize = 15;
+
+impl PortInfo {
+    /// The answer to a request for one port of one device.
+    pub(crate) fn parse(message: &Message<'_>, device: u32, port: u32) -> Result<Self, Bad> {
+        let (mut of_device, mut of_port) = (None, None);
+        let (mut state, mut physical_state) = (None, None);
+        let (mut netdev, mut name) = (None, None);
+        for attribute in message.attrs() {
+            let attribute = attribute?;
+            match attribute.kind {
+                attr::DEV_INDEX => of_device = Some(attribute.u32()?),
+                attr::PORT_INDEX => of_port = Some(attribute.u32()?),
+                attr::PORT_STATE => state = Some(attribute.u8()?),
+                attr::PORT_PHYS_STATE => physical_state = Some(attribute.u8()?),
+                attr::NDEV_INDEX => netdev = Some(attribute.u32()?),
+                attr::NDEV_NAME => name = Some(attribute.string(NETDEV_NAME_MAX)?.into()),
+                _ => {}
+            }
+        }
+        if (of_device, of_port) != (Some(device), Some(port)) {
+            return Err(Bad("another port"));
+        }
+        let netdev = match (netdev, name) {
+            (None, None) => None,
+            (Some(index @ 1..), Some(name)) => Some((index, name)),
+            _ => return Err(Bad("a network device without an index or a name")),
+        };
+        Ok(Self {
+            state: state.ok_or(Bad("a port without its state"))?,
+            physical_state: physical_state.ok_or(Bad("a port without its physical state"))?,
+            netdev,
+        })
     }
 }
 

@@ -34,6 +34,8 @@ mod mixer;
 mod modules;
 mod netlink;
 mod nodes;
+mod parents;
+mod ports;
 mod resources;
 mod spec;
 mod threads;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::{Entry, is_gone};
 use crate::device::Device;
 use crate::error::{Error, ErrorKind, Result};
-use crate::ids::{Guid, Name};
+use crate::ids::{Guid, Name, PciAddress};
 
 /// How many devices an error message names.
 const NAMED: usize = 5;
@@ -169,11 +169,13 @@ impl Devices {
     /// of one failed, the error of that query.
     #[doc(alias = "ibv_get_device_guid")]
     pub fn by_guid(&self, guid: Guid) -> Result<Device> {
-        if let Some(device) = self.get(0) {
-            device.0.host.netlink()?;
-        }
+        let wanted = format_args!("GUID {guid}");
+        let Some(host) = self.get(0).map(|device| &device.0.host) else {
+            return Err(self.not_found(&wanted));
+        };
+        let socket = host.netlink()?;
         let mut silent = None;
-        let found = self.by(format_args!("GUID {guid}"), |device| match device.query() {
+        let found = self.by(wanted, |device| match device.query_through(|| Ok(socket.clone())) {
             Ok(facts) => facts.node_guid == guid,
             Err(error) => {
                 if !is_gone(&error) {
@@ -186,6 +188,46 @@ impl Devices {
             (Err(error), Some(silent)) if error.kind() == ErrorKind::NotFound => Err(silent),
             (found, _) => found,
         }
+    }
+
+    /// The device of the PCI function at that address: the one whose parent is the function, or is a sub-function or
+    /// another part of it on the auxiliary bus ([`Parent::pci_address`](crate::Parent::pci_address)). Reads the parents
+    /// of the devices whose directory is beneath that of the function, and no others.
+    ///
+    /// An address is not an identity: a function may have several devices, and after a hot plug it may be another
+    /// function's. Devices that are gone are skipped.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let devices = uverbs::Registry::new(uverbs::Host::open()?).devices()?;
+    /// let context = devices.by_pci("0000:3b:00.2".parse()?)?.open()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// `NotFound`; `Ambiguous` if the function has several devices. If the parent of a device beneath the function
+    /// cannot be read, the error of [`Device::parent`], because that device may be another match.
+    pub fn by_pci(&self, address: PciAddress) -> Result<Device> {
+        let found = self.all_by_pci(address)?;
+        self.by(format_args!("PCI address {address}"), |device| found.contains(device))
+    }
+
+    /// All devices of the PCI function at that address, in the order of the list; otherwise as
+    /// [`by_pci`](Self::by_pci). [`Parent::subfunction`](crate::Parent::subfunction) distinguishes sub-functions.
+    ///
+    /// # Errors
+    /// If the parent of a device beneath the function cannot be read, the error of [`Device::parent`].
+    pub fn all_by_pci(&self, address: PciAddress) -> Result<Vec<Device>> {
+        let mut found = Vec::new();
+        for device in self.iter().filter(|device| device.is_beneath(address)) {
+            match device.parent() {
+                Ok(parent) if parent.pci_address() == Some(address) => found.push(device.clone()),
+                Err(error) if !is_gone(&error) => return Err(error),
+                Ok(_) | Err(_) => {}
+            }
+        }
+        Ok(found)
     }
 
     /// The only device that satisfies a condition. Errors show `wanted` as the condition's text.

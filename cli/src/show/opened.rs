@@ -1,11 +1,11 @@
 //! What takes a context: attributes, ports, GIDs.
 
-use rustix::net::{AddressFamily, SocketFlags, SocketType, netdevice, socket_with};
 use serde::{Serialize, Serializer};
 use serde_json::{Map, Value};
 use uverbs::{Context, DeviceAttributes, ExtendedAttributes, GidEntry};
 
 use crate::facts::firmware_number;
+use crate::netdev;
 use crate::output::Failure;
 use crate::select::is_gone;
 use crate::table::Table;
@@ -214,18 +214,10 @@ impl Gid {
             index: entry.index,
             gid: entry.gid.to_string(),
             kind: entry.kind.to_string(),
-            netdev: entry.netdev_index.and_then(netdev_name),
+            netdev: entry.netdev_index.and_then(netdev::name),
             netdev_index: entry.netdev_index,
         }
     }
-}
-
-/// The name of a network device, escaped; none where it has gone.
-fn netdev_name(index: u32) -> Option<String> {
-    let flags = SocketFlags::CLOEXEC;
-    let socket = socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None).ok()?;
-    let name = netdevice::index_to_name(&socket, index).ok()?;
-    Some(name.as_bytes().escape_ascii().to_string())
 }
 
 /// Partition keys, the ones that are free left out.

@@ -96,11 +96,56 @@ fn facts_of_devices_are_parsed() {
     }
 }
 
+/// An answer to RDMA_NLDEV_CMD_PORT_GET, with the attributes in the kernel's order.
+fn port(netdev: Option<(u32, &[u8])>) -> Vec<u8> {
+    let mut message = Writer::message(Command::Get.message_type(), 0, 7)
+        .attr(attr::DEV_INDEX, &3u32.to_ne_bytes())
+        .attr(attr::DEV_NAME, b"mlx5_0\0")
+        .attr(attr::PORT_INDEX, &1u32.to_ne_bytes())
+        .attr(attr::PORT_STATE, &[4])
+        .attr(attr::PORT_PHYS_STATE, &[5]);
+    if let Some((index, name)) = netdev {
+        message = message.attr(attr::NDEV_INDEX, &index.to_ne_bytes()).attr(attr::NDEV_NAME, name);
+    }
+    message.finish()
+}
+
+#[test]
+fn a_port_is_parsed() {
+    let parse = |bytes: &[u8]| PortInfo::parse(&first(bytes), 3, 1);
+    let expected = PortInfo { state: 4, physical_state: 5, netdev: None };
+    assert_eq!(parse(&port(None)), Ok(expected.clone()));
+    for (index, name) in [(7, &b"eth0"[..]), (u32::MAX, b"a name of 15 by"), (1, b"\x1b\xff")] {
+        let bytes = port(Some((index, &[name, b"\0"].concat())));
+        let netdev = Some((index, Box::from(name)));
+        assert_eq!(parse(&bytes), Ok(PortInfo { netdev, ..expected.clone() }));
+    }
+    for (index, name) in
+        [(0, &b"eth0\0"[..]), (7, b"eth0"), (7, b"a name of 16 byt\0"), (7, b"a\0b\0")]
+    {
+        assert!(parse(&port(Some((index, name)))).is_err(), "{}", name.escape_ascii());
+    }
+    let bytes = port(Some((7, b"eth0\0")));
+    assert!(PortInfo::parse(&first(&bytes), 4, 1).is_err(), "of another device");
+    assert!(PortInfo::parse(&first(&bytes), 3, 2).is_err(), "of another port");
+    // Without any one of its attributes but the device's name, it is no answer.
+    let kinds: Vec<_> = first(&bytes).attrs().map(|found| found.expect("one").kind).collect();
+    for (at, kind) in kinds.into_iter().enumerate() {
+        let mut message = Writer::message(Command::Get.message_type(), 0, 7);
+        for (_, found) in first(&bytes).attrs().enumerate().filter(|(other, _)| *other != at) {
+            let found = found.expect("an attribute");
+            message = message.attr(found.kind, found.value);
+        }
+        assert_eq!(parse(&message.finish()).is_ok(), kind == attr::DEV_NAME, "{kind}");
+    }
+}
+
 /// Errors use the names of the kernel's header for requests.
 #[test]
 fn requests_have_their_names_and_types() {
     for (command, name, kind) in [
         (Command::Get, "RDMA_NLDEV_CMD_GET", 0x1401),
+        (Command::PortGet, "RDMA_NLDEV_CMD_PORT_GET", 0x1405),
         (Command::SysGet, "RDMA_NLDEV_CMD_SYS_GET", 0x1406),
         (Command::ResPdGet, "RDMA_NLDEV_CMD_RES_PD_GET", 0x140e),
         (Command::GetChardev, "RDMA_NLDEV_CMD_GET_CHARDEV", 0x140f),
@@ -163,6 +208,7 @@ proptest! {
             let _ = message.errno();
             let _ = DeviceInfo::parse(&message);
             let _ = Chardev::parse(&message);
+            let _ = PortInfo::parse(&message, 3, 1);
             let _ = parse_copy_on_fork(&message);
             for kind in [Resource::Context, Resource::Pd] {
                 let _ = parse_resources(&message, kind, 0, &mut |_| {});

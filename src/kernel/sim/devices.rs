@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::ops::{Index, IndexMut};
 
+use super::ports::{self, Port};
 use super::resources::Pd;
 use super::spec::{AddStage, DeviceId, DeviceSpec, Stage};
-use super::tree::{Kind, NodeId, SYS, Value};
+use super::tree::{Kind, NodeId, Value};
 use super::world::{WhileListed, World};
 
 /// `EBUSY` and the like, as the mutations of a [`World`] return them.
@@ -51,6 +52,7 @@ pub(super) struct IbDevice {
     pub(super) pds: BTreeMap<u32, Pd>,
     pub(super) next_pdn: u32,
     pub(super) driver_data: Vec<u8>,
+    pub(super) ports: Vec<Port>,
 }
 
 impl IbDevice {
@@ -178,12 +180,11 @@ impl World {
         if let Some(id) = &spec.board_id {
             tree.add_attr(dir, b"board_id", format!("{id}\n").as_bytes());
         }
-        let ports = tree.add_dir(dir, b"ports");
-        let port = tree.add_dir(ports, b"1");
-        let pkeys = tree.add_dir(port, b"pkeys");
-        tree.add_attr(pkeys, b"0", b"0xffff\n");
+        ports::add_directories(tree, dir, spec.ports);
         let link = tree.add(self.infiniband, &name, Kind::LinkTo(dir));
+        let ports = vec![Port::default(); spec.ports as usize];
         self.devices.0.push(IbDevice {
+            ports,
             spec,
             guid,
             name,
@@ -223,12 +224,8 @@ impl World {
 
     /// The directory of a class under a device's parent. It exists as long as it has an entry.
     fn glue(&mut self, spec: &DeviceSpec, class: &[u8]) -> NodeId {
+        let at = self.device_dir(spec.parent.as_deref().unwrap_or("virtual"));
         let tree = &mut self.tree;
-        let mut at = tree.dir(SYS, b"devices");
-        let parent = spec.parent.as_deref().unwrap_or("virtual");
-        for name in parent.split('/').filter(|name| !name.is_empty()) {
-            at = tree.dir(at, name.as_bytes());
-        }
         if let Some(modalias) = &spec.modalias
             && tree.child(at, b"modalias").is_none()
         {

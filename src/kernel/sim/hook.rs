@@ -211,6 +211,17 @@ by_locking! {
     move_netns(id: DeviceId, visible: bool) -> Result<(), i32>;
     set_netns_visible(id: DeviceId, visible: bool);
     set_attribute(id: DeviceId, name: &str, value: &[u8]) -> Result<(), i32>;
+    add_pci_function(path: &str, ids: (u16, u16), numa_node: i32);
+    make_physical(path: &str, total: u16, offset: u16, stride: u16);
+    make_virtual(path: &str, physical: &str, number: u32);
+    add_auxiliary(path: &str, subfunction: Option<u32>);
+    add_device_of_bus(path: &str, bus: &str);
+    set_parent_attribute(path: &str, name: &str, value: Option<&[u8]>);
+    set_parent_link(path: &str, name: &str, text: Option<&[u8]>);
+    remove_parent(path: &str) -> Result<(), i32>;
+    set_port_state(id: DeviceId, number: u32, state: u8, physical_state: u8) -> Result<(), i32>;
+    set_netdev(id: DeviceId, number: u32, netdev: Option<(u32, &str)>) -> Result<(), i32>;
+    set_port_attribute(id: DeviceId, number: u32, name: &str, value: Option<&[u8]>) -> Result<(), i32>;
     unload_ib_uverbs() -> Result<(), i32>;
     load_ib_uverbs();
     reload_ib_uverbs() -> Result<(), i32>;

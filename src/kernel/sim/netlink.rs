@@ -22,7 +22,6 @@ const NLM_F_ACK: u16 = 4;
 const NLM_F_DUMP: u16 = 0x300;
 
 /// Attributes that only the simulated kernel writes.
-const PORT_INDEX: u16 = 3;
 const CHARDEV_ABI: u16 = 71;
 const RES_KERN_NAME: u16 = 29;
 const RES_USECNT: u16 = 38;
@@ -37,8 +36,14 @@ const HEADER: usize = 16;
 const ATTRIBUTE: usize = 4;
 
 /// The requests that are supported.
-const COMMANDS: [Command; 5] =
-    [Command::Get, Command::SysGet, Command::GetChardev, Command::ResCtxGet, Command::ResPdGet];
+const COMMANDS: [Command; 6] = [
+    Command::Get,
+    Command::PortGet,
+    Command::SysGet,
+    Command::GetChardev,
+    Command::ResCtxGet,
+    Command::ResPdGet,
+];
 
 /// Drivers that userspace must not match by id: mthca and hns.
 const UNBOUND: [u32; 2] = [5, 12];
@@ -132,6 +137,12 @@ impl World {
                 let device = self.accessible(index)?;
                 self.device_message(device, message.seq, 0)
             }
+            Command::PortGet => {
+                let port = number(message.attrs(), attr::PORT_INDEX).ok_or(Errno::INVAL)?;
+                let device = self.accessible(index)?;
+                // The kernel answers with the type of the other command (`nldev_port_get_doit`).
+                self.port_message(Command::Get, device, port, (message.seq, 0))?
+            }
             Command::SysGet => {
                 let reply = Writer::message(Command::SysGet.message_type(), 0, message.seq);
                 match self.settings.copies_on_fork {
@@ -161,8 +172,9 @@ impl World {
 
     fn device_message(&self, id: DeviceId, seq: u32, flags: u16) -> Vec<u8> {
         let device = &self.devices[id];
+        let ports = device.ports.len() as u32;
         let mut message =
-            self.answer(Command::Get, id, seq, flags).attr(PORT_INDEX, &1_u32.to_ne_bytes());
+            self.answer(Command::Get, id, seq, flags).attr(attr::PORT_INDEX, &ports.to_ne_bytes());
         if !device.spec.fw_version.is_empty() {
             let version = [device.spec.fw_version.as_bytes(), b"\0"].concat();
             message = message.attr(attr::FW_VERSION, &version);
@@ -204,6 +216,7 @@ impl World {
         let page = match (self.settings.break_dump.take(), dump.command) {
             (Some(broken), _) => Err(errno(broken)),
             (None, Command::ResCtxGet | Command::ResPdGet) => self.resources_page(id, &mut dump),
+            (None, Command::PortGet) => self.device_ports_page(id, &mut dump),
             (None, _) => Ok(self.devices_page(&mut dump)),
         };
         let end = match page {
@@ -233,6 +246,17 @@ impl World {
         Some(self.device_message(*device, dump.seq, NLM_F_MULTI))
     }
 
+    fn device_ports_page(&mut self, file: FileId, dump: &mut Dump) -> Sys<Option<Vec<u8>>> {
+        let is_memory_short = self.settings.short_pages;
+        let room = self.socket(file)?.page(is_memory_short);
+        let id = self.accessible(dump.index)?;
+        let page = self.ports_page(id, dump.position, (dump.seq, NLM_F_MULTI), room);
+        Ok(page.map(|(page, position)| {
+            dump.position = position;
+            page
+        }))
+    }
+
     /// Contexts or PDs of a device, each with its number and its attributes.
     fn resources(&mut self, command: Command, id: DeviceId) -> Vec<(u32, Writer)> {
         if command == Command::ResPdGet {
@@ -248,7 +272,7 @@ impl World {
     }
 
     /// The header of an answer about a device.
-    fn answer(&self, command: Command, id: DeviceId, seq: u32, flags: u16) -> Writer {
+    pub(super) fn answer(&self, command: Command, id: DeviceId, seq: u32, flags: u16) -> Writer {
         let device = &self.devices[id];
         let name = [&*device.name, b"\0"].concat();
         Writer::message(command.message_type(), flags, seq)
@@ -360,6 +384,7 @@ pub(super) fn describe(bytes: &[u8]) -> String {
     let Some(Ok(message)) = Messages(bytes).next() else { return "malformed".into() };
     let name = match message.kind & 0x3ff {
         1 => "GET",
+        5 => "PORT_GET",
         6 => "SYS_GET",
         14 => "RES_PD_GET",
         15 => "GET_CHARDEV",
@@ -368,7 +393,8 @@ pub(super) fn describe(bytes: &[u8]) -> String {
     };
     let dump = if bytes[7] & 3 != 0 || bytes[6] & 3 == 3 { " dump" } else { "" };
     let number_of = |kind| number(message.attrs(), kind);
-    match (number_of(attr::DEV_INDEX), number_of(attr::RES_PDN).or(number_of(attr::RES_CTXN))) {
+    let of_one = [attr::RES_PDN, attr::RES_CTXN, attr::PORT_INDEX];
+    match (number_of(attr::DEV_INDEX), of_one.into_iter().find_map(number_of)) {
         (Some(index), Some(number)) => format!("{name}{dump} {index}: {number}"),
         (Some(index), None) => format!("{name}{dump} {index}"),
         (None, _) => format!("{name}{dump}"),

@@ -20,6 +20,7 @@ pub struct DeviceSpec {
     pub(super) fw_version: String,
     pub(super) board_id: Option<String>,
     pub(super) node_type: u8,
+    pub(super) ports: u32,
     pub(super) driver_data_in: usize,
     pub(super) driver_data_out: usize,
     pub(super) response: Vec<u8>,
@@ -38,6 +39,7 @@ impl Default for DeviceSpec {
             fw_version: "1.2.3".into(),
             board_id: None,
             node_type: 1,
+            ports: 1,
             driver_data_in: 0,
             driver_data_out: 0,
             response: Vec::new(),
@@ -78,6 +80,13 @@ impl DeviceSpec {
         self
     }
 
+    /// Sets the parent's path beneath `/sys/devices`. What is there is up to
+    /// [`World::add_pci_function`](super::World::add_pci_function) and its like.
+    pub fn beneath(mut self, path: impl Into<String>) -> Self {
+        self.parent = Some(path.into());
+        self
+    }
+
     /// Sets the firmware version, which may be empty.
     pub fn fw_version(mut self, version: impl Into<String>) -> Self {
         self.fw_version = version.into();
@@ -93,6 +102,12 @@ impl DeviceSpec {
     /// Sets the node type (`enum rdma_node_type`). The default is 1, a channel adapter.
     pub fn node_type(mut self, node_type: u8) -> Self {
         self.node_type = node_type;
+        self
+    }
+
+    /// Sets the number of ports. The default is 1.
+    pub fn ports(mut self, count: u32) -> Self {
+        self.ports = count;
         self
     }
 

@@ -4,7 +4,9 @@ use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 
 use super::super::{AttrData, Errno, Sys, VerbsCall};
+use super::devices::IbDevice;
 use super::files::copy;
+use super::ports::Port;
 use super::resources::Pds;
 use super::spec::DeviceId;
 use super::tree::SOCKETS;
@@ -102,7 +104,7 @@ impl World {
             }
             INVOKE_WRITE => self.invoke_write(id, device, thread, call),
             _ if context.is_none() => Err(Errno::INVAL),
-            QUERY_PORT => query_port(call),
+            QUERY_PORT => query_port(&self.devices[device].ports, call),
             _ => query_gid_table(self.devices[device].guid, call),
         }?;
         Ok(None)
@@ -176,9 +178,9 @@ impl World {
         };
         match command {
             ALLOC_PD => self.alloc_pd(file, thread, |handle| answer(&handle.to_ne_bytes())),
-            EX_QUERY_DEVICE => query_device_extended(self.devices[id].guid, call),
+            EX_QUERY_DEVICE => query_device_extended(&self.devices[id], call),
             _ => {
-                answer(&query_device(self.devices[id].guid));
+                answer(&query_device(&self.devices[id]));
                 Ok(())
             }
         }
@@ -216,10 +218,10 @@ fn is_answered_when_dead(call: &VerbsCall<'_>) -> bool {
 }
 
 /// `struct ib_uverbs_ex_query_device_resp`, as far as a kernel fills it that does not know its last fields.
-fn query_device_extended(guid: u64, call: &mut VerbsCall<'_>) -> Sys<()> {
+fn query_device_extended(device: &IbDevice, call: &mut VerbsCall<'_>) -> Sys<()> {
     const FILLED: usize = 288;
     let mut answer = [0; FILLED];
-    answer[..QUERY_DEVICE_OUT].copy_from_slice(&query_device(guid));
+    answer[..QUERY_DEVICE_OUT].copy_from_slice(&query_device(device));
     answer[180..184].copy_from_slice(&(FILLED as u32).to_ne_bytes()); // response_length
     answer[216..224].copy_from_slice(&1000_u64.to_ne_bytes()); // hca_core_clock
     answer[224..232].copy_from_slice(&(1_u64 << 33).to_ne_bytes()); // device_cap_flags_ex
@@ -231,19 +233,19 @@ fn query_device_extended(guid: u64, call: &mut VerbsCall<'_>) -> Sys<()> {
     Ok(())
 }
 
-/// `struct ib_uverbs_query_port_resp_ex`: the only port is active, on Ethernet.
-fn query_port(call: &mut VerbsCall<'_>) -> Sys<()> {
-    if input(call, 0).as_deref() != Some(&1_u64.to_ne_bytes()) {
-        return Err(Errno::INVAL);
-    }
+/// `struct ib_uverbs_query_port_resp_ex`: each port is on Ethernet.
+fn query_port(ports: &[Port], call: &mut VerbsCall<'_>) -> Sys<()> {
+    let number = input(call, 0).and_then(|bytes| Some(u64::from_ne_bytes(*bytes.first_chunk()?)));
+    let at = number.and_then(|number| number.checked_sub(1)).ok_or(Errno::INVAL)?;
+    let port = ports.get(at as usize).ok_or(Errno::INVAL)?;
     let mut answer = [0; 48];
     answer[4..8].copy_from_slice(&0x80_0000_u32.to_ne_bytes()); // max_msg_sz
     answer[16..20].copy_from_slice(&16_u32.to_ne_bytes()); // gid_tbl_len
     answer[20..22].copy_from_slice(&1_u16.to_ne_bytes()); // pkey_tbl_len
     // state, max_mtu, active_mtu
-    answer[26..29].copy_from_slice(&[4, 5, 3]);
+    answer[26..29].copy_from_slice(&[port.state, 5, 3]);
     // active_width, active_speed, phys_state, link_layer
-    answer[34..38].copy_from_slice(&[1, 4, 5, 2]);
+    answer[34..38].copy_from_slice(&[1, 4, port.physical_state, 2]);
     put(call, 1, &answer)
 }
 
@@ -304,7 +306,8 @@ fn put(call: &mut VerbsCall<'_>, id: u16, value: &[u8]) -> Sys<()> {
 }
 
 /// `struct ib_uverbs_query_device_resp` (`rdma/ib_user_verbs.h`).
-fn query_device(guid: u64) -> [u8; QUERY_DEVICE_OUT] {
+fn query_device(device: &IbDevice) -> [u8; QUERY_DEVICE_OUT] {
+    let guid = device.guid;
     let mut answer = [0; QUERY_DEVICE_OUT];
     let mut put = |at: usize, bytes: &[u8]| answer[at..at + bytes.len()].copy_from_slice(bytes);
     put(0, &0x0001_0002_0003_u64.to_ne_bytes()); // fw_ver
@@ -321,6 +324,6 @@ fn query_device(guid: u64) -> [u8; QUERY_DEVICE_OUT] {
     put(80, &1024_u32.to_ne_bytes()); // max_mr
     put(84, &1024_u32.to_ne_bytes()); // max_pd
     put(168, &16_u16.to_ne_bytes()); // max_pkeys
-    put(171, &[1]); // phys_port_cnt
+    put(171, &[device.ports.len().min(255) as u8]); // phys_port_cnt
     answer
 }

@@ -1,0 +1,223 @@
+//! The ports of a device as RDMA netlink reports them, without a context.
+
+use std::ffi::CString;
+
+use crate::context::{LinkSpeed, LinkWidth, PhysicalState, PortRate, PortState};
+use crate::device::Device;
+use crate::error::{Error, ErrorKind, Result};
+use crate::ids::Name;
+use crate::kernel::nldev::PortInfo;
+use crate::kernel::{Bad, Errno, Handle, Kernel};
+use crate::pin::{self, Pin};
+use crate::sysfs;
+
+/// A port as it is seen without a context ([`Device::ports`]).
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct PortFacts {
+    /// Its number, counted from 1.
+    pub port: u32,
+    /// Logical state.
+    pub state: PortState,
+    /// Physical state.
+    pub physical_state: PhysicalState,
+    /// The rate of all lanes, from the attribute `rate` in sysfs. The kernel prints a speed that it has no name for as
+    /// SDR. `None` where the driver does not report the rate, and for a device whose name is not a name of a directory.
+    pub rate: Option<PortRate>,
+    /// Its network device.
+    pub netdev: Option<Netdev>,
+}
+
+/// The network device of a port ([`Device::netdevs`]).
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct Netdev {
+    /// The port, counted from 1.
+    pub port: u32,
+    /// Its index (`if_nametoindex(3)`), in the network namespace of this process.
+    pub index: u32,
+    /// Its name at that moment. Names change and are reused, so it is for display; look the device up by its index.
+    pub name: Name,
+}
+
+/// The most ports that are read of one device. A device of mlx5 in switchdev mode has a port for each representor.
+const PORTS_MAX: u32 = 256;
+
+impl Device {
+    /// Reads state, rate and network device of the ports.
+    ///
+    /// State and network device come from RDMA netlink (`RDMA_NLDEV_CMD_PORT_GET`), the rate from sysfs. For both the
+    /// kernel queries the port, which may wait for the device's firmware. Of a device with more than 256 ports the
+    /// first 256 are read; [`DeviceFacts::port_count`](crate::DeviceFacts::port_count) has their number.
+    ///
+    /// # Errors
+    /// As [`index`](Self::index). `Os` if the driver does not answer for a port. `Unstable` if the device was renamed
+    /// meanwhile.
+    #[doc(alias = "ibv_query_port")]
+    pub fn ports(&self) -> Result<Vec<PortFacts>> {
+        self.read_ports(|pin| {
+            let name = pin.read_name()?;
+            let rates = self.rates(pin, &name)?;
+            let of_port = |(port, info): (u32, PortInfo)| {
+                let rate = match &rates {
+                    Some(rates) => rates.of(port)?,
+                    None => None,
+                };
+                Ok(PortFacts {
+                    port,
+                    state: PortState::from_raw(info.state),
+                    physical_state: PhysicalState::from_raw(info.physical_state),
+                    rate,
+                    netdev: netdev(port, info),
+                })
+            };
+            let ports = self.each_port(pin)?.into_iter().map(of_port).collect::<Result<_>>()?;
+            pin.require_name(&name)?;
+            Ok(ports)
+        })
+    }
+
+    /// Reads the network devices of the ports, over RDMA netlink (`RDMA_NLDEV_CMD_PORT_GET`). The kernel reports those
+    /// in the network namespace of this process alone, and none for IPoIB. At most 256 ports are read.
+    ///
+    /// ```no_run
+    /// # fn main() -> uverbs::Result<()> {
+    /// let device = uverbs::Registry::new(uverbs::Host::open()?).devices()?.by_name("mlx5_0")?;
+    /// for netdev in device.netdevs()? {
+    ///     println!("port {}: {} (index {})", netdev.port, netdev.name, netdev.index);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`index`](Self::index). `Os` if the driver does not answer for a port.
+    pub fn netdevs(&self) -> Result<Vec<Netdev>> {
+        self.read_ports(|pin| {
+            let ports = self.each_port(pin)?.into_iter();
+            Ok(ports.filter_map(|(port, info)| netdev(port, info)).collect())
+        })
+    }
+
+    /// Reads while the device is pinned and alive.
+    fn read_ports<T>(&self, read: impl FnOnce(&Pin) -> Result<T>) -> Result<T> {
+        let record = self.record();
+        let look = || {
+            let pinned = pin::pin_for_reading(record)?;
+            let found = read(&pinned)?;
+            // The index is this device's as long as the directory lives.
+            pinned.read_device_number()?;
+            Ok(found)
+        };
+        look().map_err(|error: Error| record.explain(error))
+    }
+
+    /// What netlink reports of each port, with its number.
+    fn each_port(&self, pin: &Pin) -> Result<Vec<(u32, PortInfo)>> {
+        let record = self.record();
+        let socket = record.host.netlink()?;
+        let index = self.join(pin, &socket)?.index;
+        let count = match record.ports.get() {
+            Some(count) => *count,
+            None => {
+                let info = socket.device(index)?.ok_or_else(|| self.not_in_netlink(index))?;
+                pin.read_device_number()?;
+                *record.ports.get_or_init(|| info.ports)
+            }
+        };
+        let ask = |port| {
+            let info = socket.port(index, port)?.ok_or_else(|| self.not_in_netlink(index))?;
+            Ok((port, info))
+        };
+        (1..=count.min(PORTS_MAX)).map(ask).collect()
+    }
+
+    /// Where its rates are read; `None` for a name that is not that of a directory.
+    fn rates(&self, pin: &Pin, name: &Name) -> Result<Option<Rates<'_>>> {
+        let record = self.record();
+        match record.rdma_path(name) {
+            Ok(path) => {
+                let (kernel, sys) = (record.host.kernel(), record.host.sys());
+                match sysfs::open(kernel, sys, &path, sysfs::DIRECTORY) {
+                    Ok(directory) => Ok(Some(Rates { kernel, directory })),
+                    // It may have been renamed meanwhile.
+                    Err(error) => pin.require_name(name).and(Err(error)),
+                }
+            }
+            Err(error) if error.kind() == ErrorKind::Unsupported => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// The directory of an RDMA device, where the rates of its ports are.
+struct Rates<'a> {
+    kernel: &'a Kernel,
+    directory: Handle,
+}
+
+impl Rates<'_> {
+    fn of(&self, port: u32) -> Result<Option<PortRate>> {
+        let path = CString::new(format!("ports/{port}/rate")).unwrap_or_default();
+        match sysfs::read_optional(self.kernel, &self.directory, &path, parse_rate) {
+            Ok(rate) => Ok(rate),
+            // The driver reports no width that the kernel knows (`rate_show`).
+            Err(error) if error.errno() == Some(Errno::INVAL) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn netdev(port: u32, info: PortInfo) -> Option<Netdev> {
+    let (index, name) = info.netdev?;
+    Some(Netdev { port, index, name: Name::new(&name) })
+}
+
+/// `100 Gb/sec (4X EDR)`, as [`PortRate`] prints it.
+fn parse_rate(text: &[u8]) -> std::result::Result<PortRate, Bad> {
+    let parse = || {
+        let text = str::from_utf8(text).ok()?;
+        let (_, lanes) = text.strip_suffix(')')?.split_once(" (")?;
+        let (width, speed) = lanes.split_once(' ')?;
+        let width = LinkWidth::NAMED.iter().find(|known| known.name() == Some(width))?;
+        let speed = LinkSpeed::NAMED.iter().find(|known| known.name() == Some(speed))?;
+        PortRate::new(*width, *speed).filter(|rate| rate.to_string() == text)
+    };
+    parse().ok_or(Bad("not a rate"))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn rates_of_the_kernel_come_back() {
+        for width in LinkWidth::NAMED {
+            for speed in LinkSpeed::NAMED {
+                let rate = PortRate::new(*width, *speed).expect("known");
+                assert_eq!(parse_rate(rate.to_string().as_bytes()), Ok(rate));
+            }
+        }
+        for bad in [
+            "",
+            "100 Gb/sec (4X EDR) ",
+            "100 Gb/sec 4X EDR",
+            "200 Gb/sec (4X EDR)",
+            "100 Gb/sec (4X XYZ)",
+            "100 Gb/sec (3X EDR)",
+        ] {
+            assert!(parse_rate(bad.as_bytes()).is_err(), "{bad:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_an_error_or_a_rate(bytes in prop::collection::vec(any::<u8>(), 0..40)) {
+            let _ = parse_rate(&bytes);
+        }
+    }
+}
