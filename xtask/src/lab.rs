@@ -29,6 +29,8 @@ pub(crate) struct LabRun {
     pub(crate) timeout: Duration,
     pub(crate) memory_mb: u32,
     pub(crate) cpus: u32,
+    /// Whether the guest has a PCI function with virtual functions.
+    pub(crate) sriov: bool,
     pub(crate) command: Vec<OsString>,
 }
 
@@ -91,6 +93,7 @@ pub(crate) fn run(run: &LabRun) -> Result<Outcome> {
         dir: dir.path(),
         memory_mb: run.memory_mb,
         cpus: run.cpus,
+        sriov: run.sriov,
         timeout: run.timeout,
     };
     let mut ended = qemu::boot(&machine)?;

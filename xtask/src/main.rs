@@ -88,6 +88,10 @@ struct RunArgs {
     #[arg(long, value_name = "N", default_value_t = 2)]
     cpus: u32,
 
+    /// Give the guest a PCI function with 64 virtual functions, 0000:3b:00.0, on NUMA node 1
+    #[arg(long)]
+    sriov: bool,
+
     /// Use the workspace's binaries as they are; without this option they are built first
     #[arg(long)]
     no_build: bool,
@@ -201,6 +205,7 @@ fn run(args: RunArgs) -> anyhow::Result<u8> {
         timeout: Duration::from_secs(args.timeout),
         memory_mb: args.memory,
         cpus: args.cpus,
+        sriov: args.sriov,
         command: args.command,
     })?;
     if let Some(problem) = outcome.problem() {
