@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 
 use crate::kernel::{self, KernelChoice};
 use crate::qemu::{self, Ended, Machine};
-use crate::{guest, image, packages, paths};
+use crate::{containers, guest, image, packages, paths};
 
 /// Exit codes of the lab itself. A command's own status is passed on unchanged.
 pub(crate) const EXIT_KERNEL_FAULT: u8 = 123;
@@ -31,6 +31,8 @@ pub(crate) struct LabRun {
     pub(crate) cpus: u32,
     /// Whether the guest has a PCI function with virtual functions.
     pub(crate) sriov: bool,
+    /// Whether it has container runtimes, and a root directory for them.
+    pub(crate) containers: bool,
     pub(crate) command: Vec<OsString>,
 }
 
@@ -76,7 +78,10 @@ pub(crate) fn run(run: &LabRun) -> Result<Outcome> {
     packages::ensure_tools()?;
     let kernel = kernel::get(&run.kernel)?;
     let bootable = kernel.bootable()?;
-    let base = image::base(&kernel)?;
+    let mut layers = vec![image::base(&kernel)?];
+    if run.containers {
+        layers.push(containers::layer()?);
+    }
     let dir = tempfile::Builder::new()
         .prefix("run-")
         .tempdir_in(paths::lab("runs")?)
@@ -84,7 +89,7 @@ pub(crate) fn run(run: &LabRun) -> Result<Outcome> {
     let initramfs = dir.path().join("initramfs");
     // In the guest's time, which on a busy host can run several times too fast.
     let limit = run.timeout.as_secs().saturating_mul(10);
-    image::with_overlay(&base, &initramfs, &guest::programs(), &run.add, &run.command, limit)?;
+    image::with_overlay(&layers, &initramfs, &guest::programs(), &run.add, &run.command, limit)?;
     drop(lock);
 
     let machine = Machine {
