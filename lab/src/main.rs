@@ -2,7 +2,8 @@
 //! fake real kernel devices, and check how the library reacts.
 //!
 //! `uverbs-lab scenarios [--group GROUP] [--without-samples] [FILTER…]` runs the scenarios of a group, each in its own
-//! process and on a clean host: `plain` in any guest, `sriov` in one with virtual functions. `uverbs-lab scenario NAME` runs one of them in this process. `uverbs-lab boundary [--full [--spread I/N]
+//! process and on a clean host: `plain` in any guest, `sriov` in one with virtual functions,
+//! `containers` in one with container runtimes, too. `uverbs-lab scenario NAME` runs one of them in this process. `uverbs-lab boundary [--full [--spread I/N]
 //! [--shard I/N] | --old-rule]` disturbs programs at each of their system calls. `uverbs-lab compare [--full |
 //! --seconds N]` compares the simulated kernel with the real one. `uverbs-lab soak [--replacements N]` opens
 //! devices while they are replaced. `uverbs-lab bench [--most DEVICES]` measures the cost of listing and opening.
@@ -13,6 +14,7 @@ mod alloc;
 mod bench;
 mod boundary;
 mod compare;
+mod container;
 mod functions;
 mod guest;
 mod ibverbs;

@@ -1,6 +1,7 @@
 //! The scenarios, grouped by topic.
 
 mod capi;
+mod containers;
 mod events;
 mod expect;
 pub(crate) mod guard;
@@ -19,6 +20,7 @@ pub(crate) mod watching;
 
 use anyhow::Result;
 
+use crate::container::{self, Runtime};
 use crate::functions;
 
 /// A scenario: it passes when it returns no error.
@@ -46,6 +48,23 @@ pub(crate) const GROUPS: &[Group] = &[
         option: "--sriov",
         is_possible: || functions::directory(functions::PF).exists(),
     },
+    Group {
+        name: "containers",
+        scenarios: CONTAINERS,
+        option: "--sriov --containers --memory 2048",
+        is_possible: container::is_possible,
+    },
+];
+
+/// With virtual functions, and with runtimes for containers.
+const CONTAINERS: &[(&str, Scenario)] = &[
+    ("containers_of_crun_prove_in_shared_mode", || containers::shared(Runtime::Crun)),
+    ("containers_of_runc_prove_in_shared_mode", || containers::shared(Runtime::Runc)),
+    ("containers_of_podman_prove_in_shared_mode", || containers::shared(Runtime::Podman)),
+    ("containers_prove_in_the_hosts_namespace_in_exclusive_mode", containers::exclusive),
+    ("control_containers_get_the_function_that_took_the_number", containers::control),
+    ("containers_get_cdi_devices_and_hooks", containers::cdi_and_hooks),
+    ("containers_promtool_checks_metrics", containers::promtool),
 ];
 
 /// With virtual functions.
