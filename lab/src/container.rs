@@ -1,22 +1,23 @@
 //! Containers, run by the real crun, runc and podman of a guest that is started with `--containers`.
 //!
-//! A [`Container`] is a command with options. Its root directory is empty but for the host's `/usr`, read-only, so every
-//! program of the guest can be the command. [`Container::run`] runs it to its end, bounded in time, and returns its
-//! status and output, also where the runtime refuses. [`Container::prepare`] freezes all that an engine freezes when it
-//! *creates* a container (the numbers of its devices, the edits of its CDI devices), and [`Prepared::run`] starts it. What
-//! happens to the host in between is what a scenario is about:
+//! A [`Container`] is a command with options. Its root directory is empty but for the host's `/usr`, read-only, so
+//! every program of the guest can be the command. [`Container::run`] runs it to its end, bounded in time, and returns
+//! its status and output, also where the runtime refuses. [`Container::prepare`] freezes what an engine freezes when
+//! it *creates* a container (the numbers of its devices, the edits of its CDI devices), and [`Prepared::run`] starts
+//! it. In between, a scenario changes the host:
 //!
 //! ```ignore
 //! let container = Container::new(Runtime::Crun, &["uverbs", "open", "--json", "hca_1"]);
-//! let prepared = Container { devices: vec!["/dev/infiniband/uverbs1".into()], ..container }.prepare()?;
+//! let container = Container { devices: vec!["/dev/infiniband/uverbs1".into()], ..container };
+//! let prepared = container.prepare()?;
 //! functions::unbind(&first)?;
 //! functions::bind(&second)?;
 //! let output = prepared.run()?;
 //! ```
 //!
-//! A CDI device is one more word of `cdi`, and its file is any in `/var/run/cdi` ([`CDI_DIRECTORY`]) or `/etc/cdi`. podman
-//! resolves it. crun and runc know nothing of CDI: there [`cdi`] edits the configuration, as their engines would. A
-//! program that writes such a file is run on the host first ([`crate::guest::run`]):
+//! A CDI device is one more word of `cdi`. Its file is any in `/var/run/cdi` ([`CDI_DIRECTORY`]) or `/etc/cdi`, and a
+//! program that writes one is run on the host first. podman resolves the device. crun and runc know nothing of CDI:
+//! there the file's edits are made in `config.json`, as their engines would make them ([`cdi`]).
 //!
 //! ```ignore
 //! guest::run("uverbs", &["cdi", "--output", "/var/run/cdi/uverbs.json"])?;
@@ -24,11 +25,11 @@
 //! let output = Container { cdi: vec!["example.org/rdma=0000:3b:00.1".into()], ..container }.run()?;
 //! ```
 //!
-//! A hook that a CDI file brings needs nothing more. A hook of its own is a [`Hook`] in `hooks`: crun and runc get it in
-//! `config.json`, podman by `--hooks-dir`. `createRuntime` hooks run when the container is created, which is within
-//! [`Prepared::run`] with crun and runc, and within `podman start` with podman. When a hook refuses, [`Output::status`]
-//! is the runtime's own (1, 126 or 127) and the command has not run; what the hook printed is in `stderr` with runc, and
-//! nowhere with crun (look into syslog, or into a file that the hook writes).
+//! Hooks of a CDI file need nothing more. Another hook is a [`Hook`] in `hooks`: crun and runc get it in
+//! `config.json`, podman by `--hooks-dir`. `createRuntime` hooks run within [`Prepared::run`], also with podman. When
+//! one refuses, [`Output::status`] is not 0, and the command has not run. What the hook printed is in `stderr` with
+//! runc, and nowhere with crun, so let it log ([`crate::syslog`]). The `/proc` and `/dev` of a hook are the host's, so
+//! a scenario can mount another boot id over `/proc/sys/kernel/random/boot_id`.
 
 mod cdi;
 mod oci;
@@ -222,8 +223,8 @@ fn bounded(command: &mut Command, directory: &Path) -> Result<Output> {
     Ok(Output { status: status.code(), stdout, stderr })
 }
 
-/// Runs `promtool check metrics` on a file. Its status is 0 if the file is clean, 1 if it cannot be parsed, and 3 if only
-/// its style is wrong.
+/// Runs `promtool check metrics` on a file. Its status is 0 if the file is clean, 1 if it cannot be parsed, and 3 if
+/// only its style is wrong.
 pub(crate) fn promtool(metrics: &Path) -> Result<Output> {
     let output = Command::new("promtool")
         .args(["check", "metrics"])

@@ -203,7 +203,8 @@ pub(crate) fn of_uverbs(uverbs: &str) -> Result<String> {
     Ok(parent.with_context(|| link.display().to_string())?.to_string_lossy().into_owned())
 }
 
-/// Unbinds every function, which also removes the virtual ones, and unloads the driver, which forgets its ids and plans.
+/// Unbinds every function, which also removes the virtual ones, and unloads the driver, which forgets its ids and
+/// plans.
 pub(crate) fn release_all() -> Result<()> {
     let bound: Vec<String> =
         guest::names(DRIVER).into_iter().filter(|name| routing_id(name).is_ok()).collect();

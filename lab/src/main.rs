@@ -2,13 +2,13 @@
 //! fake real kernel devices, and check how the library reacts.
 //!
 //! `uverbs-lab scenarios [--group GROUP] [--without-samples] [FILTER…]` runs the scenarios of a group, each in its own
-//! process and on a clean host: `plain` in any guest, `sriov` in one with virtual functions,
-//! `containers` in one with container runtimes, too. `uverbs-lab scenario NAME` runs one of them in this process. `uverbs-lab boundary [--full [--spread I/N]
-//! [--shard I/N] | --old-rule]` disturbs programs at each of their system calls. `uverbs-lab compare [--full |
-//! --seconds N]` compares the simulated kernel with the real one. `uverbs-lab soak [--replacements N]` opens
+//! process and on a clean host: `plain` in any guest, `sriov` in one with virtual functions, `containers` in one with
+//! container runtimes, too. `uverbs-lab scenario NAME` runs one of them in this process. `uverbs-lab boundary [--full
+//! [--spread I/N] [--shard I/N] | --old-rule]` disturbs programs at each of their system calls. `uverbs-lab compare
+//! [--full | --seconds N]` compares the simulated kernel with the real one. `uverbs-lab soak [--replacements N]` opens
 //! devices while they are replaced. `uverbs-lab bench [--most DEVICES]` measures the cost of listing and opening.
-//! `uverbs-lab latency [--most DEVICES] [--rounds N]` measures how soon a watch reports a change.
-//! `uverbs-lab role NAME ARG…` is a program that a scenario starts under strace, as another user or in a namespace.
+//! `uverbs-lab latency [--most DEVICES] [--rounds N]` measures how soon a watch reports a change. `uverbs-lab role
+//! NAME ARG…` is a program that a scenario starts under strace, as another user or in a namespace.
 
 mod alloc;
 mod bench;
@@ -24,6 +24,7 @@ mod roles;
 mod runner;
 mod scenarios;
 mod spawn;
+mod syslog;
 
 use std::process::ExitCode;
 

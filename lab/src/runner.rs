@@ -55,7 +55,7 @@ pub(crate) fn run_all(words: &[&str]) -> ExitCode {
         if selection.group.is_some() || (group.is_possible)() {
             chosen.extend(names);
         } else if !names.is_empty() {
-            println!("{} scenarios need a guest with {}", names.len(), group.option);
+            println!("scenarios that need a guest with {1}: {0}", names.len(), group.option);
         }
     }
     let is_elsewhere = GROUPS.iter().any(|group| !selection.matching(group).is_empty());

@@ -62,7 +62,7 @@ const CONTAINERS: &[(&str, Scenario)] = &[
     ("containers_of_runc_prove_in_shared_mode", || containers::shared(Runtime::Runc)),
     ("containers_of_podman_prove_in_shared_mode", || containers::shared(Runtime::Podman)),
     ("containers_prove_in_the_hosts_namespace_in_exclusive_mode", containers::exclusive),
-    ("control_containers_get_the_function_that_took_the_number", containers::control),
+    ("containers_control_the_function_that_took_the_number", containers::control),
     ("containers_get_cdi_devices_and_hooks", containers::cdi_and_hooks),
     ("containers_promtool_checks_metrics", containers::promtool),
 ];
@@ -71,6 +71,7 @@ const CONTAINERS: &[(&str, Scenario)] = &[
 const SRIOV: &[(&str, Scenario)] = &[
     ("sriov_functions_appear_and_vanish", sriov::appear),
     ("sriov_number_is_taken_by_another_function", sriov::number_is_taken),
+    ("sriov_control_libibverbs_opens_the_other_function", sriov::control_libibverbs),
     ("sriov_number_is_taken_while_unbinding_waits", sriov::unbinding_waits),
     ("sriov_many_functions_at_once", sriov::many_at_once),
 ];

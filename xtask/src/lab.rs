@@ -121,7 +121,7 @@ const BOOTS: usize = 3;
 
 /// Whether the kernel's first fault is QEMU's. Its processors sometimes execute the int3 that another processor has
 /// written while it patches a jump (`arch/x86/kernel/alternative.c`), after that int3 is gone again. No real
-/// processor does that. It mostly happens at boot, and where soft-RoCE comes and goes (`udp_destroy_sock`). A
+/// processor does that. It mostly happens at boot, and where soft-RoCE comes and goes (`udp_destroy_sock`) or containers do. A
 /// kernel has no other int3 unless it is probed, and nobody does that in the lab.
 fn is_emulators(ended: &Ended) -> bool {
     let first = ended.console.lines().find(|line| is_fault(line));

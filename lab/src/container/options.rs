@@ -29,8 +29,8 @@ pub(crate) enum Network {
     Host,
 }
 
-/// A hook of the OCI runtime specification, of the kind `createRuntime`: it runs on the host before the container's root
-/// is entered, and gets the container's state on its standard input.
+/// A hook of the OCI runtime specification, of the kind `createRuntime`: it runs on the host before the container's
+/// root is entered, and gets the container's state on its standard input.
 #[derive(Clone, Debug)]
 pub(crate) struct Hook {
     /// The program on the host.

@@ -9,6 +9,7 @@ use uverbs::{Change, Device, ErrorKind, Registry, Watch};
 use super::expect::{opened, refused, registry};
 use crate::functions::{self, Facts, NODE, PF, TOTAL, Verbs};
 use crate::guest;
+use crate::ibverbs::Ibverbs;
 
 /// The library's handle of the device of a function.
 fn handle(registry: &Registry, address: &str) -> Result<Device> {
@@ -156,6 +157,20 @@ pub(super) fn number_is_taken() -> Result<()> {
     let fresh = handle(&asleep, &first)?;
     ensure!(fresh != slept);
     opened(fresh.open(), functions::guid(&first)?).map(drop)
+}
+
+/// What a program on libibverbs does in the same place: it opens the other function.
+pub(super) fn control_libibverbs() -> Result<()> {
+    let Pair { first, second, verbs } = Pair::make("")?;
+    let ibverbs = Ibverbs::load()?;
+    let list = ibverbs.list()?;
+    ensure!(list.guid_when_opened(&verbs.name)? == functions::guid(&first)?);
+    functions::unbind(&first)?;
+    functions::bind(&second)?;
+    let found = list.guid_when_opened(&verbs.name)?;
+    ensure!(found == functions::guid(&second)?, "libibverbs opened {found:016x}");
+    ensure!(allocs(&second)? == 1);
+    Ok(())
 }
 
 /// A driver that does not disassociate. Its unbinding waits, but the number is free meanwhile.
