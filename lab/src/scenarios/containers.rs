@@ -231,11 +231,23 @@ fn hook(script: &str) -> Hook {
     }
 }
 
+/// The boot id that a hook finds after a reboot, as far as it can see.
+const OTHER_BOOT: &str = "11111111-2222-4333-8444-555555555555\n";
+
 pub(super) fn cdi_and_hooks() -> Result<()> {
+    const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+    fs::write("/tmp/boot_id", OTHER_BOOT)?;
+    guest::run("mount", &["--bind", "/tmp/boot_id", BOOT_ID])?;
+    let done = cdi_and_hooks_in_another_boot();
+    guest::run("umount", &[BOOT_ID])?;
+    done
+}
+
+fn cdi_and_hooks_in_another_boot() -> Result<()> {
     let functions = Functions::make()?;
     let syslog = Syslog::start()?;
     let state = Path::new("/tmp/state");
-    cdi_file(&functions, &hook("cat >/tmp/state"))?;
+    cdi_file(&functions, &hook("cat >/tmp/state; cat /proc/sys/kernel/random/boot_id >/tmp/boot"))?;
     for runtime in Runtime::ALL {
         let script = format!("echo $FUNCTION; uverbs open --json {}", functions.name);
         let container = Container {
@@ -251,6 +263,7 @@ pub(super) fn cdi_and_hooks() -> Result<()> {
             ensure!(open["proven"] == true, "{open}");
             let state: Value = serde_json::from_slice(&fs::read(state)?)?;
             ensure!(state["pid"].as_u64().is_some_and(|pid| pid > 1), "{state}");
+            ensure!(fs::read_to_string("/tmp/boot")? == OTHER_BOOT, "the hook saw another boot id");
             Ok(())
         })?;
         row("unknown CDI device", runtime, || {
