@@ -1,142 +1,186 @@
 //! `uverbs check`: what is wrong with this host, for programs that open verbs devices.
 //!
-//! Only directories, the netlink socket and files in `/proc` and `/sys` are opened. A node is looked at without
-//! opening it, unless `--open` is given.
+//! This process opens only directories, the netlink socket and files in `/proc` and `/sys` that no driver has to answer
+//! for. It looks at a node without opening it. Devices are opened, and their ports read, by a child (`worker`).
 
+mod audit;
+mod container;
 mod host;
+mod lock;
+mod metrics;
 mod nodes;
+mod ports;
+mod probe;
+mod seen;
+mod textfile;
+mod worker;
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime};
 
-use clap::Args;
-use serde::Serialize;
+use clap::{Args, ValueEnum};
 use uverbs::{Device, Devices, Host, Registry};
 
 use crate::absent::Absent;
-use crate::output::{BAD, Failure, GOOD, JsonArgs, Out, WARN, up_to_five};
-use crate::table::{Cell, Table};
+use crate::open::seconds;
+use crate::output::{Failure, JsonArgs, Out, UNKNOWN_STATUS, WARNING_STATUS, up_to_five};
+use crate::select::Selector;
 use crate::verbose;
 
-/// Check the host: kernel, netlink, limits, devices and their nodes.
+use audit::{Audit, OpenAttempt, Severity, render};
+use container::Signs;
+use probe::{Probe, Probed, Trouble, Workers};
+use seen::{Seen, SeenDevice};
+use worker::Task;
+
+/// Check the host, or some devices: kernel, netlink, limits, devices and their nodes.
 ///
-/// Errors and warnings are printed, and then one line about the rest; -v prints the rest, too. Information, such as a
-/// limit at its default or a device that was not given to this container, does not change the exit status.
-/// Without --open no node is opened: a node that looks right may still lead to another device.
+/// Errors, what could not be looked at, and warnings are printed, and then one line about the rest; -v prints the rest,
+/// too. Information, such as a limit at its default or a device that was not given to this container, is no finding.
+/// Warnings are printed, and fail the check only with --fail-on warning: a batch system takes a node out of service
+/// for an exit status that is not 0. Without --open no node is opened: a node that looks right may still lead to another
+/// device.
 #[derive(Args)]
 pub(crate) struct CheckArgs {
+    /// Check this device only, which has to be there and to have its node; may be given several times
+    ///
+    /// DEVICE is a device as `uverbs show` takes it. A script should use a form with a key, such as name=NAME.
+    #[arg(long = "device", value_name = "DEVICE")]
+    devices: Vec<OsString>,
+    /// Require exactly this number of devices that have a node here and belong to this network namespace
+    ///
+    /// In a container /sys shows all devices of the host. Those that have no node here do not count.
+    #[arg(long, value_name = "N", conflicts_with = "devices")]
+    expect: Option<usize>,
     /// Open each device, and prove that it is the one that is listed
     ///
     /// This allocates a context on each device for a moment. A device whose driver does not disassociate cannot be
-    /// removed during that moment.
+    /// removed during that moment. The devices are opened by a child process, one after another.
     #[arg(long)]
     open: bool,
+    /// Give up on a device that does not open, or whose ports cannot be read, within this time
+    ///
+    /// It applies to each device, with --open and --textfile. The child that waits is killed. Where the kernel does not
+    /// end it, because a driver waits for its hardware, the child is left behind. It ends when the driver returns. Until
+    /// then a later check reports it, and does not start another one on that device.
+    #[arg(long, value_name = "SECONDS", value_parser = timeout, default_value = "10")]
+    timeout: Duration,
+    /// What makes the check fail
+    #[arg(long, value_name = "SEVERITY", default_value = "error")]
+    fail_on: FailOn,
+    /// Write metrics for node_exporter's textfile collector to this file, or to stdout if it is -
+    ///
+    /// The file is replaced as a whole. Its name has to end in .prom for the collector to read it. The state of ports is
+    /// read from /sys, and no device is opened unless --open is given. With - the metrics take the place of all other
+    /// output. There are no counters of ports, which the collector `infiniband` of node_exporter has.
+    #[arg(long, value_name = "FILE")]
+    textfile: Option<PathBuf>,
+    /// Probe devices for another `uverbs check`, which is on the other end of stdin and stdout
+    #[arg(long, hide = true, exclusive = true)]
+    worker: bool,
     #[command(flatten)]
     pub(crate) json: JsonArgs,
 }
 
-/// How much a finding matters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-enum Severity {
-    /// Something cannot work.
+/// The least severity that makes a check fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum FailOn {
+    /// Errors, and what could not be looked at
     Error,
-    /// Something is not as it should be.
+    /// Also warnings
     Warning,
 }
 
-/// Something that is wrong, and what to do about it.
-#[derive(Debug, Serialize)]
-struct Finding {
-    severity: Severity,
-    subject: String,
-    message: String,
+/// The time for a device: not so short that nothing can be done in it.
+fn timeout(text: &str) -> Result<Duration, String> {
+    const LEAST: Duration = Duration::from_millis(100);
+    seconds(text)
+        .ok()
+        .filter(|timeout| *timeout >= LEAST)
+        .ok_or_else(|| "a number of seconds from 0.1 to 86400".to_owned())
 }
 
-/// Something that is worth knowing, and not wrong.
-#[derive(Debug, Serialize)]
-struct Info {
-    subject: String,
-    message: String,
+/// What to check.
+#[derive(Default)]
+struct Plan {
+    /// The devices to check; all where there are none.
+    selectors: Vec<Selector>,
+    expect: Option<usize>,
+    /// What to have a child do with each device.
+    task: Option<Task>,
 }
 
-/// The result of opening a device.
-#[derive(Debug, Serialize)]
-struct OpenAttempt {
-    device: String,
-    proven: bool,
-    /// Why it is not.
-    error: Option<Failure>,
-}
-
-/// What was checked, and what was found.
-#[derive(Debug, Default, Serialize)]
-struct Audit {
-    findings: Vec<Finding>,
-    info: Vec<Info>,
-    /// What was checked and is right.
-    checked: Vec<String>,
-    /// Null where no device was to be opened.
-    opens: Option<Vec<OpenAttempt>>,
-    /// Why there is no device to check.
-    #[serde(skip)]
-    no_devices: Option<String>,
-}
-
-impl Audit {
-    fn fine(&mut self, what: impl Into<String>) {
-        self.checked.push(what.into());
+impl Plan {
+    fn are_named(&self) -> bool {
+        !self.selectors.is_empty()
     }
 
-    fn found(
-        &mut self,
-        severity: Severity,
-        subject: impl Into<String>,
-        message: impl Into<String>,
-    ) {
-        let (subject, message) = (subject.into(), message.into());
-        self.findings.push(Finding { severity, subject, message });
-    }
-
-    fn error(&mut self, subject: impl Into<String>, message: impl Into<String>) {
-        self.found(Severity::Error, subject, message);
-    }
-
-    fn warning(&mut self, subject: impl Into<String>, message: impl Into<String>) {
-        self.found(Severity::Warning, subject, message);
-    }
-
-    fn info(&mut self, subject: impl Into<String>, message: impl Into<String>) {
-        self.info.push(Info { subject: subject.into(), message: message.into() });
-    }
-
-    fn is_good(&self) -> bool {
-        self.findings.is_empty()
+    fn opens(&self) -> bool {
+        self.task.is_some_and(|task| task.open)
     }
 }
 
-pub(crate) fn run(args: &CheckArgs, out: &mut Out) -> Result<bool, Failure> {
-    let audit = audit(args.open);
-    if args.json.json {
-        out.json(&audit)?;
-    } else {
-        out.text(&render(&audit, verbose::is_on()))?;
+pub(crate) fn run(args: &CheckArgs, out: &mut Out) -> Result<ExitCode, Failure> {
+    if args.worker {
+        return Ok(worker::run());
     }
-    Ok(audit.is_good())
+    let is_stdout = args.textfile.as_deref() == Some(Path::new("-"));
+    if is_stdout && args.json.json {
+        return Err(Failure::usage("--json and --textfile - would both print to stdout: use one"));
+    }
+    let selectors = args.devices.iter().map(|device| Selector::parse(device));
+    let selectors = selectors.collect::<Result<_, _>>().map_err(Failure::usage)?;
+    let task = Task { open: args.open, ports: args.textfile.is_some() };
+    let plan =
+        Plan { selectors, expect: args.expect, task: (task.open || task.ports).then_some(task) };
+    let mut audit = audit(&plan, &mut Workers::new(args.timeout));
+    if let Some(path) = args.textfile.as_deref().filter(|_| !is_stdout)
+        && let Err(failure) = textfile::replace(path, &metrics_of(&audit))
+    {
+        audit.could_not_look("textfile", failure);
+    }
+    let printed = match (is_stdout, args.json.json) {
+        (true, _) => out.bytes(metrics_of(&audit).as_bytes()),
+        (false, true) => out.json(&audit),
+        (false, false) => out.text(&render(&audit, verbose::is_on())),
+    };
+    // Status 1 would mean that something is wrong with a device.
+    printed.map_err(|failure| failure.with_status(UNKNOWN_STATUS))?;
+    Ok(match audit.worst(args.fail_on == FailOn::Warning) {
+        None => ExitCode::SUCCESS,
+        Some(Severity::Error) => ExitCode::FAILURE,
+        Some(Severity::Unknown) => UNKNOWN_STATUS.into(),
+        Some(Severity::Warning) => WARNING_STATUS.into(),
+    })
 }
 
-fn audit(open: bool) -> Audit {
-    let mut audit = Audit { opens: open.then(Vec::new), ..Audit::default() };
+fn metrics_of(audit: &Audit) -> String {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    metrics::render(audit, now.unwrap_or_default())
+}
+
+fn audit(plan: &Plan, prober: &mut impl Probe) -> Audit {
+    let mut audit = Audit { opens: plan.opens().then(Vec::new), ..Audit::default() };
     host::kernel(&mut audit);
     host::memlock(&mut audit);
+    let mounts = nodes::mounts(&mut audit);
+    let signs = Signs::look(&mounts);
+    audit.container = signs.words();
+    if !audit.container.is_empty() {
+        audit.info("container", format!("signs of one were seen: {}", audit.container.join("; ")));
+    }
     // A /sys that is not sysfs is a finding, and no reason not to check the rest.
     match Host::builder().allow_foreign_sys(true).build() {
-        Err(error) => audit.error("host", Failure::from(error).to_string()),
+        Err(error) => audit.could_not_look("host", error),
         Ok(host) => {
             audit.fine("openat2 can be used");
             let is_sysfs = match Host::open() {
                 Ok(_) => true,
                 Err(error) => {
-                    audit.error("sysfs", Failure::from(error).to_string());
+                    audit.could_not_look("sysfs", error);
                     false
                 }
             };
@@ -147,47 +191,118 @@ fn audit(open: bool) -> Audit {
                 // That there is nothing in it does not mean anything.
                 Ok(devices) if devices.is_empty() && !is_sysfs => {}
                 Ok(devices) => {
-                    let unusable = look_at_devices(&mut audit, &host, &devices);
-                    open_devices(&mut audit, &devices, &unusable);
+                    let selected = select(&mut audit, plan, &devices);
+                    let unusable = look_at_devices(
+                        &mut audit,
+                        plan,
+                        (&host, &devices),
+                        &selected,
+                        |audit, here| nodes::look(audit, here, &mounts, &signs, plan.are_named()),
+                    );
+                    probe_devices(&mut audit, plan, &devices, &selected, &unusable, prober);
                 }
-                Err(error) => audit.error("devices", Failure::from(error).to_string()),
+                Err(error) => audit.could_not_look("devices", error),
             }
         }
     }
     audit
 }
 
-/// Checks the devices. Returns the numbers of those that are known not to open here, for which there is a finding
-/// or information already.
-fn look_at_devices(audit: &mut Audit, host: &Host, devices: &Devices) -> BTreeSet<u32> {
+/// The devices to check, each once.
+fn select<'a>(audit: &mut Audit, plan: &Plan, devices: &'a Devices) -> Vec<&'a Device> {
+    if !plan.are_named() {
+        return devices.iter().collect();
+    }
+    let mut selected = BTreeSet::new();
+    for selector in &plan.selectors {
+        match selector.find(devices) {
+            Ok(device) => {
+                selected.insert(device.uverbs_number());
+            }
+            Err(failure) => {
+                let severity = match failure.kind() {
+                    // One of those may be it.
+                    "not_found" if devices.faults().next().is_some() => Severity::Unknown,
+                    "not_found" | "ambiguous" => Severity::Error,
+                    _ => Severity::Unknown,
+                };
+                let mut message = failure.to_string();
+                let faults: Vec<_> = devices.faults().map(|fault| fault.to_string()).collect();
+                if !faults.is_empty() {
+                    message = format!("{message}; not listed: {}", up_to_five(faults));
+                }
+                audit.found(severity, selector.to_string(), message);
+            }
+        }
+    }
+    devices.iter().filter(|device| selected.contains(&device.uverbs_number())).collect()
+}
+
+/// Checks devices. Returns the numbers of those that are known not to open here, for which there is a finding or
+/// information already.
+fn look_at_devices(
+    audit: &mut Audit,
+    plan: &Plan,
+    (host, devices): (&Host, &Devices),
+    selected: &[&Device],
+    look_at_nodes: impl FnOnce(&mut Audit, &[&Device]) -> nodes::Missing,
+) -> BTreeSet<u32> {
     let faults = devices.faults().count();
-    for fault in devices.faults() {
-        let subject = fault.device().unwrap_or("device").to_owned();
-        audit.error(
-            subject,
-            format!("it cannot be listed: {}", Failure::from(fault).without_device()),
-        );
+    if !plan.are_named() {
+        for fault in devices.faults() {
+            let subject = fault.device().unwrap_or("device").to_owned();
+            audit.error(
+                subject,
+                format!("it cannot be listed: {}", Failure::from(fault).without_device()),
+            );
+        }
+        nodes::orphans(audit, devices);
+        let absent = Absent::look(devices);
+        if devices.is_empty() && faults == 0 {
+            report_no_devices(audit, &absent);
+        } else if let Some(words) = absent.in_words() {
+            audit.info("devices", words);
+        }
     }
-    nodes::orphans(audit, devices);
-    let absent = Absent::look(devices);
-    if devices.is_empty() && faults == 0 {
-        report_no_devices(audit, &absent);
-        return BTreeSet::new();
+    let elsewhere = host::netlink(audit, host, selected, plan.are_named());
+    if !devices.is_empty() {
+        let all = devices.len() + faults;
+        audit.fine(format!("{} of {all} devices can be listed", devices.len()));
     }
-    if let Some(words) = absent.in_words() {
-        audit.info("devices", words);
-    }
-    let elsewhere = host::netlink(audit, host, devices);
-    audit.fine(format!("{} of {} devices can be listed", devices.len(), devices.len() + faults));
-    for device in devices {
+    for device in selected {
         look_at_name(audit, device);
         look_at_provider(audit, device);
     }
-    let here: Vec<_> =
-        devices.iter().filter(|device| !elsewhere.contains(&device.uverbs_number())).collect();
-    let mounts = nodes::mounts(audit);
-    let not_given = nodes::look(audit, &here, &mounts);
-    &elsewhere | &not_given
+    let is_here = |device: &&&Device| !elsewhere.contains(&device.uverbs_number());
+    let here: Vec<_> = selected.iter().filter(is_here).copied().collect();
+    let missing = look_at_nodes(audit, &here);
+    if let Some(expected) = plan.expect {
+        let without_node = missing.not_given.len() + missing.lost.len();
+        count(
+            audit,
+            expected,
+            here.len() - without_node,
+            [
+                (devices.len(), "listed"),
+                (elsewhere.len(), "of another network namespace"),
+                (without_node, "without a node"),
+                (faults, "cannot be listed"),
+            ],
+        );
+    }
+    &elsewhere | &missing.not_given
+}
+
+/// Compares the number of devices with the one that was expected.
+fn count(audit: &mut Audit, expected: usize, usable: usize, others: [(usize, &str); 4]) {
+    let others = others.into_iter().filter(|(count, _)| *count > 0);
+    let others: Vec<_> = others.map(|(count, what)| format!("{count} {what}")).collect();
+    let detail = if others.is_empty() { "none listed".to_owned() } else { others.join(", ") };
+    let words = format!("{usable} with a node in this network namespace ({detail})");
+    match usable == expected {
+        true => audit.fine(format!("{expected} devices were expected, and there are {words}")),
+        false => audit.error("devices", format!("{expected} were expected, and there are {words}")),
+    }
 }
 
 /// A host without RDMA devices is in order; one whose RDMA devices nobody can open lacks the module.
@@ -200,29 +315,113 @@ fn report_no_devices(audit: &mut Audit, absent: &Absent) {
     audit.no_devices = Some(words);
 }
 
-/// Opens each device, if that is wanted: nothing less shows where a node leads.
-fn open_devices(audit: &mut Audit, devices: &Devices, unusable: &BTreeSet<u32>) {
-    let Some(mut opens) = audit.opens.take() else { return };
-    for device in devices {
-        let name = device.to_string();
-        let error = match device.open() {
-            Ok(_) => {
-                audit
-                    .fine(format!("{name} was opened, and proved to be the device that is listed"));
-                None
+/// Opens each device, if that is wanted: nothing less shows where a node leads. Reads the state of ports for metrics.
+fn probe_devices(
+    audit: &mut Audit,
+    plan: &Plan,
+    devices: &Devices,
+    selected: &[&Device],
+    unusable: &BTreeSet<u32>,
+    prober: &mut impl Probe,
+) {
+    let mut seen = Seen {
+        listed: devices.len(),
+        faults: devices.faults().count(),
+        devices: Vec::with_capacity(selected.len()),
+    };
+    let is_for_metrics = plan.task.is_some_and(|task| task.ports);
+    for &device in selected {
+        let Some(task) = plan.task else { break };
+        let Probed { opened, ports, trouble } = prober.probe(device, task);
+        let trouble = trouble.map(|trouble| report(audit, plan, device, trouble));
+        let (proven, error) = match opened {
+            Some(Ok(())) => {
+                audit.fine(format!(
+                    "{device} was opened, and proved to be the device that is listed"
+                ));
+                (Some(true), None)
             }
-            Err(error) => {
-                let failure = Failure::from(error);
+            Some(Err(refusal)) => {
                 if !unusable.contains(&device.uverbs_number()) {
-                    let message = format!("it does not open: {}", failure.without_device());
-                    audit.error(name.as_str(), message);
+                    let message = format!("it does not open: {}", refusal.message);
+                    audit.error(device.to_string(), message);
                 }
-                Some(failure)
+                (Some(false), Some(refusal.error))
+            }
+            None => {
+                let (severity, failure) = trouble.unzip();
+                let error = failure.and_then(|failure| serde_json::to_value(failure).ok());
+                ((severity == Some(Severity::Error)).then_some(false), error)
             }
         };
-        opens.push(OpenAttempt { device: name, proven: error.is_none(), error });
+        if let Some(opens) = &mut audit.opens {
+            let proven = proven == Some(true);
+            opens.push(OpenAttempt { device: device.to_string(), proven, error });
+        }
+        if is_for_metrics {
+            // Where the device could not be looked at, it is not known whether it opens.
+            let proven = proven.filter(|_| task.open);
+            seen.devices.push(SeenDevice { proven, ports, ..SeenDevice::new(device) });
+        }
     }
-    audit.opens = Some(opens);
+    audit.seen = is_for_metrics.then_some(seen);
+}
+
+/// Reports why a device was not probed, and returns that as `--json` prints it.
+fn report(
+    audit: &mut Audit,
+    plan: &Plan,
+    device: &Device,
+    trouble: Trouble,
+) -> (Severity, Failure) {
+    let is_required = plan.opens() || plan.are_named();
+    let is_gone = matches!(trouble, Trouble::Gone);
+    let (severity, kind, message) = match trouble {
+        Trouble::TimedOut { doing, timeout, left_behind } => {
+            let seconds = timeout.as_secs_f64();
+            let end = match left_behind {
+                None => "the process that waited was killed".to_owned(),
+                Some(pid) => format!(
+                    "process {pid} was killed and has not ended. It is left behind, and ends when the kernel \
+                     returns from the call; until then the device is not probed again"
+                ),
+            };
+            (Severity::Error, "timeout", format!("{doing} took longer than {seconds} s: {end}"))
+        }
+        Trouble::Held(holder) => {
+            let who = match holder.pid {
+                Some(pid) => format!("process {pid}"),
+                None => "a process that is not visible here".to_owned(),
+            };
+            match holder.was_killed {
+                true => (
+                    Severity::Error,
+                    "timeout",
+                    format!(
+                        "an earlier probe still hangs: {who} was killed and has not ended. The device \
+                             was not probed again"
+                    ),
+                ),
+                false => (
+                    Severity::Unknown,
+                    "busy",
+                    format!("another probe is at it ({who}), so that it was not probed"),
+                ),
+            }
+        }
+        Trouble::Gone => (
+            Severity::Error,
+            "removed",
+            "it was removed or replaced after it was listed: check again".to_owned(),
+        ),
+        Trouble::Failed(why) => (Severity::Unknown, "os", why),
+    };
+    match is_gone && !is_required {
+        // Devices come and go, and nothing was to be done with this one.
+        true => audit.info(device.to_string(), &*message),
+        false => audit.found(severity, device.to_string(), &*message),
+    }
+    (severity, Failure::new(kind, format!("{device}: {message}")).of(device))
 }
 
 fn look_at_name(audit: &mut Audit, device: &Device) {
@@ -261,179 +460,5 @@ fn is_hostile(name: &[u8]) -> bool {
     name.is_empty() || matches!(name, b"." | b"..") || !name.iter().all(is_plain)
 }
 
-/// The findings, errors first, and a line about the rest; or, in full, the rest.
-fn render(audit: &Audit, in_full: bool) -> String {
-    let mut table = Table::plain(0);
-    for severity in [Severity::Error, Severity::Warning] {
-        let (word, style) = match severity {
-            Severity::Error => ("error", BAD),
-            Severity::Warning => ("warning", WARN),
-        };
-        for finding in audit.findings.iter().filter(|finding| finding.severity == severity) {
-            let text = format!("{}: {}", finding.subject, finding.message);
-            table.row([Cell::styled(word, style), text.into()]);
-        }
-    }
-    if in_full {
-        for info in &audit.info {
-            table.row(["info".into(), format!("{}: {}", info.subject, info.message).into()]);
-        }
-        for what in &audit.checked {
-            table.row([Cell::styled("ok", GOOD), what.into()]);
-        }
-    } else {
-        table.row([Cell::styled("ok", GOOD), rest(audit).into()]);
-    }
-    table.render()
-}
-
-/// What is not wrong, in a line.
-fn rest(audit: &Audit) -> String {
-    let passed = match audit.checked.len() {
-        1 => "1 check passed".to_owned(),
-        count => format!("{count} checks passed"),
-    };
-    if let Some(words) = &audit.no_devices {
-        return format!("{passed} (-v prints them); {words}");
-    }
-    let subjects: Vec<_> = audit.info.iter().map(|info| &info.subject).collect();
-    match subjects.is_empty() {
-        true => format!("{passed} (-v prints them)"),
-        false => format!("{passed}, with information on {} (-v prints all)", up_to_five(subjects)),
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn hostile_names() {
-        for name in [&b"mlx5_0"[..], b"rocep1s0f0", b"a-b.c"] {
-            assert!(!is_hostile(name));
-        }
-        for name in [&b""[..], b".", b"..", b"a/b", b"a\nb", b"\x1b[31m", b"a b", b"\xff", b"%n$("]
-        {
-            assert!(is_hostile(name), "{}", name.escape_ascii());
-        }
-    }
-
-    #[test]
-    fn json_has_the_documented_keys() {
-        let mut audit = Audit::default();
-        audit.fine("something");
-        audit.info("memlock", "little");
-        assert!(audit.is_good());
-        audit.warning("node", "odd");
-        audit.error("host", "bad");
-        assert!(!audit.is_good());
-        let expected = serde_json::json!({
-            "findings": [
-                { "severity": "warning", "subject": "node", "message": "odd" },
-                { "severity": "error", "subject": "host", "message": "bad" },
-            ],
-            "info": [{ "subject": "memlock", "message": "little" }],
-            "checked": ["something"],
-            "opens": null,
-        });
-        assert_eq!(serde_json::to_value(&audit).expect("JSON"), expected);
-    }
-
-    #[test]
-    fn findings_come_first_and_the_rest_is_a_line() {
-        let mut audit = Audit::default();
-        let text = |audit: &Audit, in_full| {
-            anstream::adapter::strip_str(&render(audit, in_full)).to_string()
-        };
-        for number in 0..1000 {
-            audit.fine(format!("node {number}"));
-        }
-        assert_eq!(text(&audit, false), "ok  1000 checks passed (-v prints them)\n");
-        audit.info("memlock", "little");
-        audit.warning("node", "odd");
-        audit.error("host", "bad");
-        let findings = "error    host: bad\nwarning  node: odd\n";
-        let rest = "ok       1000 checks passed, with information on memlock (-v prints all)\n";
-        assert_eq!(text(&audit, false), format!("{findings}{rest}"));
-        let full = text(&audit, true);
-        let all = format!("{findings}info     memlock: little\nok       node 0\n");
-        assert!(full.starts_with(&all) && full.lines().count() == 1003, "{full}");
-    }
-
-    #[test]
-    fn without_devices_the_line_has_the_reason() {
-        let absent = |is_loaded, names: &[&str]| Absent {
-            is_loaded,
-            without_verbs: names.iter().map(|&name| name.to_owned()).collect(),
-        };
-        for (absent, is_good) in [
-            (absent(true, &[]), true),
-            (absent(false, &[]), true),
-            (absent(true, &["mlx5_0"]), true),
-            (absent(false, &["mlx5_0"]), false),
-        ] {
-            let mut audit = Audit::default();
-            report_no_devices(&mut audit, &absent);
-            assert_eq!(audit.is_good(), is_good, "{absent:?}");
-            assert!(rest(&audit).ends_with(&absent.of_empty_list()), "{absent:?}");
-        }
-    }
-
-    #[cfg(feature = "demo")]
-    #[test]
-    fn a_node_that_looks_right_and_leads_elsewhere_is_found_by_opening() {
-        use uverbs::sim::{DeviceSpec, Machine, NodeKind};
-
-        let machine = Machine::new();
-        let old = machine.add(DeviceSpec::new("siw0").disassociates(false)).expect("added");
-        machine.set_node(0, NodeKind::Static);
-        let theirs = machine.foreign_context(old).expect("opened");
-        machine.remove(old);
-        machine.add(DeviceSpec::new("siw1").disassociates(false)).expect("added");
-        machine.add(DeviceSpec::new("rxe0")).expect("added");
-        let host = Host::simulated(&machine).expect("a host");
-        let registry = Registry::new(host);
-        let look = |open: bool| {
-            let mut audit = Audit { opens: open.then(Vec::new), ..Audit::default() };
-            open_devices(&mut audit, &registry.devices().expect("a list"), &BTreeSet::new());
-            audit
-        };
-
-        let opened = look(true);
-        assert!(!opened.is_good());
-        let json = serde_json::to_value(&opened).expect("JSON");
-        let (siw1, rxe0) = (&json["opens"][0], &json["opens"][1]);
-        assert_eq!((&siw1["device"], &siw1["proven"]), (&"siw1 (uverbs0)".into(), &false.into()));
-        assert_eq!(siw1["error"]["kind"], "node_mismatch");
-        assert_eq!((&rxe0["proven"], &rxe0["error"]), (&true.into(), &serde_json::Value::Null));
-        assert_eq!(json["findings"][0]["subject"], "siw1 (uverbs0)");
-        assert_eq!(opened.findings.len(), 1);
-
-        let before = machine.node_opens().len();
-        let closed = look(false);
-        assert!(closed.is_good() && closed.opens.is_none());
-        assert_eq!(machine.node_opens().len(), before);
-
-        machine.close_foreign(old, theirs);
-        assert!(look(true).is_good());
-    }
-
-    #[cfg(feature = "demo")]
-    #[test]
-    fn a_device_that_is_known_not_to_open_is_no_second_finding() {
-        use uverbs::sim::{DeviceSpec, Machine, NodeKind};
-
-        let machine = Machine::new();
-        machine.add(DeviceSpec::new("rxe0")).expect("added");
-        machine.set_node(0, NodeKind::Missing);
-        let host = Host::simulated(&machine).expect("a host");
-        let devices = Registry::new(host).devices().expect("a list");
-        let mut audit = Audit { opens: Some(Vec::new()), ..Audit::default() };
-        open_devices(&mut audit, &devices, &BTreeSet::from([0]));
-        assert!(audit.is_good());
-        let opens = audit.opens.as_ref().expect("attempts");
-        assert!(!opens[0].proven && opens[0].error.is_some());
-        open_devices(&mut audit, &devices, &BTreeSet::new());
-        assert!(!audit.is_good());
-    }
-}
+mod tests;

@@ -108,21 +108,22 @@ impl Command {
         }
     }
 
-    /// Runs it. Returns whether the exit status is 0.
-    fn run(&self, out: &mut Out) -> Result<bool, Failure> {
-        match self {
+    /// Runs it. Returns the exit status.
+    fn run(&self, out: &mut Out) -> Result<ExitCode, Failure> {
+        let is_success = match self {
             Self::List(args) => list::run(args, out),
             Self::Show(args) => show::run(args, out),
             Self::Open(args) => open::run(args, out),
             Self::Watch(args) => watch::run(args, out),
             Self::Wait(args) => wait::run(args, out),
-            Self::Check(args) => check::run(args, out),
+            Self::Check(args) => return check::run(args, out),
             Self::Guard(args) => guard::run(args),
             #[cfg(feature = "demo")]
             Self::Demo(args) => demo::run(args, out),
             Self::Completions(args) => man::completions(args, out),
             Self::Man(args) => man::man(args, out),
-        }
+        };
+        is_success.map(|is_success| if is_success { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
 }
 
@@ -134,8 +135,7 @@ fn main() -> ExitCode {
     let json = cli.command.json();
     let mut out = Out::new(json);
     match cli.command.run(&mut out) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
+        Ok(status) => status,
         Err(error) if error.is_usage() => usage::exit(&error, json),
         Err(error) => {
             let status = error.status();

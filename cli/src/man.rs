@@ -8,7 +8,9 @@ use clap::Args;
 use clap_complete::Shell;
 use clap_mangen::roff::{Roff, bold, roman};
 
-use crate::output::{Failure, MISSING_STATUS, NOT_RUN_STATUS, Out, TIMEOUT_STATUS};
+use crate::output::{
+    Failure, MISSING_STATUS, NOT_RUN_STATUS, Out, TIMEOUT_STATUS, UNKNOWN_STATUS, WARNING_STATUS,
+};
 use crate::usage::command;
 
 /// Print the manual page uverbs(1), or write all pages into a directory.
@@ -35,7 +37,7 @@ fn statuses(subcommand: &str) -> Vec<(u8, &'static str)> {
         _ => None,
     };
     let timeout = timeout.map(|meaning| (TIMEOUT_STATUS, meaning));
-    let not_run = match subcommand {
+    let others = match subcommand {
         "guard" => [
             (
                 NOT_RUN_STATUS,
@@ -44,10 +46,21 @@ fn statuses(subcommand: &str) -> Vec<(u8, &'static str)> {
             (MISSING_STATUS, "There is no such program."),
         ]
         .as_slice(),
+        "check" => &[
+            (WARNING_STATUS, "With --fail-on warning: there are warnings, and nothing worse."),
+            (
+                UNKNOWN_STATUS,
+                "Something could not be looked at, or the output could not be written; no error was found.",
+            ),
+        ],
+        "" => &[
+            (WARNING_STATUS, "`check --fail-on warning` found warnings."),
+            (UNKNOWN_STATUS, "`check` could not look at something."),
+        ],
         _ => &[],
     };
     let usual = [(0, done), (1, failed), (2, USAGE_STATUS)].into_iter().chain(timeout);
-    usual.chain(not_run.iter().copied()).collect()
+    usual.chain(others.iter().copied()).collect()
 }
 
 fn done_and_failed(subcommand: &str) -> [&'static str; 2] {
@@ -75,8 +88,8 @@ fn done_and_failed(subcommand: &str) -> [&'static str; 2] {
             "Several devices match, RDMA netlink cannot be used, or the devices could not be listed.",
         ],
         "check" => [
-            "Nothing is wrong. There may be information, which -v prints.",
-            "There are errors or warnings, or the check failed.",
+            "No error was found. There may be warnings, and information, which -v prints.",
+            "There are errors.",
         ],
         "guard" => [
             "That of the program, once it runs.",
@@ -86,7 +99,7 @@ fn done_and_failed(subcommand: &str) -> [&'static str; 2] {
         "completions" => ["The completions were printed.", "They could not be written."],
         "man" => ["The pages were written.", "They could not be written."],
         "help" => ["The help was printed.", "It could not be written."],
-        _ => ["Done.", "Refused or failed, or `check` found something wrong."],
+        _ => ["Done.", "Refused or failed, or `check` found an error."],
     }
 }
 

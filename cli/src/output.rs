@@ -108,6 +108,10 @@ pub(crate) fn note(text: impl fmt::Display) {
 const TIMEOUT: &str = "timeout";
 /// That exit status.
 pub(crate) const TIMEOUT_STATUS: u8 = 3;
+/// The exit status if `check --fail-on warning` found warnings alone.
+pub(crate) const WARNING_STATUS: u8 = 4;
+/// The exit status if `check` could not look at something.
+pub(crate) const UNKNOWN_STATUS: u8 = 5;
 /// The exit status if a program was not run.
 pub(crate) const NOT_RUN_STATUS: u8 = 126;
 /// The exit status if there is no such program.
@@ -187,7 +191,12 @@ impl Failure {
     /// The program that was to be run was not: because there is none, or for another reason. The exit statuses are those
     /// of env(1).
     pub(crate) fn not_run(self, is_missing: bool) -> Self {
-        Self { status: Some(if is_missing { MISSING_STATUS } else { NOT_RUN_STATUS }), ..self }
+        self.with_status(if is_missing { MISSING_STATUS } else { NOT_RUN_STATUS })
+    }
+
+    /// The same failure, under an exit status of its own.
+    pub(crate) fn with_status(self, status: u8) -> Self {
+        Self { status: Some(status), ..self }
     }
 
     /// A failed call of the operating system.

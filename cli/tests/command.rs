@@ -62,6 +62,12 @@ fn wrong_usage_is_2() {
         &["open", "=rxe0"],
         &["show", "dev_t=231"],
         &["list", "--pretty"],
+        &["check", "--device", "nme=rxe0"],
+        &["check", "--device", "rxe0", "--expect", "1"],
+        &["check", "--expect", "-1"],
+        &["check", "--timeout", "0"],
+        &["check", "--fail-on", "everything"],
+        &["check", "--worker", "--open"],
         &["completions", "tcsh-but-not-quite"],
     ] {
         let output = run(args);
@@ -94,6 +100,7 @@ fn wrong_usage_is_also_printed_as_json() {
 
 #[test]
 fn json_is_a_line_unless_it_is_to_be_pretty() {
+    assert_eq!(run(&["check", "--json", "--textfile", "-"]).status.code(), Some(2));
     for args in [&["check", "--json"][..], &["check", "-j"], &["show", "-j", "no such device"]] {
         let output = run(args);
         assert_eq!(stdout(&output).matches('\n').count(), 1, "{args:?}: {}", stdout(&output));
@@ -163,6 +170,8 @@ fn no_argument_reaches_the_terminal_as_it_is() {
         &["wait", "--timeout", "0", "rxe0"],
         &["wait", "rxe0", "--timeout"],
         &["check"],
+        &["check", "--device"],
+        &["check", "--expect"],
         &["demo"],
         &["help"],
         &["help", "open"],
@@ -198,12 +207,22 @@ fn no_argument_reaches_the_terminal_as_it_is() {
                 let mut args: Vec<_> = before.iter().map(OsString::from).collect();
                 args.push(OsString::from_vec([prefix.as_bytes(), hostile].concat()));
                 let output = run(&args);
-                assert!(matches!(output.status.code(), Some(1..=3)), "{args:?}");
-                assert!(!output.stderr.is_empty(), "{args:?}");
+                // A device that `check` does not find is a finding, on stdout.
+                let is_finding = before.starts_with(&["check"]) && !output.stdout.is_empty();
+                let expected = if is_finding { 1..=5 } else { 1..=3 };
+                assert!(
+                    output.status.code().is_some_and(|code| expected.contains(&code)),
+                    "{args:?}"
+                );
+                assert!(is_finding || !output.stderr.is_empty(), "{args:?}");
                 assert_is_plain(&output.stdout, &args);
                 assert_is_plain(&output.stderr, &args);
             }
         }
+        let file = OsString::from_vec([b"/dev/null/", hostile].concat());
+        let output = run(&[OsStr::new("check"), OsStr::new("--textfile"), &file]);
+        assert!(matches!(output.status.code(), Some(1 | 5)), "{}", stdout(&output));
+        assert_is_plain(&output.stdout, &"--textfile");
         for args in [&["--help"][..], &["nothing"], &["open"], &["open", "--help"], &["man"]] {
             let output = command(args).arg0(OsStr::from_bytes(hostile)).output().expect("it runs");
             assert_is_plain(&output.stdout, &("argv[0]", args));
@@ -264,9 +283,99 @@ fn list_and_check_print_json_whatever_the_host() {
     let output = run(&["check", "--json"]);
     let json: Value = serde_json::from_slice(&output.stdout).expect("JSON");
     assert!(json["checked"].is_array());
+    assert!(json["info"].is_array() && json["container"].is_array());
+    assert_eq!(output.status.code(), Some(status(&json, false)));
+    let output = run(&["check", "--json", "--fail-on", "warning"]);
+    assert_eq!(output.status.code(), Some(status(&json, true)));
+}
+
+/// The exit status that the findings of `check --json` call for.
+fn status(json: &Value, do_warnings_fail: bool) -> i32 {
     let findings = json["findings"].as_array().expect("findings");
-    assert!(json["info"].is_array());
-    assert_eq!(output.status.code(), Some(i32::from(!findings.is_empty())));
+    let has = |severity: &str| findings.iter().any(|finding| finding["severity"] == severity);
+    match (has("error"), has("unknown"), has("warning")) {
+        (true, ..) => 1,
+        (_, true, _) => 5,
+        (.., true) if do_warnings_fail => 4,
+        _ => 0,
+    }
+}
+
+#[test]
+fn a_device_that_is_not_there_fails_the_check() {
+    let json: Value = serde_json::from_slice(&run(&["check", "--json"]).stdout).expect("JSON");
+    let output = run(&["check", "--json", "--device", "name=no such device"]);
+    let named: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(output.status.code(), Some(status(&named, false)));
+    // Where the devices can be listed, it is an error.
+    let is_unknown = status(&json, false) == 5;
+    assert!(is_unknown || output.status.code() == Some(1), "{named}");
+
+    let output = run(&["check", "--json", "--expect", "12345"]);
+    assert!(is_unknown || output.status.code() == Some(1), "{}", stdout(&output));
+}
+
+#[test]
+fn the_textfile_is_written_whole_or_printed() {
+    let has_metrics = |text: &str| {
+        text.starts_with("# HELP uverbs_") && text.ends_with('\n') && !text.contains(" ok")
+    };
+    let usual = run(&["check"]).status.code();
+    let output = run(&["check", "--textfile", "-"]);
+    assert_eq!(output.status.code(), usual);
+    assert!(has_metrics(stdout(&output)), "{}", stdout(&output));
+
+    let dir = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("textfile");
+    let _ = std::fs::remove_dir_all(&dir);
+    std::fs::create_dir(&dir).expect("made");
+    let file = dir.join("uverbs.prom");
+    let path = file.to_str().expect("a path");
+    let output = run(&["check", "--textfile", path]);
+    assert_eq!(output.status.code(), usual);
+    let lines = stdout(&output).lines().last().map(str::to_owned);
+    assert!(lines.is_some_and(|line| line.starts_with("ok")), "{}", stdout(&output));
+    assert!(has_metrics(&std::fs::read_to_string(&file).expect("written")));
+    assert_eq!(std::fs::read_dir(&dir).expect("a directory").count(), 1);
+
+    // What is not written is not known to whoever reads it.
+    for path in [dir.join("no/such/dir/x.prom").to_str().expect("a path"), "/dev/null"] {
+        let output = run(&["check", "--textfile", path]);
+        let expected = if usual == Some(1) { 1 } else { 5 };
+        assert_eq!(output.status.code(), Some(expected), "{path}: {}", stdout(&output));
+        assert!(stdout(&output).contains("unknown") && stdout(&output).contains("textfile"));
+    }
+}
+
+/// A worker ends with its stdin, and closes what it inherited.
+#[test]
+fn the_worker_of_a_check_keeps_no_descriptor_of_its_caller() {
+    use std::io::{Read as _, Write as _};
+
+    let (mut reader, writer) = std::io::pipe().expect("a pipe");
+    // The shell leaves descriptor 9 open in the worker.
+    let script =
+        format!("exec 9>&2 2>/dev/null; exec {} check --worker", env!("CARGO_BIN_EXE_uverbs"));
+    let mut worker = Command::new("sh")
+        .args(["-c", &script])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(writer)
+        .spawn()
+        .expect("it runs");
+    let mut text = String::new();
+    reader.read_to_string(&mut text).expect("the end, while the worker still runs");
+    assert!(text.is_empty(), "{text}");
+    assert!(worker.try_wait().expect("a state").is_none(), "it has ended");
+    let mut requests = worker.stdin.take().expect("stdin");
+    requests
+        .write_all(b"{\"number\":4294967295,\"sys_dev\":0,\"inode\":0,\"index\":null,\"task\":{\"open\":true,\"ports\":true}}\n")
+        .expect("written");
+    drop(requests);
+    let output = worker.wait_with_output().expect("it ends");
+    assert_eq!(output.status.code(), Some(0));
+    // There is no such device, and where there is no /sys nothing can be said.
+    let line: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert!(line == "Gone" || line["Failed"].is_string(), "{line}");
 }
 
 #[test]

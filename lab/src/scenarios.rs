@@ -1,6 +1,7 @@
 //! The scenarios, grouped by topic.
 
 mod capi;
+mod checking;
 mod containers;
 mod events;
 mod expect;
@@ -101,6 +102,10 @@ const ANYWHERE: &[(&str, Scenario)] = &[
     ("check_opens_nodes_only_on_request", passing::check),
     ("a_hold_ends_with_the_device", passing::hold),
     ("check_names_devices_of_another_network_namespace", passing::exclusive),
+    ("check_has_a_status_for_each_result", checking::statuses),
+    ("check_gives_up_on_a_device_that_hangs", checking::hangs),
+    ("check_leaves_one_child_behind", checking::left_behind),
+    ("check_writes_metrics", checking::metrics),
     ("providers_give_each_driver_its_data", providers::each_driver),
     ("providers_are_found_by_modalias", providers::by_modalias),
     ("providers_of_another_abi_do_not_open", providers::abi_out_of_range),

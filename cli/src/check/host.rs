@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::fs;
 
-use uverbs::{Devices, ErrorKind, ForkSafety, Host};
+use uverbs::{Device, ErrorKind, ForkSafety, Host};
 
-use super::Audit;
+use super::audit::{Audit, Severity};
 use crate::explain;
 use crate::output::Failure;
 use crate::select::is_gone;
@@ -69,9 +69,15 @@ fn is_ipc_lock(status: &str) -> bool {
     set.is_some_and(|set| set >> CAP_IPC_LOCK & 1 == 1)
 }
 
-/// Whether RDMA netlink answers, and knows every device that is listed. Without devices it need not
-/// be there. Returns the numbers of the devices that belong to another network namespace.
-pub(super) fn netlink(audit: &mut Audit, host: &Host, devices: &Devices) -> BTreeSet<u32> {
+/// Whether RDMA netlink answers, and knows every one of these devices. Without devices it need not
+/// be there. Returns the numbers of the devices that belong to another network namespace, which is an error where the
+/// devices were asked for.
+pub(super) fn netlink(
+    audit: &mut Audit,
+    host: &Host,
+    devices: &[&Device],
+    are_named: bool,
+) -> BTreeSet<u32> {
     let mut elsewhere = BTreeSet::new();
     if devices.is_empty() {
         return elsewhere;
@@ -112,8 +118,9 @@ pub(super) fn netlink(audit: &mut Audit, host: &Host, devices: &Devices) -> BTre
     }
     if !elsewhere.is_empty() {
         let theirs = devices.iter().filter(|device| elsewhere.contains(&device.uverbs_number()));
-        let theirs: Vec<_> = theirs.collect();
-        audit.warning("network namespace", explain::elsewhere(&theirs));
+        let theirs: Vec<_> = theirs.copied().collect();
+        let severity = if are_named { Severity::Error } else { Severity::Warning };
+        audit.found(severity, "network namespace", explain::elsewhere(&theirs));
     }
     if !unanswered {
         audit.fine("RDMA netlink can be used, and knows every device of this network namespace");
@@ -161,9 +168,14 @@ mod tests {
         let host = Host::simulated(&machine).expect("a host");
         let devices = uverbs::Registry::new(host.clone()).devices().expect("a list");
 
+        let devices: Vec<_> = devices.iter().collect();
         let mut audit = Audit::default();
-        assert_eq!(netlink(&mut audit, &host, &devices), BTreeSet::from([1]));
-        assert_eq!(audit.findings.len(), 1);
+        assert_eq!(netlink(&mut audit, &host, &devices, true), BTreeSet::from([1]));
+        assert_eq!(audit.count(Severity::Error), 1);
+
+        let mut audit = Audit::default();
+        assert_eq!(netlink(&mut audit, &host, &devices, false), BTreeSet::from([1]));
+        assert_eq!((audit.findings.len(), audit.count(Severity::Warning)), (1, 1));
         let message = &audit.findings[0].message;
         for words in ["rxe1 (uverbs1)", "another network namespace", "rdma dev set DEV netns NAME"]
         {

@@ -10,7 +10,8 @@ use rustix::fs::{Access, AtFlags, CWD, accessat, major, minor};
 use rustix::io::Errno;
 use uverbs::{Device, DeviceNumber, Devices};
 
-use super::Audit;
+use super::audit::{Audit, Severity};
+use super::container::Signs;
 use crate::output::up_to_five;
 use crate::select::{is_gone, uverbs_number};
 
@@ -25,9 +26,28 @@ pub(super) struct Mount {
 }
 
 impl Mount {
-    fn is_devtmpfs(&self) -> bool {
+    pub(super) fn is_devtmpfs(&self) -> bool {
         self.kind == "devtmpfs"
     }
+
+    /// The kind of file system.
+    pub(super) fn kind(&self) -> &str {
+        &self.kind
+    }
+
+    #[cfg(test)]
+    pub(super) fn test(point: &str, kind: &str) -> Self {
+        Self { point: point.into(), kind: kind.to_owned(), nodev: false }
+    }
+}
+
+/// The numbers of the devices that have no node.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Missing {
+    /// Those where the kernel does not create nodes, and somebody else has created none.
+    pub(super) not_given: BTreeSet<u32>,
+    /// Those where it does.
+    pub(super) lost: BTreeSet<u32>,
 }
 
 /// The mounts of this process, in the order in which they were made.
@@ -73,7 +93,7 @@ fn unescape(mut text: &[u8]) -> Vec<u8> {
 }
 
 /// The mount that a path is on: the longest that leads to it, and of equal ones the last.
-fn mount_of<'a>(mounts: &'a [Mount], path: &str) -> Option<&'a Mount> {
+pub(super) fn mount_of<'a>(mounts: &'a [Mount], path: &str) -> Option<&'a Mount> {
     let leads = |mount: &&Mount| {
         let rest = path.as_bytes().strip_prefix(mount.point.as_slice());
         rest.is_some_and(|rest| {
@@ -83,8 +103,14 @@ fn mount_of<'a>(mounts: &'a [Mount], path: &str) -> Option<&'a Mount> {
     mounts.iter().filter(leads).max_by_key(|mount| mount.point.len())
 }
 
-/// Looks at the node of each device. Returns the numbers of the devices that were not given to this container.
-pub(super) fn look(audit: &mut Audit, devices: &[&Device], mounts: &[Mount]) -> BTreeSet<u32> {
+/// Looks at the node of each device. A device that was asked for has to have one.
+pub(super) fn look(
+    audit: &mut Audit,
+    devices: &[&Device],
+    mounts: &[Mount],
+    signs: &Signs,
+    are_named: bool,
+) -> Missing {
     let (mut missing, mut by_hand) = (Vec::new(), Vec::new());
     for &device in devices {
         let path = path_of(device);
@@ -105,13 +131,13 @@ pub(super) fn look(audit: &mut Audit, devices: &[&Device], mounts: &[Mount]) -> 
     }
     if !by_hand.is_empty() {
         let message = format!(
-            "{}: not on devtmpfs, as is usual in a container. Such a node may stay bound to a device that \
+            "{}: not on devtmpfs, as is normal in a container. Such a node may stay bound to a device that \
              was removed (open refuses it then): create it again when devices change",
             up_to_five(&by_hand)
         );
         audit.info("nodes", message);
     }
-    report_missing(audit, devices.len(), &missing)
+    report_missing(audit, devices.len(), &missing, signs, are_named)
 }
 
 /// Reports nodes that are missing. The kernel creates those on devtmpfs by itself; on another file system
@@ -120,32 +146,46 @@ fn report_missing(
     audit: &mut Audit,
     devices: usize,
     missing: &[(&Device, Option<&Mount>)],
-) -> BTreeSet<u32> {
-    let is_given = |mount: &Option<&Mount>| mount.is_none_or(Mount::is_devtmpfs);
+    signs: &Signs,
+    are_named: bool,
+) -> Missing {
+    let mut found = Missing::default();
     let mut not_given = Vec::new();
     for &(device, mount) in missing {
-        match is_given(&mount) {
-            true => audit.error(
+        let Some(mount) = mount.filter(|mount| !mount.is_devtmpfs()) else {
+            audit.error(
                 path_of(device),
                 format!("the node of {device} does not exist: is udev or devtmpfs set up?"),
-            ),
-            false => not_given.push(device),
+            );
+            found.lost.insert(device.uverbs_number());
+            continue;
+        };
+        if are_named {
+            let message = format!(
+                "{device} has no node there, which is on {}: {}. Give the node to the container",
+                mount.kind(),
+                signs.not_given()
+            );
+            audit.error(path_of(device), message);
         }
+        found.not_given.insert(device.uverbs_number());
+        not_given.push(device);
     }
-    if !not_given.is_empty() {
-        let message = format!("{}: not given to this container", up_to_five(&not_given));
-        if not_given.len() == devices {
-            audit.warning(
+    if !not_given.is_empty() && !are_named {
+        let why = signs.not_given();
+        let message = format!("{}: no node in {DIRECTORY}", up_to_five(&not_given));
+        match not_given.len() == devices {
+            true => audit.found(
+                Severity::Warning,
                 DIRECTORY,
                 format!(
-                    "{message}, and no other device is: nothing can be opened. Give it the nodes"
+                    "{message}, and no other device has one, so that none can be opened: {why}"
                 ),
-            );
-        } else {
-            audit.info("container", message);
+            ),
+            false => audit.info("nodes", format!("{message}: {why}")),
         }
     }
-    not_given.iter().map(|device| device.uverbs_number()).collect()
+    found
 }
 
 fn path_of(device: &Device) -> String {
@@ -207,7 +247,7 @@ pub(super) fn orphans(audit: &mut Audit, devices: &Devices) {
     let entries = match fs::read_dir(DIRECTORY) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return,
-        Err(error) => return audit.error(DIRECTORY, format!("it cannot be read: {error}")),
+        Err(error) => return audit.unknown(DIRECTORY, format!("it cannot be read: {error}")),
     };
     let nodes = entries.flatten().filter_map(|entry| uverbs_number(entry.file_name().as_bytes()));
     // A device that could not be listed is there all the same.
@@ -264,28 +304,33 @@ mod tests {
         let host = uverbs::Host::simulated(&machine).expect("a host");
         let devices = uverbs::Registry::new(host).devices().expect("a list");
         let devices: Vec<_> = devices.iter().collect();
-        let mount =
-            |kind: &str| Mount { point: b"/dev".into(), kind: kind.to_owned(), nodev: false };
-        let (devtmpfs, tmpfs) = (mount("devtmpfs"), mount("tmpfs"));
+        let (devtmpfs, tmpfs) = (Mount::test("/dev", "devtmpfs"), Mount::test("/dev", "tmpfs"));
+        let report = |audit: &mut Audit, missing: &[_], are_named| {
+            report_missing(audit, 2, missing, &Signs::default(), are_named)
+        };
 
         for mount in [Some(&devtmpfs), None] {
             let mut audit = Audit::default();
-            let not_given = report_missing(&mut audit, 2, &[(devices[0], mount)]);
-            assert!(not_given.is_empty() && audit.findings.len() == 1, "{audit:?}");
-            assert!(
-                audit.findings[0].message.contains("rxe0 (uverbs0) does not exist"),
-                "{audit:?}"
-            );
+            let missing = report(&mut audit, &[(devices[0], mount)], false);
+            assert_eq!(missing, Missing { lost: [0].into(), ..Missing::default() });
+            assert_eq!((audit.findings.len(), audit.count(Severity::Error)), (1, 1));
+            let message = &audit.findings[0].message;
+            assert!(message.contains("rxe0 (uverbs0) does not exist"), "{message}");
         }
 
         let mut audit = Audit::default();
-        let not_given = report_missing(&mut audit, 2, &[(devices[1], Some(&tmpfs))]);
-        assert_eq!(not_given, BTreeSet::from([1]));
+        let missing = report(&mut audit, &[(devices[1], Some(&tmpfs))], false);
+        assert_eq!(missing, Missing { not_given: [1].into(), ..Missing::default() });
         assert!(audit.is_good() && audit.info.len() == 1, "{audit:?}");
+
+        // The one that somebody asked for has to be there.
+        let mut audit = Audit::default();
+        report(&mut audit, &[(devices[1], Some(&tmpfs))], true);
+        assert_eq!((audit.findings.len(), audit.count(Severity::Error)), (1, 1));
 
         let all: Vec<_> = devices.iter().map(|&device| (device, Some(&tmpfs))).collect();
         let mut audit = Audit::default();
-        assert_eq!(report_missing(&mut audit, 2, &all), BTreeSet::from([0, 1]));
-        assert!(!audit.is_good() && audit.findings.len() == 1, "{audit:?}");
+        assert_eq!(report(&mut audit, &all, false).not_given, BTreeSet::from([0, 1]));
+        assert_eq!((audit.findings.len(), audit.count(Severity::Warning)), (1, 1));
     }
 }

@@ -1,0 +1,248 @@
+//! `uverbs check` as a probe: devices that hang, exit statuses, metrics.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+
+use crate::guest;
+
+/// Runs `uverbs check` and requires an exit status.
+fn check(args: &[&str], status: i32) -> Result<Output> {
+    let output = Command::new("uverbs").arg("check").args(args).output()?;
+    let printed = String::from_utf8_lossy(&output.stdout);
+    ensure!(output.status.code() == Some(status), "{args:?}: {}: {printed}", output.status);
+    Ok(output)
+}
+
+fn json(args: &[&str], status: i32) -> Result<Value> {
+    let args: Vec<_> = ["--json"].iter().chain(args).copied().collect();
+    Ok(serde_json::from_slice(&check(&args, status)?.stdout)?)
+}
+
+/// The message of the only finding.
+fn finding(json: &Value) -> Result<&str> {
+    let findings = json["findings"].as_array().context("no findings")?;
+    ensure!(findings.len() == 1, "{json}");
+    findings[0]["message"].as_str().context("no message")
+}
+
+/// Each exit status, and what decides it.
+pub(super) fn statuses() -> Result<()> {
+    check(&["--expect", "0"], 0)?;
+    guest::hca("add name=a guid=00000000000000a0")?;
+    guest::hca("add name=b guid=00000000000000b0")?;
+    check(&["--expect", "2", "--open", "--fail-on", "warning"], 0)?;
+    let counted = json(&["--expect", "3"], 1)?;
+    ensure!(finding(&counted)?.contains("2 with a node"), "{counted}");
+    check(&["--device", "name=a", "--device", "guid=00000000000000b0", "--open"], 0)?;
+    ensure!(finding(&json(&["--device", "name=c"], 1)?)?.contains("no device matches"));
+    check(&["--device", "nme=a"], 2)?;
+
+    // A node without a device is a warning.
+    guest::mknod("/dev/infiniband/uverbs9", (231, 201))?;
+    check(&[], 0)?;
+    check(&["--fail-on", "warning"], 4)?;
+    // It is nothing to somebody who asks for a device.
+    check(&["--device", "name=a", "--fail-on", "warning"], 0)?;
+    fs::remove_file("/dev/infiniband/uverbs9")?;
+
+    // A device that was asked for has to have its node.
+    fs::remove_file("/dev/infiniband/uverbs1")?;
+    check(&["--device", "name=a", "--open"], 0)?;
+    check(&["--device", "name=b"], 1)?;
+    check(&["--textfile", "/no/such/directory/uverbs.prom", "--device", "name=a"], 5)?;
+    Ok(())
+}
+
+/// A driver that does not return from allocating a context, but can be killed.
+pub(super) fn hangs() -> Result<()> {
+    guest::hca("add name=slow guid=00000000000000a0 delay_ms=60000")?;
+    guest::hca("add name=good guid=00000000000000b0")?;
+    let started = Instant::now();
+    let found = json(&["--open", "--timeout", "2"], 1)?;
+    let took = started.elapsed();
+    ensure!(took < Duration::from_secs(20), "it took {took:?}");
+    let message = finding(&found)?;
+    ensure!(message.contains("opening it took longer than 2 s"), "{message}");
+    ensure!(message.contains("was killed") && !message.contains("left behind"), "{message}");
+    let (slow, good) = (&found["opens"][0], &found["opens"][1]);
+    ensure!(slow["error"]["kind"] == "timeout" && good["proven"] == true, "{found}");
+    ensure!(workers()?.is_empty(), "a child is left");
+
+    // Nor is one left when the check itself is killed.
+    let mut killed = Command::new("uverbs").args(["check", "--open", "--timeout", "60"]).spawn()?;
+    until_in_driver(&mut killed)?;
+    killed.kill()?;
+    killed.wait()?;
+    guest::until("the child to end", || workers().is_ok_and(|workers| workers.is_empty()))?;
+    guest::hca("set name=slow delay_ms=0")?;
+    check(&["--open"], 0).map(drop)
+}
+
+/// A child that SIGKILL does not end, held by the freezer of cgroup v1: it is left behind once, reported as long as it
+/// is there, and in nobody's way afterwards.
+pub(super) fn left_behind() -> Result<()> {
+    let freezer = Path::new("/tmp/freezer");
+    fs::create_dir_all(freezer)?;
+    let mount = ["-t", "cgroup", "-o", "freezer", "freezer", "/tmp/freezer"];
+    guest::run("mount", &mount)?;
+    let done = with_freezer(freezer);
+    guest::run("umount", &["/tmp/freezer"])?;
+    done
+}
+
+fn with_freezer(freezer: &Path) -> Result<()> {
+    let cold = freezer.join("cold");
+    fs::create_dir(&cold)?;
+    let done = frozen(&cold);
+    // Whatever happened, nothing stays frozen.
+    fs::write(cold.join("freezer.state"), "THAWED")?;
+    guest::until("the processes to end", || {
+        fs::read_to_string(cold.join("cgroup.procs")).is_ok_and(|processes| processes.is_empty())
+    })?;
+    fs::remove_dir(&cold)?;
+    done
+}
+
+fn frozen(cold: &Path) -> Result<()> {
+    guest::hca("add name=hung guid=00000000000000a0 delay_ms=60000")?;
+    guest::hca("add name=good guid=00000000000000b0")?;
+    let args = ["check", "--json", "--open", "--timeout", "3"];
+    let mut first = Command::new("uverbs").args(args).stdout(Stdio::piped()).spawn()?;
+    let worker = frozen_worker(&mut first, cold)?;
+    let output = first.wait_with_output()?;
+    let found: Value = serde_json::from_slice(&output.stdout)?;
+    ensure!(output.status.code() == Some(1), "{found}");
+    let message = finding(&found)?;
+    ensure!(
+        message.contains(&format!("process {worker} was killed and has not ended")),
+        "{message}"
+    );
+    ensure!(found["opens"][1]["proven"] == true, "{found}");
+    ensure!(workers()? == [worker], "{:?}", workers()?);
+
+    // Each later check sees it, returns soon, and adds none.
+    for args in
+        [&["--open"][..], &["--device", "name=hung", "--open"], &["--textfile", "/tmp/x.prom"]]
+    {
+        let started = Instant::now();
+        let found = json(args, 1)?;
+        ensure!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+        let message = finding(&found)?;
+        let words = format!("an earlier probe still hangs: process {worker} was killed");
+        ensure!(message.contains(&words), "{message}");
+        ensure!(workers()? == [worker], "{:?}", workers()?);
+    }
+    // Without --open nothing touches the device.
+    check(&[], 0)?;
+
+    // The next device of that name and number has a lock of its own.
+    guest::hca("set name=hung delay_ms=0")?;
+    guest::hca("del name=hung")?;
+    guest::until_uverbs("uverbs0", false)?;
+    guest::hca("add name=next guid=00000000000000a0")?;
+    guest::until_uverbs("uverbs0", true)?;
+    check(&["--device", "name=next", "--open"], 0).map(drop)
+}
+
+/// The worker of a check once it is in the driver, moved into a frozen cgroup.
+fn frozen_worker(check: &mut Child, cold: &Path) -> Result<u32> {
+    let worker = until_in_driver(check)?;
+    fs::write(cold.join("cgroup.procs"), worker.to_string())?;
+    fs::write(cold.join("freezer.state"), "FROZEN")?;
+    Ok(worker)
+}
+
+/// Waits until the worker of a check sleeps in the driver, which no signal but SIGKILL ends.
+fn until_in_driver(check: &mut Child) -> Result<u32> {
+    let is_in_driver = |worker: &u32| {
+        fs::read_to_string(format!("/proc/{worker}/status"))
+            .is_ok_and(|status| status.contains("State:\tD"))
+    };
+    guest::until("the driver to be called", || {
+        workers().is_ok_and(|workers| workers.first().is_some_and(is_in_driver))
+    })?;
+    ensure!(check.try_wait()?.is_none(), "the check has ended");
+    workers()?.first().copied().context("no worker")
+}
+
+/// The processes that run `uverbs check --worker`.
+fn workers() -> Result<Vec<u32>> {
+    let processes = guest::names("/proc").into_iter().filter_map(|name| name.parse().ok());
+    let is_worker = |pid: &u32| {
+        fs::read(format!("/proc/{pid}/cmdline"))
+            .is_ok_and(|line| line == b"uverbs\0check\0--worker\0")
+    };
+    Ok(processes.filter(is_worker).collect())
+}
+
+/// A hostile name, and a replacement, in the metrics.
+pub(super) fn metrics() -> Result<()> {
+    const FILE: &str = "/tmp/uverbs.prom";
+    let metrics = || -> Result<String> {
+        check(&["--textfile", FILE], 0)?;
+        let printed = check(&["--textfile", "-"], 0)?;
+        let text = fs::read_to_string(FILE)?;
+        let without_time = |text: &str| -> Vec<String> {
+            let lines = text.lines().map(str::to_owned);
+            lines.filter(|line| !line.starts_with("uverbs_check_last_run")).collect()
+        };
+        ensure!(without_time(&text) == without_time(&String::from_utf8(printed.stdout)?), "{text}");
+        lint(&text)?;
+        Ok(text)
+    };
+    let value = |text: &str, series: &str| -> Result<String> {
+        let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        Ok(line.with_context(|| format!("no {series} in {text}"))?.to_owned())
+    };
+    guest::hca("add name=a guid=00000000000000a0")?;
+    guest::add_rxe("rxe0", "d0")?;
+    guest::rename("rxe0", "x\u{1b}\"\\y")?;
+    let before = metrics()?;
+    ensure!(value(&before, "uverbs_devices")? == "2", "{before}");
+    let rxe = r#"uverbs="uverbs1",device="x\\x1b\\\"\\\\y",port="1""#;
+    ensure!(value(&before, &format!("uverbs_port_state{{{rxe}}}"))? == "4", "{before}");
+    let of_port = "uverbs=\"uverbs0\",device=\"a\",port=\"1\"";
+    for (name, file) in [("state", "state"), ("physical_state", "phys_state")] {
+        let attribute = format!("/sys/class/infiniband/a/ports/1/{file}");
+        let attribute = fs::read_to_string(attribute)?;
+        let number = attribute.split(':').next().context("no state")?;
+        ensure!(value(&before, &format!("uverbs_port_{name}{{{of_port}}}"))? == number, "{before}");
+    }
+    // 4X EDR: 100 Gb/s.
+    let rate = value(&before, &format!("uverbs_port_rate_bytes_per_second{{{of_port}}}"))?;
+    ensure!(rate == "12500000000", "{before}");
+    ensure!(guest::hca_value("a", "allocs")? == "0", "it was opened");
+
+    let instance = "uverbs_device_instance{uverbs=\"uverbs0\"}";
+    let inode = |text: &str| value(text, instance);
+    ensure!(inode(&metrics()?)? == inode(&before)?, "it changed by itself");
+    guest::hca("del-sync name=a")?;
+    guest::hca("add name=a guid=00000000000000a0")?;
+    guest::until_uverbs("uverbs0", true)?;
+    let after = metrics()?;
+    ensure!(inode(&after)? != inode(&before)?, "the replacement does not show: {after}");
+    Ok(())
+}
+
+/// Has promtool judge the metrics, where the guest has it.
+fn lint(text: &str) -> Result<()> {
+    use std::io::Write as _;
+
+    if Command::new("promtool").arg("--version").output().is_err() {
+        return Ok(());
+    }
+    let mut promtool = Command::new("promtool");
+    promtool.args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut promtool = promtool.stderr(Stdio::piped()).spawn()?;
+    promtool.stdin.take().context("stdin")?.write_all(text.as_bytes())?;
+    let output = promtool.wait_with_output()?;
+    println!("    promtool: {}", output.status);
+    let words = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success() && words.is_empty(), "{words}: {text}");
+    Ok(())
+}
