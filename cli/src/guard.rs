@@ -2,15 +2,19 @@
 
 mod program;
 
+use std::convert::Infallible;
 use std::env;
-use std::ffi::{OsStr, OsString};
+use std::ffi::{CString, OsStr, OsString};
 use std::io;
-use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::process::CommandExt as _;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use clap::Args;
+use nix::unistd::execvpe;
+use signal_hook::consts::SIGPIPE;
 
 use crate::output::Failure;
 use program::Program;
@@ -35,6 +39,8 @@ const PRELOAD: &str = "LD_PRELOAD";
 /// a program that looks its device up again by name or number between two lists, which asks for whatever device has that
 /// then. A list that is taken with dlvsym(3) is not seen: after ib_core was reloaded, what it returns is refused, and so
 /// is a device that has been renamed since libibverbs first saw it.
+///
+/// The program inherits the signal mask and the ignored signals, except for SIGPIPE: it starts with the default.
 #[derive(Args)]
 pub(crate) struct GuardArgs {
     /// Let opens pass that cannot be proved (RDMA netlink denied, Linux before 5.10), and log each
@@ -73,18 +79,51 @@ pub(crate) fn run(args: &GuardArgs) -> Result<bool, Failure> {
     program.require_guardable()?;
     require_loaded(&program, &library, &preload)?;
 
-    let mut command = Command::new(&program.file);
-    command.arg0(name).args(rest).env(PRELOAD, &preload);
     let allowed = [(args.allow_unproven, "unproven"), (args.allow_old_names, "old-names")];
     let allowed: Vec<_> = allowed.iter().filter(|(is, _)| *is).map(|(_, word)| *word).collect();
-    // The command line alone decides: what was inherited might allow more.
-    command.env("UVERBS_GUARD_ALLOW", allowed.join(","));
+    let mut set = vec![
+        (PRELOAD, preload),
+        // The command line alone decides: what was inherited might allow more.
+        ("UVERBS_GUARD_ALLOW", OsString::from(allowed.join(","))),
+    ];
     if let Some(log) = &args.log {
-        command.env("UVERBS_GUARD_LOG", destination(log)?);
+        set.push(("UVERBS_GUARD_LOG", destination(log)?));
     }
-    let error = command.exec();
+    let error = match exec(&program, name, rest, &set) {
+        Ok(never) => match never {},
+        Err(error) => error,
+    };
     let what = format!("cannot run {}", program.show());
     Err(Failure::os(what, &error).not_run(error.kind() == io::ErrorKind::NotFound))
+}
+
+/// Runs the program with these variables. It inherits the signal mask and what is ignored, which `Command` would reset.
+fn exec(
+    program: &Program,
+    name: &OsStr,
+    rest: &[OsString],
+    set: &[(&str, OsString)],
+) -> io::Result<Infallible> {
+    let file = CString::new(program.file.as_os_str().as_bytes())?;
+    let words = std::iter::once(name).chain(rest.iter().map(OsString::as_os_str));
+    let words: Vec<_> =
+        words.map(|word| CString::new(word.as_bytes())).collect::<Result<_, _>>()?;
+    // Rust's runtime ignored SIGPIPE before anything of this command ran, and the program would inherit that. A signal
+    // that is handled gets its default back (execve(2)).
+    signal_hook::flag::register(SIGPIPE, Arc::new(AtomicBool::new(false)))?;
+    Ok(execvpe(&file, &words, &environment(set)?)?)
+}
+
+/// This process's variables, with these in addition.
+#[allow(clippy::disallowed_methods)] // what the program inherits does not configure this command
+fn environment(set: &[(&str, OsString)]) -> io::Result<Vec<CString>> {
+    let is_kept = |(name, _): &(OsString, OsString)| set.iter().all(|(other, _)| name != other);
+    let kept = env::vars_os().filter(is_kept);
+    let more = set.iter().map(|(name, value)| (OsString::from(name), value.clone()));
+    let joined = kept
+        .chain(more)
+        .map(|(name, value)| CString::new([name.into_vec(), value.into_vec()].join(&b'=')));
+    Ok(joined.collect::<Result<_, _>>()?)
 }
 
 /// A variable that the program will inherit, not one that configures this command.

@@ -2,6 +2,7 @@
 
 use std::env;
 use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt as _;
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering::SeqCst};
 
@@ -42,16 +43,61 @@ pub(crate) fn get() -> &'static Config {
 
 fn read() -> Config {
     // SAFETY: it takes a number and returns one.
-    if unsafe { libc::getauxval(libc::AT_SECURE) } != 0 {
-        return Config { log: Log::Stderr, allows_unproven: false, allows_old_names: false };
-    }
-    let log = match env::var_os("UVERBS_GUARD_LOG") {
+    let is_secure = unsafe { libc::getauxval(libc::AT_SECURE) } != 0;
+    let variable = |name| if is_secure { None } else { env::var_os(name) };
+    parse(variable("UVERBS_GUARD_LOG"), variable("UVERBS_GUARD_ALLOW"))
+}
+
+fn parse(log: Option<OsString>, allow: Option<OsString>) -> Config {
+    let log = match log {
         None => Log::Stderr,
         Some(text) if text.is_empty() || text == "stderr" => Log::Stderr,
         Some(text) if text == "off" => Log::Off,
         Some(path) => Log::File(path),
     };
-    let allowed = env::var("UVERBS_GUARD_ALLOW").unwrap_or_default();
-    let allows = |what| allowed.split(',').any(|word| word == what);
+    let allow = allow.unwrap_or_default();
+    let allows = |what: &str| {
+        allow.as_bytes().split(|byte| *byte == b',').any(|word| word == what.as_bytes())
+    };
     Config { log, allows_unproven: allows("unproven"), allows_old_names: allows("old-names") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(log: Option<&str>, allow: Option<&str>) -> Config {
+        parse(log.map(OsString::from), allow.map(OsString::from))
+    }
+
+    #[test]
+    fn messages_go_where_the_variable_points() {
+        for text in [None, Some(""), Some("stderr")] {
+            assert_eq!(parsed(text, None).log, Log::Stderr, "{text:?}");
+        }
+        assert_eq!(parsed(Some("off"), None).log, Log::Off);
+        assert_eq!(parsed(Some("/tmp/off"), None).log, Log::File("/tmp/off".into()));
+    }
+
+    #[test]
+    fn only_whole_words_allow_something() {
+        for (text, expected) in [
+            (None, (false, false)),
+            (Some(""), (false, false)),
+            (Some("unproven"), (true, false)),
+            (Some("old-names"), (false, true)),
+            (Some("old-names,unproven"), (true, true)),
+            (Some("unproven-"), (false, false)),
+            (Some("unproven old-names"), (false, false)),
+            (Some("all"), (false, false)),
+        ] {
+            let config = parsed(None, text);
+            assert_eq!((config.allows_unproven, config.allows_old_names), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn the_environment_is_read_once() {
+        assert!(ptr::eq(get(), get()));
+    }
 }

@@ -77,3 +77,88 @@ impl Handle {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As libibverbs fills it in.
+    fn device(name: &[u8], path: &[u8]) -> Box<IbvDevice> {
+        // SAFETY: all zeroes is a valid value.
+        let mut device: Box<IbvDevice> = Box::new(unsafe { std::mem::zeroed() });
+        copy(&mut device.name, name);
+        copy(&mut device.dev_name, b"uverbs3");
+        copy(&mut device.dev_path, b"/sys/class/infiniband_verbs/uverbs3");
+        copy(&mut device.ibdev_path, path);
+        device
+    }
+
+    fn copy(field: &mut [c_char], text: &[u8]) {
+        for (to, from) in field.iter_mut().zip(text) {
+            *to = from.cast_signed();
+        }
+    }
+
+    fn text(field: &[c_char]) -> Vec<u8> {
+        field.iter().map(|byte| byte.cast_unsigned()).take_while(|byte| *byte != 0).collect()
+    }
+
+    fn handle(device: &mut IbvDevice) -> Handle {
+        // SAFETY: the device lives as long as the handle is used.
+        unsafe { Handle::new(device) }
+    }
+
+    #[test]
+    fn names_are_read() {
+        let mut device = device(b"rxe0", b"/sys/class/infiniband/rxe0");
+        assert_eq!(handle(&mut device).name(), b"rxe0");
+        assert_eq!(handle(&mut device).dev_name(), b"uverbs3");
+        let address = &raw mut *device;
+        assert_eq!(handle(&mut device).as_ptr(), address);
+        let longest = [b'x'; NAME_MAX];
+        copy(&mut device.name, &longest);
+        assert_eq!(handle(&mut device).name(), longest, "a field without an end");
+    }
+
+    #[test]
+    fn a_name_is_set_with_its_path_and_nothing_else() {
+        for name in [b"mlx5_bond_0".as_slice(), b"a", &[b'n'; NAME_MAX - 1]] {
+            let mut device = device(b"rxe0", b"/sys/class/infiniband/rxe0");
+            handle(&mut device).set_name(name);
+            assert_eq!(text(&device.name), name);
+            assert_eq!(text(&device.ibdev_path), [b"/sys/class/infiniband/", name].concat());
+            assert!(device.name[name.len()..].iter().all(|byte| *byte == 0), "the rest is left");
+            assert_eq!(text(&device.dev_name), b"uverbs3");
+            assert_eq!(text(&device.dev_path), b"/sys/class/infiniband_verbs/uverbs3");
+        }
+    }
+
+    #[test]
+    fn a_name_that_does_not_fit_is_not_set() {
+        let long = [b"/".as_slice(), &[b'p'; PATH_MAX - 12], b"/rxe0"].concat();
+        for (name, path) in [
+            ([b'n'; NAME_MAX].as_slice(), b"/sys/class/infiniband/rxe0".as_slice()),
+            (b"rather-long", &long),
+            // One byte too long: the end needs one, too.
+            (b"longer-by1", &long),
+        ] {
+            let mut device = device(b"rxe0", path);
+            handle(&mut device).set_name(name);
+            assert_eq!(
+                (text(&device.name), text(&device.ibdev_path)),
+                (b"rxe0".to_vec(), path.to_vec())
+            );
+        }
+        let mut device = device(b"rxe0", &long);
+        handle(&mut device).set_name(b"just-fits");
+        assert_eq!(text(&device.name), b"just-fits");
+        assert_eq!(text(&device.ibdev_path).len(), PATH_MAX - 1);
+    }
+
+    #[test]
+    fn a_path_without_a_directory_becomes_the_name() {
+        let mut device = device(b"rxe0", b"rxe0");
+        handle(&mut device).set_name(b"rxe1");
+        assert_eq!(text(&device.ibdev_path), b"rxe1");
+    }
+}

@@ -56,3 +56,40 @@ fn location() -> *mut libc::c_int {
     // SAFETY: it takes nothing and returns an address.
     unsafe { libc::__errno_location() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errno_stays() {
+        set_errno(libc::EXDEV);
+        let found = run(0, || {
+            set_errno(libc::EPERM);
+            errno()
+        });
+        assert_eq!((found, errno()), (libc::EPERM, libc::EXDEV));
+    }
+
+    #[test]
+    fn a_panic_does_not_leave() {
+        let found = run(7, || -> i32 { std::panic::resume_unwind(Box::new("a panic")) });
+        assert_eq!(found, 7);
+    }
+
+    #[test]
+    fn the_thread_is_not_cancelled_meanwhile() {
+        const ENABLE: libc::c_int = 0;
+        let exchange = |state| {
+            let mut old = -1;
+            // SAFETY: the old state is written to a live integer.
+            unsafe { pthread_setcancelstate(state, &raw mut old) };
+            old
+        };
+        for before in [ENABLE, DISABLE] {
+            exchange(before);
+            let inside = run(-1, || exchange(DISABLE));
+            assert_eq!((inside, exchange(ENABLE)), (DISABLE, before));
+        }
+    }
+}

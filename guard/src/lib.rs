@@ -18,6 +18,7 @@
 //! but numbers: every call opens what it needs and closes it. Nothing depends on a constructor having run. No panic
 //! leaves a function, messages are written by one `write(2)`, and `errno` is as the real function left it.
 #![allow(unsafe_code)] // all of it stands between C and C
+#![cfg_attr(test, allow(dead_code))] // nothing calls what C calls; the lab has the tests of that
 
 mod config;
 mod ffi;
@@ -37,6 +38,7 @@ static HANDLES: IbvHandles = IbvHandles::new();
 extern "C" fn start() {
     guarded::run((), || {
         log::start();
+        lock::wait_before_forks();
         config::get();
         if !is_first() {
             log::line(
@@ -74,6 +76,7 @@ fn library_of(address: *const libc::c_void) -> usize {
     if is_found { base } else { 0 }
 }
 
+#[cfg(not(test))]
 #[used]
 // SAFETY: the loader calls each function in this section once, with arguments that it may ignore.
 #[unsafe(link_section = ".init_array")]

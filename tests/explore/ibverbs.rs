@@ -12,6 +12,7 @@ use uverbs::sim::{As, DeviceId, Machine, Probe, Root, World};
 use uverbs::{ErrorKind, Guid, Host, IbvHandle, IbvHandles, IbvNames, OldNames, Registry};
 
 use crate::play::Program;
+use crate::threads::Shared;
 
 /// The name by which a program chooses its device, and the GUID.
 const NAME: &[u8] = b"rxe0";
@@ -83,18 +84,40 @@ impl Asked {
 pub(crate) struct Ibverbs {
     machine: Machine,
     host: Host,
+    /// The newest list of the thread that runs here.
     handles: Vec<Handle>,
     guard: IbvHandles,
     pub(crate) asked: Asked,
+    pub(crate) shared: Shared,
 }
 
-/// `struct ibv_device`, with the device number that libibverbs compares.
+/// `struct ibv_device`, with the device number that libibverbs compares. All lists share it.
 #[derive(Clone, Debug)]
-struct Handle {
-    index: u32,
+pub(crate) struct Handle {
+    pub(crate) index: u32,
     dev: (u32, u32),
-    name: Vec<u8>,
+    name: Arc<Mutex<Vec<u8>>>,
     guid: u64,
+}
+
+impl Handle {
+    pub(crate) fn new(index: u32, dev: (u32, u32), name: Vec<u8>, guid: u64) -> Self {
+        Self { index, dev, name: Arc::new(Mutex::new(name)), guid }
+    }
+
+    fn name(&self) -> Vec<u8> {
+        self.name.lock().expect("no panic").clone()
+    }
+
+    pub(crate) fn set_name(&self, name: &[u8]) {
+        name.clone_into(&mut self.name.lock().expect("no panic"));
+    }
+}
+
+/// What `found` stands for in the handles that libibverbs has already.
+pub(crate) fn keep(known: &[Handle], found: Handle) -> Handle {
+    let is_kept = |known: &&Handle| known.index == found.index && known.dev == found.dev;
+    known.iter().find(is_kept).cloned().unwrap_or(found)
 }
 
 type Outcome<T> = std::result::Result<T, ErrorKind>;
@@ -109,22 +132,23 @@ impl Ibverbs {
         let guard = IbvHandles::new();
         guard.begin(&host).expect("an epoch");
         let (machine, asked) = (machine.clone(), Asked::default());
-        Self { machine, host, handles: Vec::new(), guard, asked }
+        Self { machine, host, handles: Vec::new(), guard, asked, shared: Shared::default() }
     }
 
     /// `ibv_get_device_list`, through the guard if the program is such a one.
     pub(crate) fn list(&mut self, program: Program) -> Outcome<()> {
         if !program.is_list_seen() {
-            self.handles = real_list(&self.host, &self.handles);
+            self.handles = real_list(&self.host, &self.shared);
             return Ok(());
         }
-        let (host, before) = (&self.host, std::mem::take(&mut self.handles));
-        let list = || real_list(host, &before);
+        let (host, shared) = (&self.host, &self.shared);
+        let _alone = shared.lock(&self.machine);
+        let list = || real_list(host, shared);
         let mend = |list: &mut Vec<Handle>, names: &mut IbvNames<'_>| {
-            let handles = list.iter_mut().filter(|_| !lacks(Part::Mending));
+            let handles = list.iter().filter(|_| !lacks(Part::Mending));
             for handle in handles {
                 match names.get(handle.index) {
-                    Ok(Some(name)) => name.as_bytes().clone_into(&mut handle.name),
+                    Ok(Some(name)) => handle.set_name(name.as_bytes()),
                     Ok(None) => {}
                     Err(_) if lacks(Part::MendingWhole) => break,
                     Err(error) => return Err(error),
@@ -141,7 +165,7 @@ impl Ibverbs {
     fn choose(&self, program: Program) -> Outcome<Handle> {
         let is_chosen = |handle: &&Handle| match program {
             Program::GuardedByGuid => handle.guid == GUID,
-            _ => handle.name == NAME,
+            _ => handle.name() == NAME,
         };
         self.handles.iter().find(is_chosen).cloned().ok_or(THEIRS)
     }
@@ -158,7 +182,7 @@ impl Ibverbs {
         }
         let dev_name = format!("uverbs{number}");
         let (index, guid) = (handle.index.cast_signed(), Guid(handle.guid));
-        let foreign = IbvHandle::new(index, dev_name.as_bytes(), &handle.name, guid);
+        let foreign = IbvHandle::new(index, dev_name.as_bytes(), &handle.name(), guid);
         let registry = Registry::new(self.host.clone());
         let device = foreign
             .and_then(|foreign| self.guard.find(&registry, &foreign, OldNames::AfterList))
@@ -192,8 +216,15 @@ impl Ibverbs {
     }
 }
 
-/// `ibv_get_device_list`, with the handles that libibverbs has.
-fn real_list(host: &Host, before: &[Handle]) -> Vec<Handle> {
+/// `ibv_get_device_list`, with the handles that libibverbs has. Its own lock keeps other lists away.
+fn real_list(host: &Host, shared: &Shared) -> Vec<Handle> {
+    let known = shared.begin_list();
+    let found = found_by_list(host, &known);
+    shared.end_list(&found);
+    found
+}
+
+fn found_by_list(host: &Host, known: &[Handle]) -> Vec<Handle> {
     let probe = Probe::new(host);
     let mut found = Vec::new();
     for index in 0..INDICES {
@@ -201,8 +232,7 @@ fn real_list(host: &Host, before: &[Handle]) -> Vec<Handle> {
         let Ok((name, guid)) = probe.device(index) else { continue };
         let dev = probe.chardev(index).ok().or_else(|| dev_by_name(&probe, &name));
         let Some(dev) = dev else { continue };
-        let known = before.iter().find(|known| known.index == index && known.dev == dev);
-        found.push(known.cloned().unwrap_or(Handle { index, dev, name, guid }));
+        found.push(keep(known, Handle::new(index, dev, name, guid)));
     }
     found
 }

@@ -21,6 +21,7 @@ mod ibverbs;
 mod leave_out;
 mod play;
 mod search;
+mod threads;
 
 use happens::Event;
 use play::{PROGRAMS, Play, Program, Setup};

@@ -3,10 +3,12 @@
 use std::env;
 use std::ffi::OsString;
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
+use crate::apt::Sources;
 use crate::{capi, packages, paths, tools};
 
 /// Builds them, one package at a time: built together, features of one would affect another.
@@ -28,6 +30,7 @@ pub(crate) fn build() -> Result<()> {
     }
     build_guard()?;
     build_callers()?;
+    unpack_older()?;
     capi::build_programs()?;
     build_with_leak_sanitizer()
 }
@@ -54,29 +57,71 @@ pub(crate) fn guard() -> PathBuf {
     paths::target().join(SMALL).join(GUARD)
 }
 
-/// The ways in which lab/callers/caller.c is built, each a program on libibverbs of another kind.
-const CALLERS: [(&str, &[&str]); 6] = [
-    ("ibv-lazy", &["-Wl,-z,lazy"]),
-    ("ibv-now", &["-Wl,-z,now"]),
-    ("ibv-noplt", &["-fno-plt", "-Wl,-z,now"]),
-    ("ibv-dynamic", &["-DDYNAMIC"]),
-    ("ibv-plugin.so", &["-DPLUGIN", "-shared", "-fPIC"]),
-    ("static-true", &["-static", "-DSTATIC"]),
+/// The programs on libibverbs, each with its source in lab/callers and options. caller.c is built in several ways, in which
+/// programs reach libibverbs.
+const CALLERS: [(&str, &str, &[&str]); 8] = [
+    ("ibv-lazy", "caller.c", &["-Wl,-z,lazy", LIBIBVERBS]),
+    ("ibv-now", "caller.c", &["-Wl,-z,now", LIBIBVERBS]),
+    ("ibv-noplt", "caller.c", &["-fno-plt", "-Wl,-z,now", LIBIBVERBS]),
+    ("ibv-dynamic", "caller.c", &["-DDYNAMIC"]),
+    ("ibv-plugin.so", "caller.c", &["-DPLUGIN", "-shared", "-fPIC", LIBIBVERBS]),
+    ("static-true", "caller.c", &["-static", "-DSTATIC"]),
+    ("ibv-threads", "threads.c", &["-pthread", LIBIBVERBS]),
+    ("ibv-rdmacm", "rdmacm.c", &["-pthread", "-l:librdmacm.so.1", LIBIBVERBS]),
 ];
+/// The library as it is on any host that has the programs of rdma-core.
+const LIBIBVERBS: &str = "-l:libibverbs.so.1";
 
 /// Builds the programs on libibverbs. There need be no headers of it.
 fn build_callers() -> Result<()> {
     let directory = paths::lab("callers")?;
-    let source = paths::workspace().join("lab/callers/caller.c");
-    for (name, options) in CALLERS {
-        let is_linked = !options.contains(&"-DDYNAMIC") && !options.contains(&"-DSTATIC");
+    for (name, source, options) in CALLERS {
         let mut gcc = tools::command("gcc");
-        gcc.args(["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror"]).args(options);
-        gcc.arg(&source).arg("-o").arg(directory.join(name));
-        gcc.args(is_linked.then_some("-l:libibverbs.so.1"));
+        gcc.args(["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror"]);
+        // A library is searched for what the sources before it need.
+        gcc.arg(paths::workspace().join("lab/callers").join(source)).args(options);
+        gcc.arg("-o").arg(directory.join(name));
         tools::run(&mut gcc)?;
     }
     Ok(())
+}
+
+/// libibverbs and its providers of Debian 11 (rdma-core 33), unpacked. Their private interface is another one.
+const OLDER: &str = "rdma-core-33";
+
+fn unpack_older() -> Result<()> {
+    let directory = paths::lab(OLDER)?;
+    if older_files()?.is_empty() {
+        let packages = ["libibverbs1/bullseye", "ibverbs-providers/bullseye"].map(str::to_owned);
+        packages::unpack(&Sources::bullseye()?, &packages, &directory)?;
+    }
+    let [library, _provider] = &older_files()?[..] else {
+        bail!("no libibverbs or no provider in {}", directory.display())
+    };
+    // So it is one of the programs, which come into the guest with the libraries that they need.
+    fs::set_permissions(library, fs::Permissions::from_mode(0o755))?;
+    Ok(())
+}
+
+/// The library, and its provider for rxe.
+fn older_files() -> Result<Vec<PathBuf>> {
+    let directory = paths::lab(OLDER)?.join("usr/lib/x86_64-linux-gnu");
+    let find = |directory: &Path, start: &str| {
+        let entries = fs::read_dir(directory).into_iter().flatten().filter_map(Result::ok);
+        let mut files = entries.map(|entry| entry.path()).filter(|path| !path.is_symlink());
+        files.find(|path| {
+            path.file_name()
+                .is_some_and(|name| name.as_encoded_bytes().starts_with(start.as_bytes()))
+        })
+    };
+    let library = find(&directory, "libibverbs.so.1.");
+    let provider = find(&directory.join("libibverbs"), "librxe-rdmav");
+    Ok(library.into_iter().chain(provider).collect())
+}
+
+/// Files that the guest has in /add, or, if they are executable, in /usr/bin.
+pub(crate) fn files() -> Result<Vec<PathBuf>> {
+    older_files()
 }
 
 /// Builds the lab's program again, with leak reports. The sanitizer is in the stable toolchain, but its switch is
@@ -149,7 +194,7 @@ pub(crate) fn programs() -> Vec<PathBuf> {
     programs.extend(latest([guard()].into_iter()));
     if let Ok(directory) = paths::lab("callers") {
         programs.extend(
-            CALLERS.iter().filter_map(|(name, _)| latest([directory.join(name)].into_iter())),
+            CALLERS.iter().filter_map(|(name, ..)| latest([directory.join(name)].into_iter())),
         );
     }
     programs.extend(capi::programs());

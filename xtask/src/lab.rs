@@ -89,7 +89,8 @@ pub(crate) fn run(run: &LabRun) -> Result<Outcome> {
     let initramfs = dir.path().join("initramfs");
     // In the guest's time, which on a busy host can run several times too fast.
     let limit = run.timeout.as_secs().saturating_mul(10);
-    image::with_overlay(&layers, &initramfs, &guest::programs(), &run.add, &run.command, limit)?;
+    let add = [guest::files()?, run.add.clone()].concat();
+    image::with_overlay(&layers, &initramfs, &guest::programs(), &add, &run.command, limit)?;
     drop(lock);
 
     let machine = Machine {

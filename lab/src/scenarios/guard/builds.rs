@@ -121,6 +121,51 @@ pub(in crate::scenarios) fn symbolic_library() -> Result<()> {
     Ok(())
 }
 
+/// A provider beside those of the guest, until this is dropped.
+struct Beside(PathBuf);
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// The files of Debian 11, with an older private interface, in the place of the guest's.
+pub(in crate::scenarios) fn older_library() -> Result<()> {
+    let file = |directory: &str, start: &str| {
+        let names = guest::names(directory);
+        let name = names.iter().find(|name| name.starts_with(start));
+        name.map(|name| Path::new(directory).join(name)).with_context(|| format!("no {start}*"))
+    };
+    let older = file("/usr/bin", "libibverbs.so.1.")?;
+    let provider = file("/add", "librxe-rdmav")?;
+    let [library, _] = files()?;
+    let name = provider.file_name().context("a name")?;
+    let beside = Path::new(DIRECTORY).join("libibverbs").join(name);
+    ensure!(!beside.exists(), "{} is there: these files are not older", beside.display());
+    fs::copy(&provider, &beside)?;
+    let _beside = Beside(beside);
+    let _in_place = InPlace::put(&library, &fs::read(older)?)?;
+    for class in CLASSES {
+        add("tst", 0xa0)?;
+        let mut guarded = Caller::start(class, Under::Guard(&[]), "tst")?;
+        let mut control = Caller::start(class, Under::Nothing, "tst")?;
+        let mut found = Vec::new();
+        for caller in [&mut guarded, &mut control] {
+            found.push(caller.open()?);
+        }
+        replace(0xb0)?;
+        found.extend([control.open()?, guarded.open()?, guarded.list_and_open()?]);
+        let expected = [opened(0xa0), opened(0xa0), opened(0xb0), refused(), opened(0xb0)];
+        ensure!(found[..] == expected, "{}: {found:?}: {}", class.name, guarded.end()?);
+        ensure!(guarded.end()?.lines().count() == 1, "{}", class.name);
+        control.end()?;
+        guest::hca("del-sync name=tst")?;
+    }
+    println!("    {} classes of callers on {}", CLASSES.len(), name.display());
+    Ok(())
+}
+
 /// A private interface that the guard does not know is refused, with the reason. Without the guard it works.
 pub(in crate::scenarios) fn unknown_interface() -> Result<()> {
     const PREFIX: &[u8] = b"IBVERBS_PRIVATE_";

@@ -13,7 +13,8 @@ use crate::guest;
 use crate::ibverbs::{Ibverbs, Lookup};
 
 /// What the program in the guard's hands does.
-const PARTS: [&str; 5] = ["freed", "again", "descriptors", "threads", "forked"];
+const PARTS: [&str; 7] =
+    ["freed", "again", "renamed", "descriptors", "threads", "forked", "forked-busy"];
 
 /// Runs each part in a process of its own, under the guard.
 pub(in crate::scenarios) fn inside() -> Result<()> {
@@ -37,9 +38,11 @@ pub(crate) fn role(part: &str) -> Result<()> {
     match part {
         "freed" => freed(),
         "again" => again(),
+        "renamed" => renamed(),
         "descriptors" => descriptors(),
         "threads" => threads(),
         "forked" => forked(),
+        "forked-busy" => forked_busy(),
         _ => bail!("no such part"),
     }
 }
@@ -73,6 +76,22 @@ fn again() -> Result<()> {
         guest::hca("set name=tst fail=ALLOC_PD:12")?;
         ensure!(device.guid_or_errno()? == REFUSED);
         guest::hca("set name=tst fail=ALLOC_PD:0")?;
+        ensure!(device.guid_or_errno()? == Ok(0xa0));
+    }
+    println!("refused and opened three times");
+    Ok(())
+}
+
+/// The same where the list was not seen, and the device has another name for a while.
+fn renamed() -> Result<()> {
+    add("tst", 0xa0)?;
+    let ibverbs = Ibverbs::load_as(Lookup::Library)?;
+    let list = ibverbs.list()?;
+    let device = list.find("tst")?;
+    for _ in 0..3 {
+        guest::rename("tst", "other")?;
+        ensure!(device.guid_or_errno()? == REFUSED);
+        guest::rename("other", "tst")?;
         ensure!(device.guid_or_errno()? == Ok(0xa0));
     }
     println!("refused and opened three times");
@@ -160,7 +179,6 @@ fn threads() -> Result<()> {
 }
 
 /// A child opens by a handle that its parent listed, before and after the device was replaced.
-#[allow(unsafe_code)]
 fn forked() -> Result<()> {
     add("tst", 0xa0)?;
     let ibverbs = Ibverbs::load_as(Lookup::Program)?;
@@ -170,20 +188,67 @@ fn forked() -> Result<()> {
         if expected == REFUSED {
             replace(0xa0)?;
         }
-        // SAFETY: this process has one thread, so no lock is held by a thread that the child does not have.
-        let pid = unsafe { libc::fork() };
-        ensure!(pid >= 0, "fork: {}", std::io::Error::last_os_error());
-        if pid == 0 {
-            let is_right = device.guid_or_errno().is_ok_and(|found| found == expected);
-            // SAFETY: it ends the process.
-            unsafe { libc::_exit(i32::from(!is_right)) };
-        }
-        let mut status = 0;
-        // SAFETY: `status` is writable.
-        let waited = unsafe { libc::waitpid(pid, &raw mut status, 0) };
-        ensure!(waited == pid && status == 0, "the child: {status:#x}, expected {expected:?}");
+        in_child(&device, expected)?;
         ensure!(device.guid_or_errno()? == expected, "the parent: expected {expected:?}");
     }
     println!("a child opened, and was refused, as its parent was");
+    Ok(())
+}
+
+/// The same while another thread of the parent lists, so that locks may be taken when it forks.
+fn forked_busy() -> Result<()> {
+    const FORKS: usize = 20;
+    add("tst", 0xa0)?;
+    let ibverbs = Ibverbs::load_as(Lookup::Program)?;
+    let list = ibverbs.list()?;
+    let device = list.find("tst")?;
+    let (stop, lists) = (AtomicBool::new(false), AtomicUsize::new(0));
+    thread::scope(|scope| {
+        let lister = scope.spawn(|| -> Result<()> {
+            while !stop.load(Relaxed) {
+                drop(ibverbs.list()?);
+                lists.fetch_add(1, Relaxed);
+            }
+            Ok(())
+        });
+        let forked = (|| {
+            for number in 0..FORKS {
+                if number == FORKS / 2 {
+                    replace(0xa0)?;
+                }
+                in_child(&device, if number < FORKS / 2 { Ok(0xa0) } else { REFUSED })?;
+            }
+            Ok(())
+        })();
+        stop.store(true, Relaxed);
+        lister.join().expect("no panic").and(forked)
+    })?;
+    let lists = lists.load(Relaxed);
+    ensure!(lists > 0, "nothing was listed");
+    println!("{FORKS} children opened or were refused, during {lists} lists of another thread");
+    Ok(())
+}
+
+/// Forks, and opens in the child. A child that waits for a lock ends by an alarm.
+#[allow(unsafe_code)]
+fn in_child(
+    device: &crate::ibverbs::Listed<'_>,
+    expected: std::result::Result<u64, i32>,
+) -> Result<()> {
+    // SAFETY: the child opens and ends. glibc makes its allocator and its loader usable in the child of a program with
+    // threads, and what else it might wait for ends by the alarm.
+    let pid = unsafe { libc::fork() };
+    ensure!(pid >= 0, "fork: {}", std::io::Error::last_os_error());
+    if pid == 0 {
+        // SAFETY: it takes a number.
+        unsafe { libc::alarm(60) };
+        let is_right = device.guid_or_errno().is_ok_and(|found| found == expected);
+        // SAFETY: it ends the process.
+        unsafe { libc::_exit(i32::from(!is_right)) };
+    }
+    let mut status = 0;
+    // SAFETY: `status` is writable.
+    let waited = unsafe { libc::waitpid(pid, &raw mut status, 0) };
+    ensure!(waited == pid && status == 0, "the child: {status:#x}, expected {expected:?}");
     Ok(())
 }

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use crate::guest;
 
 /// The addresses of two soft-RoCE devices, rxe0 and rxe1, whose packets go over a pair of network devices.
-const ADDRESSES: [&str; 2] = ["10.9.0.1", "10.9.0.2"];
+pub(super) const ADDRESSES: [&str; 2] = ["10.9.0.1", "10.9.0.2"];
 
 fn command(is_guarded: bool, program: &str, args: &[&str]) -> Command {
     let mut command = match is_guarded {
@@ -26,7 +26,7 @@ fn command(is_guarded: bool, program: &str, args: &[&str]) -> Command {
 
 /// Two devices with traffic between them. The kernel would deliver what one of its own addresses sends to another one
 /// by itself, so its table of local addresses is consulted last, and a rule sends these packets over the pair.
-fn two_devices() -> Result<()> {
+pub(super) fn two_devices() -> Result<()> {
     if Path::new("/sys/class/net/v0").exists() {
         guest::run("ip", &["link", "del", "v0"])?;
     }
