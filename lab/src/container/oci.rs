@@ -72,7 +72,7 @@ pub(super) fn config(container: &Container) -> Result<Value> {
         config["linux"]["seccomp"] = seccomp::profile(effective)?;
     }
     for path in &container.devices {
-        add_device(&mut config, &json!({ "path": path }))?;
+        add_device(&mut config, &json!({ "path": path, "fileMode": 0o666 }))?;
     }
     for hook in &container.hooks {
         let timeout = hook.timeout;
@@ -114,7 +114,8 @@ fn mounts(container: &Container) -> Value {
     ])
 }
 
-/// Adds a device node. The format is that of CDI: the number is that of the host's node unless it is given.
+/// Adds a device node. The format is that of CDI: the number is that of the host's node unless it is given. A mode that
+/// is not given is left to the runtime, so that a file without it shows what comes of that.
 pub(super) fn add_device(config: &mut Value, node: &Value) -> Result<()> {
     let path = node["path"].as_str().context("a device node without a path")?;
     let host = node["hostPath"].as_str().unwrap_or(path);
@@ -127,9 +128,6 @@ pub(super) fn add_device(config: &mut Value, node: &Value) -> Result<()> {
         if !node[key].is_null() {
             device[key] = node[key].clone();
         }
-    }
-    if device["fileMode"].is_null() {
-        device["fileMode"] = json!(0o666);
     }
     let access = node["permissions"].as_str().unwrap_or("rwm");
     let rule =
