@@ -78,7 +78,7 @@ pub(crate) struct Sighting {
 }
 
 /// The descriptors through which a device was seen. While they exist, its inode numbers are not reused.
-pub(crate) struct Held {
+pub(crate) struct SeenThrough {
     pub(crate) directory: Handle,
     pub(crate) dev: Attribute,
     pub(crate) ibdev: Attribute,
@@ -87,11 +87,11 @@ pub(crate) struct Held {
 impl Sighting {
     /// Looks at uverbsN. The parts belong together: all are read through one descriptor.
     pub(crate) fn take(host: &Host, number: u32) -> Result<Self> {
-        Self::take_held(host, number).map(|(sighting, _)| sighting)
+        Self::take_through(host, number).map(|(sighting, _)| sighting)
     }
 
     /// The same, and what it was read through.
-    pub(crate) fn take_held(host: &Host, number: u32) -> Result<(Self, Held)> {
+    pub(crate) fn take_through(host: &Host, number: u32) -> Result<(Self, SeenThrough)> {
         let (kernel, sys) = (host.kernel(), host.sys());
         let path = sysfs::read_class_link(kernel, sys, number)?;
         let directory = sysfs::open(kernel, sys, &path, sysfs::DIRECTORY)?;
@@ -104,7 +104,7 @@ impl Sighting {
         let unique = host.has_unique_inodes();
         let instance = Instance::new(&stat, device_number, timestamp, unique);
         let sighting = Self { number, path: path.into(), instance, name };
-        Ok((sighting, Held { directory, dev, ibdev }))
+        Ok((sighting, SeenThrough { directory, dev, ibdev }))
     }
 }
 

@@ -235,7 +235,7 @@ impl Registry {
     fn look_at(&self, number: u32) -> Result<Option<(Device, Pin)>> {
         let mut guard = self.lock();
         // Under the lock, so that no list runs in between.
-        let (sighting, held) = match Sighting::take_held(&self.0.host, number) {
+        let (sighting, through) = match Sighting::take_through(&self.0.host, number) {
             Ok(seen) => seen,
             Err(error) if sysfs::is_absent(&error) => return Ok(None),
             Err(error) => return Err(error.of(|| format!("uverbs{number}"))),
@@ -246,7 +246,7 @@ impl Registry {
         // Dropped outside the lock, because that may tear down its provider.
         let before = known.as_ref().map(|seen| seen.device.clone());
         let name = sighting.name.clone();
-        let pin = Pin::of(self.0.host.kernel(), &sighting, held);
+        let pin = Pin::of(self.0.host.kernel(), &sighting, through);
         let device = recognise(&self.0, sighting, known);
         // Without the link of its name, so that the next list looks again.
         let has_kept_name = false;
