@@ -137,10 +137,10 @@ pub(crate) fn run(args: &CheckArgs, out: &mut Out) -> Result<ExitCode, Failure> 
     let plan =
         Plan { selectors, expect: args.expect, task: (task.open || task.ports).then_some(task) };
     let mut audit = audit(&plan, &mut Workers::new(args.timeout));
-    if let Some(path) = args.textfile.as_deref().filter(|_| !is_stdout) {
-        if let Err(failure) = textfile::replace(path, &metrics_of(&audit)) {
-            audit.could_not_look("textfile", failure);
-        }
+    if let Some(path) = args.textfile.as_deref().filter(|_| !is_stdout)
+        && let Err(failure) = textfile::replace(path, &metrics_of(&audit))
+    {
+        audit.could_not_look("textfile", failure);
     }
     let printed = match (is_stdout, args.json.json) {
         (true, _) => out.bytes(metrics_of(&audit).as_bytes()),
