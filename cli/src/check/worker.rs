@@ -159,7 +159,8 @@ fn answer(
 ) -> io::Result<()> {
     say(&Line::Locked)?;
     if request.task.open {
-        let opened = find(registry, request).and_then(|device| Ok(device.open().map(drop)?));
+        let opened = find(registry, request)
+            .and_then(|device| device.open().map(drop).map_err(Failure::from));
         say(&Line::Opened(opened.map_err(Refusal::from)))?;
     }
     if request.task.ports {

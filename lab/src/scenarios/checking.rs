@@ -142,8 +142,7 @@ fn frozen(cold: &Path) -> Result<()> {
 
     // The next device of that name and number has a lock of its own.
     guest::hca("set name=hung delay_ms=0")?;
-    guest::hca("del name=hung")?;
-    guest::until_uverbs("uverbs0", false)?;
+    guest::hca("del-sync name=hung")?;
     guest::hca("add name=next guid=00000000000000a0")?;
     guest::until_uverbs("uverbs0", true)?;
     check(&["--device", "name=next", "--open"], 0).map(drop)
