@@ -151,10 +151,9 @@ mod tests {
         if pid == 0 {
             // SAFETY: these take numbers. Rust's runtime ignores SIGPIPE, and a program need not. The alarm ends a write
             // that waits.
-            unsafe {
-                libc::signal(libc::SIGPIPE, libc::SIG_DFL);
-                libc::alarm(20);
-            }
+            unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+            // SAFETY: as above.
+            unsafe { libc::alarm(20) };
             let is_right = body();
             // SAFETY: it ends the process.
             unsafe { libc::_exit(i32::from(!is_right)) };
@@ -173,19 +172,17 @@ mod tests {
     fn pending(signal: libc::c_int) -> bool {
         let mut pending = empty();
         // SAFETY: it is a live set.
-        unsafe {
-            libc::sigpending(&raw mut pending);
-            libc::sigismember(&raw const pending, signal) == 1
-        }
+        unsafe { libc::sigpending(&raw mut pending) };
+        // SAFETY: as above.
+        unsafe { libc::sigismember(&raw const pending, signal) == 1 }
     }
 
     fn is_blocked(signal: libc::c_int) -> bool {
         let mut mask = empty();
         // SAFETY: the set is a live one, and nothing is changed.
-        unsafe {
-            libc::pthread_sigmask(libc::SIG_BLOCK, ptr::null(), &raw mut mask);
-            libc::sigismember(&raw const mask, signal) == 1
-        }
+        unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, ptr::null(), &raw mut mask) };
+        // SAFETY: as above.
+        unsafe { libc::sigismember(&raw const mask, signal) == 1 }
     }
 
     /// What a process with this `UVERBS_GUARD_LOG` writes to its standard error stream, for [`writes_a_line`].
@@ -285,11 +282,11 @@ mod tests {
         let status = in_child(|| {
             let mut signals = empty();
             // SAFETY: the set is a live one.
-            unsafe {
-                libc::sigaddset(&raw mut signals, libc::SIGPIPE);
-                libc::pthread_sigmask(libc::SIG_BLOCK, &raw const signals, ptr::null_mut());
-                libc::raise(libc::SIGPIPE);
-            }
+            unsafe { libc::sigaddset(&raw mut signals, libc::SIGPIPE) };
+            // SAFETY: as above, and the old mask is not wanted.
+            unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const signals, ptr::null_mut()) };
+            // SAFETY: it takes a number.
+            unsafe { libc::raise(libc::SIGPIPE) };
             write(fd, "lost\n");
             pending(libc::SIGPIPE) && is_blocked(libc::SIGPIPE)
         });
