@@ -11,7 +11,7 @@ use crate::identity::Instance;
 use crate::ids::{DeviceNumber, DriverId, Guid, Name, NodeType};
 use crate::index::{Indices, MOVE_IT, Neighbour};
 use crate::netlink::Socket;
-use crate::pin::{self, Pin};
+use crate::pin::{self, Held, Pin};
 use crate::provider::{Allocation, Provided, ProviderInfo, Providers, Slot};
 use crate::record::{Joined, Record};
 
@@ -97,7 +97,7 @@ impl Device {
     }
 
     /// Finds its netlink index. The device is pinned meanwhile.
-    pub(crate) fn join(&self, pin: &Pin, socket: &Socket) -> Result<Joined> {
+    pub(crate) fn join(&self, pin: &Held, socket: &Socket) -> Result<Joined> {
         let Inner { record, services, .. } = &*self.0;
         services.indices.join(record, pin, socket, || services.neighbours())
     }
@@ -219,7 +219,7 @@ impl Device {
         socket: impl FnOnce() -> Result<Arc<Socket>>,
     ) -> Result<DeviceFacts> {
         let facts = || {
-            let pinned = pin::pin_for_reading(self.record())?;
+            let pinned = pin::hold(self.record())?;
             let socket = socket()?;
             let joined = self.join(&pinned, &socket)?;
             let info = socket.device(joined.index)?;

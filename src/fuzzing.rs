@@ -1,6 +1,7 @@
 //! The code that the fuzz targets in `fuzz/` and the tests that replay their seeds call. It is outside of Semantic
 //! Versioning.
 
+use crate::ids::PciAddress;
 use crate::kernel::netlink::Messages;
 use crate::kernel::nldev::{
     Chardev, DeviceInfo, PortInfo, Resource, parse_one_resource, parse_resources,
@@ -18,6 +19,11 @@ pub fn attributes(bytes: &[u8]) {
         if let Ok(number) = sysfs::parse_device_number(text) {
             assert_eq!(number.to_string().as_bytes(), text);
         }
+    }
+    let _ = sysfs::parse_pci_id(bytes);
+    if let Some(address) = str::from_utf8(bytes).ok().and_then(|text| text.parse().ok()) {
+        let address: PciAddress = address;
+        assert!(bytes.to_ascii_lowercase().ends_with(address.to_string().as_bytes()));
     }
     if let Some(number) = sysfs::parse_uverbs(bytes) {
         assert_eq!(format!("uverbs{number}").as_bytes(), bytes);

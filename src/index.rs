@@ -13,7 +13,7 @@ use std::sync::Mutex;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{DeviceNumber, Name};
 use crate::netlink::Socket;
-use crate::pin::Pin;
+use crate::pin::Held;
 use crate::record::{Joined, Record};
 
 /// Up to this many devices, a dump takes no longer than a search may.
@@ -44,6 +44,8 @@ struct Hints {
     /// whose removal waits, the kernel takes a thousand times as long as for others, because it tries to load a
     /// module that might make the node. So these are queried last.
     nobodies: BTreeSet<u32>,
+    /// Number, inode and index of the device that was joined last.
+    last: Option<(u32, u64, u32)>,
 }
 
 /// Another listed device, as a hint for finding an index.
@@ -60,12 +62,15 @@ impl Indices {
     pub(crate) fn join(
         &self,
         record: &Record,
-        pin: &Pin,
+        pin: &Held,
         socket: &Socket,
         listed: impl FnOnce() -> Vec<Neighbour>,
     ) -> Result<Joined> {
         if let Some(joined) = record.joined.get() {
             return Ok(*joined);
+        }
+        if let Some(joined) = self.try_next(record, pin, socket)? {
+            return Ok(*record.joined.get_or_init(|| joined));
         }
         let name = record.state().name.clone();
         let hint = {
@@ -94,14 +99,32 @@ impl Indices {
             let text = "RDMA netlink lists no device with this device number";
             Error::new(ErrorKind::OtherNamespace, text).with_hint(MOVE_IT)
         })?;
+        self.lock().last = Some((record.number, record.ino, joined.index));
         Ok(*record.joined.get_or_init(|| joined))
+    }
+
+    /// Tries the index after that of the device that was joined last, if this is the next one. Programs that query all
+    /// devices join them in this order, and the search below looks at all of them each time.
+    fn try_next(&self, record: &Record, pin: &Held, socket: &Socket) -> Result<Option<Joined>> {
+        let next = {
+            let hints = self.lock();
+            let last = hints.last.filter(|(number, ino, _)| {
+                number.checked_add(1) == Some(record.number) && *ino < record.ino
+            });
+            let next = last.and_then(|(_, _, index)| index.checked_add(1));
+            next.filter(|index| *index < LIMIT && !hints.nobodies.contains(index))
+        };
+        let Some(index) = next else { return Ok(None) };
+        let found = self.try_index(record, pin, socket, index)?;
+        self.lock().last = found.map(|joined| (record.number, record.ino, joined.index));
+        Ok(found)
     }
 
     /// Whether that index is the pinned device's. If so, its record notes it.
     pub(crate) fn join_at(
         &self,
         record: &Record,
-        pin: &Pin,
+        pin: &Held,
         socket: &Socket,
         index: u32,
     ) -> Result<bool> {
@@ -120,7 +143,7 @@ impl Indices {
     fn dump(
         &self,
         record: &Record,
-        pin: &Pin,
+        pin: &Held,
         socket: &Socket,
         name: &Name,
     ) -> Result<Option<Joined>> {
@@ -164,7 +187,7 @@ impl Indices {
     fn search(
         &self,
         record: &Record,
-        pin: &Pin,
+        pin: &Held,
         socket: &Socket,
         listed: &[Neighbour],
     ) -> Result<Option<Joined>> {
@@ -229,7 +252,7 @@ impl Indices {
     /// Queries the device number of an index while the pinned device is alive. It was alive before (the pin read
     /// its `dev`) and is alive after. In between no other device had its device number, so an index with that
     /// number is this device's (`audits/kernel-facts.md`).
-    fn query(&self, record: &Record, pin: &Pin, socket: &Socket, index: u32) -> Result<Answer> {
+    fn query(&self, record: &Record, pin: &Held, socket: &Socket, index: u32) -> Result<Answer> {
         let chardev = socket.chardev(index)?;
         let mut hints = self.lock();
         let Some(chardev) = chardev else {
@@ -252,7 +275,7 @@ impl Indices {
     fn try_index(
         &self,
         record: &Record,
-        pin: &Pin,
+        pin: &Held,
         socket: &Socket,
         index: u32,
     ) -> Result<Option<Joined>> {

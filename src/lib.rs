@@ -22,10 +22,12 @@
 //! - [`Host`]: `/sys`, `/dev`, RDMA netlink and uevents, taken once; [`Host::builder`] takes them from the caller,
 //!   who may then sandbox the process.
 //! - [`Registry`]: looks at the host and keeps one record an instance. [`Registry::devices`] returns
-//!   [`Devices`], a list that does not change. It finds a device by name, GUID, netlink index or uverbs number.
+//!   [`Devices`], a list that does not change. It finds a device by name, GUID, netlink index, uverbs number or PCI
+//!   address.
 //! - [`Registry::watch`]: a [`Watch`] follows hot plug and reports each [`Change`]. [`Devices::changes_since`] is the
 //!   difference of two lists.
 //! - [`Device`]: a counted handle on one instance. It holds no descriptor and outlives the hardware.
+//! - [`Device::parent`] reads the [`Parent`] that it belongs to, and [`Device::ports`] its ports, without opening it.
 //! - [`Device::open`] returns a [`Context`], or an [`Error`] that names the device, the step and the cause.
 //!   [`OpenOptions`] demand more of an open, or less. [`Device::verify`] proves the same of a descriptor that another
 //!   library opened.

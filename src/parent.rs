@@ -11,7 +11,6 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::ids::{Name, PciAddress};
 use crate::kernel::{Bad, Handle, Kernel};
 use crate::pin;
-use crate::record::Record;
 use crate::sysfs;
 
 /// The parent of a verbs device in sysfs: the device that its driver drives ([`Device::parent`]).
@@ -155,7 +154,7 @@ impl Device {
     ///
     /// The attributes are read in sysfs each time, beneath the parent's directory, while the verbs device is pinned. A
     /// list reads none of them. One PCI function may have several verbs devices, such as sub-functions, so an address
-    /// is no identity.
+    /// is no identity. For a software device there is nothing to read, and no system call is made.
     ///
     /// Sources: `Documentation/ABI/testing/sysfs-bus-pci` and `Documentation/ABI/testing/sysfs-devices` in the kernel,
     /// `drivers/pci/iov.c`.
@@ -180,9 +179,13 @@ impl Device {
     pub fn parent(&self) -> Result<Parent> {
         let record = self.record();
         let read = || {
-            let pinned = pin::pin_for_reading(record)?;
-            let parent = Directory::open_parent(record)?;
-            let found = parent.map_or(Ok(Parent::of_virtual()), |parent| parent.read())?;
+            let path = record.parent_path()?;
+            if *path == *VIRTUAL {
+                // There is nothing to read.
+                return pin::known(record).map(|()| Parent::of_virtual());
+            }
+            let pinned = pin::hold(record)?;
+            let found = Directory::open(record.host.kernel(), record.host.sys(), path)?.read()?;
             // Once the device is gone, another one may be in the parent's place.
             pinned.read_device_number()?;
             Ok(found)
@@ -221,15 +224,6 @@ struct Directory<'a> {
 const VIRTUAL: &CStr = c"devices/virtual";
 
 impl<'a> Directory<'a> {
-    /// The parent's directory; `None` for a software device, which has none.
-    fn open_parent(record: &'a Record) -> Result<Option<Self>> {
-        let path = record.parent_path()?;
-        if *path == *VIRTUAL {
-            return Ok(None);
-        }
-        Self::open(record.host.kernel(), record.host.sys(), path).map(Some)
-    }
-
     fn open(kernel: &'a Kernel, sys: &'a Handle, path: CString) -> Result<Self> {
         let handle = sysfs::open(kernel, sys, &path, sysfs::DIRECTORY)?;
         Ok(Self { kernel, sys, path, handle })

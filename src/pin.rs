@@ -1,5 +1,6 @@
 //! Holds an instance in place while it is read, opened or proved: steps 1 and 2 of the open protocol.
 
+use std::ops::Deref;
 use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -20,20 +21,16 @@ pub(crate) fn known(record: &Record) -> Result<()> {
     }
 }
 
-/// An instance that is held in place. While this exists, its inode numbers cannot be evicted, and its two
-/// attributes can be read again.
+/// An instance that is held in place. While this exists, its inode numbers cannot be evicted, and `dev` can be read
+/// again.
 #[derive(Debug)]
-pub(crate) struct Pin {
+pub(crate) struct Held {
     directory: Arc<Handle>,
     dev: Attribute,
-    ibdev: Attribute,
     kernel: Kernel,
-    pub(crate) device_number: DeviceNumber,
-    name: Name,
-    pub(crate) timestamp: Timestamp,
 }
 
-impl Pin {
+impl Held {
     /// Reads `dev` through the pin. Success means that the device is alive at this moment.
     pub(crate) fn read_device_number(&self) -> Result<DeviceNumber> {
         self.dev.read(&self.kernel, sysfs::parse_device_number)
@@ -43,7 +40,27 @@ impl Pin {
     pub(crate) fn directory(&self) -> &Handle {
         &self.directory
     }
+}
 
+/// The same with the device's name and timestamp.
+#[derive(Debug)]
+pub(crate) struct Pin {
+    held: Held,
+    ibdev: Attribute,
+    pub(crate) device_number: DeviceNumber,
+    name: Name,
+    pub(crate) timestamp: Timestamp,
+}
+
+impl Deref for Pin {
+    type Target = Held;
+
+    fn deref(&self) -> &Held {
+        &self.held
+    }
+}
+
+impl Pin {
     /// The name at the time of the pin.
     pub(crate) fn name(&self) -> &Name {
         &self.name
@@ -51,7 +68,7 @@ impl Pin {
 
     /// Reads `ibdev` through the pin: the current name.
     pub(crate) fn read_name(&self) -> Result<Name> {
-        self.ibdev.read(&self.kernel, sysfs::parse_name)
+        self.ibdev.read(&self.held.kernel, sysfs::parse_name)
     }
 
     /// Checks, after reading, that the device is alive and still has that name.
@@ -67,14 +84,12 @@ impl Pin {
 
     /// The current timestamp.
     pub(crate) fn read_timestamp(&self) -> Result<Timestamp> {
-        Ok(self.ibdev.stat(&self.kernel)?.ctime)
+        Ok(self.ibdev.stat(&self.held.kernel)?.ctime)
     }
 }
 
-/// Step 2: opens the directory in /sys, compares it with the record, holds it, and reads `dev` and `ibdev` through
-/// it.
-pub(crate) fn pin_instance(record: &Record, evidence: &mut Evidence) -> Result<Pin> {
-    let kernel = record.host.kernel();
+/// Opens the directory in /sys, and compares it with the record.
+fn open_instance(record: &Record, evidence: &mut Evidence) -> Result<Arc<Handle>> {
     let (directory, stat) = record.directory()?;
     let same = |id, expected, found| (id, Value::Number(expected), Value::Number(found));
     for (id, expected, found) in [
@@ -83,17 +98,31 @@ pub(crate) fn pin_instance(record: &Record, evidence: &mut Evidence) -> Result<P
     ] {
         evidence.require(Step::Pin, id, ErrorKind::Replaced, expected, || Ok(found))?;
     }
+    Ok(directory)
+}
+
+fn require_device_number(
+    record: &Record,
+    evidence: &mut Evidence,
+    dev: &Attribute,
+) -> Result<DeviceNumber> {
+    let found = dev.read(record.host.kernel(), sysfs::parse_device_number)?;
+    let expected = Value::Device(record.device_number);
+    evidence.require(Step::Pin, CheckId::DeviceNumber, ErrorKind::Replaced, expected, || {
+        Ok(Value::Device(found))
+    })?;
+    Ok(found)
+}
+
+/// Step 2: opens the directory in /sys, compares it with the record, holds it, and reads `dev` and `ibdev` through
+/// it.
+pub(crate) fn pin_instance(record: &Record, evidence: &mut Evidence) -> Result<Pin> {
+    let kernel = record.host.kernel();
+    let directory = open_instance(record, evidence)?;
     let ibdev = Attribute::open(kernel, &directory, c"ibdev")?;
     let timestamp = ibdev.stat(kernel)?.ctime;
     let dev = Attribute::open(kernel, &directory, c"dev")?;
-    let device_number = dev.read(kernel, sysfs::parse_device_number)?;
-    evidence.require(
-        Step::Pin,
-        CheckId::DeviceNumber,
-        ErrorKind::Replaced,
-        Value::Device(record.device_number),
-        || Ok(Value::Device(device_number)),
-    )?;
+    let device_number = require_device_number(record, evidence, &dev)?;
     let name = ibdev.read(kernel, sysfs::parse_name)?;
     let known = record.state().timestamp;
     if timestamp != known {
@@ -112,8 +141,8 @@ pub(crate) fn pin_instance(record: &Record, evidence: &mut Evidence) -> Result<P
         tracing::debug!(device = record.label(), "timestamp refreshed: the inode was evicted");
     }
     record.refresh_pinned(timestamp, &name);
-    let kernel = kernel.clone();
-    Ok(Pin { directory, dev, ibdev, kernel, device_number, name, timestamp })
+    let held = Held { directory, dev, kernel: kernel.clone() };
+    Ok(Pin { held, ibdev, device_number, name, timestamp })
 }
 
 /// What [`OpenOptions::strict_timestamps`](crate::OpenOptions::strict_timestamps) demands.
@@ -129,6 +158,24 @@ const MOVED: &str =
 
 pub(crate) fn time((seconds, nanoseconds): Timestamp) -> Value {
     Value::Time(seconds, nanoseconds)
+}
+
+/// Holds a device for reads that need neither its name nor its timestamp. The checks are those of a pin: the mount, the
+/// inode and the device number, and the timestamp where inode numbers may repeat.
+pub(crate) fn hold(record: &Record) -> Result<Held> {
+    if !record.host.has_unique_inodes() {
+        return pin_for_reading(record).map(|pin| pin.held);
+    }
+    known(record)?;
+    hold_instance(record, &mut Evidence::default()).map_err(|error| error.at(Step::Pin))
+}
+
+fn hold_instance(record: &Record, evidence: &mut Evidence) -> Result<Held> {
+    let kernel = record.host.kernel();
+    let directory = open_instance(record, evidence)?;
+    let dev = Attribute::open(kernel, &directory, c"dev")?;
+    require_device_number(record, evidence, &dev)?;
+    Ok(Held { directory, dev, kernel: kernel.clone() })
 }
 
 /// Pins a device for reading. Its index and its netlink answers are read between two signs of life.

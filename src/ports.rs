@@ -7,8 +7,9 @@ use crate::device::Device;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::Name;
 use crate::kernel::nldev::PortInfo;
-use crate::kernel::{Bad, Errno, Handle, Kernel};
-use crate::pin::{self, Pin};
+use crate::kernel::{Bad, Errno};
+use crate::netlink::Socket;
+use crate::pin::{self, Held};
 use crate::sysfs;
 
 /// A port as it is seen without a context ([`Device::ports`]).
@@ -57,25 +58,8 @@ impl Device {
     /// meanwhile.
     #[doc(alias = "ibv_query_port")]
     pub fn ports(&self) -> Result<Vec<PortFacts>> {
-        self.read_ports(|pin| {
-            let name = pin.read_name()?;
-            let rates = self.rates(pin, &name)?;
-            let of_port = |(port, info): (u32, PortInfo)| {
-                let rate = match &rates {
-                    Some(rates) => rates.of(port)?,
-                    None => None,
-                };
-                Ok(PortFacts {
-                    port,
-                    state: PortState::from_raw(info.state),
-                    physical_state: PhysicalState::from_raw(info.physical_state),
-                    rate,
-                    netdev: netdev(port, info),
-                })
-            };
-            let ports = self.each_port(pin)?.into_iter().map(of_port).collect::<Result<_>>()?;
-            pin.require_name(&name)?;
-            Ok(ports)
+        self.read_ports(|held| {
+            self.each_port(held, |socket, index, port| self.port(socket, index, port))
         })
     }
 
@@ -95,80 +79,89 @@ impl Device {
     /// # Errors
     /// As [`index`](Self::index). `Os` if the driver does not answer for a port.
     pub fn netdevs(&self) -> Result<Vec<Netdev>> {
-        self.read_ports(|pin| {
-            let ports = self.each_port(pin)?.into_iter();
-            Ok(ports.filter_map(|(port, info)| netdev(port, info)).collect())
-        })
+        let ports = self.read_ports(|held| {
+            self.each_port(held, |socket, index, port| {
+                let info = socket.port(index, port)?.ok_or_else(|| self.not_in_netlink(index))?;
+                Ok(netdev(port, info))
+            })
+        })?;
+        Ok(ports.into_iter().flatten().collect())
     }
 
-    /// Reads while the device is pinned and alive.
-    fn read_ports<T>(&self, read: impl FnOnce(&Pin) -> Result<T>) -> Result<T> {
+    /// Reads while the device is held and alive.
+    fn read_ports<T>(&self, read: impl FnOnce(&Held) -> Result<T>) -> Result<T> {
         let record = self.record();
         let look = || {
-            let pinned = pin::pin_for_reading(record)?;
-            let found = read(&pinned)?;
+            let held = pin::hold(record)?;
+            let found = read(&held)?;
             // The index is this device's as long as the directory lives.
-            pinned.read_device_number()?;
+            held.read_device_number()?;
             Ok(found)
         };
         look().map_err(|error: Error| record.explain(error))
     }
 
-    /// What netlink reports of each port, with its number.
-    fn each_port(&self, pin: &Pin) -> Result<Vec<(u32, PortInfo)>> {
+    /// Reads each port by the device's index.
+    fn each_port<T>(
+        &self,
+        held: &Held,
+        read: impl Fn(&Socket, u32, u32) -> Result<T>,
+    ) -> Result<Vec<T>> {
         let record = self.record();
         let socket = record.host.netlink()?;
-        let index = self.join(pin, &socket)?.index;
+        let index = self.join(held, &socket)?.index;
         let count = match record.ports.get() {
             Some(count) => *count,
             None => {
                 let info = socket.device(index)?.ok_or_else(|| self.not_in_netlink(index))?;
-                pin.read_device_number()?;
+                held.read_device_number()?;
                 *record.ports.get_or_init(|| info.ports)
             }
         };
-        let ask = |port| {
+        (1..=count.min(PORTS_MAX)).map(|port| read(&socket, index, port)).collect()
+    }
+
+    /// Reads one port. Its rate is read under the name that the device has before and after.
+    fn port(&self, socket: &Socket, index: u32, port: u32) -> Result<PortFacts> {
+        let mut name = self.name();
+        for _ in 0..LOOKS {
+            let rate = self.rate(&name, port);
             let info = socket.port(index, port)?.ok_or_else(|| self.not_in_netlink(index))?;
-            Ok((port, info))
-        };
-        (1..=count.min(PORTS_MAX)).map(ask).collect()
-    }
-
-    /// Where its rates are read; `None` for a name that is not that of a directory.
-    fn rates(&self, pin: &Pin, name: &Name) -> Result<Option<Rates<'_>>> {
-        let record = self.record();
-        match record.rdma_path(name) {
-            Ok(path) => {
-                let (kernel, sys) = (record.host.kernel(), record.host.sys());
-                match sysfs::open(kernel, sys, &path, sysfs::DIRECTORY) {
-                    Ok(directory) => Ok(Some(Rates { kernel, directory })),
-                    // It may have been renamed meanwhile.
-                    Err(error) => pin.require_name(name).and(Err(error)),
-                }
+            if *info.device_name != *name.as_bytes() {
+                name = Name::new(&info.device_name);
+                continue;
             }
-            Err(error) if error.kind() == ErrorKind::Unsupported => Ok(None),
-            Err(error) => Err(error),
+            return Ok(PortFacts {
+                port,
+                state: PortState::from_raw(info.state),
+                physical_state: PhysicalState::from_raw(info.physical_state),
+                rate: rate?,
+                netdev: netdev(port, info),
+            });
         }
+        Err(Error::new(ErrorKind::Unstable, format!("renamed {LOOKS} times meanwhile")))
     }
-}
 
-/// The directory of an RDMA device, where the rates of its ports are.
-struct Rates<'a> {
-    kernel: &'a Kernel,
-    directory: Handle,
-}
-
-impl Rates<'_> {
-    fn of(&self, port: u32) -> Result<Option<PortRate>> {
-        let path = CString::new(format!("ports/{port}/rate")).unwrap_or_default();
-        match sysfs::read_optional(self.kernel, &self.directory, &path, parse_rate) {
-            Ok(rate) => Ok(rate),
+    fn rate(&self, name: &Name, port: u32) -> Result<Option<PortRate>> {
+        let record = self.record();
+        let path = match record.rdma_path(name) {
+            Ok(path) => [path.to_bytes(), format!("/ports/{port}/rate").as_bytes()].concat(),
+            // A name that is not that of a directory.
+            Err(error) if error.kind() == ErrorKind::Unsupported => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let path = CString::new(path).unwrap_or_default();
+        let (kernel, sys) = (record.host.kernel(), record.host.sys());
+        match sysfs::read_optional(kernel, sys, &path, parse_rate) {
             // The driver reports no width that the kernel knows (`rate_show`).
             Err(error) if error.errno() == Some(Errno::INVAL) => Ok(None),
-            Err(error) => Err(error),
+            rate => rate,
         }
     }
 }
+
+/// How many times a port is read until the device keeps its name.
+const LOOKS: usize = 3;
 
 fn netdev(port: u32, info: PortInfo) -> Option<Netdev> {
     let (index, name) = info.netdev?;

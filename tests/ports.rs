@@ -69,7 +69,7 @@ fn a_rate_that_is_not_reported_is_not_known() {
     for bad in [&b"fast\n"[..], b"", b"100 Gb/sec (4X EDR)"] {
         let error = rate(Some(bad)).expect_err("not a rate");
         assert_eq!(error.kind(), ErrorKind::Malformed);
-        assert!(error.to_string().contains("attribute ports/1/rate"), "{error}");
+        assert!(error.to_string().contains("/ports/1/rate"), "{error}");
     }
     // As the kernel answers for a width that it does not know (`rate_show`).
     machine.set_port_attribute(id, 1, "rate", Some(b"10 Gb/sec (1X QDR)\n")).expect("a port");

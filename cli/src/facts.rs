@@ -39,7 +39,18 @@ impl Known {
         Ok((Self { facts, parent, ports }, failed))
     }
 
-    /// The same, without the reasons; nothing of a device that is gone.
+    /// Parent and ports alone, as a list shows them without `-v`.
+    ///
+    /// # Errors
+    /// The device is gone.
+    pub(crate) fn read_in_short(device: &Device) -> Result<(Self, Vec<Error>)> {
+        let mut failed = Vec::new();
+        let parent = noted(device.parent(), &mut failed)?;
+        let ports = noted(device.ports(), &mut failed)?;
+        Ok((Self { facts: None, parent, ports }, failed))
+    }
+
+    /// All of it, without the reasons; nothing of a device that is gone.
     pub(crate) fn read_quietly(device: &Device) -> Self {
         Self::read(device).map(|(known, _)| known).unwrap_or_default()
     }

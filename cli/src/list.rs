@@ -44,9 +44,14 @@ fn list(registry: &Registry, args: &ListArgs, out: &mut Out) -> Result<bool, Fai
     let found = registry.devices()?;
     // One socket for all devices.
     let netlink = registry.host().keep_netlink();
+    let in_full = args.json.json || verbose::is_on();
     let (mut devices, mut elsewhere) = (Vec::with_capacity(found.len()), Vec::new());
     for device in &found {
-        let (known, failed) = match Known::read(device) {
+        let read = match in_full {
+            true => Known::read(device),
+            false => Known::read_in_short(device),
+        };
+        let (known, failed) = match read {
             Ok(read) => read,
             Err(error) => {
                 if verbose::is_on() {

@@ -7,6 +7,7 @@ pub(crate) mod guard;
 mod limits;
 mod listing;
 mod nodes;
+mod parents;
 mod passing;
 mod proof;
 mod providers;
@@ -28,6 +29,9 @@ pub(crate) const ALL: &[(&str, Scenario)] = &[
     ("hostile_names_are_listed_and_escaped", listing::hostile_names),
     ("wrong_contents_are_an_error_for_that_device", listing::wrong_contents),
     ("mounted_over_is_an_error_for_that_device", listing::mounted_over),
+    ("parents_match_sysfs", parents::match_sysfs),
+    ("ports_match_rdma_link", parents::ports_match_rdma),
+    ("parents_cost_no_more_than_ibv_devices", parents::a_list_is_no_slower),
     ("a_context_matches_ibv_devinfo_and_sysfs", queries::rxe),
     ("every_speed_of_a_port", queries::speeds),
     ("a_removed_device_answers_no_query", queries::removed),

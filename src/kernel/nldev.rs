@@ -152,6 +152,8 @@ impl Chardev {
 /// The part of `RDMA_NLDEV_CMD_PORT_GET`'s answer that is used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct PortInfo {
+    /// The name of the RDMA device at that moment.
+    pub(crate) device_name: Box<[u8]>,
     pub(crate) state: u8,
     pub(crate) physical_state: u8,
     /// Index and name of its network device, if it has one in the network namespace of the socket.
@@ -166,11 +168,12 @@ impl PortInfo {
     pub(crate) fn parse(message: &Message<'_>, device: u32, port: u32) -> Result<Self, Bad> {
         let (mut of_device, mut of_port) = (None, None);
         let (mut state, mut physical_state) = (None, None);
-        let (mut netdev, mut name) = (None, None);
+        let (mut device_name, mut netdev, mut name) = (None, None, None);
         for attribute in message.attrs() {
             let attribute = attribute?;
             match attribute.kind {
                 attr::DEV_INDEX => of_device = Some(attribute.u32()?),
+                attr::DEV_NAME => device_name = Some(attribute.string(NAME_MAX)?.into()),
                 attr::PORT_INDEX => of_port = Some(attribute.u32()?),
                 attr::PORT_STATE => state = Some(attribute.u8()?),
                 attr::PORT_PHYS_STATE => physical_state = Some(attribute.u8()?),
@@ -188,6 +191,7 @@ impl PortInfo {
             _ => return Err(Bad("a network device without an index or a name")),
         };
         Ok(Self {
+            device_name: device_name.ok_or(Bad("a port without the name of its device"))?,
             state: state.ok_or(Bad("a port without its state"))?,
             physical_state: physical_state.ok_or(Bad("a port without its physical state"))?,
             netdev,

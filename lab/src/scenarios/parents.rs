@@ -1,0 +1,165 @@
+//! What a device belongs to, compared with sysfs, `rdma link` and the time that `ibv_devices` takes.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+use uverbs::{Bus, Device, FunctionKind, PortState};
+
+use super::expect::{listed, registry};
+use crate::guest;
+
+fn base(path: &Path) -> String {
+    path.file_name().map(OsStr::to_string_lossy).unwrap_or_default().into_owned()
+}
+
+fn attribute(directory: &Path, name: &str) -> Option<String> {
+    fs::read_to_string(directory.join(name)).ok().map(|text| text.trim().to_owned())
+}
+
+/// The parent as `readlink -f` finds it; none for a software device.
+fn parent_of(device: &Device) -> Result<Option<PathBuf>> {
+    let number = device.uverbs_number();
+    let link = format!("/sys/class/infiniband_verbs/uverbs{number}/device");
+    if !Path::new(&link).exists() {
+        return Ok(None);
+    }
+    Ok(Some(guest::stdout("readlink", &["-f", &link])?.trim().into()))
+}
+
+fn compare(device: &Device) -> Result<()> {
+    let parent = device.parent()?;
+    let Some(directory) = parent_of(device)? else {
+        let is_empty = parent.name.is_none() && parent.function.is_none();
+        ensure!(parent.bus == Bus::Virtual && is_empty, "{device}: {parent:?}");
+        println!("    {device}: {}", parent.bus);
+        return Ok(());
+    };
+    let subsystem = fs::canonicalize(directory.join("subsystem")).ok().map(|path| base(&path));
+    let bus = parent.bus.name().map(|name| name.to_string());
+    ensure!(bus == subsystem, "{device}: {bus:?}, not {subsystem:?}");
+    let name = parent.name.as_ref().map(ToString::to_string);
+    ensure!(name == Some(base(&directory)), "{device}: {name:?}, not {directory:?}");
+    let node = directory.ancestors().find_map(|above| attribute(above, "numa_node"));
+    let node = node.filter(|node| node != "-1");
+    let found = parent.numa_node.map(|node| node.to_string());
+    ensure!(found == node, "{device}: node {found:?}, not {node:?}");
+    ensure!(parent.function.is_some() == (parent.bus == Bus::Pci), "{device}: {parent:?}");
+    println!("    {device}: {} on {}", base(&directory), parent.bus);
+    let Some(function) = parent.function else { return Ok(()) };
+    let ids = [function.vendor_id, function.device_id].map(|id| Some(format!("{id:#06x}")));
+    ensure!(ids == ["vendor", "device"].map(|name| attribute(&directory, name)), "{ids:?}");
+    ensure!(function.address.to_string() == base(&directory), "{function:?}");
+    let physical = fs::canonicalize(directory.join("physfn")).ok();
+    match (function.kind, &physical) {
+        (FunctionKind::Virtual { physical, number: Some(number), .. }, Some(path)) => {
+            ensure!(physical.to_string() == base(path), "{function:?}");
+            let back = fs::canonicalize(path.join(format!("virtfn{number}")))?;
+            ensure!(back == directory, "{function:?}: {back:?}");
+        }
+        (FunctionKind::Physical, None) => {
+            ensure!(attribute(&directory, "sriov_totalvfs").is_some(), "{function:?}");
+        }
+        (FunctionKind::Unknown, None) => {
+            ensure!(attribute(&directory, "sriov_totalvfs").is_none(), "{function:?}");
+        }
+        _ => ensure!(false, "{function:?}, and physfn {physical:?}"),
+    }
+    Ok(())
+}
+
+/// Devices of both drivers, whatever the test HCA gives them for a parent.
+pub(super) fn match_sysfs() -> Result<()> {
+    guest::add_rxe("rxe0", "d0")?;
+    guest::hca("add name=tst guid=00000000000000a0 count=2")?;
+    guest::hca(
+        "add name=pci guid=00000000000000b0 parent=pci:v000015B3d00001017sv000015B3sd00000007bc02sc00i00",
+    )?;
+    let devices = registry()?.devices()?;
+    ensure!(devices.len() == 4, "{devices:?}");
+    devices.iter().try_for_each(compare)
+}
+
+/// State and network device of each port are those of `rdma link`.
+pub(super) fn ports_match_rdma() -> Result<()> {
+    guest::add_rxe("rxe0", "d0")?;
+    guest::add_rxe("rxe1", "d1")?;
+    guest::hca("add name=tst guid=00000000000000a0")?;
+    guest::run("ip", &["link", "set", "d1", "down"])?;
+    let links: Value = serde_json::from_str(&guest::stdout("rdma", &["-j", "link", "show"])?)?;
+    let registry = registry()?;
+    for name in ["rxe0", "rxe1", "tst"] {
+        let device = listed(&registry, name)?;
+        let ports = device.ports()?;
+        ensure!(ports.len() == device.query()?.port_count as usize, "{ports:?}");
+        for port in &ports {
+            let theirs = links
+                .as_array()
+                .context("links")?
+                .iter()
+                .find(|link| link["ifname"] == name && link["port"] == port.port);
+            let theirs = theirs.with_context(|| format!("{name} in {links}"))?;
+            ensure!(theirs["state"] == port.state.to_string(), "{port:?} {theirs}");
+            let netdev = port.netdev.as_ref();
+            let found = netdev.map(|netdev| (netdev.name.to_string(), netdev.index));
+            let expected = theirs["netdev"].as_str().map(str::to_owned);
+            let index = theirs["netdev_index"].as_u64().map(|index| index as u32);
+            ensure!(found == expected.zip(index), "{port:?} {theirs}");
+            let file = format!("/sys/class/infiniband/{name}/ports/{}/rate", port.port);
+            let rate = fs::read_to_string(&file).ok().map(|text| text.trim().to_owned());
+            ensure!(port.rate.map(|rate| rate.to_string()) == rate, "{port:?} {rate:?}");
+            println!("    {name}/{}: {} {found:?} {rate:?}", port.port, port.state);
+        }
+        let netdevs: Vec<_> = ports.iter().filter_map(|port| port.netdev.clone()).collect();
+        ensure!(device.netdevs()? == netdevs, "{netdevs:?}");
+    }
+    ensure!(listed(&registry, "rxe1")?.ports()?[0].state != PortState::ACTIVE);
+    let shown = guest::stdout("uverbs", &["show", "netdev=d1", "--no-open", "--json"])?;
+    let shown: Value = serde_json::from_str(&shown)?;
+    ensure!(shown["device"]["name"] == "rxe1", "{shown}");
+    Ok(())
+}
+
+const DEVICES: usize = 1000;
+const ROUNDS: usize = 5;
+
+/// The whole list on the command line, beside libibverbs' in the same run, by turns.
+pub(super) fn a_list_is_no_slower() -> Result<()> {
+    guest::hca(&format!("add name=tst guid=0000000000010000 count={DEVICES}"))?;
+    guest::until_uverbs(&format!("uverbs{}", DEVICES - 1), true)?;
+    let time = |program: &str, args: &[&str]| -> Result<f64> {
+        let began = Instant::now();
+        let output = guest::stdout(program, args)?;
+        ensure!(output.lines().count() > DEVICES, "{program}: {} lines", output.lines().count());
+        Ok(began.elapsed().as_secs_f64())
+    };
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        ours.push(time("uverbs", &["list"])?);
+        theirs.push(time("ibv_devices", &[])?);
+    }
+    let median = |times: &mut Vec<f64>| {
+        times.sort_by(f64::total_cmp);
+        times[times.len() / 2]
+    };
+    let (ours, theirs) = (median(&mut ours), median(&mut theirs));
+    let calls = |program: &[&str]| -> Result<usize> {
+        guest::run("strace", &[&["-f", "-o", "/tmp/trace"], program].concat())?;
+        Ok(fs::read_to_string("/tmp/trace")?.lines().count())
+    };
+    let (our_calls, their_calls) = (calls(&["uverbs", "list"])?, calls(&["ibv_devices"])?);
+    let sockets =
+        guest::run("strace", &["-f", "-o", "/tmp/trace", "-e", "trace=socket", "uverbs", "list"])
+            .and_then(|_| Ok(fs::read_to_string("/tmp/trace")?.matches("NETLINK_RDMA").count()))?;
+    println!(
+        "    {DEVICES} devices: uverbs list {ours:.3} s, ibv_devices {theirs:.3} s, ratio {:.2}; system calls {our_calls} \
+         and {their_calls}; {sockets} RDMA netlink sockets",
+        ours / theirs
+    );
+    ensure!(sockets == 1, "{sockets} sockets");
+    ensure!(ours <= theirs, "slower than ibv_devices");
+    Ok(())
+}
