@@ -1,4 +1,4 @@
-// Lists the devices: one line each, with name, node, index, driver and node GUID.
+// Lists the devices: one line each, with name, node, index, driver and node GUID, and the PCI address if there is one.
 //
 //     cc list.c $(pkg-config --cflags --libs uverbs)
 
@@ -17,11 +17,13 @@ static int fail(struct uverbs_error *error)
 static void print(const struct uverbs_device *device)
 {
     struct uverbs_device_facts facts;
+    struct uverbs_parent parent;
     struct uverbs_error *error;
     char label[300], driver[UVERBS_NAME_SIZE], guid[UVERBS_NAME_SIZE];
 
     uverbs_device_label(device, label, sizeof label);
-    if (uverbs_device_query(device, &facts, sizeof facts, &error) < 0) {
+    if (uverbs_device_query(device, &facts, sizeof facts, &error) < 0 ||
+        uverbs_device_parent(device, &parent, sizeof parent, &error) < 0) {
         // Each message names the device.
         printf("%s\n", uverbs_error_message(error));
         uverbs_error_free(error);
@@ -29,7 +31,10 @@ static void print(const struct uverbs_device *device)
     }
     uverbs_driver_name(facts.driver_id, driver, sizeof driver);
     uverbs_guid_text(facts.node_guid, guid, sizeof guid);
-    printf("%s index %u driver %s node GUID %s\n", label, (unsigned)facts.index, driver, guid);
+    printf("%s index %u driver %s node GUID %s", label, (unsigned)facts.index, driver, guid);
+    if (parent.function_kind != UVERBS_FUNCTION_NONE)
+        printf(" PCI %s", parent.pci.text);
+    printf("\n");
 }
 
 int main(void)

@@ -124,6 +124,49 @@
 // The device failed, or is gone. It is the last event.
 #define UVERBS_EVENT_DEVICE_FATAL 8
 
+// The kernel names no bus.
+#define UVERBS_BUS_UNKNOWN 0
+
+// PCI.
+#define UVERBS_BUS_PCI 1
+
+// The auxiliary bus, for parts of a function, such as sub-functions of mlx5.
+#define UVERBS_BUS_AUXILIARY 2
+
+// Devices of the platform, such as those of a system on a chip.
+#define UVERBS_BUS_PLATFORM 3
+
+// Hyper-V's bus.
+#define UVERBS_BUS_VMBUS 4
+
+// No bus: a software device, beneath /sys/devices/virtual.
+#define UVERBS_BUS_VIRTUAL 5
+
+// Another bus or class. `bus_name` has its name.
+#define UVERBS_BUS_OTHER 6
+
+// There is no PCI function.
+#define UVERBS_FUNCTION_NONE 0
+
+// It is neither visibly physical nor visibly virtual. A virtual function that was passed through to a virtual machine
+// looks like this there, and so does a function without SR-IOV.
+#define UVERBS_FUNCTION_UNKNOWN 1
+
+// A physical function (PF), which can have virtual ones.
+#define UVERBS_FUNCTION_PHYSICAL 2
+
+// A virtual function (VF).
+#define UVERBS_FUNCTION_VIRTUAL 3
+
+// Room for a PCI address as text, with its NUL.
+#define UVERBS_PCI_ADDRESS_SIZE 24
+
+// Room for the name of a directory in sysfs: 255 bytes and a NUL.
+#define UVERBS_SYSFS_NAME_SIZE 256
+
+// Room for the name of a network device: IFNAMSIZ.
+#define UVERBS_NETDEV_NAME_SIZE 16
+
 // `sys_fd` is the directory to use as /sys.
 #define UVERBS_HOST_SYS 1
 
@@ -219,8 +262,8 @@ struct uverbs_device_facts {
     uint32_t driver_id;
     // Kind of node (enum rdma_node_type).
     uint32_t node_type;
-    // Zero.
-    uint32_t reserved;
+    // The number of ports, which are counted from 1.
+    uint32_t port_count;
     // Version of the firmware, in the driver's format, ended by a NUL, cut to 63 bytes.
     char firmware_version[UVERBS_NAME_SIZE];
 };
@@ -252,6 +295,83 @@ struct uverbs_check {
     uint32_t step;
     // 1 if it was as expected, otherwise 0.
     uint32_t held;
+};
+
+// The address of a PCI function. All of it is zero where there is none.
+struct uverbs_pci_address {
+    // The domain, also called segment. It may need more than 16 bits.
+    uint32_t domain;
+    // The bus.
+    uint8_t bus;
+    // The device on the bus, 0 to 31.
+    uint8_t device;
+    // The function of the device, 0 to 7.
+    uint8_t function;
+    // Zero.
+    uint8_t reserved;
+    // The address as the kernel prints it, such as 0000:3b:00.2; empty where there is none.
+    char text[UVERBS_PCI_ADDRESS_SIZE];
+};
+
+// The parent of a verbs device: the device that its driver drives, such as a PCI function. The names may have any
+// bytes but NUL (uverbs_escape).
+struct uverbs_parent {
+    // The number of the sub-function, as whoever created it chose it (attribute sfnum); -1 if it is no sub-function.
+    int64_t subfunction;
+    // The number of the virtual function among those of its physical one, counted from 0, as in `ip link set DEV vf
+    // N`; -1 if it is no virtual function, or the number is not known.
+    int64_t vf_number;
+    // The NUMA node; -1 if there is none.
+    int64_t numa_node;
+    // UVERBS_BUS_PCI and so on.
+    uint32_t bus;
+    // UVERBS_FUNCTION_PHYSICAL and so on, of `pci`.
+    uint32_t function_kind;
+    // The parent where it is a PCI function; the nearest PCI function above it where it is on the auxiliary bus.
+    struct uverbs_pci_address pci;
+    // The physical function of `pci` where that is a virtual one.
+    struct uverbs_pci_address physical;
+    // The number of the vendor of `pci`, 0x15b3 for Mellanox.
+    uint16_t vendor_id;
+    // The vendor's number of the kind of device.
+    uint16_t device_id;
+    // Zero.
+    uint32_t reserved;
+    // The name of the bus, such as pci, as the kernel has it, cut to 63 bytes; "virtual" for a software device; empty
+    // if the kernel names none.
+    char bus_name[UVERBS_NAME_SIZE];
+    // The name on the bus, such as 0000:3b:00.2, mlx5_core.sf.4, or a GUID on vmbus, cut to 255 bytes; empty for a
+    // software device. The number in the name of an auxiliary device is not that of the sub-function.
+    char name[UVERBS_SYSFS_NAME_SIZE];
+};
+
+// The network device of a port.
+struct uverbs_netdev {
+    // The port, counted from 1.
+    uint32_t port;
+    // Its index (if_nametoindex(3)), in the network namespace of this process.
+    uint32_t index;
+    // Its name at that moment, which may have any bytes but NUL (uverbs_escape). Names change and are reused, so it is
+    // for display.
+    char name[UVERBS_NETDEV_NAME_SIZE];
+};
+
+// A port as it is seen without a context.
+struct uverbs_port_facts {
+    // Its number, counted from 1.
+    uint32_t port;
+    // The rate of the link in Mb/s; 0 if the driver does not report it.
+    uint32_t rate;
+    // Index of its network device; 0 if it has none.
+    uint32_t netdev_index;
+    // Logical state (enum ib_port_state): 4 is active.
+    uint8_t state;
+    // Physical state (enum ib_port_phys_state): 5 is up.
+    uint8_t physical_state;
+    // Zero.
+    uint16_t reserved;
+    // Name of its network device, as in struct uverbs_netdev; empty if it has none.
+    char netdev_name[UVERBS_NETDEV_NAME_SIZE];
 };
 
 // The attributes that QUERY_DEVICE returns (ibv_query_device, struct ib_uverbs_query_device_resp). A field whose
@@ -784,12 +904,58 @@ int uverbs_list_by_uverbs_number(const struct uverbs_list *list,
                                  struct uverbs_device **device,
                                  struct uverbs_error **error);
 
+// The device of the PCI function at that address, such as 0000:3b:00.2, with its domain: the one whose parent is the
+// function, or is a sub-function or another part of it. The parents of the devices beneath the function are read, and
+// no others. An address is not an identity: a function may have several devices (uverbs_list_all_by_pci), and after a
+// hot plug it may be another function's.
+int uverbs_list_by_pci(const struct uverbs_list *list,
+                       const char *address,
+                       struct uverbs_device **device,
+                       struct uverbs_error **error);
+
+// All devices of the PCI function at that address, in the order of the list, otherwise as uverbs_list_by_pci. Fills up
+// to `room` entries of an array with devices that are borrowed from the list. Returns the number of devices that there
+// are, which may be 0, and more than `room`.
+int uverbs_list_all_by_pci(const struct uverbs_list *list,
+                           const char *address,
+                           const struct uverbs_device **devices,
+                           size_t room,
+                           struct uverbs_error **error);
+
 // The changes that lead from an older list to this one: removals first, then replacements, renames and additions. If
 // `older` is null, every device of this list was added. Both lists have to be of one registry. Makes no system call.
 int uverbs_list_changes_since(const struct uverbs_list *list,
                               const struct uverbs_list *older,
                               struct uverbs_changes **changes,
                               struct uverbs_error **error);
+
+// Reads which device it belongs to: bus, name, PCI function, SR-IOV and NUMA node. They are read in sysfs each time.
+// One PCI function may have several verbs devices, so an address is no identity. `size` is sizeof(struct
+// uverbs_parent).
+int uverbs_device_parent(const struct uverbs_device *device,
+                         struct uverbs_parent *parent,
+                         size_t size,
+                         struct uverbs_error **error);
+
+// Reads the network devices of the ports, over RDMA netlink, and fills up to `room` entries of an array. The kernel
+// reports those in the network namespace of this process alone, and none for IPoIB. At most 256 ports are read. `size`
+// is sizeof(struct uverbs_netdev). Returns the number of network devices that there are, which may be more than
+// `room`.
+int uverbs_device_netdevs(const struct uverbs_device *device,
+                          struct uverbs_netdev *netdevs,
+                          size_t size,
+                          size_t room,
+                          struct uverbs_error **error);
+
+// Reads state, rate and network device of the ports, without a context, and fills up to `room` entries of an array.
+// At most 256 ports are read; `port_count` of struct uverbs_device_facts has their number. The kernel queries each
+// port, which may wait for the device's firmware. `size` is sizeof(struct uverbs_port_facts). Returns the number of
+// ports that were read, which may be more than `room`.
+int uverbs_device_ports(const struct uverbs_device *device,
+                        struct uverbs_port_facts *ports,
+                        size_t size,
+                        size_t room,
+                        struct uverbs_error **error);
 
 // Queries the device's attributes. `size` is sizeof(struct uverbs_device_attr).
 int uverbs_query_device(const struct uverbs_context *context,

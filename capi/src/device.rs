@@ -11,7 +11,7 @@ use crate::fault::require;
 use crate::guarded::{run_or, run_plain};
 use crate::handle;
 use crate::sized::{self, Plain};
-use crate::text::{Buffer, UVERBS_NAME_SIZE};
+use crate::text::{Buffer, UVERBS_NAME_SIZE, cut};
 
 /// A listed device: a handle on one instance, from when a device is added until it is removed. It stays valid after
 /// the device is gone, and holds no descriptor. Reference-counted.
@@ -57,8 +57,8 @@ pub struct uverbs_device_facts {
     pub driver_id: u32,
     /// Kind of node (enum rdma_node_type).
     pub node_type: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// The number of ports, which are counted from 1.
+    pub port_count: u32,
     /// Version of the firmware, in the driver's format, ended by a NUL, cut to 63 bytes.
     pub firmware_version: [c_char; UVERBS_NAME_SIZE],
 }
@@ -253,19 +253,14 @@ pub unsafe extern "C" fn uverbs_device_query(
 ) -> c_int {
     run(error, || {
         let found = require(device, "device")?.device.query()?;
-        let mut firmware_version = [0; UVERBS_NAME_SIZE];
-        let bytes = found.firmware_version.as_bytes().iter().take(UVERBS_NAME_SIZE - 1);
-        for (to, &byte) in firmware_version.iter_mut().zip(bytes) {
-            *to = byte as c_char;
-        }
         let found = uverbs_device_facts {
             node_guid: found.node_guid.0,
             sys_image_guid: found.sys_image_guid.0,
             index: found.index,
             driver_id: found.driver_id.map_or(0, DriverId::to_raw),
             node_type: u32::from(found.node_type.to_raw()),
-            reserved: 0,
-            firmware_version,
+            port_count: found.port_count,
+            firmware_version: cut(found.firmware_version.as_bytes()),
         };
         // SAFETY: the caller has that much room.
         unsafe { sized::put(&found, facts, size) }?;

@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 use std::ptr;
 use std::sync::Arc;
 
-use uverbs::{Device, Devices, Guid};
+use uverbs::{Device, Devices, Guid, PciAddress};
 
 use crate::changes::uverbs_changes;
 use crate::device::uverbs_device;
@@ -147,6 +147,64 @@ pub extern "C" fn uverbs_list_by_uverbs_number(
     error: Option<&mut MaybeUninit<*mut uverbs_error>>,
 ) -> c_int {
     find(list, device, error, |devices| Ok(devices.by_uverbs_number(number)?))
+}
+
+/// The device of the PCI function at that address, such as 0000:3b:00.2, with its domain: the one whose parent is the
+/// function, or is a sub-function or another part of it. The parents of the devices beneath the function are read, and
+/// no others. An address is not an identity: a function may have several devices (uverbs_list_all_by_pci), and after a
+/// hot plug it may be another function's.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn uverbs_list_by_pci(
+    list: Option<&uverbs_list>,
+    address: *const c_char,
+    device: Option<&mut MaybeUninit<*mut uverbs_device>>,
+    error: Option<&mut MaybeUninit<*mut uverbs_error>>,
+) -> c_int {
+    find(list, device, error, |devices| {
+        // SAFETY: the caller passes a C string.
+        let address = unsafe { pci_address(address) }?;
+        Ok(devices.by_pci(address)?)
+    })
+}
+
+/// All devices of the PCI function at that address, in the order of the list, otherwise as uverbs_list_by_pci. Fills up
+/// to `room` entries of an array with devices that are borrowed from the list. Returns the number of devices that there
+/// are, which may be 0, and more than `room`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn uverbs_list_all_by_pci(
+    list: Option<&uverbs_list>,
+    address: *const c_char,
+    devices: *mut *const uverbs_device,
+    room: usize,
+    error: Option<&mut MaybeUninit<*mut uverbs_error>>,
+) -> c_int {
+    run(error, || {
+        let list = require(list, "list")?;
+        if room > 0 && devices.is_null() {
+            return Err(Fault::Null("devices"));
+        }
+        // SAFETY: the caller passes a C string.
+        let address = unsafe { pci_address(address) }?;
+        let found = list.devices.all_by_pci(address)?;
+        let handles = list.handles.iter().filter(|handle| found.contains(&handle.device));
+        for (place, handle) in handles.take(room).enumerate() {
+            // SAFETY: the caller's array has `room` entries.
+            unsafe { devices.wrapping_add(place).write(Arc::as_ptr(handle)) };
+        }
+        Ok(c_int::try_from(found.len()).unwrap_or(c_int::MAX))
+    })
+}
+
+/// # Safety
+/// The text is null or a C string.
+unsafe fn pci_address(text: *const c_char) -> Result<PciAddress, Fault> {
+    if text.is_null() {
+        return Err(Fault::Null("address"));
+    }
+    // SAFETY: as the caller promises.
+    let text = unsafe { CStr::from_ptr(text) }.to_str().unwrap_or_default();
+    let form = "a PCI address has a domain, a bus, a device and a function: 0000:3b:00.2";
+    text.parse().map_err(|_| Fault::Argument(form))
 }
 
 /// The changes that lead from an older list to this one: removals first, then replacements, renames and additions. If

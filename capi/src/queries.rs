@@ -3,6 +3,8 @@
 use std::ffi::c_int;
 use std::mem::MaybeUninit;
 
+use uverbs::GidEntry;
+
 use crate::context::{either, uverbs_context};
 use crate::entry::run;
 use crate::error::uverbs_error;
@@ -386,20 +388,15 @@ pub unsafe extern "C" fn uverbs_query_gids(
     run(error, || {
         let context = require(context, "context")?;
         let found = either!(&context.opened, it => it.gids())?;
-        for (place, entry) in found.iter().take(room).enumerate() {
-            let entry = uverbs_gid_entry {
-                gid: entry.gid.0,
-                index: entry.index,
-                port: entry.port,
-                kind: entry.kind.to_raw(),
-                netdev_index: entry.netdev_index.unwrap_or(0),
-            };
-            let to = entries.wrapping_byte_add(place.wrapping_mul(size));
-            let to = if entries.is_null() { entries } else { to };
-            // SAFETY: the caller's array has `room` structs of that size.
-            unsafe { sized::put(&entry, to, size) }?;
-        }
-        Ok(c_int::try_from(found.len()).unwrap_or(c_int::MAX))
+        let entry = |entry: &GidEntry| uverbs_gid_entry {
+            gid: entry.gid.0,
+            index: entry.index,
+            port: entry.port,
+            kind: entry.kind.to_raw(),
+            netdev_index: entry.netdev_index.unwrap_or(0),
+        };
+        // SAFETY: the caller's array has `room` structs of that size.
+        unsafe { sized::put_each(found.iter().map(entry), entries, size, room) }
     })
 }
 

@@ -1,6 +1,7 @@
 //! Structs whose size the caller passes, so that a program and a library of different versions agree: what one of
 //! them does not know is zero for the other.
 
+use std::ffi::c_int;
 use std::mem::MaybeUninit;
 
 use crate::fault::Fault;
@@ -26,6 +27,29 @@ pub(crate) unsafe fn put<T: Plain>(value: &T, to: *mut T, size: usize) -> Result
     // SAFETY: the caller's struct goes on for that long.
     unsafe { std::ptr::write_bytes(to.wrapping_add(known), 0, size - known) };
     Ok(())
+}
+
+/// Writes values to an array of the caller's structs, as far as there is room. Returns the number of values.
+///
+/// # Safety
+/// `to` is null, or `room` times `size` bytes can be written there.
+pub(crate) unsafe fn put_each<T: Plain>(
+    values: impl ExactSizeIterator<Item = T>,
+    to: *mut T,
+    size: usize,
+    room: usize,
+) -> Result<c_int, Fault> {
+    if room > 0 {
+        // A mistake is one also where there is nothing to write.
+        require_room(to, size)?;
+    }
+    let count = values.len();
+    for (place, value) in values.take(room).enumerate() {
+        let entry = to.wrapping_byte_add(place.wrapping_mul(size));
+        // SAFETY: the caller's array goes on for that long.
+        unsafe { put(&value, entry, size) }?;
+    }
+    Ok(c_int::try_from(count).unwrap_or(c_int::MAX))
 }
 
 /// Reads the caller's struct. What it lacks is zero.

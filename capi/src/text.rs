@@ -46,6 +46,15 @@ impl Buffer {
     }
 }
 
+/// The bytes in a field of a struct, ended by a NUL, without those that do not fit.
+pub(crate) fn cut<const N: usize>(bytes: &[u8]) -> [c_char; N] {
+    let mut field = [0; N];
+    for (to, &byte) in field.iter_mut().take(N.saturating_sub(1)).zip(bytes) {
+        *to = byte as c_char;
+    }
+    field
+}
+
 /// Escapes bytes for a terminal or a log: printable ASCII characters stay, others become \n, \x1b and the like. At
 /// most four characters stand for a byte. Copies the text to `buffer` by the rule of texts.
 #[unsafe(no_mangle)]

@@ -78,7 +78,45 @@ pub(crate) struct Facts {
     pub(crate) index: u32,
     pub(crate) driver_id: u32,
     pub(crate) node_type: u32,
+    pub(crate) port_count: u32,
     pub(crate) firmware_version: Vec<u8>,
+}
+
+/// A PCI address, as text and as its numbers.
+pub(crate) type Address = (String, (u32, u8, u8, u8));
+
+/// What `Device::parent` returns.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Parent {
+    pub(crate) bus: &'static str,
+    pub(crate) bus_name: Option<Vec<u8>>,
+    pub(crate) name: Option<Vec<u8>>,
+    pub(crate) subfunction: Option<u32>,
+    pub(crate) function: Option<Function>,
+    pub(crate) numa_node: Option<u32>,
+}
+
+/// A PCI function. The physical one and the number are those of a virtual one.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Function {
+    pub(crate) address: Address,
+    pub(crate) ids: (u16, u16),
+    pub(crate) kind: &'static str,
+    pub(crate) physical: Option<Address>,
+    pub(crate) number: Option<u32>,
+}
+
+/// Port, index and name of a network device.
+pub(crate) type Netdev = (u32, u32, Vec<u8>);
+
+/// What `Device::ports` returns of a port.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Port {
+    pub(crate) port: u32,
+    pub(crate) state: u8,
+    pub(crate) physical_state: u8,
+    pub(crate) rate: Option<u32>,
+    pub(crate) netdev: Option<(u32, Vec<u8>)>,
 }
 
 pub(crate) type Result<T> = std::result::Result<T, Failure>;
@@ -103,6 +141,9 @@ pub(crate) trait Api {
     fn by_guid(list: &Self::List, guid: u64) -> Result<Self::Device>;
     fn by_index(list: &Self::List, index: u32) -> Result<Self::Device>;
     fn by_number(list: &Self::List, number: u32) -> Result<Self::Device>;
+    fn by_pci(list: &Self::List, address: &str) -> Result<Self::Device>;
+    /// The inode numbers of the devices.
+    fn all_by_pci(list: &Self::List, address: &str) -> Result<Vec<u64>>;
     fn by_index_at_once(registry: &Self::Registry, index: u32) -> Result<Self::Device>;
 
     fn name(device: &Self::Device) -> Vec<u8>;
@@ -115,6 +156,9 @@ pub(crate) trait Api {
     fn index(device: &Self::Device) -> Result<u32>;
     fn driver_id(device: &Self::Device) -> Result<u32>;
     fn facts(device: &Self::Device) -> Result<Facts>;
+    fn parent(device: &Self::Device) -> Result<Parent>;
+    fn netdevs(device: &Self::Device) -> Result<Vec<Netdev>>;
+    fn ports(device: &Self::Device) -> Result<Vec<Port>>;
     fn check_ready(device: &Self::Device) -> Result<()>;
 
     fn open(device: &Self::Device) -> Result<Self::Context>;

@@ -11,7 +11,10 @@ use uverbs::Host;
 use uverbs::sim::Machine;
 use uverbs_capi::*;
 
-use crate::api::{Answers, Api, Change, Check, Event, Evidence, Facts, Failure, Handle, Result};
+use crate::api::{
+    Address, Answers, Api, Change, Check, Event, Evidence, Facts, Failure, Function, Handle,
+    Netdev, Parent, Port, Result,
+};
 
 pub(crate) struct C;
 
@@ -189,6 +192,25 @@ fn filled<T>(
     Ok(unsafe { filled.assume_init() })
 }
 
+/// Calls a query that fills an array, which has room for 300 entries.
+fn array<T: Copy>(
+    function: impl Fn(*mut T, usize, usize, Option<&mut MaybeUninit<*mut uverbs_error>>) -> c_int,
+) -> Result<Vec<T>> {
+    let mut entries = [const { MaybeUninit::<T>::uninit() }; 300];
+    let to = entries.as_mut_ptr().cast();
+    let count = call(|error| function(to, size_of::<T>(), entries.len(), error))?;
+    let filled = entries[..count as usize].iter();
+    // SAFETY: so many were filled.
+    Ok(filled.map(|entry| unsafe { entry.assume_init() }).collect())
+}
+
+fn address(address: &uverbs_pci_address) -> Option<Address> {
+    let text = text(address.text.as_ptr()).expect("a text");
+    let numbers = (address.domain, address.bus, address.device, address.function);
+    assert!(!text.is_empty() || numbers == (0, 0, 0, 0));
+    (!text.is_empty()).then_some((text, numbers))
+}
+
 /// The fields of a struct, as `entries` of the Rust type returns them.
 macro_rules! entries {
     ($struct:expr; $($field:ident)*) => { vec![$((stringify!($field), u64::from($struct.$field)),)*] };
@@ -267,6 +289,32 @@ impl Api for C {
             uverbs_list_by_uverbs_number(list.get(), number, device, error)
         };
         Ok(made(uverbs_device_unref, find)?.0)
+    }
+
+    fn by_pci(list: &Self::List, address: &str) -> Result<Self::Device> {
+        let address = CString::new(address).expect("no NUL");
+        // SAFETY: the address is a C string.
+        let find = |device: Option<&mut _>, error: Option<&mut _>| unsafe {
+            uverbs_list_by_pci(list.get(), address.as_ptr(), device, error)
+        };
+        Ok(made(uverbs_device_unref, find)?.0)
+    }
+
+    fn all_by_pci(list: &Self::List, address: &str) -> Result<Vec<u64>> {
+        let address = CString::new(address).expect("no NUL");
+        let (list, address) = (list.get(), address.as_ptr());
+        // SAFETY: with room for none, no pointer is used.
+        let count = call(|error| unsafe {
+            uverbs_list_all_by_pci(list, address, ptr::null_mut(), 0, error)
+        })?;
+        let mut devices = vec![ptr::null(); count as usize + 1];
+        let (to, room) = (devices.as_mut_ptr(), devices.len());
+        // SAFETY: the array has that much room.
+        let again =
+            call(|error| unsafe { uverbs_list_all_by_pci(list, address, to, room, error) })?;
+        assert_eq!(again, count);
+        assert!(devices.pop().is_some_and(|device| device.is_null()));
+        Ok(devices.into_iter().map(|device| ino_of(device).expect("a device")).collect())
     }
 
     fn by_index_at_once(registry: &Self::Registry, index: u32) -> Result<Self::Device> {
@@ -350,8 +398,83 @@ impl Api for C {
             index: facts.index,
             driver_id: facts.driver_id,
             node_type: facts.node_type,
+            port_count: facts.port_count,
             firmware_version: bytes(facts.firmware_version.as_ptr()).expect("a text"),
         })
+    }
+
+    fn parent(device: &Self::Device) -> Result<Parent> {
+        // SAFETY: the struct has that size.
+        let parent: uverbs_parent = filled(|to, size, error| unsafe {
+            uverbs_device_parent(device.get(), to, size, error)
+        })?;
+        let name = |field: &[c_char]| bytes(field.as_ptr()).filter(|name| !name.is_empty());
+        let number = |number: i64| match number {
+            -1 => None,
+            number => Some(u32::try_from(number).expect("32 bits")),
+        };
+        let kind = match parent.function_kind {
+            UVERBS_FUNCTION_NONE => None,
+            UVERBS_FUNCTION_UNKNOWN => Some("unknown"),
+            UVERBS_FUNCTION_PHYSICAL => Some("physical"),
+            UVERBS_FUNCTION_VIRTUAL => Some("virtual"),
+            other => panic!("{other}"),
+        };
+        let pci = address(&parent.pci);
+        assert_eq!(kind.is_some(), pci.is_some());
+        assert!(pci.is_some() || (parent.vendor_id, parent.device_id) == (0, 0));
+        let function = kind.zip(pci).map(|(kind, address_of_it)| Function {
+            address: address_of_it,
+            ids: (parent.vendor_id, parent.device_id),
+            kind,
+            physical: address(&parent.physical),
+            number: number(parent.vf_number),
+        });
+        Ok(Parent {
+            bus: match parent.bus {
+                UVERBS_BUS_PCI => "pci",
+                UVERBS_BUS_AUXILIARY => "auxiliary",
+                UVERBS_BUS_PLATFORM => "platform",
+                UVERBS_BUS_VMBUS => "vmbus",
+                UVERBS_BUS_VIRTUAL => "virtual",
+                UVERBS_BUS_OTHER => "other",
+                UVERBS_BUS_UNKNOWN => "unknown",
+                other => panic!("{other}"),
+            },
+            bus_name: name(&parent.bus_name),
+            name: name(&parent.name),
+            subfunction: number(parent.subfunction),
+            function,
+            numa_node: number(parent.numa_node),
+        })
+    }
+
+    fn netdevs(device: &Self::Device) -> Result<Vec<Netdev>> {
+        // SAFETY: the array has that much room.
+        let found: Vec<uverbs_netdev> = array(|to, size, room, error| unsafe {
+            uverbs_device_netdevs(device.get(), to, size, room, error)
+        })?;
+        let name = |netdev: &uverbs_netdev| bytes(netdev.name.as_ptr()).expect("a name");
+        Ok(found.iter().map(|netdev| (netdev.port, netdev.index, name(netdev))).collect())
+    }
+
+    fn ports(device: &Self::Device) -> Result<Vec<Port>> {
+        // SAFETY: the array has that much room.
+        let found: Vec<uverbs_port_facts> = array(|to, size, room, error| unsafe {
+            uverbs_device_ports(device.get(), to, size, room, error)
+        })?;
+        let port = |port: &uverbs_port_facts| {
+            let name = bytes(port.netdev_name.as_ptr()).expect("a name");
+            assert_eq!(name.is_empty(), port.netdev_index == 0);
+            Port {
+                port: port.port,
+                state: port.state,
+                physical_state: port.physical_state,
+                rate: Some(port.rate).filter(|rate| *rate != 0),
+                netdev: (port.netdev_index != 0).then_some((port.netdev_index, name)),
+            }
+        };
+        Ok(found.iter().map(port).collect())
     }
 
     fn check_ready(device: &Self::Device) -> Result<()> {

@@ -7,7 +7,7 @@ use uverbs::sim::{CallKind, DeviceId, DeviceSpec, Machine, NodeKind, Verdict};
 
 use crate::api::{Api, Change, Evidence, Failure, Handle};
 
-fn add(machine: &Machine, name: &str, guid: u64) -> DeviceId {
+pub(crate) fn add(machine: &Machine, name: &str, guid: u64) -> DeviceId {
     machine.add(DeviceSpec::new(name).guid(guid)).expect("added")
 }
 
@@ -18,17 +18,17 @@ fn one() -> (Machine, DeviceId) {
     (machine, id)
 }
 
-fn listed<A: Api>(machine: &Machine, name: &str) -> A::Device {
+pub(crate) fn listed<A: Api>(machine: &Machine, name: &str) -> A::Device {
     let list = A::list(&A::registry(machine)).expect("a list");
     A::by_name(&list, name.as_bytes()).expect("listed")
 }
 
 /// The error of what had to fail.
-fn refused<T>(result: Result<T, Failure>) -> Failure {
+pub(crate) fn refused<T>(result: Result<T, Failure>) -> Failure {
     result.err().expect("it has to be refused")
 }
 
-fn ino(machine: &Machine, id: DeviceId) -> u64 {
+pub(crate) fn ino(machine: &Machine, id: DeviceId) -> u64 {
     machine.directory(id).expect("a directory")
 }
 
@@ -113,7 +113,7 @@ pub(crate) fn a_device_reports_what_it_is<A: Api>() {
     let facts = A::facts(&device).expect("facts");
     assert_eq!((facts.node_guid, facts.sys_image_guid), (0xa0, 0xa0));
     assert_eq!((facts.index, facts.driver_id, facts.node_type), (machine.index_of(id), 14, 1));
-    assert_eq!(facts.firmware_version, b"1.2.3");
+    assert_eq!((facts.firmware_version.as_slice(), facts.port_count), (&b"1.2.3"[..], 1));
     assert_eq!(A::check_ready(&device), Ok(()));
     machine.set_node(0, NodeKind::Missing);
     let failure = refused(A::check_ready(&device));

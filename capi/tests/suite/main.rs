@@ -5,26 +5,28 @@
 mod api;
 mod c;
 mod cases;
+mod parents;
 mod rust;
 
 macro_rules! suite {
-    ($($case:ident)*) => {
+    ($($file:ident: $($case:ident)*;)*) => {
         mod through_rust {
-            $(#[test]
+            $($(#[test]
             fn $case() {
-                crate::cases::$case::<crate::rust::Rust>();
-            })*
+                crate::$file::$case::<crate::rust::Rust>();
+            })*)*
         }
         mod through_c {
-            $(#[test]
+            $($(#[test]
             fn $case() {
-                crate::cases::$case::<crate::c::C>();
-            })*
+                crate::$file::$case::<crate::c::C>();
+            })*)*
         }
     };
 }
 
 suite! {
+    cases:
     a_list_has_every_device
     a_device_is_found_by_each_key
     a_lookup_without_a_match_fails
@@ -46,5 +48,11 @@ suite! {
     events_arrive_and_end
     hostile_names_are_escaped
     faults_are_listed
-    a_system_call_that_fails_is_named
+    a_system_call_that_fails_is_named;
+    parents:
+    each_parent_is_reported
+    hostile_names_of_parents_stay_as_they_are
+    a_parent_that_cannot_be_read_is_an_error
+    devices_are_found_by_pci_address
+    ports_and_their_network_devices_are_reported;
 }

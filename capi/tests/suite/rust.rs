@@ -5,11 +5,14 @@ use std::time::Duration;
 
 use uverbs::sim::Machine;
 use uverbs::{
-    AsyncEvents, Context, Device, Devices, DriverId, Error, Guid, Host, IbvHandle, IbvHandles,
-    OldNames, Opened, Registry, Watch,
+    AsyncEvents, Bus, Context, Device, Devices, DriverId, Error, FunctionKind, Guid, Host,
+    IbvHandle, IbvHandles, Name, OldNames, Opened, PciAddress, PciFunction, Registry, Watch,
 };
 
-use crate::api::{Answers, Api, Change, Check, Event, Evidence, Facts, Failure, Handle, Result};
+use crate::api::{
+    Address, Answers, Api, Change, Check, Event, Evidence, Facts, Failure, Function, Handle,
+    Netdev, Parent, Port, Result,
+};
 
 pub(crate) struct Rust;
 
@@ -63,7 +66,7 @@ impl From<&uverbs::Evidence> for Evidence {
 
 fn change(change: &uverbs::Change) -> Change {
     let ino = |device: &Device| Some(device.instance().ino);
-    let bytes = |name: &uverbs::Name| Some(name.as_bytes().to_owned());
+    let bytes = |name: &Name| Some(name.as_bytes().to_owned());
     let text = change.to_string();
     let mut made = Change { text, ..Change::default() };
     match change {
@@ -88,6 +91,31 @@ fn change(change: &uverbs::Change) -> Change {
         other => panic!("{other:?}"),
     }
     made
+}
+
+fn address(address: PciAddress) -> Address {
+    let numbers = (address.domain(), address.bus(), address.device(), address.function());
+    (address.to_string(), numbers)
+}
+
+fn parsed(text: &str) -> PciAddress {
+    text.parse().expect("an address")
+}
+
+fn function(found: PciFunction) -> Function {
+    let (kind, physical, number) = match found.kind {
+        FunctionKind::Physical => ("physical", None, None),
+        FunctionKind::Virtual { physical, number, .. } => ("virtual", Some(physical), number),
+        FunctionKind::Unknown => ("unknown", None, None),
+        other => panic!("{other:?}"),
+    };
+    Function {
+        address: address(found.address),
+        ids: (found.vendor_id, found.device_id),
+        kind,
+        physical: physical.map(address),
+        number,
+    }
 }
 
 fn event(event: Option<uverbs::AsyncEvent>) -> Option<Event> {
@@ -135,6 +163,14 @@ impl Api for Rust {
 
     fn by_number(list: &Devices, number: u32) -> Result<Device> {
         Ok(list.by_uverbs_number(number)?)
+    }
+
+    fn by_pci(list: &Devices, address: &str) -> Result<Device> {
+        Ok(list.by_pci(parsed(address))?)
+    }
+
+    fn all_by_pci(list: &Devices, address: &str) -> Result<Vec<u64>> {
+        Ok(list.all_by_pci(parsed(address))?.iter().map(Self::ino).collect())
     }
 
     fn by_index_at_once((registry, _): &Self::Registry, index: u32) -> Result<Device> {
@@ -185,8 +221,51 @@ impl Api for Rust {
             index: facts.index,
             driver_id: facts.driver_id.map_or(0, DriverId::to_raw),
             node_type: facts.node_type.to_raw().into(),
+            port_count: facts.port_count,
             firmware_version: facts.firmware_version.as_bytes().to_owned(),
         })
+    }
+
+    fn parent(device: &Device) -> Result<Parent> {
+        let parent = device.parent()?;
+        let bytes = |name: Name| name.as_bytes().to_owned();
+        let bus = match parent.bus {
+            Bus::Pci => "pci",
+            Bus::Auxiliary => "auxiliary",
+            Bus::Platform => "platform",
+            Bus::Vmbus => "vmbus",
+            Bus::Virtual => "virtual",
+            Bus::Other(_) => "other",
+            Bus::Unknown => "unknown",
+            ref other => panic!("{other:?}"),
+        };
+        Ok(Parent {
+            bus,
+            bus_name: parent.bus.name().map(bytes),
+            name: parent.name.map(bytes),
+            subfunction: parent.subfunction,
+            function: parent.function.map(function),
+            numa_node: parent.numa_node,
+        })
+    }
+
+    fn netdevs(device: &Device) -> Result<Vec<Netdev>> {
+        let found = device.netdevs()?;
+        Ok(found
+            .iter()
+            .map(|netdev| (netdev.port, netdev.index, netdev.name.as_bytes().to_owned()))
+            .collect())
+    }
+
+    fn ports(device: &Device) -> Result<Vec<Port>> {
+        let port = |port: uverbs::PortFacts| Port {
+            port: port.port,
+            state: port.state.to_raw(),
+            physical_state: port.physical_state.to_raw(),
+            rate: port.rate.map(|rate| rate.megabits_per_second()),
+            netdev: port.netdev.map(|netdev| (netdev.index, netdev.name.as_bytes().to_owned())),
+        };
+        Ok(device.ports()?.into_iter().map(port).collect())
     }
 
     fn check_ready(device: &Device) -> Result<()> {

@@ -89,7 +89,9 @@ pub(super) fn lists() -> Result<()> {
             let [name, node, driver, guid] =
                 ["name", "uverbs", "driver", "node_guid"].map(|key| text(device, key));
             let index = &device["index"];
-            format!("{name} ({node}) index {index} driver {driver} node GUID {guid}\n")
+            let pci = device["parent"]["pci"].as_str().map(|pci| format!(" PCI {pci}"));
+            let pci = pci.unwrap_or_default();
+            format!("{name} ({node}) index {index} driver {driver} node GUID {guid}{pci}\n")
         })
         .collect();
     ensure!(expected.lines().count() == 2, "{expected}");
