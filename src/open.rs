@@ -43,6 +43,7 @@ use crate::verbs::{self, CmdFd, DRIVER_FAILS};
 pub use options::OpenOptions;
 pub use proof::Proven;
 use proof::{Place, Proof, Target};
+pub(crate) use sysfs_guid::read_sysfs_guid;
 
 /// How many times an open or a proof is attempted if a timestamp or a name changes meanwhile.
 const ATTEMPTS: usize = 3;
