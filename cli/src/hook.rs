@@ -92,13 +92,9 @@ fn supervise(args: &HookArgs) -> Result<(), String> {
             Err(refusal(None, &text))
         }
         (Ok(printed), Some(_)) if !printed.is_empty() && printed != PASSED => {
-            // One line, whatever it is.
-            Err(printed
-                .trim_ascii_end()
-                .escape_ascii()
-                .to_string()
-                .replace("\\\"", "\"")
-                .replace("\\'", "'"))
+            // It is escaped already. One line, whatever it is.
+            let plain = |byte: &u8| if matches!(byte, b' '..=b'~') { char::from(*byte) } else { '?' };
+            Err(printed.trim_ascii_end().iter().map(plain).collect())
         }
         (Err(error), _) => {
             Err(refusal(None, &format!("the check's answer cannot be read: {error}")))

@@ -2,9 +2,9 @@
 /*
  * A test HCA: RDMA devices that come and go on command.
  *
- * Text written to /dev/uverbs_test_hca registers and unregisters ib_devices. Reading it returns their state. The
- * devices carry no data. They exist to be listed, opened, queried and removed, in every order. README.md describes the
- * commands.
+ * Text written to /dev/uverbs_test_hca registers and unregisters ib_devices. Reading it returns their state. Each PCI
+ * function that is bound to the driver gets an ib_device, too. The devices carry no data. They exist to be listed,
+ * opened, queried and removed, in every order. README.md describes the commands.
  */
 
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
@@ -20,6 +20,7 @@
 #include <linux/miscdevice.h>
 #include <linux/module.h>
 #include <linux/mutex.h>
+#include <linux/pci.h>
 #include <linux/sched/signal.h>
 #include <linux/seq_file.h>
 #include <linux/slab.h>
@@ -36,6 +37,7 @@
 #define DELAY_MAX_MS	60000
 #define COUNT_MAX	8000
 #define PORTS_MAX	254
+#define ADDRESS_MAX	20
 
 /* Bytes of any value, including zeros. */
 struct text {
@@ -80,6 +82,7 @@ struct hca {
 	struct list_head entry;		/* in hcas, under hcas_lock */
 	struct work_struct removal;
 	struct parent *parent;
+	char function[ADDRESS_MAX];	/* the PCI function's address; empty if there is none */
 	u64 id;
 	bool removing;			/* under hcas_lock */
 
@@ -408,9 +411,8 @@ static const struct ib_device_ops hca_ops = {
 
 /* ---- registration and removal ---- */
 
-static void hca_remove(struct work_struct *work)
+static void hca_remove(struct hca *hca)
 {
-	struct hca *hca = container_of(work, struct hca, removal);
 	struct parent *parent = hca->parent;
 
 	/* Without disassociate_ucontext, this waits until every descriptor is closed. */
@@ -429,23 +431,35 @@ static void hca_remove(struct work_struct *work)
 	wake_up_all(&hcas_changed);
 }
 
+static void hca_removal(struct work_struct *work)
+{
+	hca_remove(container_of(work, struct hca, removal));
+}
+
 /* Under hcas_lock. */
-static void hca_start_removal(struct hca *hca)
+static void hca_mark_removing(struct hca *hca)
 {
 	hca->removing = true;
 	removing_count++;
+}
+
+/* Under hcas_lock. */
+static void hca_start_removal(struct hca *hca)
+{
+	hca_mark_removing(hca);
 	queue_work(removals, &hca->removal);
 }
 
-static int hca_add(const struct setup *setup)
+/* Without a PCI function, pdev is NULL. */
+static struct hca *hca_add(const struct setup *setup, struct pci_dev *pdev)
 {
 	struct hca *hca;
 	int err;
 
 	hca = ib_alloc_device(hca, ib);
 	if (!hca)
-		return -ENOMEM;
-	INIT_WORK(&hca->removal, hca_remove);
+		return ERR_PTR(-ENOMEM);
+	INIT_WORK(&hca->removal, hca_removal);
 	mutex_init(&hca->lock);
 	hca->setup = *setup;
 	/* These would make the registration itself fail. */
@@ -488,16 +502,23 @@ static int hca_add(const struct setup *setup)
 		}
 		hca->ib.dev.parent = &hca->parent->dev;
 	}
+	if (pdev) {
+		hca->ib.dev.parent = &pdev->dev;
+		strscpy(hca->function, pci_name(pdev), sizeof(hca->function));
+	}
 
 	err = ib_register_device(&hca->ib, setup->name, NULL);
 	if (err)
 		goto unparent;
 	WRITE_ONCE(hca->setup.query_errno, setup->query_errno);
+	/* The core has put in a number where the name has a %d. */
+	if (pdev)
+		strscpy(hca->setup.name, dev_name(&hca->ib.dev), sizeof(hca->setup.name));
 
 	mutex_lock(&hcas_lock);
 	list_add_tail(&hca->entry, &hcas);
 	mutex_unlock(&hcas_lock);
-	return 0;
+	return hca;
 
 unparent:
 	if (hca->parent) {
@@ -505,11 +526,11 @@ unparent:
 
 		ib_dealloc_device(&hca->ib);
 		device_unregister(&parent->dev);
-		return err;
+		return ERR_PTR(err);
 	}
 free:
 	ib_dealloc_device(&hca->ib);
-	return err;
+	return ERR_PTR(err);
 }
 
 static int hca_add_all(struct setup *setup)
@@ -523,11 +544,11 @@ static int hca_add_all(struct setup *setup)
 	if (!setup->sys_image_guid)
 		setup->sys_image_guid = setup->guid;
 	if (!setup->count)
-		return hca_add(setup);
+		return PTR_ERR_OR_ZERO(hca_add(setup, NULL));
 	for (i = 0; i < setup->count; i++) {
 		if (snprintf(setup->name + len, sizeof(setup->name) - len, "%u", i) >= sizeof(setup->name) - len)
 			return -ENAMETOOLONG;
-		err = hca_add(setup);
+		err = PTR_ERR_OR_ZERO(hca_add(setup, NULL));
 		if (err)
 			return err;
 		if (fatal_signal_pending(current))
@@ -600,6 +621,8 @@ static int hca_del(const struct selector *key, bool sync)
 		err = -ENOENT;
 	else if (hca->removing && !sync)
 		err = -EALREADY;
+	else if (!hca->removing && *hca->function)
+		err = -EBUSY;
 	else if (!hca->removing)
 		hca_start_removal(hca);
 	if (hca)
@@ -616,7 +639,7 @@ static void hca_del_all(void)
 
 	mutex_lock(&hcas_lock);
 	list_for_each_entry(hca, &hcas, entry) {
-		if (!hca->removing)
+		if (!hca->removing && !*hca->function)
 			hca_start_removal(hca);
 	}
 	mutex_unlock(&hcas_lock);
@@ -829,15 +852,12 @@ static int next_word(char **rest, char **key, char **value, size_t *len)
 	return 1;
 }
 
-static int run_add(char *rest)
+static struct setup *default_setup(void)
 {
 	struct setup *setup = kvzalloc(sizeof(*setup), GFP_KERNEL);
-	char *key, *value;
-	size_t len;
-	int err;
 
 	if (!setup)
-		return -ENOMEM;
+		return NULL;
 	setup->driver_id = RDMA_DRIVER_RXE;
 	setup->abi = 2;
 	setup->node_type = RDMA_NODE_IB_CA;
@@ -846,16 +866,175 @@ static int run_add(char *rest)
 	setup->disassociate = true;
 	strscpy(setup->node_desc, "test HCA", sizeof(setup->node_desc));
 	strscpy(setup->fw_ver, "1.2.3", sizeof(setup->fw_ver));
+	return setup;
+}
+
+/* All words that are left. */
+static int take_setups(struct setup *setup, char *rest)
+{
+	char *key, *value;
+	size_t len;
+	int err;
+
 	while ((err = next_word(&rest, &key, &value, &len)) > 0) {
 		err = take_setup(setup, key, value, len);
 		if (err)
 			break;
 	}
+	return err;
+}
+
+static int run_add(char *rest)
+{
+	struct setup *setup = default_setup();
+	int err;
+
+	if (!setup)
+		return -ENOMEM;
+	err = take_setups(setup, rest);
 	if (!err)
 		err = hca_add_all(setup);
 	kvfree(setup);
 	return err;
 }
+
+/* ---- PCI functions ---- */
+
+/* What a function's device is made of, where that is not the default. */
+struct plan {
+	struct list_head entry;		/* in plans, under plans_lock */
+	char function[ADDRESS_MAX];
+	struct setup *setup;
+};
+
+static LIST_HEAD(plans);
+static DEFINE_MUTEX(plans_lock);
+
+/* Under plans_lock. */
+static struct plan *plan_find(const char *function)
+{
+	struct plan *plan;
+
+	list_for_each_entry(plan, &plans, entry) {
+		if (!strcmp(plan->function, function))
+			return plan;
+	}
+	return NULL;
+}
+
+/* Under plans_lock. */
+static void plan_drop(struct plan *plan)
+{
+	if (!plan)
+		return;
+	list_del(&plan->entry);
+	kvfree(plan->setup);
+	kfree(plan);
+}
+
+static void plan_drop_all(void)
+{
+	struct plan *plan, *next;
+
+	mutex_lock(&plans_lock);
+	list_for_each_entry_safe(plan, next, &plans, entry)
+		plan_drop(plan);
+	mutex_unlock(&plans_lock);
+}
+
+/* function=ADDRESS, then what `add` takes. Without that, the default is restored. */
+static int run_function(char *rest)
+{
+	char *word, *value;
+	struct plan *plan;
+	size_t len;
+	int err;
+
+	err = next_word(&rest, &word, &value, &len);
+	if (err <= 0)
+		return err ?: -EINVAL;
+	if (strcmp(word, "function"))
+		return -EINVAL;
+	plan = kzalloc(sizeof(*plan), GFP_KERNEL);
+	if (!plan)
+		return -ENOMEM;
+	plan->setup = default_setup();
+	err = plan->setup ? take_string(plan->function, sizeof(plan->function), value, len) : -ENOMEM;
+	if (!err)
+		err = take_setups(plan->setup, rest);
+	/* A function has one device, and is its parent. */
+	if (!err && (plan->setup->count || plan->setup->modalias.len))
+		err = -EINVAL;
+	if (err) {
+		kvfree(plan->setup);
+		kfree(plan);
+		return err;
+	}
+	mutex_lock(&plans_lock);
+	plan_drop(plan_find(plan->function));
+	list_add(&plan->entry, &plans);
+	mutex_unlock(&plans_lock);
+	return 0;
+}
+
+static int function_probe(struct pci_dev *pdev, const struct pci_device_id *id)
+{
+	struct setup *setup = default_setup();
+	const struct plan *plan;
+	struct hca *hca;
+	int err;
+
+	if (!setup)
+		return -ENOMEM;
+	mutex_lock(&plans_lock);
+	plan = plan_find(pci_name(pdev));
+	if (plan)
+		*setup = *plan->setup;
+	mutex_unlock(&plans_lock);
+	/* As other drivers do, let the core choose the lowest number that is free. */
+	if (!*setup->name)
+		strscpy(setup->name, "hca_%d", sizeof(setup->name));
+	if (!setup->guid)
+		setup->guid = 0x0200000000000000ULL | (u64)pci_domain_nr(pdev->bus) << 16 | pci_dev_id(pdev);
+	if (!setup->sys_image_guid)
+		setup->sys_image_guid = setup->guid;
+
+	err = pci_enable_device(pdev);
+	if (err)
+		goto out;
+	hca = hca_add(setup, pdev);
+	err = PTR_ERR_OR_ZERO(hca);
+	if (err)
+		pci_disable_device(pdev);
+	else
+		pci_set_drvdata(pdev, hca);
+out:
+	kvfree(setup);
+	return err;
+}
+
+static void function_remove(struct pci_dev *pdev)
+{
+	struct hca *hca = pci_get_drvdata(pdev);
+
+	if (pdev->is_physfn)
+		pci_disable_sriov(pdev);
+	mutex_lock(&hcas_lock);
+	hca_mark_removing(hca);
+	mutex_unlock(&hcas_lock);
+	hca_remove(hca);
+	pci_disable_device(pdev);
+}
+
+/* It has no ids: it binds to functions by their driver_override, or by its new_id. */
+static struct pci_driver function_driver = {
+	.name = KBUILD_MODNAME,
+	.probe = function_probe,
+	.remove = function_remove,
+	.sriov_configure = pci_sriov_configure_simple,
+};
+
+/* ---- more commands ---- */
 
 static int take_key(struct selector *key, const char *word, const char *value)
 {
@@ -960,6 +1139,8 @@ static int run(char *command)
 		return run_set(rest);
 	if (!strcmp(verb, "event"))
 		return run_event(rest);
+	if (!strcmp(verb, "pci"))
+		return run_function(rest);
 	if (rest)
 		return -EINVAL;
 	if (!strcmp(verb, "del-all")) {
@@ -1012,6 +1193,8 @@ static int control_show(struct seq_file *seq, void *unused)
 		seq_printf(seq, " guid=%016llx state=%s index=%u disassociate=%d driver_id=%u", hca->setup.guid,
 			   hca->removing ? "removing" : "live", hca->ib.index, hca->setup.disassociate,
 			   hca->setup.driver_id);
+		if (*hca->function)
+			seq_printf(seq, " function=%s", hca->function);
 		seq_printf(seq, " contexts=%llu allocs=%llu frees=%llu failures=%llu", hca->allocs - hca->frees,
 			   hca->allocs, hca->frees, hca->failures);
 		seq_printf(seq, " last_inlen=%zu last_outlen=%zu last_in=%*phN\n", hca->last_inlen, hca->last_outlen,
@@ -1061,12 +1244,17 @@ static int __init test_hca_init(void)
 		err = PTR_ERR(parent_root);
 		goto no_root;
 	}
+	err = pci_register_driver(&function_driver);
+	if (err)
+		goto no_driver;
 	err = misc_register(&control);
 	if (err)
 		goto no_control;
 	return 0;
 
 no_control:
+	pci_unregister_driver(&function_driver);
+no_driver:
 	root_device_unregister(parent_root);
 no_root:
 	bus_unregister(&parent_bus);
@@ -1079,6 +1267,8 @@ static void __exit test_hca_exit(void)
 {
 	/* Nobody has the control device open. Otherwise the module would be in use. */
 	misc_deregister(&control);
+	pci_unregister_driver(&function_driver);
+	plan_drop_all();
 	hca_del_all();
 	destroy_workqueue(removals);
 	wait_event(hcas_changed, !atomic_read(&parents));

@@ -1,18 +1,21 @@
 //! The lab's program in the guest, which runs as root on its own kernel: scenarios that remove, replace, rename and
 //! fake real kernel devices, and check how the library reacts.
 //!
-//! `uverbs-lab scenarios [--without-samples] [FILTER…]` runs all scenarios, each in its own process and on a clean
-//! host. `uverbs-lab scenario NAME` runs one of them in this process. `uverbs-lab boundary [--full [--spread I/N]
-//! [--shard I/N] | --old-rule]` disturbs programs at each of their system calls. `uverbs-lab compare [--full |
-//! --seconds N]` compares the simulated kernel with the real one. `uverbs-lab soak [--replacements N]` opens
+//! `uverbs-lab scenarios [--group GROUP] [--without-samples] [FILTER…]` runs the scenarios of a group, each in its own
+//! process and on a clean host: `plain` in any guest, `sriov` in one with virtual functions, `containers` in one with
+//! container runtimes, too. `uverbs-lab scenario NAME` runs one of them in this process. `uverbs-lab boundary [--full
+//! [--spread I/N] [--shard I/N] | --old-rule]` disturbs programs at each of their system calls. `uverbs-lab compare
+//! [--full | --seconds N]` compares the simulated kernel with the real one. `uverbs-lab soak [--replacements N]` opens
 //! devices while they are replaced. `uverbs-lab bench [--most DEVICES]` measures the cost of listing and opening.
-//! `uverbs-lab latency [--most DEVICES] [--rounds N]` measures how soon a watch reports a change.
-//! `uverbs-lab role NAME ARG…` is a program that a scenario starts under strace, as another user or in a namespace.
+//! `uverbs-lab latency [--most DEVICES] [--rounds N]` measures how soon a watch reports a change. `uverbs-lab role
+//! NAME ARG…` is a program that a scenario starts under strace, as another user or in a namespace.
 
 mod alloc;
 mod bench;
 mod boundary;
 mod compare;
+mod container;
+mod functions;
 mod guest;
 mod ibverbs;
 mod latency;
@@ -21,6 +24,7 @@ mod roles;
 mod runner;
 mod scenarios;
 mod spawn;
+mod syslog;
 
 use std::process::ExitCode;
 
@@ -41,12 +45,12 @@ fn main() -> ExitCode {
         ["other-crates"] => other_crates::all(),
         ["role", name, ref rest @ ..] => roles::run(name, rest),
         ["list"] => {
-            scenarios::ALL.iter().for_each(|(name, _)| println!("{name}"));
+            runner::all().for_each(|(name, _)| println!("{name}"));
             Ok(())
         }
         _ => {
             eprintln!(
-                "usage: uverbs-lab scenarios [--without-samples] [FILTER...] | scenario NAME | boundary [--full [--spread I/N] [--shard I/N] | --old-rule] | compare [--full | --seconds N | --old-rule] | soak [--replacements N | --old-rule] | bench [--most DEVICES] | latency [--most DEVICES] [--rounds N] | other-crates | role NAME ... | list"
+                "usage: uverbs-lab scenarios [--group GROUP] [--without-samples] [FILTER...] | scenario NAME | boundary [--full [--spread I/N] [--shard I/N] | --old-rule] | compare [--full | --seconds N | --old-rule] | soak [--replacements N | --old-rule] | bench [--most DEVICES] | latency [--most DEVICES] [--rounds N] | other-crates | role NAME ... | list"
             );
             return ExitCode::from(2);
         }

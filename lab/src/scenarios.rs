@@ -1,6 +1,7 @@
 //! The scenarios, grouped by topic.
 
 mod capi;
+mod containers;
 mod events;
 mod expect;
 pub(crate) mod guard;
@@ -13,16 +14,70 @@ mod providers;
 mod queries;
 mod replacing;
 pub(crate) mod soak;
+mod sriov;
 mod traced;
 pub(crate) mod watching;
 
 use anyhow::Result;
 
+use crate::container::{self, Runtime};
+use crate::functions;
+
 /// A scenario: it passes when it returns no error.
 pub(crate) type Scenario = fn() -> Result<()>;
 
-/// All scenarios, in the order in which they run. Those that reload modules come last.
-pub(crate) const ALL: &[(&str, Scenario)] = &[
+/// Scenarios that run in one guest.
+pub(crate) struct Group {
+    pub(crate) name: &'static str,
+    /// In the order in which they run.
+    pub(crate) scenarios: &'static [(&'static str, Scenario)],
+    /// The option of `cargo xtask lab run` that the guest has to be started with; empty if any guest will do.
+    pub(crate) option: &'static str,
+    /// Whether this guest was.
+    pub(crate) is_possible: fn() -> bool,
+}
+
+/// The group that runs where none is named.
+pub(crate) const PLAIN: &str = "plain";
+
+pub(crate) const GROUPS: &[Group] = &[
+    Group { name: PLAIN, scenarios: ANYWHERE, option: "", is_possible: || true },
+    Group {
+        name: "sriov",
+        scenarios: SRIOV,
+        option: "--sriov",
+        is_possible: || functions::directory(functions::PF).exists(),
+    },
+    Group {
+        name: "containers",
+        scenarios: CONTAINERS,
+        option: "--sriov --containers --memory 2048",
+        is_possible: container::is_possible,
+    },
+];
+
+/// With virtual functions, and with runtimes for containers.
+const CONTAINERS: &[(&str, Scenario)] = &[
+    ("containers_of_crun_prove_in_shared_mode", || containers::shared(Runtime::Crun)),
+    ("containers_of_runc_prove_in_shared_mode", || containers::shared(Runtime::Runc)),
+    ("containers_of_podman_prove_in_shared_mode", || containers::shared(Runtime::Podman)),
+    ("containers_prove_in_the_hosts_namespace_in_exclusive_mode", containers::exclusive),
+    ("containers_control_the_function_that_took_the_number", containers::control),
+    ("containers_get_cdi_devices_and_hooks", containers::cdi_and_hooks),
+    ("containers_promtool_checks_metrics", containers::promtool),
+];
+
+/// With virtual functions.
+const SRIOV: &[(&str, Scenario)] = &[
+    ("sriov_functions_appear_and_vanish", sriov::appear),
+    ("sriov_number_is_taken_by_another_function", sriov::number_is_taken),
+    ("sriov_control_libibverbs_opens_the_other_function", sriov::control_libibverbs),
+    ("sriov_number_is_taken_while_unbinding_waits", sriov::unbinding_waits),
+    ("sriov_many_functions_at_once", sriov::many_at_once),
+];
+
+/// In any guest. Those that reload modules come last.
+const ANYWHERE: &[(&str, Scenario)] = &[
     ("list_matches_the_kernel", listing::matches_the_kernel),
     ("open_succeeds_with_evidence_on_each", listing::open_succeeds_with_evidence),
     ("hostile_names_are_listed_and_escaped", listing::hostile_names),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::io::{BufWriter, Write};
+use std::io::{self, BufWriter, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -64,7 +64,7 @@ const MODULES: [&str; 13] = [
 const PROGRAM: &str = "xtask";
 
 /// Files of the guest by their path there, with the host's file that each comes from.
-type Files = BTreeMap<String, PathBuf>;
+pub(crate) type Files = BTreeMap<String, PathBuf>;
 
 /// The base image for a kernel. It is rebuilt if anything in it has changed.
 pub(crate) fn base(kernel: &Kernel) -> Result<PathBuf> {
@@ -109,16 +109,21 @@ pub(crate) fn base(kernel: &Kernel) -> Result<PathBuf> {
     Ok(image)
 }
 
-/// The complete initramfs of one run: the base, then the workspace's programs, the caller's files, and the command.
+/// The complete initramfs of one run: the base, further layers, the workspace's programs, the caller's files, and the
+/// command.
 pub(crate) fn with_overlay(
-    base: &Path,
+    layers: &[PathBuf],
     into: &Path,
     programs: &[PathBuf],
     add: &[PathBuf],
     command: &[OsString],
     limit_seconds: u64,
 ) -> Result<()> {
-    fs::copy(base, into).with_context(|| format!("copying {}", base.display()))?;
+    let mut out = fs::File::create(into)?;
+    for layer in layers {
+        let copied = fs::File::open(layer).and_then(|mut from| io::copy(&mut from, &mut out));
+        copied.with_context(|| format!("copying {}", layer.display()))?;
+    }
     let mut files = Files::new();
     for file in programs.iter().chain(add) {
         let name = file
@@ -135,7 +140,6 @@ pub(crate) fn with_overlay(
             files.insert(format!("/add/{name}"), file.clone());
         }
     }
-    let out = fs::OpenOptions::new().append(true).open(into)?;
     let mut archive = Archive::new(BufWriter::new(out));
     write_files(&mut archive, &files)?;
     archive.file("/lab/command", 0o755, &script(command)?)?;
@@ -206,7 +210,7 @@ fn write_skeleton<W: Write>(archive: &mut Archive<W>, files: &Files) -> Result<(
     Ok(())
 }
 
-fn write_files<W: Write>(archive: &mut Archive<W>, files: &Files) -> Result<()> {
+pub(crate) fn write_files<W: Write>(archive: &mut Archive<W>, files: &Files) -> Result<()> {
     for (path, file) in files {
         let data = fs::read(file).with_context(|| format!("reading {}", file.display()))?;
         let mode = file.metadata()?.permissions().mode() & 0o777;
@@ -215,11 +219,30 @@ fn write_files<W: Write>(archive: &mut Archive<W>, files: &Files) -> Result<()> 
     Ok(())
 }
 
+/// Where Debian's packages have shared libraries.
+const LIBRARIES: [&str; 2] = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"];
+
 /// A program with the shared libraries that it needs, as the dynamic loader finds them.
 fn add_program(files: &mut Files, path: &str, program: &Path) -> Result<()> {
+    add_program_with(files, path, program, None)
+}
+
+/// The same for a program of a package that was only unpacked: its libraries may be there, too.
+pub(crate) fn add_program_with(
+    files: &mut Files,
+    path: &str,
+    program: &Path,
+    unpacked: Option<&Path>,
+) -> Result<()> {
     files.insert(path.to_owned(), program.to_owned());
+    let mut ldd = tools::command("ldd");
+    ldd.arg(program);
+    if let Some(unpacked) = unpacked {
+        let directories = LIBRARIES.map(|directory| unpacked.join(directory));
+        ldd.env("LD_LIBRARY_PATH", std::env::join_paths(directories)?);
+    }
     // For a static program or a script this fails.
-    let Ok(text) = tools::text(tools::command("ldd").arg(program)) else {
+    let Ok(text) = tools::text(&mut ldd) else {
         return Ok(());
     };
     for line in text.lines() {
@@ -228,7 +251,9 @@ fn add_program(files: &mut Files, path: &str, program: &Path) -> Result<()> {
         }
         if let Some(library) = line.split_whitespace().find(|word| word.starts_with('/')) {
             let library = Path::new(library);
-            files.insert(guest_path(library)?, library.to_owned());
+            let installed = unpacked.and_then(|unpacked| library.strip_prefix(unpacked).ok());
+            let installed = installed.map(|path| Path::new("/").join(path));
+            files.insert(guest_path(installed.as_deref().unwrap_or(library))?, library.to_owned());
         }
     }
     Ok(())
@@ -328,7 +353,7 @@ fn module_name(file: &str) -> String {
     name.split('.').next().unwrap_or(name).replace('-', "_")
 }
 
-fn remove_older(dir: &Path, prefix: &str) -> Result<()> {
+pub(crate) fn remove_older(dir: &Path, prefix: &str) -> Result<()> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
         if entry.file_name().as_bytes().starts_with(prefix.as_bytes()) {

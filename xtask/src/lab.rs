@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 
 use crate::kernel::{self, KernelChoice};
 use crate::qemu::{self, Ended, Machine};
-use crate::{guest, image, packages, paths};
+use crate::{containers, guest, image, packages, paths};
 
 /// Exit codes of the lab itself. A command's own status is passed on unchanged.
 pub(crate) const EXIT_KERNEL_FAULT: u8 = 123;
@@ -29,6 +29,10 @@ pub(crate) struct LabRun {
     pub(crate) timeout: Duration,
     pub(crate) memory_mb: u32,
     pub(crate) cpus: u32,
+    /// Whether the guest has a PCI function with virtual functions.
+    pub(crate) sriov: bool,
+    /// Whether it has container runtimes, and a root directory for them.
+    pub(crate) containers: bool,
     pub(crate) command: Vec<OsString>,
 }
 
@@ -74,7 +78,10 @@ pub(crate) fn run(run: &LabRun) -> Result<Outcome> {
     packages::ensure_tools()?;
     let kernel = kernel::get(&run.kernel)?;
     let bootable = kernel.bootable()?;
-    let base = image::base(&kernel)?;
+    let mut layers = vec![image::base(&kernel)?];
+    if run.containers {
+        layers.push(containers::layer()?);
+    }
     let dir = tempfile::Builder::new()
         .prefix("run-")
         .tempdir_in(paths::lab("runs")?)
@@ -82,7 +89,7 @@ pub(crate) fn run(run: &LabRun) -> Result<Outcome> {
     let initramfs = dir.path().join("initramfs");
     // In the guest's time, which on a busy host can run several times too fast.
     let limit = run.timeout.as_secs().saturating_mul(10);
-    image::with_overlay(&base, &initramfs, &guest::programs(), &run.add, &run.command, limit)?;
+    image::with_overlay(&layers, &initramfs, &guest::programs(), &run.add, &run.command, limit)?;
     drop(lock);
 
     let machine = Machine {
@@ -91,6 +98,7 @@ pub(crate) fn run(run: &LabRun) -> Result<Outcome> {
         dir: dir.path(),
         memory_mb: run.memory_mb,
         cpus: run.cpus,
+        sriov: run.sriov,
         timeout: run.timeout,
     };
     let mut ended = qemu::boot(&machine)?;
@@ -113,7 +121,7 @@ const BOOTS: usize = 3;
 
 /// Whether the kernel's first fault is QEMU's. Its processors sometimes execute the int3 that another processor has
 /// written while it patches a jump (`arch/x86/kernel/alternative.c`), after that int3 is gone again. No real
-/// processor does that. It mostly happens at boot, and where soft-RoCE comes and goes (`udp_destroy_sock`). A
+/// processor does that. It mostly happens at boot, and where soft-RoCE comes and goes (`udp_destroy_sock`) or containers do. A
 /// kernel has no other int3 unless it is probed, and nobody does that in the lab.
 fn is_emulators(ended: &Ended) -> bool {
     let first = ended.console.lines().find(|line| is_fault(line));

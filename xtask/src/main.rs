@@ -5,6 +5,7 @@
 mod apt;
 mod bench;
 mod capi;
+mod containers;
 mod cpio;
 mod guest;
 mod image;
@@ -87,6 +88,14 @@ struct RunArgs {
     /// Processors of the guest
     #[arg(long, value_name = "N", default_value_t = 2)]
     cpus: u32,
+
+    /// Give the guest a PCI function with 64 virtual functions, 0000:3b:00.0, on NUMA node 1
+    #[arg(long)]
+    sriov: bool,
+
+    /// Put crun, runc, podman and promtool in the guest, with a root directory for containers; needs --memory 2048
+    #[arg(long)]
+    containers: bool,
 
     /// Use the workspace's binaries as they are; without this option they are built first
     #[arg(long)]
@@ -201,6 +210,8 @@ fn run(args: RunArgs) -> anyhow::Result<u8> {
         timeout: Duration::from_secs(args.timeout),
         memory_mb: args.memory,
         cpus: args.cpus,
+        sriov: args.sriov,
+        containers: args.containers,
         command: args.command,
     })?;
     if let Some(problem) = outcome.problem() {

@@ -25,6 +25,8 @@ pub(crate) struct Machine<'a> {
     pub(crate) dir: &'a Path,
     pub(crate) memory_mb: u32,
     pub(crate) cpus: u32,
+    /// Whether it has a PCI function with virtual functions.
+    pub(crate) sriov: bool,
     pub(crate) timeout: Duration,
 }
 
@@ -112,7 +114,41 @@ fn command(machine: &Machine<'_>, console: &Path, control: &Path) -> Command {
         .arg("-initrd")
         .arg(machine.initramfs)
         .args(["-append", PARAMETERS]);
+    if machine.sriov {
+        command.args(sriov(machine));
+    }
     command
+}
+
+/// How many virtual functions the physical function has.
+const VFS: u32 = 64;
+
+/// The options for a physical function, 0000:3b:00.0, beneath a host bridge of the second of two NUMA nodes. It is an
+/// NVMe controller, because QEMU's has virtual functions. No driver of that kind is in
+/// the guest: the test HCA takes the functions. Each virtual function needs two queues and an interrupt vector, and
+/// the controller two queues and a vector of its own.
+fn sriov(machine: &Machine<'_>) -> Vec<String> {
+    let half = machine.memory_mb / 2;
+    let rest = machine.memory_mb - half;
+    let last = machine.cpus.saturating_sub(1);
+    let (queues, pairs, vectors) = (2 * VFS, 2 * VFS + 2, VFS + 1);
+    let nvme = format!(
+        "nvme,serial=pf,subsys=subsystem,bus=root0,max_ioqpairs={pairs},msix_qsize={vectors},\
+         sriov_max_vfs={VFS},sriov_vq_flexible={queues},sriov_vi_flexible={VFS}"
+    );
+    [
+        ("-object", format!("memory-backend-ram,id=memory0,size={half}M")),
+        ("-object", format!("memory-backend-ram,id=memory1,size={rest}M")),
+        ("-numa", format!("node,nodeid=0,memdev=memory0,cpus=0-{last}")),
+        ("-numa", "node,nodeid=1,memdev=memory1".to_owned()),
+        ("-device", "pxb-pcie,id=bridge,bus_nr=58,bus=pcie.0,numa_node=1".to_owned()),
+        ("-device", "pcie-root-port,id=root0,bus=bridge,chassis=1,slot=1".to_owned()),
+        ("-device", "nvme-subsys,id=subsystem".to_owned()),
+        ("-device", nvme),
+    ]
+    .into_iter()
+    .flat_map(|(option, value)| [option.to_owned(), value])
+    .collect()
 }
 
 fn join(prefix: &str, path: &Path) -> std::ffi::OsString {
