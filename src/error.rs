@@ -27,6 +27,8 @@ pub enum ErrorKind {
     Unstable,
     /// The node in /dev leads to another device than the requested one.
     NodeMismatch,
+    /// It is another device than an [`Expectation`](crate::Expectation) has, or it is in another place.
+    NotExpected,
     /// Nothing contradicts that it is the right device, but it could not be proved.
     Unproven,
     /// The device is in /sys and alive, and RDMA netlink does not list it. It may belong to another network namespace
@@ -277,6 +279,7 @@ impl ErrorKind {
             Self::Replaced => "replaced",
             Self::Unstable => "unstable",
             Self::NodeMismatch => "node_mismatch",
+            Self::NotExpected => "not_expected",
             Self::Unproven => "unproven",
             Self::OtherNamespace => "other_namespace",
             Self::NetlinkUnavailable => "netlink_unavailable",
@@ -305,6 +308,7 @@ impl fmt::Display for ErrorKind {
             Self::Replaced => "replaced by another device",
             Self::Unstable => "changing too fast to be checked",
             Self::NodeMismatch => "its node leads to another device",
+            Self::NotExpected => "not the expected device",
             Self::Unproven => "not proved to be the right device",
             Self::OtherNamespace => "may belong to another network namespace",
             Self::NetlinkUnavailable => "RDMA netlink cannot be used",

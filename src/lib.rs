@@ -35,6 +35,7 @@
 //! - [`ContextClaim`] and [`Context::from_fd`]: a context passed on to another process.
 //! - [`Provider`] and [`DeviceProvider`]: what a driver is given when a context is allocated; the known ones
 //!   are built in.
+//! - [`Expectation`]: which device a container was given, checked where it starts and where its program opens it.
 //! - [`Evidence`]: what was checked on the way, and what each check found.
 //! - The [`manual`]: why an open can be believed.
 //!
@@ -85,6 +86,7 @@ mod device;
 mod errno;
 mod error;
 mod evidence;
+mod expectation;
 #[cfg(any(fuzzing, feature = "sim"))]
 #[doc(hidden)]
 pub mod fuzzing;
@@ -126,6 +128,7 @@ pub use context::{
 pub use device::{Device, DeviceFacts};
 pub use error::{Error, ErrorKind, Result};
 pub use evidence::{Check, CheckId, Evidence, Step, Value};
+pub use expectation::{BootId, Expectation, ParseBootIdError, ParseExpectationError};
 pub use host::{ForkSafety, Host, HostBuilder, KeptNetlink, memlock_limit};
 #[cfg(feature = "ibverbs")]
 pub use ibverbs::{FoundDevice, IbvHandle, IbvHandles, IbvNames, OldNames};

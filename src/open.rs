@@ -47,6 +47,7 @@ pub use options::OpenOptions;
 pub(crate) use pinned::Pinned;
 pub use proof::Proven;
 use proof::{Place, Proof, Target};
+pub(crate) use sysfs_guid::read_sysfs_guid;
 
 /// How many times an open or a proof is attempted if a timestamp or a name changes meanwhile.
 const ATTEMPTS: usize = 3;

@@ -137,6 +137,7 @@ fn codes() {
         (Replaced, "replaced"),
         (Unstable, "unstable"),
         (NodeMismatch, "node_mismatch"),
+        (NotExpected, "not_expected"),
         (Unproven, "unproven"),
         (OtherNamespace, "other_namespace"),
         (NetlinkUnavailable, "netlink_unavailable"),

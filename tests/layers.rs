@@ -69,7 +69,7 @@ const LIBRARY: Tree = Tree {
         &["context"],
         &["ports"],
         &["registry"],
-        &["watch", "ibverbs"],
+        &["watch", "ibverbs", "expectation"],
         &["probe", "serialized", "fuzzing", "manual"],
     ],
     // The vocabulary of the seam is in its own file, and the simulator behind the seam needs it.

@@ -3,8 +3,9 @@
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::low_level::pipe;
@@ -39,6 +40,28 @@ impl Ending {
     /// Waits until a descriptor is readable.
     pub(crate) fn wait_for(&self, source: BorrowedFd<'_>) -> io::Result<Next> {
         self.poll(Some(source), io::stdout().as_fd(), PollFlags::empty())
+    }
+
+    /// Waits until a descriptor is readable, or the time is over. For a command that prints nothing on stdout.
+    pub(crate) fn wait_up_to(&self, source: BorrowedFd<'_>, time: Duration) -> io::Result<Next> {
+        self.wait_for_signal(Some(source), time)
+    }
+
+    /// Waits until the time is over.
+    pub(crate) fn wait_time(&self, time: Duration) -> io::Result<Next> {
+        self.wait_for_signal(None, time)
+    }
+
+    fn wait_for_signal(&self, source: Option<BorrowedFd<'_>>, time: Duration) -> io::Result<Next> {
+        let mut fds = vec![PollFd::new(&self.signals, PollFlags::IN)];
+        fds.extend(source.map(|source| PollFd::from_borrowed_fd(source, PollFlags::IN)));
+        let time = Timespec::try_from(time).map_err(io::Error::other)?;
+        match poll(&mut fds, Some(&time)) {
+            // A wait that a signal cuts short: the caller looks at the time again.
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        Ok(if fds[0].revents().is_empty() { Next::GoOn } else { Next::End })
     }
 
     /// Waits until stdout takes a line. A write that blocks would be continued after a signal.

@@ -2,15 +2,19 @@
 //! evidence, and audits a host.
 
 mod absent;
+mod boot;
+mod cdi;
 mod check;
 #[cfg(feature = "demo")]
 mod demo;
 mod ending;
 mod evidence;
+mod expected;
 mod explain;
 mod facts;
 mod guard;
 mod hold;
+mod hook;
 mod list;
 mod man;
 mod netdev;
@@ -61,6 +65,8 @@ enum Command {
     Watch(watch::WatchArgs),
     Wait(wait::WaitArgs),
     Check(check::CheckArgs),
+    Cdi(cdi::CdiArgs),
+    Hook(hook::HookArgs),
     Guard(guard::GuardArgs),
     #[cfg(feature = "demo")]
     Demo(demo::DemoArgs),
@@ -117,6 +123,8 @@ impl Command {
             Self::Watch(args) => watch::run(args, out),
             Self::Wait(args) => wait::run(args, out),
             Self::Check(args) => return check::run(args, out),
+            Self::Cdi(args) => cdi::run(args, out),
+            Self::Hook(args) => hook::run(args, out),
             Self::Guard(args) => guard::run(args),
             #[cfg(feature = "demo")]
             Self::Demo(args) => demo::run(args, out),

@@ -91,6 +91,15 @@ fn done_and_failed(subcommand: &str) -> [&'static str; 2] {
             "No error was found. There may be warnings, and information, which -v prints.",
             "There are errors.",
         ],
+        "cdi" => [
+            "The file is as it should be, or was printed. With --watch: SIGINT or SIGTERM.",
+            "A device of the command line is not there, or the file could not be made or written. Without --output \
+             or --dir: there is no device.",
+        ],
+        "hook" => [
+            "The container has the devices that it was given.",
+            "It is refused: it would get another device, or that could not be checked in time.",
+        ],
         "guard" => [
             "That of the program, once it runs.",
             "The guard's library was not found. (The program may return any status.)",

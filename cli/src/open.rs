@@ -1,5 +1,6 @@
 //! `uverbs open DEVICE`.
 
+use std::ffi::OsString;
 use std::io;
 use std::time::Duration;
 
@@ -7,18 +8,28 @@ use clap::Args;
 use serde::Serialize;
 use uverbs::{Device, DeviceAttributes, Error, Evidence, Host, OpenOptions, Opened, Registry};
 
-use crate::DeviceArg;
 use crate::evidence::{CheckJson, evidence_table};
+use crate::expected;
 use crate::facts::{DeviceJson, Known, firmware_number, or_dash};
 use crate::hold::hold;
 use crate::output::{BAD, Failure, GOOD, JsonArgs, Out, WARN, note};
+use crate::select::Selector;
 use crate::table::Table;
 
 /// Open a device, prove that it is the one that was listed, and print the evidence.
 #[derive(Args)]
 pub(crate) struct OpenArgs {
-    #[command(flatten)]
-    device: DeviceArg,
+    /// The device, in each form that `uverbs show --help` lists; with --expect-env it may be left out
+    #[arg(value_name = "DEVICE", required_unless_present = "expect_env")]
+    device: Option<OsString>,
+    /// Check first that the device is the one that this container was given, by the variable VAR
+    ///
+    /// The variable is one that `uverbs cdi` has the container engine set. Without VAR it is the one that begins with
+    /// UVERBS_EXPECT_ and is about DEVICE. Without DEVICE too, there has to be one such variable, and its device is opened. If
+    /// the device was replaced, or has another number now, the command prints what was expected and what it found, and
+    /// opens nothing.
+    #[arg(long, value_name = "VAR", num_args = 0..=1, require_equals = true, default_missing_value = "")]
+    expect_env: Option<OsString>,
     /// Keep the device open for this time, a day at most
     ///
     /// Async events are printed on stderr. If the device is removed or reports a fatal error, the hold ends at once and
@@ -70,9 +81,18 @@ struct AttributesJson {
 }
 
 pub(crate) fn run(args: &OpenArgs, out: &mut Out) -> Result<bool, Failure> {
-    let selector = args.device.selector()?;
+    let selector =
+        args.device.as_deref().map(Selector::parse).transpose().map_err(Failure::usage)?;
     let registry = Registry::new(Host::open()?);
-    let device = selector.find(&registry.devices()?)?;
+    let devices = registry.devices()?;
+    let device = match (&args.expect_env, &selector) {
+        (Some(variable), selector) => {
+            let variable = Some(variable.as_os_str()).filter(|variable| !variable.is_empty());
+            expected::find(&devices, selector.as_ref(), variable)?
+        }
+        (None, Some(selector)) => selector.find(&devices)?,
+        (None, None) => return Err(Failure::usage("DEVICE is missing")),
+    };
     if args.wait_for_enter {
         let prompt = format!("listed {device}; press Enter to open\n");
         // Where stdout is JSON it stays JSON.

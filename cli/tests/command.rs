@@ -31,7 +31,8 @@ fn stderr(output: &Output) -> &str {
 fn help_names_every_subcommand() {
     let output = run(&["--help"]);
     assert_eq!(output.status.code(), Some(0));
-    let names = ["list", "show", "open", "watch", "wait", "check", "completions", "man"];
+    let names =
+        ["list", "show", "open", "watch", "wait", "check", "cdi", "hook", "completions", "man"];
     for name in names.into_iter().chain(["Exit status:", "\n  3  "]) {
         assert!(stdout(&output).contains(name), "{name}");
     }
@@ -422,7 +423,19 @@ fn completions_and_manual_pages() {
     let output = run(&["man", "--dir", dir.to_str().expect("a path")]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let main = std::fs::read_to_string(dir.join("uverbs.1")).expect("uverbs.1");
-    for name in ["list", "show", "open", "watch", "wait", "check", "completions", "man", "help"] {
+    for name in [
+        "list",
+        "show",
+        "open",
+        "watch",
+        "wait",
+        "check",
+        "cdi",
+        "hook",
+        "completions",
+        "man",
+        "help",
+    ] {
         let page = format!("uverbs-{name}");
         let text = std::fs::read_to_string(dir.join(format!("{page}.1"))).expect(&page);
         let title = format!(".TH {page} 1");

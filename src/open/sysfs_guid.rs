@@ -1,13 +1,14 @@
-//! The node GUID in sysfs, for opens that RDMA netlink cannot prove.
+//! The node GUID in sysfs, where RDMA netlink does not report the device.
 
 use std::ffi::CString;
 
 use super::on_dead_device;
 
+use crate::device::Device;
 use crate::error::{ErrorKind, Result};
 use crate::evidence::{CheckId, Evidence, Step, Value};
 use crate::ids::Guid;
-use crate::pin::Pin;
+use crate::pin::{self, Pin};
 use crate::record::Record;
 use crate::sysfs;
 use crate::verbs::CmdFd;
@@ -25,6 +26,18 @@ pub(super) fn compare(
     evidence.require(Step::Prove, id, ErrorKind::NodeMismatch, Value::Guid(expected), || {
         cmd.node_guid().map(Value::Guid).map_err(|error| on_dead_device(error, cmd))
     })
+}
+
+/// The node GUID of a device in sysfs. `None` if there is none under its name, or the device is in another namespace.
+pub(crate) fn read_sysfs_guid(device: &Device) -> Result<Option<Guid>> {
+    let record = device.record();
+    let found = pin::pin_for_reading(record).and_then(|pin| {
+        let guid = read(record, &pin)?;
+        // Once the device is gone, another one may have its name.
+        pin.read_device_number()?;
+        Ok(guid)
+    });
+    found.map_err(|error| record.explain(error))
 }
 
 /// Returns `None` if there is no GUID to compare with: the name cannot be part of a path, the device is in another
