@@ -46,7 +46,7 @@ const LITTLE_MEMLOCK: u64 = 32 << 10;
 ///
 /// # Threads
 /// A host may be shared by threads. Threads that use one socket that was passed in ([`HostBuilder::netlink`]) wait for
-/// one another's exchanges. Otherwise each has a socket of its own, unless one is kept ([`Host::keep_netlink`]).
+/// one another's exchanges. Otherwise each has a socket of its own.
 ///
 /// # Fork
 /// A child needs a host of its own, and a registry made of it. A socket that was passed in is shared with the parent:
@@ -342,12 +342,12 @@ impl Host {
         self.netlink().map(drop)
     }
 
-    /// Keeps one RDMA netlink socket open, which all calls on this host and its clones use until the returned value is
-    /// dropped. Otherwise each call opens one of its own and closes it. It is for a program that queries many devices
-    /// one after the other.
+    /// Keeps one RDMA netlink socket open, which all calls of the calling thread on this host and its clones use until
+    /// the returned value is dropped. Otherwise each call opens one of its own and closes it. It is for a thread that
+    /// queries many devices one after the other.
     ///
-    /// Meanwhile threads wait for one another's exchanges, ib_core cannot be unloaded, and all answers are of the
-    /// network namespace that the calling thread is in now. Where a socket was passed in, that one is used anyway.
+    /// Meanwhile ib_core cannot be unloaded, and all answers are of the network namespace that the calling thread is in
+    /// now. Where a socket was passed in, that one is used anyway.
     ///
     /// ```no_run
     /// # fn main() -> uverbs::Result<()> {
@@ -500,6 +500,7 @@ mod tests {
         assert_eq!(opened(), 0);
         drop(first);
         assert_eq!(opened(), 0);
+        assert_eq!(std::thread::scope(|scope| scope.spawn(opened).join().expect("counted")), 2);
         drop(second);
         assert_eq!((opened(), machine.open_handles()), (2, 2), "only /sys and /dev");
         machine.deny_netlink(Some(Errno::PERM.raw_os_error()));

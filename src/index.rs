@@ -25,6 +25,8 @@ const PROBES: usize = 128;
 const LIMIT: u32 = 1 << 31;
 /// How many dumps are made until two in a row agree.
 const DUMPS: usize = 4;
+/// How many runs are remembered.
+const RUNS: usize = 8;
 /// At most this many indices without a uverbs node are remembered.
 const NOBODIES: usize = 1024;
 
@@ -44,8 +46,27 @@ struct Hints {
     /// whose removal waits, the kernel takes a thousand times as long as for others, because it tries to load a
     /// module that might make the node. So these are queried last.
     nobodies: BTreeSet<u32>,
-    /// Number, inode and index of the device that was joined last.
-    last: Option<(u32, u64, u32)>,
+    /// The devices that were joined last, each the end of a run: threads may query parts of a list at once.
+    ends: Vec<End>,
+}
+
+/// The last device of a run that is joined in order.
+#[derive(Clone, Copy, Debug)]
+struct End {
+    number: u32,
+    ino: u64,
+    index: u32,
+}
+
+impl Hints {
+    fn note(&mut self, record: &Record, joined: Joined) {
+        let (number, ino, index) = (record.number, record.ino, joined.index);
+        self.ends.retain(|end| end.number.checked_add(1) != Some(number));
+        if self.ends.len() >= RUNS {
+            self.ends.remove(0);
+        }
+        self.ends.push(End { number, ino, index });
+    }
 }
 
 /// Another listed device, as a hint for finding an index.
@@ -99,24 +120,26 @@ impl Indices {
             let text = "RDMA netlink lists no device with this device number";
             Error::new(ErrorKind::OtherNamespace, text).with_hint(MOVE_IT)
         })?;
-        self.lock().last = Some((record.number, record.ino, joined.index));
+        self.lock().note(record, joined);
         Ok(*record.joined.get_or_init(|| joined))
     }
 
-    /// Tries the index after that of the device that was joined last, if this is the next one. Programs that query all
-    /// devices join them in this order, and the search below looks at all of them each time.
+    /// Tries the index after that of a device that was joined, if this is the next one. Programs that query all devices
+    /// join them in this order, and the search below looks at all of them each time.
     fn try_next(&self, record: &Record, pin: &Held, socket: &Socket) -> Result<Option<Joined>> {
         let next = {
             let hints = self.lock();
-            let last = hints.last.filter(|(number, ino, _)| {
-                number.checked_add(1) == Some(record.number) && *ino < record.ino
+            let before = hints.ends.iter().find(|end| {
+                end.number.checked_add(1) == Some(record.number) && end.ino < record.ino
             });
-            let next = last.and_then(|(_, _, index)| index.checked_add(1));
+            let next = before.and_then(|end| end.index.checked_add(1));
             next.filter(|index| *index < LIMIT && !hints.nobodies.contains(index))
         };
         let Some(index) = next else { return Ok(None) };
         let found = self.try_index(record, pin, socket, index)?;
-        self.lock().last = found.map(|joined| (record.number, record.ino, joined.index));
+        if let Some(joined) = found {
+            self.lock().note(record, joined);
+        }
         Ok(found)
     }
 

@@ -1,6 +1,7 @@
 //! Requests to the kernel over RDMA netlink: one request, its answer, and a bounded number of retries.
 
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::thread::{self, ThreadId};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::kernel::Bad;
@@ -450,20 +451,34 @@ impl Fault {
 pub(crate) enum Source {
     /// The program passed it in when it made the host.
     Given(Arc<Socket>),
-    /// Each user opens its own, so that they do not wait for each other, unless the program keeps one open. A socket
+    /// Each user opens its own, so that they do not wait for each other, unless its thread keeps one open. A socket
     /// that stays open keeps ib_core from being unloaded.
     Ambient(Kept),
     /// There is no socket: nothing can be proved.
     Denied,
 }
 
-/// The socket that the program keeps open, while it does.
+/// The sockets that the program keeps open, one for each thread that does.
 #[derive(Debug, Default)]
-pub(crate) struct Kept(Mutex<Weak<Socket>>);
+pub(crate) struct Kept(Mutex<Vec<(ThreadId, Weak<Socket>)>>);
 
 impl Kept {
-    fn lock(&self) -> MutexGuard<'_, Weak<Socket>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<(ThreadId, Weak<Socket>)>> {
         self.0.lock().unwrap_or_else(|poison| poison.into_inner())
+    }
+
+    /// The one of the calling thread.
+    fn get(&self) -> Option<Arc<Socket>> {
+        let kept = self.lock();
+        // Without a lookup of the thread where nobody keeps one.
+        let thread = (!kept.is_empty()).then(|| thread::current().id())?;
+        kept.iter().find(|(of, _)| *of == thread)?.1.upgrade()
+    }
+
+    fn set(&self, socket: &Arc<Socket>) {
+        let mut kept = self.lock();
+        kept.retain(|(_, socket)| socket.strong_count() > 0);
+        kept.push((thread::current().id(), Arc::downgrade(socket)));
     }
 }
 
@@ -472,15 +487,13 @@ const FILTERED: &str =
 const WITHOUT: &str = "without RDMA netlink nothing shows which device a context is on";
 
 impl Source {
-    /// The socket, which everybody uses from now on until the last of those who keep it has dropped it.
+    /// The socket, which the calling thread uses from now on until the last of those who keep it has dropped it.
     pub(crate) fn keep(&self, kernel: &Kernel) -> Result<Arc<Socket>> {
         let socket = self.socket(kernel)?;
-        if let Self::Ambient(kept) = self {
-            let mut kept = kept.lock();
-            match kept.upgrade() {
-                Some(socket) => return Ok(socket),
-                None => *kept = Arc::downgrade(&socket),
-            }
+        if let Self::Ambient(kept) = self
+            && kept.get().is_none()
+        {
+            kept.set(&socket);
         }
         Ok(socket)
     }
@@ -493,7 +506,7 @@ impl Source {
         match self {
             Self::Given(socket) => Ok(socket.clone()),
             Self::Ambient(kept) => {
-                if let Some(socket) = kept.lock().upgrade() {
+                if let Some(socket) = kept.get() {
                     return Ok(socket);
                 }
                 let handle = retry(|| kernel.rdma_socket()).map_err(|errno| {

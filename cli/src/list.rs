@@ -1,8 +1,11 @@
 //! `uverbs list`.
 
+use std::panic::resume_unwind;
+use std::thread;
+
 use clap::Args;
 use serde::Serialize;
-use uverbs::{ErrorKind, Host, Registry};
+use uverbs::{Device, Devices, Error, ErrorKind, Host, Registry};
 
 use crate::DEMO_HINT;
 use crate::absent::Absent;
@@ -46,11 +49,7 @@ fn list(registry: &Registry, args: &ListArgs, out: &mut Out) -> Result<bool, Fai
     let netlink = registry.host().keep_netlink();
     let in_full = args.json.json || verbose::is_on();
     let (mut devices, mut elsewhere) = (Vec::with_capacity(found.len()), Vec::new());
-    for device in &found {
-        let read = match in_full {
-            true => Known::read(device),
-            false => Known::read_in_short(device),
-        };
+    for (device, read) in found.iter().zip(read(&found, in_full)) {
         let (known, failed) = match read {
             Ok(read) => read,
             Err(error) => {
@@ -92,6 +91,42 @@ fn list(registry: &Registry, args: &ListArgs, out: &mut Out) -> Result<bool, Fai
         out.text(&format!("{}{DEMO_HINT}\n", absent.of_empty_list()))?;
     }
     Ok(complete)
+}
+
+/// From this many devices on, they are read by several threads.
+const MANY: usize = 64;
+/// More threads gain little: most of the time is the kernel's, which takes locks.
+const THREADS: usize = 4;
+
+/// Reads all devices, in order.
+fn read(devices: &Devices, in_full: bool) -> Vec<uverbs::Result<(Known, Vec<Error>)>> {
+    let devices: Vec<_> = devices.iter().collect();
+    let read = |devices: &[&Device]| -> Vec<_> {
+        // One socket for all. Without it each device has the error.
+        let _kept = devices.first().and_then(|device| device.host().keep_netlink().ok());
+        let read = if in_full { Known::read } else { Known::read_in_short };
+        devices.iter().map(|device| read(device)).collect()
+    };
+    let threads = thread::available_parallelism().map_or(1, usize::from).min(THREADS);
+    if threads == 1 || devices.len() < MANY {
+        return read(&devices);
+    }
+    let (first, others) = devices.split_at(devices.len().div_ceil(threads));
+    thread::scope(|scope| {
+        let others: Vec<_> = others
+            .chunks(first.len())
+            .map(|part| thread::Builder::new().spawn_scoped(scope, || read(part)).map_err(|_| part))
+            .collect();
+        let mut found = read(first);
+        for other in others {
+            found.extend(match other {
+                Ok(thread) => thread.join().unwrap_or_else(|panic| resume_unwind(panic)),
+                // Threads are forbidden or used up.
+                Err(part) => read(part),
+            });
+        }
+        found
+    })
 }
 
 fn table(devices: &[DeviceJson], in_full: bool) -> Table {

@@ -158,7 +158,8 @@ pub(super) fn a_list_beside_libibverbs() -> Result<()> {
         "    {DEVICES} devices: uverbs list {ours:.3} s, ibv_devices {theirs:.3} s, ratio {ratio:.2}; {sockets} RDMA netlink \
          socket"
     );
-    ensure!(sockets == 1, "{sockets} sockets");
+    // One for each thread that reads.
+    ensure!((1..=4).contains(&sockets), "{sockets} sockets");
     ensure!(ratio <= MOST, "slower than that: {ratio:.2}");
     Ok(())
 }
