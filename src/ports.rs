@@ -172,11 +172,17 @@ fn netdev(port: u32, info: PortInfo) -> Option<Netdev> {
 fn parse_rate(text: &[u8]) -> std::result::Result<PortRate, Bad> {
     let parse = || {
         let text = str::from_utf8(text).ok()?;
-        let (_, lanes) = text.strip_suffix(')')?.split_once(" (")?;
+        let (words, lanes) = text.strip_suffix(')')?.split_once(" (")?;
         let (width, speed) = lanes.split_once(' ')?;
         let width = LinkWidth::NAMED.iter().find(|known| known.name() == Some(width))?;
         let speed = LinkSpeed::NAMED.iter().find(|known| known.name() == Some(speed))?;
-        PortRate::new(*width, *speed).filter(|rate| rate.to_string() == text)
+        let rate = PortRate::new(*width, *speed)?;
+        let (whole, rest) = (rate.megabits_per_second() / 1000, rate.megabits_per_second() % 1000);
+        let gigabits = match rest {
+            0 => whole.to_string(),
+            _ => format!("{whole}.{}", rest / 100),
+        };
+        (words == format!("{gigabits} Gb/sec")).then_some(rate)
     };
     parse().ok_or(Bad("not a rate"))
 }

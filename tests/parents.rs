@@ -169,7 +169,7 @@ fn each_bus_has_its_name() {
     assert_eq!((platform.bus, platform.numa_node), (Bus::Platform, Some(0)));
     assert_eq!(platform.name.expect("a name"), "HISI00D1:00");
     assert_eq!((vmbus.bus, vmbus.function), (Bus::Vmbus, None));
-    assert!(matches!(&usb.bus, Bus::Other(name) if name == &"usb"), "{:?}", usb.bus);
+    assert!(matches!(&usb.bus, Bus::Other(name) if *name == "usb"), "{:?}", usb.bus);
     assert_eq!((none.bus.name(), none.bus), (None, Bus::Unknown));
     assert_eq!((rxe.bus, rxe.name, rxe.function, rxe.numa_node), (Bus::Virtual, None, None, None));
 }
