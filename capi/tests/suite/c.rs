@@ -1,6 +1,8 @@
 //! The C interface, called as C calls it.
 #![allow(unsafe_code)]
 
+mod parents;
+
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -12,8 +14,8 @@ use uverbs::sim::Machine;
 use uverbs_capi::*;
 
 use crate::api::{
-    Address, Answers, Api, Change, Check, Event, Evidence, Facts, Failure, Function, Handle,
-    Netdev, Parent, Port, Result,
+    Answers, Api, Change, Check, Event, Evidence, Facts, Failure, Handle, Netdev, Parent, Port,
+    Result,
 };
 
 pub(crate) struct C;
@@ -202,13 +204,6 @@ fn array<T: Copy>(
     let filled = entries[..count as usize].iter();
     // SAFETY: so many were filled.
     Ok(filled.map(|entry| unsafe { entry.assume_init() }).collect())
-}
-
-fn address(address: &uverbs_pci_address) -> Option<Address> {
-    let text = text(address.text.as_ptr()).expect("a text");
-    let numbers = (address.domain, address.bus, address.device, address.function);
-    assert!(!text.is_empty() || numbers == (0, 0, 0, 0));
-    (!text.is_empty()).then_some((text, numbers))
 }
 
 /// The fields of a struct, as `entries` of the Rust type returns them.
@@ -408,45 +403,7 @@ impl Api for C {
         let parent: uverbs_parent = filled(|to, size, error| unsafe {
             uverbs_device_parent(device.get(), to, size, error)
         })?;
-        let name = |field: &[c_char]| bytes(field.as_ptr()).filter(|name| !name.is_empty());
-        let number = |number: i64| match number {
-            -1 => None,
-            number => Some(u32::try_from(number).expect("32 bits")),
-        };
-        let kind = match parent.function_kind {
-            UVERBS_FUNCTION_NONE => None,
-            UVERBS_FUNCTION_UNKNOWN => Some("unknown"),
-            UVERBS_FUNCTION_PHYSICAL => Some("physical"),
-            UVERBS_FUNCTION_VIRTUAL => Some("virtual"),
-            other => panic!("{other}"),
-        };
-        let pci = address(&parent.pci);
-        assert_eq!(kind.is_some(), pci.is_some());
-        assert!(pci.is_some() || (parent.vendor_id, parent.device_id) == (0, 0));
-        let function = kind.zip(pci).map(|(kind, address_of_it)| Function {
-            address: address_of_it,
-            ids: (parent.vendor_id, parent.device_id),
-            kind,
-            physical: address(&parent.physical),
-            number: number(parent.vf_number),
-        });
-        Ok(Parent {
-            bus: match parent.bus {
-                UVERBS_BUS_PCI => "pci",
-                UVERBS_BUS_AUXILIARY => "auxiliary",
-                UVERBS_BUS_PLATFORM => "platform",
-                UVERBS_BUS_VMBUS => "vmbus",
-                UVERBS_BUS_VIRTUAL => "virtual",
-                UVERBS_BUS_OTHER => "other",
-                UVERBS_BUS_UNKNOWN => "unknown",
-                other => panic!("{other}"),
-            },
-            bus_name: name(&parent.bus_name),
-            name: name(&parent.name),
-            subfunction: number(parent.subfunction),
-            function,
-            numa_node: number(parent.numa_node),
-        })
+        Ok(parents::parent(&parent))
     }
 
     fn netdevs(device: &Self::Device) -> Result<Vec<Netdev>> {
@@ -463,18 +420,7 @@ impl Api for C {
         let found: Vec<uverbs_port_facts> = array(|to, size, room, error| unsafe {
             uverbs_device_ports(device.get(), to, size, room, error)
         })?;
-        let port = |port: &uverbs_port_facts| {
-            let name = bytes(port.netdev_name.as_ptr()).expect("a name");
-            assert_eq!(name.is_empty(), port.netdev_index == 0);
-            Port {
-                port: port.port,
-                state: port.state,
-                physical_state: port.physical_state,
-                rate: Some(port.rate).filter(|rate| *rate != 0),
-                netdev: (port.netdev_index != 0).then_some((port.netdev_index, name)),
-            }
-        };
-        Ok(found.iter().map(port).collect())
+        Ok(found.iter().map(parents::port).collect())
     }
 
     fn check_ready(device: &Self::Device) -> Result<()> {
