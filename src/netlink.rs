@@ -43,6 +43,8 @@ struct Exchange {
     buffer: Box<[u8]>,
     /// An answer to an exchange that failed may still be queued.
     dirty: bool,
+    /// The kernel may have seen a long buffer on this socket, and then makes the first page of a dump long, too.
+    has_long_pages: bool,
 }
 
 /// The form in which an answer came.
@@ -110,7 +112,9 @@ impl Socket {
     }
 
     fn new(kernel: Kernel, handle: Handle, dirty: bool) -> Self {
-        let exchange = Exchange { seq: 0, buffer: vec![0; BUFFER].into(), dirty };
+        // Whoever passed a socket in may have used it.
+        let has_long_pages = dirty;
+        let exchange = Exchange { seq: 0, buffer: vec![0; BUFFER].into(), dirty, has_long_pages };
         Self { kernel, handle, exchange: Mutex::new(exchange) }
     }
 
@@ -344,12 +348,14 @@ impl Exchange {
             return Err(Fault::Lost("the request was cut short"));
         }
         for _ in 0..STRAYS {
-            // The kernel has made the first page of a list already, a short one. If that is not full, nothing is
-            // gained by having it make and clear a long one for the end.
-            let room = match is_of_resources && request.is_dump && answer.first_len <= WHOLE {
+            // The kernel has made the first page of a list already. If that is short and not full, nothing is gained
+            // by having the kernel make and clear a long one for the end.
+            let is_long = self.has_long_pages || answer.first_len > WHOLE;
+            let room = match is_of_resources && request.is_dump && !is_long {
                 true => self.buffer.len().min(PAGE),
                 false => self.buffer.len(),
             };
+            self.has_long_pages |= room > PAGE;
             let datagram = match kernel.recv(socket, &mut self.buffer[..room]) {
                 Err(Errno::INTR) => continue,
                 // The kernel answers during the request, so an answer that is not there is lost.
@@ -409,6 +415,7 @@ impl Exchange {
 
     /// Reads what is left of an exchange that failed: the kernel starts no other dump before.
     fn drain(&mut self, kernel: &Kernel, socket: &Handle) -> std::result::Result<(), Fault> {
+        self.has_long_pages |= self.buffer.len() > PAGE;
         for _ in 0..2 * PAGES {
             match kernel.recv(socket, &mut self.buffer) {
                 Err(Errno::AGAIN) => return Ok(()),
@@ -538,6 +545,38 @@ mod tests {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, netlink, socket_with};
 
     use super::*;
+
+    /// Once a page was long, the first page of the next list is long as well.
+    #[cfg(feature = "sim")]
+    #[test]
+    fn long_lists_on_one_socket_are_whole_pages() {
+        use crate::sim::{DeviceSpec, Machine};
+
+        const CONTEXTS: usize = 700;
+        let machine = Machine::new();
+        let id = machine.add(DeviceSpec::new("a")).expect("added");
+        let index = machine.index_of(id);
+        let kernel = Kernel::Sim(machine.clone());
+        let socket = Socket::made(kernel.clone(), kernel.rdma_socket().expect("a socket"));
+        socket.make_room();
+        let count = || {
+            let mut count = 0;
+            let listing = socket.list(Resource::Context, index, |_| {
+                count += 1;
+                false
+            });
+            (count, listing.expect("an answer").expect("a list").is_whole)
+        };
+        assert_eq!(count(), (0, true));
+        machine.with(|world| {
+            for _ in 0..CONTEXTS {
+                world.foreign_context(id).expect("opened");
+            }
+        });
+        for _ in 0..3 {
+            assert_eq!(count(), (CONTEXTS, false));
+        }
+    }
 
     /// Works with any netlink family: the groups belong to the socket.
     #[test]

@@ -184,6 +184,20 @@ pub(crate) fn until_uverbs(uverbs: &str, there: bool) -> Result<()> {
     until(&format!("{uverbs} to be there: {there}"), || sys.exists() == there)
 }
 
+/// Adds a test HCA in place of one whose removal has begun, as uverbs0. The kernel frees the number shortly after the
+/// device has gone from /sys, so that it may take several attempts.
+pub(crate) fn take_over(name: &str, options: &str) -> Result<()> {
+    until_uverbs("uverbs0", false)?;
+    until(&format!("{name} to be uverbs0"), || {
+        let added = hca(&format!("add name={name} {options}"));
+        added.is_ok()
+            && (ibdev("uverbs0").is_ok_and(|found| found == name)
+                || hca(&format!("del-sync name={name}")).is_err())
+    })?;
+    ensure!(ibdev("uverbs0")? == name);
+    Ok(())
+}
+
 /// Restores a host without RDMA devices, with the modules loaded and no node left over.
 pub(crate) fn clean() -> Result<()> {
     for module in ["ib_uverbs", "rdma_rxe"] {

@@ -37,10 +37,8 @@ fn stale_node(dev: &Path, registry: &Registry, guid: &str) -> Result<()> {
     let old = listed(registry, "old")?;
     let context = opened(old.open(), 0xa0)?;
     guest::hca("del name=old")?;
-    guest::until_uverbs("uverbs0", false)?;
-    guest::hca(&format!("add name=new guid={guid} disassociate=0"))?;
-    guest::until_uverbs("uverbs0", true)?;
-    ensure!(guest::device_number("uverbs0")? == number && guest::ibdev("uverbs0")? == "new");
+    guest::take_over("new", &format!("guid={guid} disassociate=0"))?;
+    ensure!(guest::device_number("uverbs0")? == number);
 
     refused(old.open(), ErrorKind::Replaced)?;
     let new = listed(registry, "new")?;
@@ -78,8 +76,12 @@ pub(super) fn static_node_rxe() -> Result<()> {
     // Waits until the context is closed.
     let removal = std::thread::spawn(|| guest::delete_rxe("rxe0"));
     guest::until_uverbs("uverbs0", false)?;
-    guest::add_rxe("rxe1", "d1")?;
-    guest::until_uverbs("uverbs0", true)?;
+    // The number is free shortly after.
+    guest::until("rxe1 to be uverbs0", || {
+        guest::add_rxe("rxe1", "d1").is_ok()
+            && (guest::ibdev("uverbs0").is_ok_and(|name| name == "rxe1")
+                || guest::delete_rxe("rxe1").is_err())
+    })?;
     let new = listed(&registry, "rxe1")?;
     ensure!(new.uverbs_number() == 0);
     refused(new.open(), ErrorKind::NodeMismatch)?;

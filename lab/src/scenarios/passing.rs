@@ -80,9 +80,7 @@ pub(super) fn check() -> Result<()> {
     guest::mknod(NODE, number)?;
     let context = listed(&registry()?, "old")?.open()?;
     guest::hca("del name=old")?;
-    guest::until_uverbs("uverbs0", false)?;
-    guest::hca("add name=new guid=00000000000000a0 disassociate=0")?;
-    guest::until_uverbs("uverbs0", true)?;
+    guest::take_over("new", "guid=00000000000000a0 disassociate=0")?;
 
     let looked = check(&[], 0)?;
     let words = format!("{NODE} is a character device {}:{}", number.0, number.1);

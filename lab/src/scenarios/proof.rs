@@ -126,9 +126,7 @@ pub(super) fn allocates_nothing() -> Result<()> {
     let registry = registry()?;
     let wrong = opened(listed(&registry, "old")?.open(), 0xa0)?;
     guest::hca("del name=old")?;
-    guest::until_uverbs("uverbs0", false)?;
-    guest::hca("add name=tst guid=00000000000000a0")?;
-    guest::until_uverbs("uverbs0", true)?;
+    guest::take_over("tst", "guid=00000000000000a0")?;
     let device = listed(&registry, "tst")?;
     let (result, count) = alloc::with_borrowed_storage(|| {
         // By a list, then by the number.
