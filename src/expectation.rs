@@ -237,7 +237,7 @@ impl Expectation {
         })
     }
 
-    /// What a device is, as far as this asks for it.
+    /// What a device is, as far as this compares it.
     fn found(&self, device: &Device, boot: Option<BootId>) -> Result<Self> {
         let mut found = Self::of(device)?;
         if self.guid.is_some() {

@@ -93,7 +93,8 @@ fn supervise(args: &HookArgs) -> Result<(), String> {
         }
         (Ok(printed), Some(_)) if !printed.is_empty() && printed != PASSED => {
             // It is escaped already. One line, whatever it is.
-            let plain = |byte: &u8| if matches!(byte, b' '..=b'~') { char::from(*byte) } else { '?' };
+            let plain =
+                |byte: &u8| if matches!(byte, b' '..=b'~') { char::from(*byte) } else { '?' };
             Err(printed.trim_ascii_end().iter().map(plain).collect())
         }
         (Err(error), _) => {

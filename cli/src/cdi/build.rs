@@ -294,11 +294,11 @@ impl<N: Nodes> Builder<N> {
                 .push(Node::new(&format!("uverbs{}", member.device.uverbs_number()), FOR_ALL));
         }
         let belongs = |mad: &&Mad| {
-            let is_asked = match mad.kind {
+            let is_included = match mad.kind {
                 MadKind::Umad => self.wanted.umad,
                 MadKind::Issm => self.wanted.issm,
             };
-            is_asked && members.iter().any(|member| member.has(mad, of_group))
+            is_included && members.iter().any(|member| member.has(mad, of_group))
         };
         for mad in mads.iter().filter(belongs) {
             if self.nodes.number(&mad.name).is_some() {

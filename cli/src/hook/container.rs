@@ -90,7 +90,7 @@ impl Container {
         Ok(container)
     }
 
-    /// The number of a node, as the tests ask for it.
+    /// The number of a node, for tests.
     #[cfg(test)]
     pub(super) fn number_of(&self, path: &str) -> Result<Option<DeviceNumber>, String> {
         self.root.as_ref().map_or(Ok(None), |root| number_at(root, path))

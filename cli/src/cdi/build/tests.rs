@@ -12,7 +12,7 @@ use crate::cdi::spec::kind;
 const PF: &str = "pci0000:3a/0000:3a:00.0/0000:3b:00.0";
 const VF: &str = "pci0000:3a/0000:3a:00.0/0000:3b:00.2";
 
-/// The nodes that a test says there are. Those of verbs devices are right unless it says otherwise.
+/// The nodes that a test chooses. Those of verbs devices are right unless it chooses another number.
 #[derive(Default)]
 pub(in crate::cdi) struct FakeNodes {
     pub(in crate::cdi) numbers: RefCell<HashMap<String, Option<DeviceNumber>>>,
