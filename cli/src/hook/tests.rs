@@ -97,6 +97,25 @@ fn the_root_of_the_state_comes_first() {
     refused(check_at(&State::default()), "neither in its root ()");
 }
 
+/// crun in a user namespace: the bundle is `/`, the root is relative, and the process is in the right bundle.
+#[test]
+fn a_wrong_bundle_is_made_up_for() {
+    let bundle = Bundle::new();
+    bundle.lists("c", 231, 192);
+    let mut process = std::process::Command::new("sleep");
+    let mut process = process.arg("60").current_dir(bundle.0.path()).spawn().expect("it starts");
+    let pid = Some(process.id().into());
+    let root = Some("rootfs".into());
+    let state = State { id: None, pid, root, bundle: Some("/".into()) };
+    let listed = check_at(&state);
+    fs::write(bundle.node(), "").expect("written");
+    let seen = check_at(&state);
+    process.kill().expect("killed");
+    process.wait().expect("it ended");
+    listed.expect("its configuration");
+    refused(seen, "is no character device (RegularFile)");
+}
+
 /// A root is somebody else's: its links lead nowhere but into it, and what is there is not opened.
 #[test]
 fn the_root_cannot_lead_out_of_itself() {
