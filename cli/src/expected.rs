@@ -141,7 +141,7 @@ mod tests {
         let [first, second] = [FIRST, SECOND].map(expectation);
         let device = |name: &str| devices.by_name(name).ok();
         let find = |device, given: &[Expectation]| match_up(&devices, device, given, None);
-        assert_eq!(find(None, &[first.clone()]).expect("it").name(), "vf2");
+        assert_eq!(find(None, std::slice::from_ref(&first)).expect("it").name(), "vf2");
         let both = [first.clone(), second.clone()];
         assert_eq!(find(device("vf3"), &both).expect("it").name(), "vf3");
         let error = find(None, &both).expect_err("two");
@@ -151,7 +151,8 @@ mod tests {
         assert!(error.to_string().contains(FIRST), "{error}");
         // It has the number of the one that was given, and is another.
         let other = expectation("v1,pci=0000:3b:00.7,uverbs=1,dev_t=231:193");
-        let error = find(device("vf3"), &[other.clone()]).expect_err("another").to_string();
+        let error =
+            find(device("vf3"), std::slice::from_ref(&other)).expect_err("another").to_string();
         assert!(error.contains("expected pci 0000:3b:00.7; found pci 0000:3b:00.3"), "{error}");
         assert_eq!(find(None, &[other]).expect_err("another").kind(), "not_expected");
     }

@@ -125,7 +125,7 @@ fn the_root_cannot_lead_out_of_itself() {
     symlink("/dev/null", bundle.node()).expect("a link");
     refused(bundle.check(), "is no character device (Symlink)");
     fs::remove_file(bundle.node()).expect("removed");
-    rustix::fs::mknodat(CWD, &bundle.node(), FileType::Fifo, Mode::RWXU, 0).expect("a FIFO");
+    rustix::fs::mknodat(CWD, bundle.node(), FileType::Fifo, Mode::RWXU, 0).expect("a FIFO");
     refused(bundle.check(), "is no character device (Fifo)");
 
     // Directories that are links: out of the root, and to where it has a node of its own.
