@@ -17,11 +17,11 @@ use crate::sysfs;
 
 /// Which device somebody was given, and under which number: what `uverbs cdi` writes for a container.
 ///
-/// A device node and its number are only a name. Between the moment when a container is given `/dev/infiniband/uverbs19`
-/// and its start, the device may be unplugged, and another one gets the number. An expectation names the device by its
-/// parent, such as a PCI function, and has the uverbs number and the device number under which it was given. It may also
-/// have the node GUID, and the instance: then a device that was removed and added again does not match, even under the
-/// same number.
+/// A device node and its number are only a name. Between the moment when a container is given
+/// `/dev/infiniband/uverbs19` and its start, the device may be unplugged, and another one gets the number. An
+/// expectation names the device by its parent, such as a PCI function, and has the uverbs number and the device number
+/// under which it was given. It may also have the node GUID, and the instance: then a device that was removed and added
+/// again does not match, even under the same number.
 ///
 /// Its text is one word of printable ASCII, for an environment variable or an argument:
 ///
@@ -31,9 +31,9 @@ use crate::sysfs;
 /// v1,bus=virtual,uverbs=0,dev_t=231:192,inode=14540,boot=6c2ff2ab-8a4e-4b0c-8d5c-02b7a4fb0d3c
 /// ```
 ///
-/// `pci` is the address of the function, and `sf` the number of the sub-function (attribute `sfnum`) where the parent is
-/// one. Devices of other buses have `bus` and `name`, with bytes other than `A-Z a-z 0-9 _ . : -` as `%XX`. `inode` is the
-/// inode number of the uverbs directory, which is unique until the next reboot: so `boot` comes with it.
+/// `pci` is the address of the function, and `sf` the number of the sub-function (attribute `sfnum`) where the parent
+/// is one. Devices of other buses have `bus` and `name`, with bytes other than `A-Z a-z 0-9 _ . : -` as `%XX`. `inode`
+/// is the inode number of the uverbs directory, which is unique until the next reboot: so `boot` comes with it.
 ///
 /// ```no_run
 /// use uverbs::{BootId, Expectation, Host, Registry};
@@ -123,8 +123,8 @@ impl Expectation {
 
     /// The same, which only this instance meets, and only until the next reboot. `boot` is the id of this boot.
     ///
-    /// A driver that is bound again makes another instance. So does everything that does this on the way to the start of
-    /// a container, such as a CNI plugin that moves the device to another namespace.
+    /// A driver that is bound again makes another instance. So does everything that does this on the way to the start
+    /// of a container, such as a CNI plugin that moves the device to another namespace.
     pub fn with_instance(self, instance: Instance, boot: BootId) -> Self {
         Self { instance: Some((instance.ino, boot)), ..self }
     }
@@ -189,8 +189,8 @@ impl Expectation {
     /// [`needs_boot_id`](Self::needs_boot_id) is false.
     ///
     /// Parent and numbers are read in sysfs, where every network namespace sees them. The GUID is queried over RDMA
-    /// netlink, or read in sysfs where netlink is not available. Neither has it if the device belongs to another network
-    /// namespace: that is an error.
+    /// netlink, or read in sysfs where netlink is not available. Neither has it if the device belongs to another
+    /// network namespace: that is an error.
     ///
     /// # Errors
     /// `NotExpected`, with what was expected and what was found. `Unsupported` where inode numbers may repeat, and
@@ -237,7 +237,7 @@ impl Expectation {
         })
     }
 
-    /// What a device is, as far as this asks for it.
+    /// What a device is, as far as this compares it.
     fn found(&self, device: &Device, boot: Option<BootId>) -> Result<Self> {
         let mut found = Self::of(device)?;
         if self.guid.is_some() {

@@ -30,7 +30,8 @@ use spec::{Kind, Spec, Version};
 /// sub-function of mlx5 is ADDRESS-sfN, with the number that it was made with; a function's own device does not include
 /// its sub-functions. A function with several verbs devices has all of them under its address, and each as
 /// ADDRESS-dev-NAME, too. Devices of other buses are BUS-NAME. Software devices, such as rxe, have no address: they are
-/// left out unless DEVICE names them, and are virtual-NAME then. What is left out is reported on stderr.
+/// left out unless DEVICE names them, and are virtual-NAME then, with --with-instance. What is left out is reported on
+/// stderr.
 ///
 /// The program in the container finds in the variable UVERBS_EXPECT_N what it was given, where N is that of uverbsN.
 /// `uverbs open --expect-env` checks it. On the host, the container's runtime runs `uverbs hook` before the container
@@ -39,7 +40,8 @@ use spec::{Kind, Spec, Version};
 /// Without --output or --dir the file is printed.
 #[derive(Args)]
 pub(crate) struct CdiArgs {
-    /// The devices: names as above, such as 0000:3b:00.2, or what `uverbs show` takes; without any, all that have an address
+    /// The devices: names as above, such as 0000:3b:00.2, or what `uverbs show` takes; without any, all that have an
+    /// address
     #[arg(value_name = "DEVICE")]
     devices: Vec<OsString>,
     /// All devices that have an address, as without DEVICE
@@ -47,8 +49,8 @@ pub(crate) struct CdiArgs {
     all: bool,
     /// Write this file, whose name ends in .json; without devices, remove it
     ///
-    /// Its directory is made if it is missing. The file is replaced as a whole. What is not a CDI file of the same kind,
-    /// or is a link, is left as it is, which is an error.
+    /// Its directory is made if it is missing. The file is replaced as a whole. What is not a CDI file of the same
+    /// kind, or is a link, is left as it is, which is an error.
     #[arg(long, value_name = "PATH")]
     output: Option<PathBuf>,
     /// Write the file into this directory, under a name that is made of the kind
@@ -86,9 +88,9 @@ pub(crate) struct CdiArgs {
     with_guid: bool,
     /// Go on, and write the file again whenever devices have changed
     ///
-    /// A burst of changes is written once, half a second after its last one, and after five seconds at the latest. A file
-    /// that cannot be written is reported, and tried again. At SIGTERM and SIGINT the command removes the file and ends,
-    /// because nobody keeps it right any more.
+    /// A burst of changes is written once, half a second after its last one, and after five seconds at the latest. A
+    /// file that cannot be written is reported, and tried again. At SIGTERM and SIGINT the command removes the file and
+    /// ends, because nobody keeps it right any more.
     #[arg(long)]
     watch: bool,
     /// With --watch: leave the file at the end
@@ -117,7 +119,8 @@ impl CdiArgs {
             rdma_cm: !self.no_rdma_cm,
             hook: self.hook()?,
             with_guid: self.with_guid,
-            boot: self.with_instance.then(boot::id).transpose()?,
+            with_instance: self.with_instance,
+            boot: boot::id()?,
         })
     }
 
@@ -235,8 +238,8 @@ fn follow<N: Nodes>(
     Ok(true)
 }
 
-/// Begins the watch. While ib_uverbs is being loaded or unloaded, there is nothing to watch: it waits. `None` if a signal
-/// came.
+/// Begins the watch. While ib_uverbs is being loaded or unloaded, there is nothing to watch: it waits. `None` if a
+/// signal came.
 fn begin(registry: &Registry, ending: &Ending) -> Result<Option<Watch>, Failure> {
     const AGAIN: Duration = Duration::from_secs(1);
     loop {

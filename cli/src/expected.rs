@@ -10,8 +10,8 @@ use crate::select::Selector;
 
 /// The device that an environment variable describes, which is checked. `named` is the device of the command line.
 ///
-/// Without a name of a variable, all are looked at that `uverbs cdi` writes. The environment configures nothing here: it
-/// only demands more.
+/// Without a name of a variable, all are looked at that `uverbs cdi` writes. The environment configures nothing here:
+/// it only demands more.
 ///
 /// # Errors
 /// There is no such variable, or no expectation in it; the device is another one.

@@ -25,19 +25,19 @@ use state::State;
 
 /// Check, on the host, that a container about to start has the device that it was given, and refuse it otherwise.
 ///
-/// What it promises: at the moment of the check, each device of EXPECTATION is where it is expected, has the uverbs number
-/// and the device number under which it was given, and the container's own node has that number. With a GUID or an
-/// instance in EXPECTATION, these are the device's, too. What it does not promise: it looks once, before the container
-/// starts. Afterwards nothing watches. A device that is replaced while the container runs is noticed by the program alone:
-/// by opening it with this library, or with `uverbs open --expect-env`. A device that was bound again, with the same
-/// address and numbers, passes unless the instance is in EXPECTATION (`uverbs cdi --with-instance`). And it does not
-/// protect the host: a runtime that runs no hooks starts the container unchecked.
+/// What it promises: at the moment of the check, each device of EXPECTATION is where it is expected, has the uverbs
+/// number and the device number under which it was given, and the container's own node has that number. With a GUID or
+/// an instance in EXPECTATION, these are the device's, too. What it does not promise: it looks once, before the
+/// container starts. Afterwards nothing watches. A device that is replaced while the container runs is noticed by the
+/// program alone: by opening it with this library, or with `uverbs open --expect-env`. A device that was bound again,
+/// with the same address and numbers, passes unless the instance is in EXPECTATION (`uverbs cdi --with-instance`). And
+/// it does not protect the host: a runtime that runs no hooks starts the container unchecked.
 ///
-/// `uverbs cdi` writes it into its file as a createRuntime hook of the OCI runtime specification. The runtime passes the
-/// state of the container on stdin. The node is looked at, and never opened, in the container's root as the container will
-/// see it, and in `linux.devices` of its config.json; it has to be in one of them, and right in both. Links in the root
-/// cannot lead out of it. The hook takes five seconds at most, and refuses the container when they are over. Each refusal
-/// is one line on stderr, which crun discards, and in syslog (daemon.err, uverbs-hook).
+/// `uverbs cdi` writes it into its file as a createRuntime hook of the OCI runtime specification. The runtime passes
+/// the state of the container on stdin. The node is looked at, and never opened, in the container's root as the
+/// container will see it, and in `linux.devices` of its config.json; it has to be in one of them, and right in both.
+/// Links in the root cannot lead out of it. The hook takes five seconds at most, and refuses the container when they
+/// are over. Each refusal is one line on stderr, which crun discards, and in syslog (daemon.err, uverbs-hook).
 #[derive(Args)]
 pub(crate) struct HookArgs {
     /// What the container was given, such as v1,pci=0000:3b:00.2,uverbs=19,dev_t=231:211
@@ -70,8 +70,8 @@ pub(crate) fn run(args: &HookArgs, out: &mut Out) -> Result<bool, Failure> {
     }
 }
 
-/// Has another process make the check. A call may never return, such as one in a root that hangs, and no signal ends it;
-/// a process can be left behind.
+/// Has another process make the check. A call may never return, such as one in a root that hangs, and no signal ends
+/// it; a process can be left behind.
 fn supervise(args: &HookArgs) -> Result<(), String> {
     let end = Instant::now() + LIMIT;
     let mut child = Command::new("/proc/self/exe")

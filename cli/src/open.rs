@@ -25,9 +25,9 @@ pub(crate) struct OpenArgs {
     /// Check first that the device is the one that this container was given, by the variable VAR
     ///
     /// The variable is one that `uverbs cdi` has the container engine set. Without VAR it is the one that begins with
-    /// UVERBS_EXPECT_ and is about DEVICE. Without DEVICE too, there has to be one such variable, and its device is opened. If
-    /// the device was replaced, or has another number now, the command prints what was expected and what it found, and
-    /// opens nothing.
+    /// UVERBS_EXPECT_ and is about DEVICE. Without DEVICE too, there has to be one such variable, and its device is
+    /// opened. If the device was replaced, or has another number now, the command prints what was expected and what it
+    /// found, and opens nothing.
     #[arg(long, value_name = "VAR", num_args = 0..=1, require_equals = true, default_missing_value = "")]
     expect_env: Option<OsString>,
     /// Keep the device open for this time, a day at most

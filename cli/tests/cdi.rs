@@ -1,4 +1,5 @@
-//! `uverbs cdi`, `uverbs hook` and `uverbs open --expect-env` as programs. Nothing here depends on the devices of the host.
+//! `uverbs cdi`, `uverbs hook` and `uverbs open --expect-env` as programs. Nothing here depends on the devices of the
+//! host.
 
 use std::ffi::OsStr;
 use std::fs;

@@ -1,6 +1,7 @@
 //! The scenarios, grouped by topic.
 
 mod capi;
+mod cdi;
 mod checking;
 mod containers;
 mod events;
@@ -66,6 +67,10 @@ const CONTAINERS: &[(&str, Scenario)] = &[
     ("containers_prove_in_the_hosts_namespace_in_exclusive_mode", containers::exclusive),
     ("containers_control_the_function_that_took_the_number", containers::control),
     ("containers_get_cdi_devices_and_hooks", containers::cdi_and_hooks),
+    ("cdi_gives_a_function_and_refuses_the_next_one", cdi::given_or_refused),
+    ("cdi_control_without_a_hook", cdi::control),
+    ("cdi_functions_that_are_bound_again", cdi::rebound),
+    ("cdi_instances_of_another_boot", cdi::rebooted),
     ("containers_promtool_checks_metrics", containers::promtool),
 ];
 
@@ -76,6 +81,7 @@ const SRIOV: &[(&str, Scenario)] = &[
     ("sriov_control_libibverbs_opens_the_other_function", sriov::control_libibverbs),
     ("sriov_number_is_taken_while_unbinding_waits", sriov::unbinding_waits),
     ("sriov_many_functions_at_once", sriov::many_at_once),
+    ("cdi_watch_writes_a_burst_once", cdi::burst),
 ];
 
 /// In any guest. Those that reload modules come last.

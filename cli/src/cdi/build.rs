@@ -28,8 +28,9 @@ pub(super) struct Wanted {
     /// The path of the program that checks a container before it starts.
     pub(super) hook: Option<String>,
     pub(super) with_guid: bool,
-    /// With the instance: the id of this boot.
-    pub(super) boot: Option<BootId>,
+    pub(super) with_instance: bool,
+    /// The id of this boot.
+    pub(super) boot: BootId,
 }
 
 /// A device as it is named on the command line.
@@ -154,8 +155,9 @@ impl<N: Nodes> Builder<N> {
             None => {
                 let group = Group::of(device, &device.parent()?);
                 let mut expectation = Expectation::of(device)?;
-                if let Some(boot) = self.wanted.boot {
-                    expectation = expectation.with_instance(instance, boot);
+                // Nothing else identifies a device without an address.
+                if self.wanted.with_instance || group.is_virtual {
+                    expectation = expectation.with_instance(instance, self.wanted.boot);
                 }
                 let known = Known { group, expectation };
                 self.known.insert(instance, known.clone());
@@ -294,11 +296,11 @@ impl<N: Nodes> Builder<N> {
                 .push(Node::new(&format!("uverbs{}", member.device.uverbs_number()), FOR_ALL));
         }
         let belongs = |mad: &&Mad| {
-            let is_asked = match mad.kind {
+            let is_included = match mad.kind {
                 MadKind::Umad => self.wanted.umad,
                 MadKind::Issm => self.wanted.issm,
             };
-            is_asked && members.iter().any(|member| member.has(mad, of_group))
+            is_included && members.iter().any(|member| member.has(mad, of_group))
         };
         for mad in mads.iter().filter(belongs) {
             if self.nodes.number(&mad.name).is_some() {
@@ -340,7 +342,8 @@ impl<N: Nodes> Builder<N> {
 }
 
 impl Member<'_> {
-    /// Whether a node for management datagrams is this device's. In a group, those of the parent are those of the group.
+    /// Whether a node for management datagrams is this device's. In a group, those of the parent are those of the
+    /// group.
     fn has(&self, mad: &Mad, of_group: bool) -> bool {
         let is_named = mad.device == self.device.name().as_bytes();
         match &self.known.group.parent {

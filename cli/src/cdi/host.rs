@@ -37,7 +37,7 @@ pub(super) struct Mad {
 pub(super) enum MadKind {
     /// Sends and receives datagrams.
     Umad,
-    /// Tells the fabric that a subnet manager runs here.
+    /// Announces to the fabric that a subnet manager runs here.
     Issm,
 }
 

@@ -43,8 +43,8 @@ pub(super) struct Edits {
 
 /// A device node, the same in the container as on the host.
 ///
-/// It has neither a type nor a number: with these, podman makes a node for a device that the host does not have. Without
-/// a mode, the node is one that nobody may open if the container has a user namespace.
+/// It has neither a type nor a number: with these, podman makes a node for a device that the host does not have.
+/// Without a mode, the node is one that nobody may open if the container has a user namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[cfg_attr(test, derive(serde::Deserialize), serde(deny_unknown_fields))]
 #[serde(rename_all = "camelCase")]

@@ -1,12 +1,13 @@
 //! The nodes of a container that is about to start. Its root may hold anything: what is looked at in it is resolved as
 //! the container will resolve it, and never opened.
 
+use std::ffi::OsString;
 use std::io::Read as _;
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat, openat2};
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat, openat2, readlinkat};
 use rustix::io::Errno;
 use serde::Deserialize;
 use uverbs::DeviceNumber;
@@ -64,17 +65,28 @@ impl Container {
     /// # Errors
     /// Why the container cannot be looked at.
     pub(super) fn find(state: &State) -> Result<Self, String> {
-        let config = state.bundle.as_deref().map(read_config).transpose()?.flatten();
+        let above = open_above(state.pid)?;
+        // With a user namespace, crun passes a wrong bundle. Its process has not left the right one.
+        let bundles: Vec<_> = state.bundle.iter().cloned().chain(directory_of(state.pid)).collect();
+        let mut config = None;
+        for bundle in &bundles {
+            if config.is_none() {
+                config = read_config(bundle)?;
+            }
+        }
         let configured = config.as_ref().and_then(|config| config.root.as_ref());
         // The root of the configuration is relative to the bundle. crun passes it on as it is there.
-        let roots = [state.root.as_ref(), configured.map(|root| &root.path)];
-        let bundle = state.bundle.as_deref().unwrap_or(Path::new("/"));
-        let roots = roots.into_iter().flatten().filter(|root| !root.as_os_str().is_empty());
+        let roots = [state.root.as_ref(), configured.map(|root| &root.path)].into_iter().flatten();
+        let mut paths = Vec::new();
+        for root in roots.filter(|root| !root.as_os_str().is_empty()) {
+            let beneath = bundles.iter().map(|bundle| bundle.join(root));
+            paths.extend(beneath.chain(root.is_absolute().then(|| root.clone())));
+        }
+        paths.dedup();
         let mut container = Self { root: None, looked: Vec::new(), devices: None };
-        let above = open_above(state.pid)?;
-        for root in roots.map(|root| bundle.join(root)) {
-            container.looked.push(root.as_os_str().as_bytes().escape_ascii().to_string());
-            match resolve(&above, &root, OFlags::PATH | OFlags::DIRECTORY) {
+        for path in paths {
+            container.looked.push(path.as_os_str().as_bytes().escape_ascii().to_string());
+            match resolve(&above, &path, OFlags::PATH | OFlags::DIRECTORY) {
                 Ok(found) => {
                     container.root = Some(found);
                     break;
@@ -90,7 +102,7 @@ impl Container {
         Ok(container)
     }
 
-    /// The number of a node, as the tests ask for it.
+    /// The number of a node, for tests.
     #[cfg(test)]
     pub(super) fn number_of(&self, path: &str) -> Result<Option<DeviceNumber>, String> {
         self.root.as_ref().map_or(Ok(None), |root| number_at(root, path))
@@ -152,6 +164,13 @@ fn open_above(pid: Option<i64>) -> Result<OwnedFd, String> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     openat(CWD, &path, flags, Mode::empty())
         .map_err(|errno| format!("{path} cannot be opened: {errno}"))
+}
+
+/// The directory that a process is in; `None` if it cannot be seen.
+fn directory_of(pid: Option<i64>) -> Option<PathBuf> {
+    let link = format!("/proc/{}/cwd", pid.filter(|pid| *pid > 0)?);
+    let path = readlinkat(CWD, &link, Vec::new()).ok()?;
+    Some(PathBuf::from(OsString::from_vec(path.into_bytes())))
 }
 
 fn resolve(root: &OwnedFd, path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {

@@ -20,7 +20,7 @@ fn send_to(path: &Path, line: &str) {
     if let Ok(socket) = UnixDatagram::unbound()
         && socket.set_nonblocking(true).is_ok()
     {
-        // There is nobody left to tell that it failed.
+        // Nobody is left to whom a failure could be reported.
         let _ = socket.send_to(message, path);
     }
 }

@@ -97,6 +97,25 @@ fn the_root_of_the_state_comes_first() {
     refused(check_at(&State::default()), "neither in its root ()");
 }
 
+/// crun in a user namespace: the bundle is `/`, the root is relative, and the process is in the right bundle.
+#[test]
+fn a_wrong_bundle_is_made_up_for() {
+    let bundle = Bundle::new();
+    bundle.lists("c", 231, 192);
+    let mut process = std::process::Command::new("sleep");
+    let mut process = process.arg("60").current_dir(bundle.0.path()).spawn().expect("it starts");
+    let pid = Some(process.id().into());
+    let root = Some("rootfs".into());
+    let state = State { id: None, pid, root, bundle: Some("/".into()) };
+    let listed = check_at(&state);
+    fs::write(bundle.node(), "").expect("written");
+    let seen = check_at(&state);
+    process.kill().expect("killed");
+    process.wait().expect("it ended");
+    listed.expect("its configuration");
+    refused(seen, "is no character device (RegularFile)");
+}
+
 /// A root is somebody else's: its links lead nowhere but into it, and what is there is not opened.
 #[test]
 fn the_root_cannot_lead_out_of_itself() {
@@ -157,4 +176,42 @@ fn expectations_are_parsed_before_anything_is_looked_at() {
         assert!(!why.contains(char::is_control), "{why}");
     }
     assert_eq!(refusal(Some("a\n\u{1b}b"), "x"), r"container a\n\x1bb is refused: x");
+}
+
+/// The host's side on a simulated kernel, and the container's in a directory.
+#[cfg(feature = "demo")]
+#[test]
+fn a_container_starts_with_what_it_was_given_and_with_nothing_else() {
+    use uverbs::sim::{DeviceSpec, Machine};
+
+    let machine = Machine::new();
+    let add = |function: u32| {
+        let path = format!("pci0000:3a/0000:3b:00.{function}");
+        machine.add_pci_function(&path, (1, 1), -1);
+        machine.add(DeviceSpec::new("vf").beneath(path)).expect("added")
+    };
+    let devices = || {
+        let host = Host::simulated(&machine).expect("a host");
+        Registry::new(host).devices().expect("a list")
+    };
+    let first = add(2);
+    let bundle = Bundle::new();
+    bundle.lists("c", 231, 192);
+    let judge = |text: &str| {
+        let [expectation] = &parse(&[text.into()]).expect("parsed")[..] else { panic!("one") };
+        let container = Container::find(&bundle.runc()).expect("a container");
+        judge(expectation, &devices(), None, &container)
+    };
+    let given = "v1,pci=0000:3b:00.2,uverbs=0,dev_t=231:192";
+    judge(given).expect("what it was given");
+    // The host is right, and the container's node is another one.
+    bundle.lists("c", 231, 193);
+    refused(judge(given), "found c 231:193");
+    bundle.lists("c", 231, 192);
+    machine.remove(first);
+    add(3);
+    refused(judge(given), "expected pci 0000:3b:00.2; found pci 0000:3b:00.3");
+    refused(judge(given), "create the container again");
+    let instance = format!("{given},inode=1,boot=6c2ff2ab-8a4e-4b0c-8d5c-02b7a4fb0d3c");
+    refused(judge(&instance), "the id of this boot is not known");
 }

@@ -12,7 +12,7 @@ use crate::cdi::spec::kind;
 const PF: &str = "pci0000:3a/0000:3a:00.0/0000:3b:00.0";
 const VF: &str = "pci0000:3a/0000:3a:00.0/0000:3b:00.2";
 
-/// The nodes that a test says there are. Those of verbs devices are right unless it says otherwise.
+/// The nodes that a test chooses. Those of verbs devices are right unless it chooses another number.
 #[derive(Default)]
 pub(in crate::cdi) struct FakeNodes {
     pub(in crate::cdi) numbers: RefCell<HashMap<String, Option<DeviceNumber>>>,
@@ -47,7 +47,8 @@ pub(in crate::cdi) fn wanted() -> Wanted {
         rdma_cm: true,
         hook: Some("/usr/bin/uverbs".to_owned()),
         with_guid: false,
-        boot: None,
+        with_instance: false,
+        boot: "6c2ff2ab-8a4e-4b0c-8d5c-02b7a4fb0d3c".parse().expect("a boot id"),
     }
 }
 
@@ -114,8 +115,7 @@ fn the_golden_file() {
 #[test]
 fn a_file_is_what_loaders_accept() {
     let machine = machine();
-    let boot = "6c2ff2ab-8a4e-4b0c-8d5c-02b7a4fb0d3c".parse().expect("a boot id");
-    let all = Wanted { with_guid: true, boot: Some(boot), umad: true, issm: true, ..wanted() };
+    let all = Wanted { with_guid: true, with_instance: true, umad: true, issm: true, ..wanted() };
     let spec = build(&machine, all, mads()).spec.expect("a file");
     let json: Value = serde_json::to_value(&spec).expect("JSON");
     let keys = |value: &Value| -> Vec<String> {
@@ -222,6 +222,18 @@ fn devices_are_selected_by_place_or_as_elsewhere() {
         let built = build(&machine, only(text), FakeNodes::default());
         assert!(built.spec.is_none() && built.missing.len() == 1, "{text}");
     }
+}
+
+/// It has no address, so that another one under its number would be the same without the instance.
+#[test]
+fn a_software_device_is_identified_by_its_instance() {
+    let built = build(&machine(), only("rxe0"), FakeNodes::default());
+    let spec = built.spec.expect("a file");
+    let [variable] = &spec.devices[0].container_edits.env[..] else { panic!("{spec:?}") };
+    let (name, text) = variable.split_once('=').expect("a variable");
+    let expectation: Expectation = text.parse().expect("an expectation");
+    assert_eq!(name, "UVERBS_EXPECT_5");
+    assert!(expectation.needs_boot_id(), "{expectation}");
 }
 
 #[test]
