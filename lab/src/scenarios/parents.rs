@@ -125,9 +125,9 @@ pub(super) fn ports_match_rdma() -> Result<()> {
 
 const DEVICES: usize = 1000;
 const ROUNDS: usize = 5;
-/// The most times as long as `ibv_devices`, which reads no parent, no port and no state. It was 1.3 to 2.6 on loaded
-/// emulated machines.
-const MOST: f64 = 4.0;
+/// The most times as long as `ibv_devices`, which reads no parent, no port and no state. The aim is 1. It was 1.13 on a
+/// loaded emulated machine.
+const MOST: f64 = 2.0;
 
 /// The whole list on the command line, beside libibverbs' in the same run, by turns.
 pub(super) fn a_list_beside_libibverbs() -> Result<()> {
