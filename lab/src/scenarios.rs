@@ -67,6 +67,7 @@ const CONTAINERS: &[(&str, Scenario)] = &[
     ("containers_control_the_function_that_took_the_number", containers::control),
     ("containers_get_cdi_devices_and_hooks", containers::cdi_and_hooks),
     ("containers_promtool_checks_metrics", containers::promtool),
+    ("containers_promtool_accepts_metrics_of_check", checking::promtool_accepts_metrics),
 ];
 
 /// With virtual functions.
@@ -105,6 +106,8 @@ const ANYWHERE: &[(&str, Scenario)] = &[
     ("check_has_a_status_for_each_result", checking::statuses),
     ("check_gives_up_on_a_device_that_hangs", checking::hangs),
     ("check_leaves_one_child_behind", checking::left_behind),
+    ("check_is_not_misled_by_another_user", checking::left_behind_by_another_user),
+    ("check_waits_for_a_check_at_the_same_time", checking::at_once),
     ("check_writes_metrics", checking::metrics),
     ("providers_give_each_driver_its_data", providers::each_driver),
     ("providers_are_found_by_modalias", providers::by_modalias),
