@@ -32,9 +32,10 @@ use crate::verbose;
 
 use audit::{Audit, OpenAttempt, Severity, render};
 use container::Signs;
+use lock::Holder;
 use probe::{Probe, Probed, Trouble, Workers};
 use seen::{Seen, SeenDevice};
-use worker::Task;
+use worker::{Refusal, Task};
 
 /// Check the host, or some devices: kernel, netlink, limits, devices and their nodes.
 ///
@@ -65,7 +66,8 @@ pub(crate) struct CheckArgs {
     ///
     /// It applies to each device, with --open and --textfile. The child that waits is killed. Where the kernel does not
     /// end it, because a driver waits for its hardware, the child is left behind. It ends when the driver returns. Until
-    /// then a later check reports it, and does not start another one on that device.
+    /// then a later check reports it, and does not start another one on that device. A check that finds another one
+    /// at work on a device waits for it for the same time.
     #[arg(long, value_name = "SECONDS", value_parser = timeout, default_value = "10")]
     timeout: Duration,
     /// What makes the check fail
@@ -322,7 +324,7 @@ fn probe_devices(
     devices: &Devices,
     selected: &[&Device],
     unusable: &BTreeSet<u32>,
-    prober: &mut impl Probe,
+    prober: &mut (impl Probe + ?Sized),
 ) {
     let mut seen = Seen {
         listed: devices.len(),
@@ -334,12 +336,20 @@ fn probe_devices(
         let Some(task) = plan.task else { break };
         let Probed { opened, ports, trouble } = prober.probe(device, task);
         let trouble = trouble.map(|trouble| report(audit, plan, device, trouble));
+        // Devices come and go, and nobody named this one.
+        let may_go = |refusal: &Refusal| !plan.are_named() && refusal.is_gone();
         let (proven, error) = match opened {
             Some(Ok(())) => {
                 audit.fine(format!(
                     "{device} was opened, and proved to be the device that is listed"
                 ));
                 (Some(true), None)
+            }
+            Some(Err(refusal)) if may_go(&refusal) => {
+                if !unusable.contains(&device.uverbs_number()) {
+                    audit.info(device.to_string(), GONE);
+                }
+                (None, Some(refusal.error))
             }
             Some(Err(refusal)) => {
                 if !unusable.contains(&device.uverbs_number()) {
@@ -351,7 +361,7 @@ fn probe_devices(
             None => {
                 let (severity, failure) = trouble.unzip();
                 let error = failure.and_then(|failure| serde_json::to_value(failure).ok());
-                ((severity == Some(Severity::Error)).then_some(false), error)
+                ((severity.flatten() == Some(Severity::Error)).then_some(false), error)
             }
         };
         if let Some(opens) = &mut audit.opens {
@@ -367,15 +377,17 @@ fn probe_devices(
     audit.seen = is_for_metrics.then_some(seen);
 }
 
-/// Reports why a device was not probed, and returns that as `--json` prints it.
+/// What happened to a device that was listed and then not found.
+const GONE: &str = "it was removed or replaced after it was listed: check again";
+
+/// Reports why a device was not probed, and returns that as `--json` prints it. There is no severity where it is not
+/// a finding.
 fn report(
     audit: &mut Audit,
     plan: &Plan,
     device: &Device,
     trouble: Trouble,
-) -> (Severity, Failure) {
-    let is_required = plan.opens() || plan.are_named();
-    let is_gone = matches!(trouble, Trouble::Gone);
+) -> (Option<Severity>, Failure) {
     let (severity, kind, message) = match trouble {
         Trouble::TimedOut { doing, timeout, left_behind } => {
             let seconds = timeout.as_secs_f64();
@@ -386,40 +398,35 @@ fn report(
                      returns from the call; until then the device is not probed again"
                 ),
             };
-            (Severity::Error, "timeout", format!("{doing} took longer than {seconds} s: {end}"))
+            let message = format!("{doing} took longer than {seconds} s: {end}");
+            (Some(Severity::Error), "timeout", message)
         }
-        Trouble::Held(holder) => {
-            let who = match holder.pid {
-                Some(pid) => format!("process {pid}"),
-                None => "a process that is not visible here".to_owned(),
-            };
-            match holder.was_killed {
-                true => (
-                    Severity::Error,
-                    "timeout",
-                    format!(
-                        "an earlier probe still hangs: {who} was killed and has not ended. The device \
-                             was not probed again"
-                    ),
-                ),
-                false => (
-                    Severity::Unknown,
-                    "busy",
-                    format!("another probe is at it ({who}), so that it was not probed"),
-                ),
-            }
+        Trouble::NotReady { within } => {
+            let seconds = within.as_secs_f64();
+            let message = format!(
+                "it was not probed: the process that probes was not ready after {seconds} s, and was killed. \
+                 The host may be overloaded: check again"
+            );
+            (Some(Severity::Unknown), "timeout", message)
         }
-        Trouble::Gone => (
-            Severity::Error,
-            "removed",
-            "it was removed or replaced after it was listed: check again".to_owned(),
-        ),
-        Trouble::Failed(why) => (Severity::Unknown, "os", why),
+        Trouble::Held(Holder { pid, was_killed: true }) => {
+            let message = format!(
+                "an earlier probe still hangs: process {pid} was killed and has not ended. The device was not \
+                 probed again"
+            );
+            (Some(Severity::Error), "timeout", message)
+        }
+        Trouble::Held(Holder { pid, was_killed: false }) => {
+            let message = format!("process {pid} is probing it, so it was not probed");
+            (Some(Severity::Unknown), "busy", message)
+        }
+        Trouble::Gone => (plan.are_named().then_some(Severity::Error), "removed", GONE.to_owned()),
+        Trouble::Failed(why) => (Some(Severity::Unknown), "os", why),
     };
-    match is_gone && !is_required {
-        // Devices come and go, and nothing was to be done with this one.
-        true => audit.info(device.to_string(), &*message),
-        false => audit.found(severity, device.to_string(), &*message),
+    match severity {
+        Some(severity) => audit.found(severity, device.to_string(), &*message),
+        // Devices come and go, and nobody named this one.
+        None => audit.info(device.to_string(), &*message),
     }
     (severity, Failure::new(kind, format!("{device}: {message}")).of(device))
 }

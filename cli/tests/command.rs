@@ -369,7 +369,7 @@ fn the_worker_of_a_check_keeps_no_descriptor_of_its_caller() {
     assert!(worker.try_wait().expect("a state").is_none(), "it has ended");
     let mut requests = worker.stdin.take().expect("stdin");
     requests
-        .write_all(b"{\"number\":4294967295,\"sys_dev\":0,\"inode\":0,\"index\":null,\"task\":{\"open\":true,\"ports\":true}}\n")
+        .write_all(b"{\"number\":4294967295,\"sys_dev\":0,\"inode\":0,\"index\":null,\"task\":{\"open\":true,\"ports\":true},\"wait\":{\"secs\":0,\"nanos\":0}}\n")
         .expect("written");
     drop(requests);
     let output = worker.wait_with_output().expect("it ends");

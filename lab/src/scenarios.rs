@@ -72,6 +72,7 @@ const CONTAINERS: &[(&str, Scenario)] = &[
     ("cdi_functions_that_are_bound_again", cdi::rebound),
     ("cdi_instances_of_another_boot", cdi::rebooted),
     ("containers_promtool_checks_metrics", containers::promtool),
+    ("containers_promtool_accepts_metrics_of_check", checking::promtool_accepts_metrics),
 ];
 
 /// With virtual functions.
@@ -111,6 +112,8 @@ const ANYWHERE: &[(&str, Scenario)] = &[
     ("check_has_a_status_for_each_result", checking::statuses),
     ("check_gives_up_on_a_device_that_hangs", checking::hangs),
     ("check_leaves_one_child_behind", checking::left_behind),
+    ("check_is_not_misled_by_another_user", checking::left_behind_by_another_user),
+    ("check_waits_for_a_check_at_the_same_time", checking::at_once),
     ("check_writes_metrics", checking::metrics),
     ("providers_give_each_driver_its_data", providers::each_driver),
     ("providers_are_found_by_modalias", providers::by_modalias),

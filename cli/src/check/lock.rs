@@ -1,29 +1,39 @@
-//! At most one probe on each device: a lock on the directory of its instance in sysfs.
+//! At most one probe of a user on each device: a lock in the sysfs directory of its instance.
 //!
-//! A probe whose call never returns cannot be ended. It keeps the lock, so that a later run finds it and does not add
+//! A probe whose call never returns cannot be ended. It keeps its lock, so that a later run finds it and does not add
 //! another one. The kernel frees the lock when the probe ends, whatever ends it. The directory is that of one
 //! instance, so that a replacement has a lock of its own. Nothing is created, so that it works in a read-only
-//! container and for any user. What it does not cover is a probe through another sysfs, as a container with a network
-//! namespace of its own has it.
+//! container and for any user. A probe through another sysfs, as a container with a network namespace of its own has
+//! it, is not seen, nor is one of a PID namespace that `/proc` does not show.
+//!
+//! Every user can open that directory. So the lock is a shared one, which nobody can refuse without write access, and
+//! `/proc/locks` shows who else has one. Locks of other users do not count: they may have them for their own reasons.
 
 use std::fs::{self, File};
+use std::io;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FlockOperation, OFlags, flock, major, minor};
-use rustix::io::Errno;
+use rustix::fs::{FlockOperation, Mode, OFlags, fcntl_lock, major, minor, openat};
+use rustix::process::geteuid;
 use serde::{Deserialize, Serialize};
 
-/// How often a lock is tried that another probe has.
+/// How often to look whether another probe has ended.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// The process that has the lock.
+/// How long a process may take to end once it was killed.
+pub(super) const GRACE: Duration = Duration::from_secs(1);
+
+/// The file in the directory of a device that is locked. A lock of fcntl(2) is lost when the process closes any
+/// descriptor of the file, and nothing else in this program opens this one.
+const FILE: &str = "uevent";
+
+/// A process of this user, or of root, that has a lock.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Holder {
-    /// `None` where `/proc/locks` does not show it, such as one of another PID namespace.
-    pub(super) pid: Option<u32>,
+    pub(super) pid: u32,
     /// It was sent SIGKILL, and has not ended.
     pub(super) was_killed: bool,
 }
@@ -39,53 +49,114 @@ pub(super) enum NotLocked {
     Failed(String),
 }
 
-/// Opens the directory of an instance and locks it, waiting for so long. The lock lasts until the file is closed,
-/// which the end of the process does, too.
+/// The lock of an instance, until it is dropped or the process ends.
+#[derive(Debug)]
+pub(super) struct Lock {
+    /// The directory of the instance.
+    pub(super) directory: File,
+    _file: File,
+}
+
+/// Opens the directory of an instance and locks it. Waits for so long for a process that has the lock, and for
+/// [`GRACE`] if that process was killed.
 pub(super) fn take(
     directory: &Path,
-    (sys_dev, inode): (u64, u64),
+    instance: (u64, u64),
     wait: Duration,
-) -> Result<File, NotLocked> {
-    let flags = OFlags::DIRECTORY.bits().cast_signed();
-    let opened = File::options().read(true).custom_flags(flags).open(directory);
-    let found = opened.and_then(|file| Ok((file.metadata()?, file)));
-    let (stat, file) = match found {
-        Ok((stat, _)) if (stat.dev(), stat.ino()) != (sys_dev, inode) => {
-            return Err(NotLocked::Gone);
-        }
-        Ok(found) => found,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(NotLocked::Gone),
-        Err(error) => return Err(NotLocked::Failed(format!("its directory in /sys: {error}"))),
+) -> Result<Lock, NotLocked> {
+    let failed = |error: io::Error| match error.kind() {
+        io::ErrorKind::NotFound => NotLocked::Gone,
+        _ => NotLocked::Failed(format!("its directory in /sys: {error}")),
     };
-    let end = Instant::now() + wait;
-    loop {
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(file),
-            Err(Errno::WOULDBLOCK) if Instant::now() < end => thread::sleep(PAUSE),
-            Err(Errno::WOULDBLOCK) => return Err(NotLocked::Held(holder(stat.dev(), stat.ino()))),
-            Err(Errno::INTR) => {}
-            Err(errno) => {
-                let error = std::io::Error::from(errno);
-                return Err(NotLocked::Failed(format!(
-                    "its directory in /sys is not locked: {error}"
-                )));
-            }
-        }
+    let flags = OFlags::DIRECTORY.bits().cast_signed();
+    let directory =
+        File::options().read(true).custom_flags(flags).open(directory).map_err(failed)?;
+    let stat = directory.metadata().map_err(failed)?;
+    if (stat.dev(), stat.ino()) != instance {
+        return Err(NotLocked::Gone);
+    }
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let file = openat(&directory, FILE, flags, Mode::empty());
+    let file = File::from(file.map_err(|errno| failed(errno.into()))?);
+    let holder = lock(&file, wait).map_err(|error| {
+        NotLocked::Failed(format!("its directory in /sys is not locked: {error}"))
+    })?;
+    match holder {
+        Some(holder) => Err(NotLocked::Held(holder)),
+        None => Ok(Lock { directory, _file: file }),
     }
 }
 
-/// The process that has the lock, as far as `/proc` shows it.
-fn holder(device: u64, inode: u64) -> Holder {
-    let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
-    let pid = locks.lines().find_map(|line| pid_of(line, device, inode));
-    let status = pid.and_then(|pid| fs::read_to_string(format!("/proc/{pid}/status")).ok());
-    Holder { pid, was_killed: status.is_some_and(|status| is_ending(&status)) }
+/// Locks the file once no other process has it. Returns the one that has it in the end.
+fn lock(file: &File, wait: Duration) -> io::Result<Option<Holder>> {
+    let stat = file.metadata()?;
+    // As /proc numbers processes, which may be mounted for another PID namespace.
+    let own = fs::read_link("/proc/self").ok().and_then(|pid| pid.to_str()?.parse().ok());
+    lock_beside(file, own, wait, || others(&stat, own))
 }
 
-/// The process of a line of `proc_locks(5)`, if it is a lock of flock(2) on that file.
+/// The same, with what finds the others.
+fn lock_beside(
+    file: &File,
+    own: Option<u32>,
+    wait: Duration,
+    others: impl Fn() -> io::Result<Vec<Holder>>,
+) -> io::Result<Option<Holder>> {
+    let end = Instant::now() + wait;
+    let mut is_locked = false;
+    let mut killed_since = None;
+    loop {
+        let others = others()?;
+        let Some(first) = others.iter().find(|other| other.was_killed).or(others.first()) else {
+            if is_locked {
+                return Ok(None);
+            }
+            // Another process may do the same now, so both look once more.
+            fcntl_lock(file, FlockOperation::NonBlockingLockShared)?;
+            is_locked = true;
+            continue;
+        };
+        // Of those that locked it at once, the one with the lowest number keeps its lock.
+        if is_locked && others.iter().any(|other| Some(other.pid) < own) {
+            fcntl_lock(file, FlockOperation::NonBlockingUnlock)?;
+            is_locked = false;
+        }
+        let now = Instant::now();
+        let is_over = match first.was_killed {
+            true => now >= *killed_since.get_or_insert(now) + GRACE,
+            false => {
+                killed_since = None;
+                now >= end
+            }
+        };
+        if is_over {
+            return Ok(Some(first.clone()));
+        }
+        thread::sleep(PAUSE);
+    }
+}
+
+/// The other processes of this user, or of root, that have locked a file.
+fn others(file: &fs::Metadata, own: Option<u32>) -> io::Result<Vec<Holder>> {
+    let locks = fs::read_to_string("/proc/locks").map_err(|error| {
+        io::Error::other(format!(
+            "without /proc/locks an earlier probe that hangs would not be seen: {error}"
+        ))
+    })?;
+    let pids = locks.lines().filter_map(|line| pid_of(line, file.dev(), file.ino()));
+    let user = geteuid().as_raw();
+    let holder = |pid| {
+        // One that has ended has no status. One that is hidden belongs to another user.
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        is_of(&status, user).then(|| Holder { pid, was_killed: is_ending(&status) })
+    };
+    Ok(pids.filter(|pid| Some(*pid) != own).filter_map(holder).collect())
+}
+
+/// The process of a line of `proc_locks(5)`, if it is a lock of fcntl(2) on that file.
 fn pid_of(line: &str, device: u64, inode: u64) -> Option<u32> {
     let mut fields = line.split_ascii_whitespace().skip(1);
-    if fields.next()? != "FLOCK" {
+    if fields.next()? != "POSIX" {
         return None;
     }
     let pid = fields.nth(2)?.parse().ok().filter(|pid| *pid > 0)?;
@@ -93,6 +164,15 @@ fn pid_of(line: &str, device: u64, inode: u64) -> Option<u32> {
     let number = |text: &str| u32::from_str_radix(text, 16).ok();
     let found = (number(file.next()?)?, number(file.next()?)?, file.next()?.parse().ok()?);
     (found == (major(device), minor(device), inode)).then_some(pid)
+}
+
+/// Whether a process belongs to this user or to root, by its `proc_pid_status(5)`. Anybody can start a set-user-ID
+/// program, so that the real user counts as well as the effective one.
+fn is_of(status: &str, user: u32) -> bool {
+    let users = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap_or_default();
+    let mut users = users.split_ascii_whitespace().map(|number| number.parse::<u32>());
+    let mut next = || matches!(users.next(), Some(Ok(number)) if number == 0 || number == user);
+    next() && next()
 }
 
 /// Whether a process was sent SIGKILL, or has ended but for threads that do not: by its `proc_pid_status(5)`.
@@ -108,77 +188,4 @@ fn is_ending(status: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_second_lock_is_refused_with_the_holder_until_the_first_is_dropped() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let stat = fs::metadata(directory.path()).expect("there");
-        let instance = (stat.dev(), stat.ino());
-        let take = |wait| take(directory.path(), instance, wait);
-        let first = take(Duration::ZERO).expect("locked");
-        let started = Instant::now();
-        let Err(NotLocked::Held(holder)) = take(Duration::from_millis(100)) else {
-            panic!("locked twice");
-        };
-        assert!(started.elapsed() >= Duration::from_millis(100));
-        assert_eq!(holder, Holder { pid: Some(std::process::id()), was_killed: false });
-
-        thread::scope(|scope| {
-            let waits = scope.spawn(|| take(Duration::from_secs(60)).is_ok());
-            thread::sleep(Duration::from_millis(50));
-            assert!(!waits.is_finished());
-            drop(first);
-            assert!(waits.join().expect("no panic"));
-        });
-    }
-
-    #[test]
-    fn another_instance_or_none_is_gone() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let stat = fs::metadata(directory.path()).expect("there");
-        for (path, instance) in [
-            (directory.path().to_owned(), (stat.dev(), stat.ino() + 1)),
-            (directory.path().to_owned(), (stat.dev() + 1, stat.ino())),
-            (directory.path().join("uverbs0"), (stat.dev(), stat.ino())),
-        ] {
-            let taken = take(&path, instance, Duration::ZERO);
-            assert!(matches!(taken, Err(NotLocked::Gone)), "{taken:?}");
-        }
-    }
-
-    #[test]
-    fn the_holder_is_read_from_the_line_of_the_file() {
-        let device = rustix::fs::makedev(0, 0x17);
-        let pid = |line| pid_of(line, device, 17578);
-        assert_eq!(pid("1: FLOCK  ADVISORY  WRITE 4711 00:17:17578 0 EOF"), Some(4711));
-        for other in [
-            "",
-            "1: POSIX  ADVISORY  WRITE 4711 00:17:17578 0 EOF",
-            "1: -> FLOCK  ADVISORY  WRITE 4711 00:17:17578 0 EOF",
-            "1: FLOCK  ADVISORY  WRITE 4711 00:18:17578 0 EOF",
-            "1: FLOCK  ADVISORY  WRITE 4711 00:17:1757 0 EOF",
-            "1: FLOCK  ADVISORY  WRITE 0 00:17:17578 0 EOF",
-            "1: FLOCK  ADVISORY  WRITE -1 00:17:17578 0 EOF",
-            "1: FLOCK  ADVISORY  WRITE 4711",
-        ] {
-            assert_eq!(pid(other), None, "{other}");
-        }
-    }
-
-    #[test]
-    fn a_process_that_was_killed_is_known_by_its_status() {
-        let status = |state: &str, own: &str, shared: &str| {
-            format!("Name:\tuverbs\nState:\t{state}\nSigPnd:\t{own}\nShdPnd:\t{shared}\n")
-        };
-        let none = "0000000000000000";
-        let kill = "0000000000000100";
-        assert!(is_ending(&status("D (disk sleep)", kill, none)));
-        assert!(is_ending(&status("D (disk sleep)", none, kill)));
-        assert!(is_ending(&status("Z (zombie)", none, none)));
-        assert!(!is_ending(&status("D (disk sleep)", none, none)));
-        assert!(!is_ending(&status("S (sleeping)", "0000000000000080", "0000000000004000")));
-        assert!(!is_ending(""));
-    }
-}
+mod tests;

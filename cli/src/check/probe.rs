@@ -10,12 +10,9 @@ use std::time::{Duration, Instant};
 
 use uverbs::Device;
 
-use super::lock::Holder;
+use super::lock::{GRACE, Holder};
 use super::ports::Port;
-use super::worker::{LOCK_WAIT, Line, Refusal, Request, Task};
-
-/// How long a worker may take to end once it was killed.
-const GRACE: Duration = Duration::from_secs(1);
+use super::worker::{Line, Refusal, Request, Task};
 
 /// What was found out about a device.
 #[derive(Debug, Default)]
@@ -38,7 +35,9 @@ pub(super) enum Trouble {
         /// The worker, where it did not end.
         left_behind: Option<u32>,
     },
-    /// Another probe is at the device.
+    /// The worker did not come as far as the device in this time, and was killed.
+    NotReady { within: Duration },
+    /// Another process probes the device.
     Held(Holder),
     /// The device is not there any more, or was replaced.
     Gone,
@@ -81,21 +80,26 @@ impl Workers {
         probed: &mut Probed,
     ) -> Result<(), Trouble> {
         let failed = |error: io::Error| Trouble::Failed(format!("it was not probed: {error}"));
-        let request = serde_json::to_string(&Request::new(device, task)).map_err(io::Error::from);
+        let request = serde_json::to_string(&Request::new(device, task, self.timeout))
+            .map_err(io::Error::from);
         let request = request.map_err(failed)?;
         writeln!(worker.requests, "{request}").map_err(failed)?;
-        match self.next(worker, "preparing to probe it", LOCK_WAIT)? {
-            Line::Locked => {}
-            line => return Err(trouble(line)),
+        // Time to start, and to wait for another probe. Nothing is done with the device in it.
+        let within = 2 * self.timeout + GRACE;
+        match self.next(worker, "preparing to probe it", within) {
+            Ok(Line::Locked) => {}
+            Ok(line) => return Err(trouble(line)),
+            Err(Trouble::TimedOut { .. }) => return Err(Trouble::NotReady { within }),
+            Err(trouble) => return Err(trouble),
         }
         if task.open {
-            match self.next(worker, "opening it", Duration::ZERO)? {
+            match self.next(worker, "opening it", self.timeout)? {
                 Line::Opened(opened) => probed.opened = Some(opened),
                 line => return Err(trouble(line)),
             }
         }
         if task.ports {
-            match self.next(worker, "reading the state of its ports", Duration::ZERO)? {
+            match self.next(worker, "reading the state of its ports", self.timeout)? {
                 Line::Ports(ports) => probed.ports = ports,
                 line => return Err(trouble(line)),
             }
@@ -103,20 +107,20 @@ impl Workers {
         Ok(())
     }
 
-    /// The next line of an answer, within the timeout and some more.
+    /// The next line of an answer.
     fn next(
         &self,
         worker: &mut Worker,
         doing: &'static str,
-        more: Duration,
+        timeout: Duration,
     ) -> Result<Line, Trouble> {
-        match worker.lines.recv_timeout(self.timeout + more) {
+        match worker.lines.recv_timeout(timeout) {
             Ok(line) => serde_json::from_str(&line)
                 .map_err(|error| Trouble::Failed(format!("the probe's answer is odd: {error}"))),
             Err(RecvTimeoutError::Timeout) => {
                 let has_ended = (self.kill)(&mut worker.child);
                 let left_behind = (!has_ended).then(|| worker.child.id());
-                Err(Trouble::TimedOut { doing, timeout: self.timeout, left_behind })
+                Err(Trouble::TimedOut { doing, timeout, left_behind })
             }
             Err(RecvTimeoutError::Disconnected) => {
                 Err(Trouble::Failed(format!("the probe ended while {doing}")))
@@ -140,7 +144,7 @@ impl Probe for Workers {
         match &probed.trouble {
             None | Some(Trouble::Held(_) | Trouble::Gone) => self.worker = Some(worker),
             // It was killed, left behind and all.
-            Some(Trouble::TimedOut { .. }) => {}
+            Some(Trouble::TimedOut { .. } | Trouble::NotReady { .. }) => {}
             Some(Trouble::Failed(_)) => end(worker, self.kill),
         }
         probed

@@ -193,18 +193,23 @@ mod simulated {
                 "opening it took longer than 1.5 s: process 4711 was killed and has not ended",
             ),
             (
-                || Trouble::Held(Holder { pid: Some(4711), was_killed: true }),
+                || Trouble::Held(Holder { pid: 4711, was_killed: true }),
                 Severity::Error,
                 "timeout",
                 "an earlier probe still hangs: process 4711 was killed and has not ended",
             ),
             (
-                || Trouble::Held(Holder { pid: None, was_killed: false }),
+                || Trouble::Held(Holder { pid: 4711, was_killed: false }),
                 Severity::Unknown,
                 "busy",
-                "another probe is at it (a process that is not visible here)",
+                "process 4711 is probing it, so it was not probed",
             ),
-            (|| Trouble::Gone, Severity::Error, "removed", "removed or replaced"),
+            (
+                || Trouble::NotReady { within: Duration::from_secs(21) },
+                Severity::Unknown,
+                "timeout",
+                "the process that probes was not ready after 21 s",
+            ),
             (|| Trouble::Failed("no fork".to_owned()), Severity::Unknown, "os", "no fork"),
         ] {
             let audit = probed(&machine, true, &BTreeSet::new(), &mut Troubled(trouble));
@@ -224,19 +229,65 @@ mod simulated {
         }
     }
 
+    /// A probe that finds the device refused, as a worker reports it.
+    struct Refused(&'static str);
+
+    impl Probe for Refused {
+        fn probe(&mut self, device: &Device, _: Task) -> Probed {
+            let failure = Failure::new(self.0, format!("{device}: refused")).of(device);
+            Probed { opened: Some(Err(failure.into())), ..Probed::default() }
+        }
+    }
+
     #[test]
-    fn a_device_that_went_is_no_finding_where_it_was_only_to_be_counted() {
+    fn a_device_that_went_is_a_finding_only_where_it_was_named() {
         let machine = Machine::new();
         machine.add(DeviceSpec::new("rxe0")).expect("added");
         let (_, devices) = listed(&machine);
         let selected: Vec<_> = devices.iter().collect();
-        let task = Some(Task { open: false, ports: true });
-        let plan = Plan { task, ..Plan::default() };
-        let mut audit = Audit::default();
-        let mut prober = Troubled(|| Trouble::Gone);
-        probe_devices(&mut audit, &plan, &devices, &selected, &BTreeSet::new(), &mut prober);
-        assert!(audit.is_good() && audit.info.len() == 1, "{audit:?}");
-        assert_eq!(audit.seen.expect("devices").devices[0].proven, None);
+        let check = |open, names: &[&str], prober: &mut dyn Probe| {
+            let selectors = names.iter().map(|name| Selector::parse(OsStr::new(name)));
+            let selectors = selectors.collect::<Result<_, _>>().expect("selectors");
+            let plan = Plan { selectors, task: Some(Task { open, ports: true }), expect: None };
+            let mut audit = Audit { opens: open.then(Vec::new), ..Audit::default() };
+            probe_devices(&mut audit, &plan, &devices, &selected, &BTreeSet::new(), prober);
+            audit
+        };
+        for open in [false, true] {
+            let unnamed = check(open, &[], &mut Troubled(|| Trouble::Gone));
+            assert!(unnamed.is_good() && unnamed.info.len() == 1, "{unnamed:?}");
+            assert_eq!(unnamed.seen.expect("devices").devices[0].proven, None);
+            let named = check(open, &["rxe0"], &mut Troubled(|| Trouble::Gone));
+            assert_eq!(named.count(Severity::Error), 1, "{named:?}");
+        }
+        for (kind, may_happen) in [("removed", true), ("replaced", true), ("node_mismatch", false)]
+        {
+            let unnamed = check(true, &[], &mut Refused(kind));
+            assert_eq!(unnamed.is_good(), may_happen, "{unnamed:?}");
+            assert_eq!(unnamed.info.len(), usize::from(may_happen));
+            let json = serde_json::to_value(&unnamed).expect("JSON");
+            assert_eq!(json["opens"][0]["error"]["kind"], kind);
+            let proven = unnamed.seen.expect("devices").devices[0].proven;
+            assert_eq!(proven, (!may_happen).then_some(false));
+            let named = check(true, &["rxe0"], &mut Refused(kind));
+            assert_eq!(named.count(Severity::Error), 1, "{named:?}");
+        }
+    }
+
+    #[test]
+    fn a_device_that_a_worker_does_not_find_was_removed_or_replaced() {
+        let machine = Machine::new();
+        let old = machine.add(DeviceSpec::new("rxe0")).expect("added");
+        let (host, devices) = listed(&machine);
+        let registry = Registry::new(host);
+        let device = devices.by_name("rxe0").expect("listed");
+        let request = worker::Request::new(&device, OPEN, Duration::ZERO);
+        assert!(worker::find(&registry, &request).is_ok());
+        machine.remove(old);
+        let kind = |found: Result<Device, Failure>| found.expect_err("gone").kind().to_owned();
+        assert_eq!(kind(worker::find(&registry, &request)), "removed");
+        machine.deny_netlink(Some(1));
+        assert_eq!(kind(worker::find(&registry, &request)), "netlink_unavailable");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! A call on a device with hung firmware may never return, and no signal ends it. So these calls are made in a child,
 //! which can be left behind. It reads a request a line on stdin, answers in lines on stdout, and ends with its stdin.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, BufRead as _, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
@@ -12,14 +12,11 @@ use std::time::Duration;
 use rustix::process::{Signal, set_parent_process_death_signal};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use uverbs::{Device, Host, Registry};
+use uverbs::{Device, ErrorKind, Host, Registry};
 
-use super::lock::{self, Holder, NotLocked};
+use super::lock::{self, Holder, Lock, NotLocked};
 use super::ports::{self, Port};
 use crate::output::Failure;
-
-/// How long to wait for a probe of another run, which usually takes milliseconds.
-pub(super) const LOCK_WAIT: Duration = Duration::from_secs(1);
 
 /// What to do with a device.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -39,10 +36,12 @@ pub(super) struct Request {
     /// `None` where netlink does not report it.
     index: Option<u32>,
     task: Task,
+    /// How long to wait for a probe of another run.
+    wait: Duration,
 }
 
 impl Request {
-    pub(super) fn new(device: &Device, task: Task) -> Self {
+    pub(super) fn new(device: &Device, task: Task, wait: Duration) -> Self {
         let instance = device.instance();
         Self {
             number: device.uverbs_number(),
@@ -50,6 +49,7 @@ impl Request {
             inode: instance.ino,
             index: device.index().ok(),
             task,
+            wait,
         }
     }
 }
@@ -63,6 +63,13 @@ pub(super) struct Refusal {
     pub(super) error: Value,
 }
 
+impl Refusal {
+    /// Whether the device is not there any more.
+    pub(super) fn is_gone(&self) -> bool {
+        ["removed", "replaced"].iter().any(|kind| self.error["kind"] == *kind)
+    }
+}
+
 impl From<Failure> for Refusal {
     fn from(failure: Failure) -> Self {
         let message = failure.without_device().to_owned();
@@ -74,12 +81,12 @@ impl From<Failure> for Refusal {
 /// The others end an answer.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Line {
-    /// No other probe is at the device.
+    /// No other process probes the device.
     Locked,
     /// It was opened and proved, or not.
     Opened(Result<(), Refusal>),
     Ports(Vec<Port>),
-    /// Another probe is at it.
+    /// Another process probes it.
     Held(Holder),
     /// It is not there any more, or was replaced.
     Gone,
@@ -141,7 +148,7 @@ fn serve(
 ) -> io::Result<()> {
     let directory = format!("/sys/class/infiniband_verbs/uverbs{}", request.number);
     let instance = (request.sys_dev, request.inode);
-    let lock = match lock::take(Path::new(&directory), instance, LOCK_WAIT) {
+    let lock = match lock::take(Path::new(&directory), instance, request.wait) {
         Ok(lock) => lock,
         Err(NotLocked::Held(holder)) => return say(&Line::Held(holder)),
         Err(NotLocked::Gone) => return say(&Line::Gone),
@@ -154,7 +161,7 @@ fn serve(
 fn answer(
     registry: &Registry,
     request: &Request,
-    lock: &File,
+    lock: &Lock,
     say: &mut impl FnMut(&Line) -> io::Result<()>,
 ) -> io::Result<()> {
     say(&Line::Locked)?;
@@ -164,17 +171,21 @@ fn answer(
         say(&Line::Opened(opened.map_err(Refusal::from)))?;
     }
     if request.task.ports {
-        say(&Line::Ports(ports::read(lock)))?;
+        say(&Line::Ports(ports::read(&lock.directory)))?;
     }
     Ok(())
 }
 
 /// The device of a request, by its index where it is known: a sweep for each of a thousand devices would take minutes.
-fn find(registry: &Registry, request: &Request) -> Result<Device, Failure> {
+pub(super) fn find(registry: &Registry, request: &Request) -> Result<Device, Failure> {
     let device = match request.index {
-        Some(index) => registry.by_index(index)?,
-        None => registry.devices()?.by_uverbs_number(request.number)?,
+        Some(index) => registry.by_index(index),
+        None => registry.devices()?.by_uverbs_number(request.number),
     };
+    let device = device.map_err(|error| match error.kind() {
+        ErrorKind::NotFound => Failure::new("removed", error.to_string()),
+        _ => Failure::from(error),
+    })?;
     let instance = device.instance();
     match (instance.sys_dev, instance.ino) == (request.sys_dev, request.inode) {
         true => Ok(device),

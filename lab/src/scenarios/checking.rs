@@ -1,6 +1,7 @@
 //! `uverbs check` as a probe: devices that hang, exit statuses, metrics.
 
 use std::fs;
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -8,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-use crate::guest;
+use crate::{container, guest};
 
 /// Runs `uverbs check` and requires an exit status.
 fn check(args: &[&str], status: i32) -> Result<Output> {
@@ -86,19 +87,28 @@ pub(super) fn hangs() -> Result<()> {
 /// A child that SIGKILL does not end, held by the freezer of cgroup v1: it is left behind once, reported as long as it
 /// is there, and in nobody's way afterwards.
 pub(super) fn left_behind() -> Result<()> {
+    beside_freezer(frozen)
+}
+
+/// A child of another user that was left behind shows nothing of the device: this user finds out.
+pub(super) fn left_behind_by_another_user() -> Result<()> {
+    beside_freezer(frozen_of_user)
+}
+
+fn beside_freezer(scenario: fn(&Path) -> Result<()>) -> Result<()> {
     let freezer = Path::new("/tmp/freezer");
     fs::create_dir_all(freezer)?;
     let mount = ["-t", "cgroup", "-o", "freezer", "freezer", "/tmp/freezer"];
     guest::run("mount", &mount)?;
-    let done = with_freezer(freezer);
+    let done = with_freezer(freezer, scenario);
     guest::run("umount", &["/tmp/freezer"])?;
     done
 }
 
-fn with_freezer(freezer: &Path) -> Result<()> {
+fn with_freezer(freezer: &Path, scenario: fn(&Path) -> Result<()>) -> Result<()> {
     let cold = freezer.join("cold");
     fs::create_dir(&cold)?;
-    let done = frozen(&cold);
+    let done = scenario(&cold);
     // Whatever happened, nothing stays frozen.
     fs::write(cold.join("freezer.state"), "THAWED")?;
     guest::until("the processes to end", || {
@@ -148,6 +158,49 @@ fn frozen(cold: &Path) -> Result<()> {
     check(&["--device", "name=next", "--open"], 0).map(drop)
 }
 
+fn frozen_of_user(cold: &Path) -> Result<()> {
+    const USER: u32 = 1000;
+    guest::hca("add name=hung guid=00000000000000a0 delay_ms=60000")?;
+    let args = ["check", "--open", "--timeout", "2"];
+    let theirs = || {
+        let mut command = Command::new("uverbs");
+        command.args(args).uid(USER).gid(USER).stdout(Stdio::piped());
+        command
+    };
+    let mut first = theirs().spawn()?;
+    let worker = frozen_worker(&mut first, cold)?;
+    first.wait()?;
+    ensure!(workers()? == [worker], "{:?}", workers()?);
+
+    let found = json(&["--open", "--timeout", "2"], 1)?;
+    let message = finding(&found)?;
+    ensure!(message.contains("opening it took longer than 2 s"), "{message}");
+    ensure!(workers()? == [worker], "{:?}", workers()?);
+
+    // That user's next check sees it.
+    let output = theirs().output()?;
+    let printed = String::from_utf8_lossy(&output.stdout);
+    let words = format!("an earlier probe still hangs: process {worker} was killed");
+    ensure!(output.status.code() == Some(1) && printed.contains(&words), "{printed}");
+    ensure!(workers()? == [worker], "{:?}", workers()?);
+    Ok(())
+}
+
+/// Two checks at once of a device that is slow, and answers within the time.
+pub(super) fn at_once() -> Result<()> {
+    guest::hca("add name=slow guid=00000000000000a0 delay_ms=3000")?;
+    let start = || {
+        let mut command = Command::new("uverbs");
+        command.args(["check", "--open", "--timeout", "60"]).stdout(Stdio::piped()).spawn()
+    };
+    for check in [start()?, start()?] {
+        let output = check.wait_with_output()?;
+        let printed = String::from_utf8_lossy(&output.stdout);
+        ensure!(output.status.success(), "{}: {printed}", output.status);
+    }
+    Ok(())
+}
+
 /// The worker of a check once it is in the driver, moved into a frozen cgroup.
 fn frozen_worker(check: &mut Child, cold: &Path) -> Result<u32> {
     let worker = until_in_driver(check)?;
@@ -179,29 +232,36 @@ fn workers() -> Result<Vec<u32>> {
     Ok(processes.filter(is_worker).collect())
 }
 
+const METRICS: &str = "/tmp/uverbs.prom";
+
+/// The metrics that a check writes to a file, which are those that it prints.
+fn written_metrics() -> Result<String> {
+    check(&["--textfile", METRICS], 0)?;
+    let printed = check(&["--textfile", "-"], 0)?;
+    let text = fs::read_to_string(METRICS)?;
+    let without_time = |text: &str| -> Vec<String> {
+        let lines = text.lines().map(str::to_owned);
+        lines.filter(|line| !line.starts_with("uverbs_check_last_run")).collect()
+    };
+    ensure!(without_time(&text) == without_time(&String::from_utf8(printed.stdout)?), "{text}");
+    Ok(text)
+}
+
+/// Two devices, of which the second has a name that labels have to escape.
+fn hostile_devices() -> Result<()> {
+    guest::hca("add name=a guid=00000000000000a0")?;
+    guest::add_rxe("rxe0", "d0")?;
+    guest::rename("rxe0", "x\u{1b}\"\\y")
+}
+
 /// A hostile name, and a replacement, in the metrics.
 pub(super) fn metrics() -> Result<()> {
-    const FILE: &str = "/tmp/uverbs.prom";
-    let metrics = || -> Result<String> {
-        check(&["--textfile", FILE], 0)?;
-        let printed = check(&["--textfile", "-"], 0)?;
-        let text = fs::read_to_string(FILE)?;
-        let without_time = |text: &str| -> Vec<String> {
-            let lines = text.lines().map(str::to_owned);
-            lines.filter(|line| !line.starts_with("uverbs_check_last_run")).collect()
-        };
-        ensure!(without_time(&text) == without_time(&String::from_utf8(printed.stdout)?), "{text}");
-        lint(&text)?;
-        Ok(text)
-    };
     let value = |text: &str, series: &str| -> Result<String> {
         let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
         Ok(line.with_context(|| format!("no {series} in {text}"))?.to_owned())
     };
-    guest::hca("add name=a guid=00000000000000a0")?;
-    guest::add_rxe("rxe0", "d0")?;
-    guest::rename("rxe0", "x\u{1b}\"\\y")?;
-    let before = metrics()?;
+    hostile_devices()?;
+    let before = written_metrics()?;
     ensure!(value(&before, "uverbs_devices")? == "2", "{before}");
     let rxe = r#"uverbs="uverbs1",device="x\\x1b\\\"\\\\y",port="1""#;
     ensure!(value(&before, &format!("uverbs_port_state{{{rxe}}}"))? == "4", "{before}");
@@ -219,29 +279,21 @@ pub(super) fn metrics() -> Result<()> {
 
     let instance = "uverbs_device_instance{uverbs=\"uverbs0\"}";
     let inode = |text: &str| value(text, instance);
-    ensure!(inode(&metrics()?)? == inode(&before)?, "it changed by itself");
+    ensure!(inode(&written_metrics()?)? == inode(&before)?, "it changed by itself");
     guest::hca("del-sync name=a")?;
     guest::hca("add name=a guid=00000000000000a0")?;
     guest::until_uverbs("uverbs0", true)?;
-    let after = metrics()?;
+    let after = written_metrics()?;
     ensure!(inode(&after)? != inode(&before)?, "the replacement does not show: {after}");
     Ok(())
 }
 
-/// Has promtool judge the metrics, where the guest has it.
-fn lint(text: &str) -> Result<()> {
-    use std::io::Write as _;
-
-    if Command::new("promtool").arg("--version").output().is_err() {
-        return Ok(());
-    }
-    let mut promtool = Command::new("promtool");
-    promtool.args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped());
-    let mut promtool = promtool.stderr(Stdio::piped()).spawn()?;
-    promtool.stdin.take().context("stdin")?.write_all(text.as_bytes())?;
-    let output = promtool.wait_with_output()?;
-    println!("    promtool: {}", output.status);
-    let words = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success() && words.is_empty(), "{words}: {text}");
+/// promtool accepts the metrics of devices, one of which has a hostile name.
+pub(super) fn promtool_accepts_metrics() -> Result<()> {
+    hostile_devices()?;
+    written_metrics()?;
+    let output = container::promtool(Path::new(METRICS))?;
+    let is_clean = output.status == Some(0) && output.stderr.is_empty();
+    ensure!(is_clean, "{output:?}: {}", fs::read_to_string(METRICS)?);
     Ok(())
 }

@@ -66,6 +66,33 @@ fn a_child_that_cannot_be_killed_is_left_behind_and_named() {
 }
 
 #[test]
+fn a_child_that_is_slow_to_start_is_no_error_of_the_device() {
+    let timeout = Duration::from_millis(100);
+    let probed = workers(|| shell("exec sleep 600"), timeout).probe(&device(), OPEN);
+    assert!(matches!(probed.trouble, Some(Trouble::NotReady { .. })), "{probed:?}");
+    // Within the time for its start and for another probe it is not too slow.
+    let command = || {
+        shell(
+            r#"read -r r; sleep 1.8; echo '"Locked"'; echo '{"Opened":{"Ok":null}}'; echo '{"Ports":[]}'"#,
+        )
+    };
+    let probed = workers(command, Duration::from_millis(700)).probe(&device(), OPEN);
+    assert!(probed.trouble.is_none(), "{probed:?}");
+}
+
+#[test]
+fn a_child_waits_for_another_probe_for_the_whole_time() {
+    let command = || {
+        shell(
+            r#"read -r request
+               case $request in *'"wait":{"secs":60,"nanos":0}'*) echo '"Gone"';; esac"#,
+        )
+    };
+    let probed = workers(command, Duration::from_secs(60)).probe(&device(), OPEN);
+    assert!(matches!(probed.trouble, Some(Trouble::Gone)), "{probed:?}");
+}
+
+#[test]
 fn a_result_before_the_hang_is_kept() {
     let command =
         || shell(r#"read -r r; echo '"Locked"'; echo '{"Opened":{"Ok":null}}'; exec sleep 600"#);
@@ -118,7 +145,7 @@ fn a_worker_that_finds_another_probe_serves_the_next_device() {
         )
     };
     let mut workers = workers(command, Duration::from_secs(60));
-    let held = Holder { pid: Some(4711), was_killed: true };
+    let held = Holder { pid: 4711, was_killed: true };
     let found = workers.probe(&device(), OPEN).trouble;
     assert!(matches!(found, Some(Trouble::Held(holder)) if holder == held));
     assert!(matches!(workers.probe(&device(), OPEN).trouble, Some(Trouble::Gone)));
