@@ -79,3 +79,23 @@ fn a_file_that_cannot_be_written_is_tried_again() {
     assert_eq!((follower.writes, count(&path)), (1, 1));
     assert!(pace.left(Instant::now()) > Duration::from_secs(5));
 }
+
+/// Nothing updates the file after the watch, so that an error which ends it removes the file, too.
+#[test]
+fn the_file_goes_however_a_watch_ends() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("uverbs.json");
+    let target = Target::new(path.clone(), &spec::kind("uverbs/device").expect("a kind"));
+    let target = target.expect("a target");
+    let ends = |keep, followed| {
+        std::fs::write(&path, r#"{"kind": "uverbs/device"}"#).expect("written");
+        (end(&target, keep, followed).is_ok(), path.exists())
+    };
+    let failed = || Err(Failure::new("os", "no"));
+    assert_eq!(ends(false, Ok(())), (true, false));
+    assert_eq!(ends(false, failed()), (false, false));
+    assert_eq!(ends(true, Ok(())), (true, true));
+    assert_eq!(ends(true, failed()), (false, true));
+    std::fs::write(&path, "somebody else's").expect("written");
+    assert!(end(&target, false, Ok(())).is_err() && path.exists());
+}

@@ -3,7 +3,7 @@
 //! A call on a device with hung firmware may never return, and no signal ends it. So these calls are made in a child,
 //! which can be left behind. It reads a request a line on stdin, answers in lines on stdout, and ends with its stdin.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, BufRead as _, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
@@ -16,6 +16,7 @@ use uverbs::{Device, Host, Registry};
 
 use super::lock::{self, Holder, NotLocked};
 use super::ports::{self, Port};
+use crate::child::close_inherited;
 use crate::output::Failure;
 
 /// How long to wait for a probe of another run, which usually takes milliseconds.
@@ -112,18 +113,6 @@ pub(super) fn run() -> ExitCode {
         }
     }
     ExitCode::SUCCESS
-}
-
-/// Closes what this process inherited beside its standard streams. One that hangs would keep those descriptors open
-/// for good: a lock of a cron job, or the pipe that somebody reads to its end.
-fn close_inherited() {
-    let Ok(entries) = fs::read_dir("/proc/self/fd") else { return };
-    let numbers = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    let numbers: Vec<i32> = numbers.filter(|number| *number > 2).collect();
-    for number in numbers {
-        // Nothing in this process owns one of them. The one of the listing is closed by now.
-        let _ = nix::unistd::close(number);
-    }
 }
 
 fn say(line: &Line) -> io::Result<()> {
