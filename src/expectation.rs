@@ -100,7 +100,8 @@ impl Expectation {
     /// number: two devices of one container never have the same variable.
     pub const VARIABLE: &'static str = "UVERBS_EXPECT_";
 
-    /// The expectation that a device meets now: parent, uverbs number and device number.
+    /// The expectation that a device meets now: parent, uverbs number and device number. That of a software device, which
+    /// has no parent, can be checked only [with its instance](Self::with_instance).
     ///
     /// # Errors
     /// As [`Device::parent`].

@@ -155,7 +155,7 @@ mod tests {
         }
         let devices = Registry::new(Host::simulated(&machine).expect("a host")).devices();
         let devices = devices.expect("a list");
-        let given: Vec<_> = devices.iter().map(|device| Expectation::of(device)).collect();
+        let given: Vec<_> = devices.iter().map(Expectation::of).collect();
         let given = given.into_iter().collect::<Result<Vec<_>, _>>().expect("read");
         for name in ["mlx5_0", "smi1"] {
             let device = devices.by_name(name).ok();

@@ -31,7 +31,7 @@ use state::State;
 /// What it promises: at the moment of the check, each device of EXPECTATION is where it is expected, has the uverbs
 /// number and the device number under which it was given, and the container's own node has that number. With a GUID or
 /// an instance in EXPECTATION, these are the device's, too. Each node of --node has its number, on the host and in the
-/// container, and a umadN or issmN belongs to the device. A node of the container that neither names is not looked at.
+/// container, and a umadN or issmN belongs to the device. Other nodes of the container are not looked at.
 ///
 /// What it does not promise: it looks once, before the container starts. Afterwards nothing watches. A device that is
 /// replaced while the container runs is noticed by the program alone: by opening it with this library, or with `uverbs

@@ -133,7 +133,7 @@ impl<N: Nodes> Builder<N> {
     /// Makes the file of the devices that are there now.
     ///
     /// # Errors
-    /// The nodes for management datagrams could not be read.
+    /// The nodes beside those of verbs devices could not be read.
     pub(super) fn build(&mut self, devices: &Devices) -> Result<Built, Failure> {
         let mut notes: Vec<_> =
             devices.faults().map(|fault| format!("left out: {fault}")).collect();
@@ -153,10 +153,11 @@ impl<N: Nodes> Builder<N> {
                 Err(error) if is_gone(&error) => {}
                 Err(error) => {
                     notes.push(format!("left out: {error}"));
-                    let uverbs = format!("uverbs{}", device.uverbs_number());
                     let parent = match self.known.get(&device.instance()) {
+                        // It is alone at its place.
+                        Some(known) if known.group.is_virtual => continue,
                         Some(known) => known.group.parent.clone(),
-                        None => self.nodes.parent_of(&uverbs),
+                        None => self.nodes.parent_of(&format!("uverbs{}", device.uverbs_number())),
                     };
                     unread.push(Unread { device: device.to_string(), parent });
                 }

@@ -1,5 +1,5 @@
 use uverbs::Host;
-use uverbs::sim::{DeviceSpec, Machine};
+use uverbs::sim::{DeviceSpec, Machine, Verdict};
 
 use super::build::tests::{FakeNodes, wanted};
 use super::*;
@@ -91,7 +91,14 @@ fn the_file_goes_however_a_watch_ends() {
         std::fs::write(&path, r#"{"kind": "uverbs/device"}"#).expect("written");
         (end(&target, keep, followed).is_ok(), path.exists())
     };
-    let failed = || Err(Failure::new("os", "no"));
+    // Nothing can be listed, so that the watch ends before its first look.
+    let failed = || {
+        let machine = Machine::new();
+        let registry = Registry::new(Host::simulated(&machine).expect("a host"));
+        machine.on_call(|_, _| Verdict::Fail(5));
+        follow(&registry, &mut Builder::new(wanted(), FakeNodes::default()), &target)
+    };
+    assert!(failed().is_err());
     assert_eq!(ends(false, Ok(())), (true, false));
     assert_eq!(ends(false, failed()), (false, false));
     assert_eq!(ends(true, Ok(())), (true, true));

@@ -317,7 +317,7 @@ fn nodes_for_datagrams_are_those_of_the_same_parent() {
     assert_eq!(nodes(&built, "0000:3b:00.2"), ["uverbs3"]);
 }
 
-/// The engine fixes their numbers when it creates the container, so that the hook has to compare them.
+/// The engine fixes their numbers in the container's configuration, so that the hook has to compare them.
 #[test]
 fn the_hook_gets_every_node_that_a_container_gets() {
     let all = Wanted { umad: true, issm: true, ..wanted() };
@@ -380,8 +380,10 @@ fn a_place_with_a_device_that_cannot_be_read_is_left_out() {
     };
     // The place is known, and the GUID is another network namespace's.
     let machine = machine();
-    let smi1 = machine.instance_of(1).expect("there");
-    machine.set_netns_visible(smi1, false);
+    // A software device, too, which is a part of nothing.
+    for number in [1, 5] {
+        machine.set_netns_visible(machine.instance_of(number).expect("there"), false);
+    }
     let with_guid = Wanted { with_guid: true, ..wanted() };
     let (names, notes) = names_of(&machine, with_guid, FakeNodes::default());
     assert_eq!(
