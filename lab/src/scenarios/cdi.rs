@@ -233,6 +233,8 @@ impl Watch {
     const LOG: &'static str = "/tmp/cdi-watch";
 
     fn start() -> Result<Self> {
+        // The command makes the last directory alone. A guest without runtimes has no /var/run.
+        fs::create_dir_all(Path::new(CDI_DIRECTORY).parent().context("no directory")?)?;
         let child = Command::new("uverbs")
             .args(["cdi", "--watch", "--dir", CDI_DIRECTORY])
             .stderr(fs::File::create(Self::LOG)?)
