@@ -1,7 +1,7 @@
 //! What a container was given: which device, under which number. It is written where the device is allotted, travels as
 //! text, and is checked where the container starts and where its program opens the device.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fmt;
 use std::os::unix::ffi::OsStrExt as _;
 use std::str::FromStr;
@@ -33,7 +33,8 @@ use crate::sysfs;
 ///
 /// `pci` is the address of the function, and `sf` the number of the sub-function (attribute `sfnum`) where the parent
 /// is one. Devices of other buses have `bus` and `name`, with bytes other than `A-Z a-z 0-9 _ . : -` as `%XX`. `inode`
-/// is the inode number of the uverbs directory, which is unique until the next reboot: so `boot` comes with it.
+/// is the inode number of the uverbs directory, which is unique until the next reboot: so `boot` comes with it. Software
+/// devices, on the bus `virtual`, have no parent. Their expectations are checked only with the two.
 ///
 /// ```no_run
 /// use uverbs::{BootId, Expectation, Host, Registry};
@@ -99,7 +100,8 @@ impl Expectation {
     /// number: two devices of one container never have the same variable.
     pub const VARIABLE: &'static str = "UVERBS_EXPECT_";
 
-    /// The expectation that a device meets now: parent, uverbs number and device number.
+    /// The expectation that a device meets now: parent, uverbs number and device number. That of a software device, which
+    /// has no parent, can be checked only [with its instance](Self::with_instance).
     ///
     /// # Errors
     /// As [`Device::parent`].
@@ -133,13 +135,31 @@ impl Expectation {
     /// The library itself never reads the environment: pass in `std::env::vars_os()`.
     ///
     /// # Errors
-    /// One of them does not hold an expectation.
+    /// One of them does not hold an expectation, has the uverbs number of another device in its name, or is there
+    /// twice.
     pub fn from_variables(
         variables: impl IntoIterator<Item = (OsString, OsString)>,
     ) -> std::result::Result<Vec<Self>, ParseExpectationError> {
-        let is_one = |name: &OsStr| name.as_bytes().starts_with(Self::VARIABLE.as_bytes());
-        let found = variables.into_iter().filter(|(name, _)| is_one(name));
-        found.map(|(_, text)| Self::from_bytes(text.as_bytes())).collect()
+        let mut given: Vec<Self> = Vec::new();
+        for (name, text) in variables {
+            if !name.as_bytes().starts_with(Self::VARIABLE.as_bytes()) {
+                continue;
+            }
+            let expectation = Self::from_bytes(text.as_bytes())?;
+            let number = expectation.uverbs_number;
+            let why = match given.iter().any(|other| other.uverbs_number == number) {
+                true => "its variable is there twice",
+                false if name.as_bytes() != expectation.variable().as_bytes() => {
+                    "uverbs differs from the number in the name of the variable"
+                }
+                false => {
+                    given.push(expectation);
+                    continue;
+                }
+            };
+            return Err(ParseExpectationError::new(text.as_bytes(), why));
+        }
+        Ok(given)
     }
 
     /// The name of the environment variable for it.
@@ -175,16 +195,6 @@ impl Expectation {
         self.instance.is_some()
     }
 
-    /// Whether a device is where this one is expected, or under its number: the one that is meant, or stands in its
-    /// place.
-    ///
-    /// # Errors
-    /// As [`Device::parent`].
-    pub fn concerns(&self, device: &Device) -> Result<bool> {
-        Ok(device.uverbs_number() == self.uverbs_number
-            || Place::of(device.parent()?) == self.place)
-    }
-
     /// Checks that a device meets it. `boot` is the id of this boot, which may be left out where
     /// [`needs_boot_id`](Self::needs_boot_id) is false.
     ///
@@ -193,14 +203,37 @@ impl Expectation {
     /// network namespace: that is an error.
     ///
     /// # Errors
-    /// `NotExpected`, with what was expected and what was found. `Unsupported` where inode numbers may repeat, and
-    /// without a boot id that is needed. Otherwise as [`Device::parent`] and [`Device::query`].
+    /// `NotExpected`, with what was expected and what was found. `Unsupported` where inode numbers may repeat, without
+    /// a boot id that is needed, and for a software device whose instance is not in the expectation: it has no parent,
+    /// so that another one under its numbers would pass. Otherwise as [`Device::parent`] and [`Device::query`].
     pub fn check(&self, device: &Device, boot: Option<BootId>) -> Result<()> {
         let found = self.found(device, boot)?;
         match found == *self {
             true => Ok(()),
             false => Err(self.differs(&found).of(|| device.to_string())),
         }
+    }
+
+    /// Checks a device against what a container was given: against the expectation that has its uverbs number. Where
+    /// there is none, it is checked against those of its parent, whose numbers then differ, so that the error has both
+    /// numbers.
+    ///
+    /// # Errors
+    /// `NotExpected` if the device is none of `given`. Otherwise as [`check`](Self::check).
+    pub fn check_among(given: &[Self], device: &Device, boot: Option<BootId>) -> Result<()> {
+        let with_number = given.iter().filter(|one| one.uverbs_number == device.uverbs_number());
+        let mut concerned: Vec<_> = with_number.collect();
+        if concerned.is_empty() {
+            let place = Place::of(device.parent()?);
+            concerned.extend(given.iter().filter(|one| one.place == place));
+        }
+        if concerned.is_empty() {
+            let texts: Vec<_> = given.iter().map(ToString::to_string).collect();
+            let texts = if texts.is_empty() { "nothing".to_owned() } else { texts.join(" and ") };
+            let text = format!("this container was given {texts}, not this device");
+            return Err(Error::new(ErrorKind::NotExpected, text).of(|| device.to_string()));
+        }
+        concerned.into_iter().try_for_each(|one| one.check(device, boot))
     }
 
     /// The device of a list that meets it.
@@ -239,14 +272,19 @@ impl Expectation {
 
     /// What a device is, as far as this compares it.
     fn found(&self, device: &Device, boot: Option<BootId>) -> Result<Self> {
+        let unsupported = |text| Error::new(ErrorKind::Unsupported, text).of(|| device.to_string());
         let mut found = Self::of(device)?;
+        if found.place == Place::Virtual && self.place == Place::Virtual && self.instance.is_none()
+        {
+            return Err(unsupported(
+                "a software device has no parent: its expectation needs inode= and boot=",
+            ));
+        }
         if self.guid.is_some() {
             found.guid = Some(guid(device)?);
         }
         if self.instance.is_some() {
             let instance = device.instance();
-            let unsupported =
-                |text| Error::new(ErrorKind::Unsupported, text).of(|| device.to_string());
             if !instance.has_unique_inode {
                 return Err(unsupported("inode numbers may repeat here, and identify no instance"));
             }
@@ -282,10 +320,13 @@ impl Expectation {
     }
 
     fn from_bytes(text: &[u8]) -> std::result::Result<Self, ParseExpectationError> {
-        parse(text).map_err(|why| ParseExpectationError {
-            text: text[..text.len().min(TEXT_MAX)].into(),
-            why,
-        })
+        parse(text).map_err(|why| ParseExpectationError::new(text, why))
+    }
+}
+
+impl ParseExpectationError {
+    fn new(text: &[u8], why: &'static str) -> Self {
+        Self { text: text[..text.len().min(TEXT_MAX)].into(), why }
     }
 }
 

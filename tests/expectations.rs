@@ -56,7 +56,10 @@ fn a_device_meets_its_own_expectation() {
         assert_eq!(expectation.to_string(), text);
         let whole = expectation.clone().with_guid_of(&device).expect("a GUID");
         let whole = whole.with_instance(device.instance(), boot());
-        for expectation in [expectation, whole] {
+        let mut expectations = vec![whole];
+        // A software device is checked by its instance alone.
+        expectations.extend((name != "rxe0").then_some(expectation));
+        for expectation in expectations {
             expectation.check(&device, Some(boot())).expect(name);
             assert_eq!(expectation.find(&devices, Some(boot())).expect(name), device);
             for other in &devices {
@@ -84,8 +87,12 @@ fn another_function_under_the_number_is_refused_and_both_are_named() {
     let listed = devices(&machine);
     let error = given.find(&listed, None).expect_err("another").to_string();
     assert!(error.contains("; 0000:3b:00.2 now has uverbs1 (231:193))"), "{error}");
-    assert!(given.concerns(&named(&listed, "a")).expect("read"));
-    assert!(given.concerns(&named(&listed, "b")).expect("read"));
+    for name in ["a", "b"] {
+        let given = std::slice::from_ref(&given);
+        let error = Expectation::check_among(given, &named(&listed, name), None);
+        let error = error.expect_err(name).to_string();
+        assert!(error.contains("expected ") && !error.contains("was given"), "{error}");
+    }
     let error = given.check(&named(&listed, "b"), None).expect_err("its number differs");
     assert!(
         error
@@ -106,7 +113,59 @@ fn a_device_that_is_not_there_is_refused() {
     let error = given.find(&listed, None).expect_err("none");
     assert_eq!(error.kind(), ErrorKind::NotExpected);
     assert!(error.to_string().contains("found no uverbs0"), "{error}");
-    assert!(!given.concerns(&named(&listed, "b")).expect("read"));
+    let error = Expectation::check_among(&[given], &named(&listed, "b"), None);
+    let error = error.expect_err("not given");
+    assert_eq!(error.kind(), ErrorKind::NotExpected);
+    assert!(error.to_string().contains("was given v1,pci=0000:3b:00.2"), "{error}");
+    assert!(Expectation::check_among(&[], &named(&listed, "b"), None).is_err());
+}
+
+/// Both are at one address. Each is right, whichever of the two a program opens.
+#[test]
+fn two_devices_of_one_parent_are_both_accepted() {
+    let machine = machine();
+    let first = add(&machine, "mlx5_0", PF);
+    add(&machine, "smi1", PF);
+    let both = |listed: &Devices| -> Vec<_> {
+        listed.iter().map(|device| Expectation::of(device).expect("read")).collect()
+    };
+    let given = both(&devices(&machine));
+    for device in &devices(&machine) {
+        Expectation::check_among(&given, device, None).expect("it was given");
+    }
+    // One of them has another number now, and another function has its own.
+    machine.remove(first);
+    add(&machine, "other", OTHER);
+    add(&machine, "mlx5_0", PF);
+    let listed = devices(&machine);
+    Expectation::check_among(&given, &named(&listed, "smi1"), None).expect("it was given");
+    for name in ["other", "mlx5_0"] {
+        let error = Expectation::check_among(&given, &named(&listed, name), None);
+        assert_eq!(error.expect_err(name).kind(), ErrorKind::NotExpected, "{name}");
+    }
+}
+
+/// It has no parent: another software device would have the same expectation.
+#[test]
+fn a_software_device_is_not_checked_without_its_instance() {
+    let machine = machine();
+    let first = machine.add(DeviceSpec::new("rxe0").guid(0xa0)).expect("added");
+    let device = named(&devices(&machine), "rxe0");
+    let plain = Expectation::of(&device).expect("an expectation");
+    let whole = plain.clone().with_instance(device.instance(), boot());
+    whole.check(&device, Some(boot())).expect("the instance");
+    machine.remove(first);
+    machine.add(DeviceSpec::new("other").guid(0xa0)).expect("added");
+    let listed = devices(&machine);
+    let other = named(&listed, "other");
+    assert_eq!(Expectation::of(&other).expect("an expectation"), plain);
+    let error = whole.check(&other, Some(boot())).expect_err("another");
+    assert_eq!(error.kind(), ErrorKind::NotExpected);
+    let with_guid = plain.clone().with_guid_of(&other).expect("a GUID");
+    for given in [plain, with_guid] {
+        assert_eq!(given.check(&other, None).expect_err("unknown").kind(), ErrorKind::Unsupported);
+        assert_eq!(given.find(&listed, None).expect_err("unknown").kind(), ErrorKind::Unsupported);
+    }
 }
 
 /// A function that is bound again has its number again, and is the one that was given, unless the instance matters.

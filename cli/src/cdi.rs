@@ -2,7 +2,7 @@
 
 mod build;
 mod file;
-mod host;
+pub(crate) mod host;
 mod pace;
 mod spec;
 
@@ -30,12 +30,13 @@ use spec::{Kind, Spec, Version};
 /// sub-function of mlx5 is ADDRESS-sfN, with the number that it was made with; a function's own device does not include
 /// its sub-functions. A function with several verbs devices has all of them under its address, and each as
 /// ADDRESS-dev-NAME, too. Devices of other buses are BUS-NAME. Software devices, such as rxe, have no address: they are
-/// left out unless DEVICE names them, and are virtual-NAME then, with --with-instance. What is left out is reported on
-/// stderr.
+/// left out unless DEVICE names them. They are virtual-NAME then, and their instance is always checked. If a device
+/// cannot be read, each ADDRESS that it may be a part of is left out. What is left out is reported on stderr.
 ///
 /// The program in the container finds in the variable UVERBS_EXPECT_N what it was given, where N is that of uverbsN.
 /// `uverbs open --expect-env` checks it. On the host, the container's runtime runs `uverbs hook` before the container
-/// starts, which refuses it if the device has been replaced since. `uverbs hook --help` describes what that promises.
+/// starts, which refuses it if the device, or one of its nodes, has been replaced since. `uverbs hook --help` describes
+/// what that promises.
 ///
 /// Without --output or --dir the file is printed.
 #[derive(Args)]
@@ -49,8 +50,8 @@ pub(crate) struct CdiArgs {
     all: bool,
     /// Write this file, whose name ends in .json; without devices, remove it
     ///
-    /// Its directory is made if it is missing. The file is replaced as a whole. What is not a CDI file of the same
-    /// kind, or is a link, is left as it is, which is an error.
+    /// Its directory is made if it is missing. The file is replaced as a whole. The command fails rather than replace a
+    /// link or a file that is not a CDI file of this kind.
     #[arg(long, value_name = "PATH")]
     output: Option<PathBuf>,
     /// Write the file into this directory, under a name that is made of the kind
@@ -59,13 +60,13 @@ pub(crate) struct CdiArgs {
     /// The kind of the devices
     #[arg(long, value_name = "VENDOR/CLASS", default_value = "uverbs/device", value_parser = spec::kind)]
     kind: Kind,
-    /// The version of the CDI specification, where the lowest that is needed will not do
+    /// The version of the CDI specification; default: the lowest version that suffices
     #[arg(long, value_name = "VERSION", value_parser = spec::version)]
     cdi_version: Option<Version>,
-    /// Add the nodes umadN, which send management datagrams
+    /// Add the nodes umadN, which send management datagrams; the hook checks them, `open --expect-env` does not
     #[arg(long)]
     umad: bool,
-    /// Add the nodes issmN, for subnet managers
+    /// Add the nodes issmN, for subnet managers; the hook checks them, `open --expect-env` does not
     #[arg(long)]
     issm: bool,
     /// Leave out the node rdma_cm, which programs on RoCE need
@@ -77,20 +78,20 @@ pub(crate) struct CdiArgs {
     /// Write no hook: nothing on the host checks the container
     #[arg(long, conflicts_with = "hook")]
     no_hook: bool,
-    /// Have the instance checked, too: a device that is bound again is another one
+    /// Also check the instance: binding a device again makes a new one
     ///
     /// What comes between the allocation and the start of a container, such as a CNI plugin, must not unbind the device
     /// or move it to another namespace then.
     #[arg(long)]
     with_instance: bool,
-    /// Have the node GUID checked, too
+    /// Also check the node GUID
     #[arg(long)]
     with_guid: bool,
     /// Go on, and write the file again whenever devices have changed
     ///
     /// A burst of changes is written once, half a second after its last one, and after five seconds at the latest. A
-    /// file that cannot be written is reported, and tried again. At SIGTERM and SIGINT the command removes the file and
-    /// ends, because nobody keeps it right any more.
+    /// file that cannot be written is reported, and tried again. At SIGTERM and SIGINT the command ends, and at an error
+    /// that it cannot go on from. Each time it removes the file, because nothing updates it from then on.
     #[arg(long)]
     watch: bool,
     /// With --watch: leave the file at the end
@@ -151,14 +152,39 @@ impl CdiArgs {
 pub(crate) fn run(args: &CdiArgs, out: &mut Out) -> Result<bool, Failure> {
     let target = args.target()?;
     let wanted = args.wanted()?;
-    let nodes =
-        host::Host::open().map_err(|error| Failure::os("cannot open /sys and /dev", &error))?;
-    let registry = Registry::new(uverbs::Host::open()?);
-    let mut builder = Builder::new(wanted, nodes);
     match (args.watch, target) {
         (true, None) => Err(Failure::usage("--watch needs --output or --dir")),
-        (true, Some(target)) => follow(&registry, &mut builder, &target, args.keep),
-        (false, target) => once(&registry.devices()?, &mut builder, target.as_ref(), out),
+        (true, Some(target)) => {
+            let followed = start(wanted)
+                .and_then(|(registry, mut builder)| follow(&registry, &mut builder, &target));
+            end(&target, args.keep, followed)
+        }
+        (false, target) => {
+            let (registry, mut builder) = start(wanted)?;
+            once(&registry.devices()?, &mut builder, target.as_ref(), out)
+        }
+    }
+}
+
+fn start(wanted: Wanted) -> Result<(Registry, Builder<host::Host>), Failure> {
+    let nodes =
+        host::Host::open().map_err(|error| Failure::os("cannot open /sys and /dev", &error))?;
+    Ok((Registry::new(uverbs::Host::open()?), Builder::new(wanted, nodes)))
+}
+
+/// Removes the file at the end of a watch, however it came, because nothing updates it from then on.
+fn end(target: &Target, keep: bool, followed: Result<(), Failure>) -> Result<bool, Failure> {
+    let removed = if keep { Ok(Done::Nothing) } else { target.put(None) };
+    match (followed, removed) {
+        (Ok(()), Err(failure)) => Err(failure),
+        (followed, removed) => {
+            match removed {
+                Ok(Done::Removed) => note(format_args!("removed \"{}\"", target.shown())),
+                Ok(_) => {}
+                Err(failure) => failure.report(),
+            }
+            followed.map(|()| true)
+        }
     }
 }
 
@@ -176,10 +202,11 @@ fn once<N: Nodes>(
     target: Option<&Target>,
     out: &mut Out,
 ) -> Result<bool, Failure> {
-    let Built { spec, notes, missing } = builder.build(devices)?;
+    let Built { spec, notes, mut missing } = builder.build(devices)?;
     notes.iter().for_each(note);
-    if let Some(failure) = missing.into_iter().next() {
-        return Err(failure);
+    if let Some(last) = missing.pop() {
+        missing.iter().for_each(Failure::report);
+        return Err(last);
     }
     let text = spec.as_ref().map(text).transpose()?;
     match (target, text) {
@@ -204,10 +231,9 @@ fn follow<N: Nodes>(
     registry: &Registry,
     builder: &mut Builder<N>,
     target: &Target,
-    keep: bool,
-) -> Result<bool, Failure> {
+) -> Result<(), Failure> {
     let ending = Ending::new().map_err(|error| Failure::os("cannot handle signals", &error))?;
-    let Some(mut watch) = begin(registry, &ending)? else { return Ok(true) };
+    let Some(mut watch) = begin(registry, &ending)? else { return Ok(()) };
     let mut follower = Follower { builder, target, noted: BTreeSet::new(), writes: 0 };
     let mut pace = Pace::new(Instant::now());
     follower.look(watch.devices(), &mut pace);
@@ -229,13 +255,9 @@ fn follow<N: Nodes>(
         }
         let next = ending.wait_up_to(watch.as_fd(), pace.left(Instant::now()));
         if next.map_err(|error| Failure::os("poll", &error))? == Next::End {
-            break;
+            return Ok(());
         }
     }
-    if !keep && target.put(None)? == Done::Removed {
-        note(format_args!("removed \"{}\"", target.shown()));
-    }
-    Ok(true)
 }
 
 /// Begins the watch. While ib_uverbs is being loaded or unloaded, there is nothing to watch: it waits. `None` if a

@@ -39,14 +39,18 @@ fn given(
             true => Err(absent(&format!("{}*", Expectation::VARIABLE))),
         };
     };
-    // Under the usual name, whatever its own is.
-    let found = variables.filter(|(found, _)| found == name);
-    let found = found.map(|(_, text)| (OsString::from(Expectation::VARIABLE), text));
-    let given = Expectation::from_variables(found).map_err(malformed)?;
-    match given.is_empty() {
-        false => Ok(given),
-        true => Err(absent(&name.as_encoded_bytes().escape_ascii().to_string())),
+    let mut found = variables.filter(|(found, _)| found == name).map(|(_, text)| text);
+    let shown = name.as_encoded_bytes().escape_ascii();
+    let Some(text) = found.next() else { return Err(absent(&shown.to_string())) };
+    if found.next().is_some() {
+        let message = format!("the environment has the variable {shown} twice");
+        return Err(Failure::new("malformed", message));
     }
+    // The number in such a name has to be that of the device.
+    if name.as_encoded_bytes().starts_with(Expectation::VARIABLE.as_bytes()) {
+        return Expectation::from_variables([(name.to_owned(), text)]).map_err(malformed);
+    }
+    text.to_string_lossy().parse().map(|given| vec![given]).map_err(malformed)
 }
 
 fn absent(name: &str) -> Failure {
@@ -68,29 +72,15 @@ fn match_up(
             several => {
                 let names: Vec<_> = several.iter().map(Expectation::variable).collect();
                 let message = format!(
-                    "several devices were given: name one of {}, or DEVICE",
+                    "several devices were given: name one of {} (--expect-env=VAR), or DEVICE",
                     names.join(", ")
                 );
                 Err(Failure::new("ambiguous", message))
             }
         };
     };
-    let mut is_given = false;
-    for expectation in given {
-        if expectation.concerns(&device)? {
-            expectation.check(&device, boot)?;
-            is_given = true;
-        }
-    }
-    if is_given {
-        return Ok(device);
-    }
-    let given: Vec<_> = given.iter().map(ToString::to_string).collect();
-    let message = format!(
-        "{device}: it was not given to this container, which was given {}",
-        given.join(" and ")
-    );
-    Err(Failure::new("not_expected", message).of(&device))
+    Expectation::check_among(given, &device, boot)?;
+    Ok(device)
 }
 
 #[cfg(all(test, feature = "demo"))]
@@ -132,6 +122,46 @@ mod tests {
         assert!(error.to_string().contains(r"no environment variable OTHER\x1b"), "{error}");
         let error = given(None, variables(&[("PATH", "/bin")])).expect_err("none");
         assert!(error.to_string().contains("UVERBS_EXPECT_*"), "{error}");
+        let twice = [("MINE", FIRST), ("MINE", SECOND)];
+        let error = given(Some(OsStr::new("MINE")), variables(&twice)).expect_err("two");
+        assert!(error.to_string().contains("MINE twice"), "{error}");
+    }
+
+    /// So that a message never names a variable that does not exist.
+    #[test]
+    fn the_number_of_a_variable_is_that_of_its_text() {
+        for (pairs, why) in [
+            (&[("UVERBS_EXPECT_7", FIRST)][..], "the number in the name"),
+            (&[("UVERBS_EXPECT_00", FIRST)], "the number in the name"),
+            (&[("UVERBS_EXPECT_", FIRST)], "the number in the name"),
+            (&[("UVERBS_EXPECT_0", FIRST), ("UVERBS_EXPECT_0", FIRST)], "twice"),
+        ] {
+            for name in [None, Some(OsStr::new(pairs[0].0))] {
+                let error = given(name, variables(pairs)).expect_err("refused");
+                assert_eq!(error.kind(), "malformed");
+                assert!(error.to_string().contains(why), "{error}");
+            }
+        }
+    }
+
+    /// mlx5_0 and smi1 of one function: the one that is named is compared with its own expectation.
+    #[test]
+    fn two_devices_of_one_function_each_have_their_expectation() {
+        let machine = Machine::new();
+        let path = "pci0000:3a/0000:3b:00.0";
+        machine.add_pci_function(path, (1, 1), -1);
+        for name in ["mlx5_0", "smi1"] {
+            machine.add(DeviceSpec::new(name).beneath(path)).expect("added");
+        }
+        let devices = Registry::new(Host::simulated(&machine).expect("a host")).devices();
+        let devices = devices.expect("a list");
+        let given: Vec<_> = devices.iter().map(Expectation::of).collect();
+        let given = given.into_iter().collect::<Result<Vec<_>, _>>().expect("read");
+        for name in ["mlx5_0", "smi1"] {
+            let device = devices.by_name(name).ok();
+            let found = match_up(&devices, device, &given, None).expect(name);
+            assert_eq!(found.name(), name);
+        }
     }
 
     #[test]

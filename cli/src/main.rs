@@ -5,6 +5,7 @@ mod absent;
 mod boot;
 mod cdi;
 mod check;
+mod child;
 #[cfg(feature = "demo")]
 mod demo;
 mod ending;

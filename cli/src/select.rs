@@ -239,7 +239,7 @@ pub(crate) fn uverbs_number(name: &[u8]) -> Option<u32> {
 }
 
 /// `MAJOR:MINOR`.
-fn device_number(text: &[u8]) -> Option<DeviceNumber> {
+pub(crate) fn device_number(text: &[u8]) -> Option<DeviceNumber> {
     let colon = text.iter().position(|byte| *byte == b':')?;
     let (major, minor) = (number(&text[..colon])?, number(&text[colon + 1..])?);
     Some(DeviceNumber { major, minor })

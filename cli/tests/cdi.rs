@@ -4,6 +4,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io::Write as _;
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -45,6 +46,7 @@ fn a_hook_refuses_in_one_line() {
         (&[GIVEN], b"{", "stdin has no state"),
         (&[GIVEN], &long, "more than"),
         (&["v1,serial=1"], state, "is not an expectation"),
+        (&["--node", "umad=1:1", GIVEN], state, "is no node"),
         (&["\u{1b}[31m"], state, "is not an expectation"),
         (&[GIVEN, "x"], state, "is not an expectation"),
     ] {
@@ -70,6 +72,62 @@ fn a_hook_has_its_own_limit() {
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     assert!(text(&output.stderr).contains("took more than 5 s"), "{output:?}");
     drop(stdin);
+}
+
+/// The kernel then keeps no status of the check, but what it printed is there. env(1) sets what a runtime may leave.
+#[test]
+fn a_hook_works_where_sigchld_is_ignored() {
+    let mut hook = Command::new("env")
+        .args(["--ignore-signal=CHLD", env!("CARGO_BIN_EXE_uverbs"), "hook", GIVEN])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("it runs");
+    let ignored = || {
+        let status = fs::read_to_string(format!("/proc/{}/status", hook.id())).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("SigIgn:"))?.trim().to_owned();
+        u64::from_str_radix(&line, 16).ok()
+    };
+    let start = Instant::now();
+    while ignored().is_none_or(|mask| mask & 1 << 16 == 0) {
+        assert!(start.elapsed() < Duration::from_secs(20), "SIGCHLD is not ignored");
+        thread::sleep(Duration::from_millis(5));
+    }
+    hook.stdin.take().expect("a pipe").write_all(b"{").expect("written");
+    let output = hook.wait_with_output().expect("it ends");
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(text(&output.stderr).contains("stdin has no state"), "{output:?}");
+}
+
+/// It may be left behind in a call that never returns. It must not keep the caller's directory or descriptors then.
+#[test]
+fn the_check_keeps_nothing_of_the_runtime() {
+    use std::os::fd::AsRawFd as _;
+
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut hook = command(&["hook", GIVEN]);
+    hook.stdin(Stdio::piped()).current_dir(directory.path());
+    let inherited = fs::File::open("/dev/null").expect("opened");
+    rustix::io::fcntl_setfd(&inherited, rustix::io::FdFlags::empty()).expect("set");
+    let mut hook = hook.spawn().expect("it runs");
+    // It waits for its state.
+    let stdin = hook.stdin.take();
+    let children = format!("/proc/{0}/task/{0}/children", hook.id());
+    let start = Instant::now();
+    let is_done = || {
+        let child = fs::read_to_string(&children).unwrap_or_default();
+        let child = Path::new("/proc").join(child.trim());
+        let cwd = fs::read_link(child.join("cwd")).ok()?;
+        let fd = child.join("fd").join(inherited.as_raw_fd().to_string());
+        Some((cwd == Path::new("/"), fs::symlink_metadata(fd).is_err()))
+    };
+    while is_done() != Some((true, true)) {
+        assert!(start.elapsed() < Duration::from_secs(4), "{:?}", is_done());
+        thread::sleep(Duration::from_millis(5));
+    }
+    drop(stdin);
+    hook.wait().expect("it ends");
 }
 
 #[test]
@@ -122,6 +180,18 @@ fn wrong_usage_is_2() {
         let output = run(args);
         assert_eq!(output.status.code(), Some(2), "{args:?}: {output:?}");
         assert!(output.stdout.is_empty() && !output.stderr.is_empty(), "{args:?}");
+    }
+}
+
+#[test]
+fn every_device_that_is_missing_is_reported() {
+    if run(&["list"]).status.code() != Some(0) {
+        return;
+    }
+    let output = run(&["cdi", "ffff:ff:1f.6", "name=no such device", "ffff:ff:1f.7"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    for name in ["ffff:ff:1f.6", "no such device", "ffff:ff:1f.7"] {
+        assert!(text(&output.stderr).contains(name), "{name}: {output:?}");
     }
 }
 

@@ -2,16 +2,18 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use uverbs::{BootId, Bus, Device, Devices, Error, Expectation, Instance, Parent, PciAddress};
+use uverbs::{
+    BootId, Bus, Device, DeviceNumber, Devices, Error, Expectation, Instance, Parent, PciAddress,
+};
 
-use super::host::{Mad, MadKind, Nodes};
+use super::host::{Mad, MadKind, Nodes, RDMA_CM};
 use super::spec::{CdiDevice, Edits, Hook, Kind, Node, Spec, Version, is_device_name};
 use crate::output::Failure;
 use crate::select::{Selector, is_gone};
 
-/// Nodes that every process of a container may open, as on the host.
+/// Nodes that every process of a container may open: as the kernel makes them, whatever udev's rules do on this host.
 const FOR_ALL: u32 = 0o666;
-/// Nodes that only its root may open, as on the host.
+/// Nodes that only its root may open: as the kernel makes them.
 const FOR_ROOT: u32 = 0o600;
 /// After how many seconds the runtime gives the hook up: later than the hook itself does.
 const HOOK_TIMEOUT: u32 = 10;
@@ -80,6 +82,22 @@ struct Member<'a> {
     is_wanted: bool,
 }
 
+/// A verbs device that cannot be given, because it could not be read. It is still a part of what is at its place.
+struct Unread {
+    /// As errors name it.
+    device: String,
+    /// The name of its parent on its bus; `None` if that could not be read either.
+    parent: Option<Vec<u8>>,
+}
+
+impl Unread {
+    /// Whether it may be a part of what is at this place. A software device is alone at its own.
+    fn may_be_in(&self, group: &Group) -> bool {
+        !group.is_virtual
+            && self.parent.as_ref().is_none_or(|parent| group.parent.as_ref() == Some(parent))
+    }
+}
+
 impl Group {
     /// The parent's address is the name: that of a function, or of the function that it is a part of and its number.
     fn of(device: &Device, parent: &Parent) -> Self {
@@ -115,30 +133,44 @@ impl<N: Nodes> Builder<N> {
     /// Makes the file of the devices that are there now.
     ///
     /// # Errors
-    /// The nodes for management datagrams could not be read.
+    /// The nodes beside those of verbs devices could not be read.
     pub(super) fn build(&mut self, devices: &Devices) -> Result<Built, Failure> {
         let mut notes: Vec<_> =
             devices.faults().map(|fault| format!("left out: {fault}")).collect();
         let there: HashSet<_> = devices.iter().map(Device::instance).collect();
         self.known.retain(|instance, _| there.contains(instance));
         let mut members = Vec::new();
+        let mut unread: Vec<_> = devices
+            .faults()
+            .map(|fault| {
+                let uverbs = fault.device().unwrap_or_default();
+                Unread { device: uverbs.to_owned(), parent: self.nodes.parent_of(uverbs) }
+            })
+            .collect();
         for device in devices {
             match self.known(device) {
                 Ok(known) => members.push(Member { device, known, is_wanted: false }),
                 Err(error) if is_gone(&error) => {}
-                Err(error) => notes.push(format!("left out: {error}")),
+                Err(error) => {
+                    notes.push(format!("left out: {error}"));
+                    let parent = match self.known.get(&device.instance()) {
+                        // It is alone at its place.
+                        Some(known) if known.group.is_virtual => continue,
+                        Some(known) => known.group.parent.clone(),
+                        None => self.nodes.parent_of(&format!("uverbs{}", device.uverbs_number())),
+                    };
+                    unread.push(Unread { device: device.to_string(), parent });
+                }
             }
         }
         let missing = self.select(devices, &mut members, &mut notes);
         self.leave_out_without_nodes(&mut members, &mut notes);
-        let mads = match self.wanted.umad || self.wanted.issm {
-            true => self.nodes.mads().map_err(|error| {
-                Failure::os("cannot read the nodes for management datagrams", &error)
-            })?,
-            false => Vec::new(),
-        };
-        let devices = self.devices(&members, &mads, &mut notes);
-        let container_edits = self.common(&mut notes);
+        let mads = self.mads(&members, &mut notes)?;
+        let rdma_cm = self.rdma_cm(&mut notes)?;
+        let mut container_edits = Edits::default();
+        container_edits.device_nodes.extend(rdma_cm.map(|_| Node::new(RDMA_CM, FOR_ALL)));
+        let others = Others { mads, rdma_cm };
+        let devices = self.devices(&members, &unread, &others, &mut notes);
         let spec = (!devices.is_empty()).then(|| Spec {
             cdi_version: self.wanted.version.to_string(),
             kind: self.wanted.kind.to_string(),
@@ -233,10 +265,61 @@ impl<N: Nodes> Builder<N> {
         }
     }
 
+    /// The nodes for management datagrams that containers can be given: those of the wanted devices.
+    fn mads(&self, members: &[Member<'_>], notes: &mut Vec<String>) -> Result<Vec<Mad>, Failure> {
+        if !self.wanted.umad && !self.wanted.issm {
+            return Ok(Vec::new());
+        }
+        let mut mads = self.nodes.mads().map_err(|error| {
+            Failure::os("cannot read the nodes for management datagrams", &error)
+        })?;
+        mads.retain(|mad| {
+            let is_included = match mad.kind {
+                MadKind::Umad => self.wanted.umad,
+                MadKind::Issm => self.wanted.issm,
+            };
+            let mut wanted = members.iter().filter(|member| member.is_wanted);
+            is_included
+                && wanted.any(|member| member.has(mad, true))
+                && self.is_node(&mad.name, mad.number, notes)
+        });
+        Ok(mads)
+    }
+
+    /// Whether a node has this number. Otherwise a container would not get it, or would get another one.
+    fn is_node(&self, name: &str, number: DeviceNumber, notes: &mut Vec<String>) -> bool {
+        let why = match self.nodes.number(name) {
+            Some(found) if found == number => return true,
+            Some(found) => format!("is a node of {found} and not of {number}"),
+            None => "is missing".to_owned(),
+        };
+        notes.push(format!("{name}: left out, because /dev/infiniband/{name} {why}"));
+        false
+    }
+
+    /// The number of `rdma_cm`, if a container can be given that node.
+    fn rdma_cm(&self, notes: &mut Vec<String>) -> Result<Option<DeviceNumber>, Failure> {
+        if !self.wanted.rdma_cm {
+            return Ok(None);
+        }
+        let number = self.nodes.rdma_cm();
+        let number =
+            number.map_err(|error| Failure::os("cannot read the number of rdma_cm", &error))?;
+        let Some(number) = number else {
+            // An engine refuses a container that is to have a node which the host has not.
+            notes.push(
+                "rdma_cm: left out, because there is none: load the module rdma_ucm".to_owned(),
+            );
+            return Ok(None);
+        };
+        Ok(self.is_node(RDMA_CM, number, notes).then_some(number))
+    }
+
     fn devices(
         &self,
         members: &[Member<'_>],
-        mads: &[Mad],
+        unread: &[Unread],
+        others: &Others,
         notes: &mut Vec<String>,
     ) -> Vec<CdiDevice> {
         // By the place, in the order of the uverbs numbers.
@@ -260,14 +343,22 @@ impl<N: Nodes> Builder<N> {
                 notes.push(format!("{name}: left out, because two places have that name"));
                 continue;
             }
+            let unread: Vec<_> =
+                unread.iter().filter(|device| device.may_be_in(&known.group)).collect();
             // With a part of its devices, the name of the place would mean something else than usual.
             if group.iter().all(|member| member.is_wanted) {
-                add(self.device(name.clone(), group, mads));
+                match unread.first() {
+                    None => add(self.device(name.clone(), group, others)),
+                    Some(device) => notes.push(format!(
+                        "{name}: left out, because {} may be a part of it and cannot be read",
+                        device.device
+                    )),
+                }
             }
-            if group.len() > 1 {
+            if group.len() + unread.len() > 1 {
                 for member in group.iter().filter(|member| member.is_wanted) {
                     let own = format!("{name}-dev-{}", member.device.name());
-                    add(self.device(own, &[member], mads));
+                    add(self.device(own, &[member], others));
                 }
             }
         }
@@ -285,7 +376,7 @@ impl<N: Nodes> Builder<N> {
     }
 
     /// A CDI device with these verbs devices.
-    fn device(&self, name: String, members: &[&Member<'_>], mads: &[Mad]) -> CdiDevice {
+    fn device(&self, name: String, members: &[&Member<'_>], others: &Others) -> CdiDevice {
         let of_group = members.len() > 1;
         let mut edits = Edits::default();
         for member in members {
@@ -295,61 +386,42 @@ impl<N: Nodes> Builder<N> {
                 .device_nodes
                 .push(Node::new(&format!("uverbs{}", member.device.uverbs_number()), FOR_ALL));
         }
-        let belongs = |mad: &&Mad| {
-            let is_included = match mad.kind {
-                MadKind::Umad => self.wanted.umad,
-                MadKind::Issm => self.wanted.issm,
-            };
-            is_included && members.iter().any(|member| member.has(mad, of_group))
-        };
-        for mad in mads.iter().filter(belongs) {
-            if self.nodes.number(&mad.name).is_some() {
-                edits.device_nodes.push(Node::new(&mad.name, FOR_ROOT));
-            }
+        let mut given =
+            others.rdma_cm.map(|number| (RDMA_CM, number)).into_iter().collect::<Vec<_>>();
+        let belongs = |mad: &&Mad| members.iter().any(|member| member.has(mad, of_group));
+        for mad in others.mads.iter().filter(belongs) {
+            edits.device_nodes.push(Node::new(&mad.name, FOR_ROOT));
+            given.push((&mad.name, mad.number));
         }
         if let Some(path) = &self.wanted.hook {
-            let expectations = members.iter().map(|member| member.known.expectation.to_string());
+            let mut args = ["uverbs", "hook"].map(str::to_owned).to_vec();
+            for (name, number) in given {
+                args.extend(["--node".to_owned(), format!("{name}={number}")]);
+            }
+            args.extend(members.iter().map(|member| member.known.expectation.to_string()));
             edits.hooks.push(Hook {
                 hook_name: "createRuntime".to_owned(),
                 path: path.clone(),
-                args: ["uverbs", "hook"]
-                    .map(str::to_owned)
-                    .into_iter()
-                    .chain(expectations)
-                    .collect(),
+                args,
                 timeout: HOOK_TIMEOUT,
             });
         }
         CdiDevice { name, container_edits: edits }
     }
+}
 
-    /// What every container gets.
-    fn common(&self, notes: &mut Vec<String>) -> Edits {
-        const RDMA_CM: &str = "rdma_cm";
-        let mut edits = Edits::default();
-        if self.wanted.rdma_cm {
-            match self.nodes.number(RDMA_CM) {
-                Some(_) => edits.device_nodes.push(Node::new(RDMA_CM, FOR_ALL)),
-                // An engine refuses a container that is to have a node which the host has not.
-                None => notes.push(
-                    "left out: /dev/infiniband/rdma_cm is missing: load the module rdma_ucm"
-                        .to_owned(),
-                ),
-            }
-        }
-        edits
-    }
+/// The nodes beside `uverbsN` that containers can be given.
+struct Others {
+    mads: Vec<Mad>,
+    /// The number of `rdma_cm`.
+    rdma_cm: Option<DeviceNumber>,
 }
 
 impl Member<'_> {
     /// Whether a node for management datagrams is this device's. In a group, those of the parent are those of the
     /// group.
     fn has(&self, mad: &Mad, of_group: bool) -> bool {
-        let is_named = mad.device == self.device.name().as_bytes();
-        match &self.known.group.parent {
-            Some(parent) => mad.parent == *parent && (of_group || is_named),
-            None => mad.parent == b"virtual" && is_named,
-        }
+        mad.is_of(self.known.group.parent.as_deref(), self.device.name().as_bytes(), of_group)
     }
 }
 

@@ -1,9 +1,9 @@
 //! Writes the CDI file: whole or not at all, and never over a file of somebody else.
 
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
@@ -132,9 +132,11 @@ impl Target {
 
 /// Makes the directory itself if it is missing, as after a reboot. Those above it have to exist.
 fn make_directory(directory: &Path) -> io::Result<()> {
-    match DirBuilder::new().mode(0o755).create(directory) {
+    match fs::create_dir(directory) {
+        // Set afterwards, because the call applies the umask.
+        Ok(()) => fs::set_permissions(directory, Permissions::from_mode(0o755)),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        made => made,
+        Err(error) => Err(error),
     }
 }
 
@@ -171,6 +173,23 @@ mod tests {
         assert!(!path.exists());
         let deep = directory.path().join("no/such/a.json");
         assert!(self::target(deep).put(Some(OURS)).is_err());
+    }
+
+    /// Engines that run as other users read the directory.
+    #[test]
+    fn the_umask_does_not_hide_the_directory() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("cdi/a.json");
+        let target = target(path.clone());
+        // It is the whole process's. What other tests make meanwhile is their own user's all the same.
+        let before = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+        let done = target.put(Some(OURS));
+        rustix::process::umask(before);
+        assert_eq!(done.expect("written"), Done::Written);
+        for (path, mode) in [(path.parent().expect("a directory"), 0o755), (&path, 0o644)] {
+            let found = fs::metadata(path).expect("there").permissions().mode() & 0o7777;
+            assert_eq!(found, mode, "{}", path.display());
+        }
     }
 
     #[test]

@@ -41,7 +41,7 @@ pub(super) struct Edits {
     pub(super) hooks: Vec<Hook>,
 }
 
-/// A device node, the same in the container as on the host.
+/// A device node, under the same path in the container as on the host.
 ///
 /// It has neither a type nor a number: with these, podman makes a node for a device that the host does not have.
 /// Without a mode, the node is one that nobody may open if the container has a user namespace.

@@ -1,5 +1,5 @@
 use uverbs::Host;
-use uverbs::sim::{DeviceSpec, Machine};
+use uverbs::sim::{DeviceSpec, Machine, Verdict};
 
 use super::build::tests::{FakeNodes, wanted};
 use super::*;
@@ -78,4 +78,31 @@ fn a_file_that_cannot_be_written_is_tried_again() {
     follower.look(&devices, &mut pace);
     assert_eq!((follower.writes, count(&path)), (1, 1));
     assert!(pace.left(Instant::now()) > Duration::from_secs(5));
+}
+
+/// Nothing updates the file after the watch, so that an error which ends it removes the file, too.
+#[test]
+fn the_file_goes_however_a_watch_ends() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("uverbs.json");
+    let target = Target::new(path.clone(), &spec::kind("uverbs/device").expect("a kind"));
+    let target = target.expect("a target");
+    let ends = |keep, followed| {
+        std::fs::write(&path, r#"{"kind": "uverbs/device"}"#).expect("written");
+        (end(&target, keep, followed).is_ok(), path.exists())
+    };
+    // Nothing can be listed, so that the watch ends before its first look.
+    let failed = || {
+        let machine = Machine::new();
+        let registry = Registry::new(Host::simulated(&machine).expect("a host"));
+        machine.on_call(|_, _| Verdict::Fail(5));
+        follow(&registry, &mut Builder::new(wanted(), FakeNodes::default()), &target)
+    };
+    assert!(failed().is_err());
+    assert_eq!(ends(false, Ok(())), (true, false));
+    assert_eq!(ends(false, failed()), (false, false));
+    assert_eq!(ends(true, Ok(())), (true, true));
+    assert_eq!(ends(true, failed()), (false, true));
+    std::fs::write(&path, "somebody else's").expect("written");
+    assert!(end(&target, false, Ok(())).is_err() && path.exists());
 }

@@ -3,7 +3,6 @@
 //! A call on a device with hung firmware may never return, and no signal ends it. So these calls are made in a child,
 //! which can be left behind. It reads a request a line on stdin, answers in lines on stdout, and ends with its stdin.
 
-use std::fs;
 use std::io::{self, BufRead as _, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
@@ -16,6 +15,7 @@ use uverbs::{Device, ErrorKind, Host, Registry};
 
 use super::lock::{self, Holder, Lock, NotLocked};
 use super::ports::{self, Port};
+use crate::child::close_inherited;
 use crate::output::Failure;
 
 /// What to do with a device.
@@ -119,18 +119,6 @@ pub(super) fn run() -> ExitCode {
         }
     }
     ExitCode::SUCCESS
-}
-
-/// Closes what this process inherited beside its standard streams. One that hangs would keep those descriptors open
-/// for good: a lock of a cron job, or the pipe that somebody reads to its end.
-fn close_inherited() {
-    let Ok(entries) = fs::read_dir("/proc/self/fd") else { return };
-    let numbers = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    let numbers: Vec<i32> = numbers.filter(|number| *number > 2).collect();
-    for number in numbers {
-        // Nothing in this process owns one of them. The one of the listing is closed by now.
-        let _ = nix::unistd::close(number);
-    }
 }
 
 fn say(line: &Line) -> io::Result<()> {

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat, openat2, readlinkat};
 use rustix::io::Errno;
 use serde::Deserialize;
+use serde_json::Value;
 use uverbs::DeviceNumber;
 
 use super::state::State;
@@ -23,18 +24,18 @@ const IN_ROOT: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGIC
 
 /// A container that is about to start.
 pub(super) struct Container {
-    /// Its root directory, if it can be seen.
-    root: Option<OwnedFd>,
+    /// Its root directory, if it can be seen. Where it is not certain which one it is, all that are there.
+    roots: Vec<OwnedFd>,
     /// Where its root was looked for.
     looked: Vec<String>,
     /// `linux.devices` of its configuration, if it can be read.
     devices: Option<Vec<ListedDevice>>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+/// Without a root, it is something else that has the name.
+#[derive(Debug, Deserialize)]
 struct Config {
-    #[serde(default)]
-    root: Option<Root>,
+    root: Root,
     #[serde(default)]
     linux: Option<Linux>,
 }
@@ -66,31 +67,43 @@ impl Container {
     /// Why the container cannot be looked at.
     pub(super) fn find(state: &State) -> Result<Self, String> {
         let above = open_above(state.pid)?;
-        // With a user namespace, crun passes a wrong bundle. Its process has not left the right one.
-        let bundles: Vec<_> = state.bundle.iter().cloned().chain(directory_of(state.pid)).collect();
+        let mut bundles: Vec<_> =
+            state.bundle.iter().cloned().chain(directory_of(state.pid)).collect();
+        // With a user namespace, crun passes `/` as the bundle. Its process has not left the right one.
+        if state.bundle.as_deref() == Some(Path::new("/")) {
+            bundles.reverse();
+        }
+        bundles.dedup();
         let mut config = None;
-        for bundle in &bundles {
-            if config.is_none() {
-                config = read_config(bundle)?;
+        for (at, bundle) in bundles.iter().enumerate() {
+            match read_config(bundle) {
+                Ok(None) => continue,
+                Ok(found) => config = found,
+                Err(why) if at == 0 => return Err(why),
+                // Not the bundle, but a directory that happens to have a file of the name.
+                Err(_) => continue,
+            }
+            break;
+        }
+        let configured = config.as_ref().map(|config| &config.root.path);
+        // The root of the configuration is relative to the bundle. crun passes it on as it is there.
+        let roots = state.root.iter().chain(configured);
+        let mut paths: Vec<PathBuf> = Vec::new();
+        for root in roots.filter(|root| !root.as_os_str().is_empty()) {
+            // An absolute path takes the place of the bundle.
+            let mut beneath: Vec<_> = bundles.iter().map(|bundle| bundle.join(root)).collect();
+            beneath.extend(root.is_absolute().then(|| root.clone()));
+            for path in beneath {
+                if !paths.contains(&path) {
+                    paths.push(path);
+                }
             }
         }
-        let configured = config.as_ref().and_then(|config| config.root.as_ref());
-        // The root of the configuration is relative to the bundle. crun passes it on as it is there.
-        let roots = [state.root.as_ref(), configured.map(|root| &root.path)].into_iter().flatten();
-        let mut paths = Vec::new();
-        for root in roots.filter(|root| !root.as_os_str().is_empty()) {
-            let beneath = bundles.iter().map(|bundle| bundle.join(root));
-            paths.extend(beneath.chain(root.is_absolute().then(|| root.clone())));
-        }
-        paths.dedup();
-        let mut container = Self { root: None, looked: Vec::new(), devices: None };
+        let mut container = Self { roots: Vec::new(), looked: Vec::new(), devices: None };
         for path in paths {
             container.looked.push(path.as_os_str().as_bytes().escape_ascii().to_string());
             match resolve(&above, &path, OFlags::PATH | OFlags::DIRECTORY) {
-                Ok(found) => {
-                    container.root = Some(found);
-                    break;
-                }
+                Ok(found) => container.roots.push(found),
                 Err(Errno::NOENT | Errno::NOTDIR) => {}
                 Err(errno) => {
                     let root = container.looked.join(", ");
@@ -102,38 +115,38 @@ impl Container {
         Ok(container)
     }
 
-    /// The number of a node, for tests.
-    #[cfg(test)]
-    pub(super) fn number_of(&self, path: &str) -> Result<Option<DeviceNumber>, String> {
-        self.root.as_ref().map_or(Ok(None), |root| number_at(root, path))
-    }
-
-    /// Whether its node `uverbsN` has this number, wherever it can be seen.
+    /// Whether its node of this path has this number, wherever it can be seen. The list of devices alone is enough only
+    /// where no root can be seen.
     ///
     /// # Errors
-    /// It has another one, or cannot be seen at all.
-    pub(super) fn check_node(&self, uverbs: u32, expected: DeviceNumber) -> Result<(), String> {
-        let path = format!("/dev/infiniband/uverbs{uverbs}");
-        let listed = self.devices.iter().flatten().rfind(|device| device.path == path);
-        let seen = match &self.root {
-            Some(root) => number_at(root, &path)?,
-            None => None,
-        };
-        if let Some(found) = seen
-            && found != expected
-        {
-            return Err(format!("expected {path} as {expected} in the container, found {found}"));
+    /// It has another one, or cannot be seen.
+    pub(super) fn check_node(&self, path: &str, expected: DeviceNumber) -> Result<(), String> {
+        let mut is_seen = false;
+        for root in &self.roots {
+            match number_at(root, path)? {
+                Some(found) if found != expected => {
+                    let text =
+                        format!("expected {path} as {expected} in the container, found {found}");
+                    return Err(text);
+                }
+                found => is_seen |= found.is_some(),
+            }
         }
+        let listed = self.devices.iter().flatten().rfind(|device| device.path == path);
+        let looked = self.looked.join(", ");
         match listed {
             Some(device) if !device.is(expected) => Err(format!(
                 "expected {path} as {expected} in linux.devices of config.json, found {}",
                 device.number()
             )),
-            None if seen.is_none() => Err(format!(
-                "its node {path} was found neither in its root ({}) nor in linux.devices of config.json",
-                self.looked.join(", ")
+            _ if is_seen => Ok(()),
+            Some(_) if self.roots.is_empty() => Ok(()),
+            Some(_) => Err(format!(
+                "its node {path} was not found in its root ({looked}), but only in linux.devices of config.json"
             )),
-            _ => Ok(()),
+            None => Err(format!(
+                "its node {path} was found neither in its root ({looked}) nor in linux.devices of config.json"
+            )),
         }
     }
 }
@@ -214,7 +227,8 @@ fn read_config(bundle: &Path) -> Result<Option<Config>, String> {
     let mut text = Vec::new();
     let read = file.take(CONFIG_MAX).read_to_end(&mut text);
     read.map_err(|error| format!("{shown} cannot be read: {error}"))?;
-    let config = serde_json::from_slice(&text);
+    let object = serde_json::from_slice::<serde_json::Map<_, _>>(&text);
+    let config = object.and_then(|object| serde_json::from_value(Value::Object(object)));
     config.map(Some).map_err(|error| {
         format!("{shown} is no configuration: {}", error.to_string().as_bytes().escape_ascii())
     })

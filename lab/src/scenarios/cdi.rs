@@ -113,7 +113,10 @@ fn each(what: &str, run: impl Fn(Runtime) -> Result<()>) -> Result<()> {
 pub(super) fn given_or_refused() -> Result<()> {
     let syslog = Syslog::start()?;
     each("the function that was given", |runtime| {
+        guest::run("modprobe", &["rdma_ucm"])?;
         let pair = Pair::make(&["--all"])?;
+        let file = fs::read_to_string(FILE)?;
+        ensure!(file.contains("\"rdma_cm=10:"), "{file}");
         opened(&pair.container(runtime).run()?, &pair.first)?;
         let mapped = Container { user_namespace: true, seccomp: true, ..pair.container(runtime) };
         opened(&mapped.run().context("user namespace")?, &pair.first)?;
@@ -128,6 +131,44 @@ pub(super) fn given_or_refused() -> Result<()> {
         let words =
             [&*format!("expected pci {}", pair.first), &format!("found pci {}", pair.second)];
         refused(&syslog, runtime, &prepared.run()?, &words)?;
+        pair.end()
+    })?;
+    // The function is there, and a number that was fixed at the creation leads nowhere.
+    each("a node of a module that was unloaded", |runtime| {
+        guest::run("modprobe", &["rdma_ucm"])?;
+        let pair = Pair::make(&["--all"])?;
+        opened(&pair.container(runtime).run()?, &pair.first)?;
+        let prepared = pair.container(runtime).prepare()?;
+        guest::run("rmmod", &["rdma_ucm"])?;
+        let output = prepared.run()?;
+        match runtime {
+            // It reads the file at the start, and looks for the node first.
+            Runtime::Podman => {
+                let is_refused = output.status != Some(0) && output.stderr.contains("rdma_cm");
+                ensure!(is_refused, "{output:?}");
+            }
+            Runtime::Crun | Runtime::Runc => {
+                let words = ["expected rdma_cm as 10:", "found no rdma_cm"];
+                refused(&syslog, runtime, &output, &words)?;
+            }
+        }
+        pair.end()
+    })?;
+    // Both functions are there, under other numbers, and the file has been written again.
+    each("a file that was updated before the start", |runtime| {
+        let pair = Pair::make(&["--all"])?;
+        let prepared = pair.container(runtime).prepare()?;
+        pair.swap()?;
+        functions::bind(&pair.first)?;
+        pair.write(&["--all"])?;
+        let output = prepared.run()?;
+        match runtime {
+            Runtime::Podman => opened(&output, &pair.first)?,
+            Runtime::Crun | Runtime::Runc => {
+                let words = [&*format!("expected pci {}", pair.first), " now has uverbs"];
+                refused(&syslog, runtime, &output, &words)?;
+            }
+        }
         pair.end()
     })
 }
@@ -192,6 +233,8 @@ impl Watch {
     const LOG: &'static str = "/tmp/cdi-watch";
 
     fn start() -> Result<Self> {
+        // The command makes the last directory alone. A guest without runtimes has no /var/run.
+        fs::create_dir_all(Path::new(CDI_DIRECTORY).parent().context("no directory")?)?;
         let child = Command::new("uverbs")
             .args(["cdi", "--watch", "--dir", CDI_DIRECTORY])
             .stderr(fs::File::create(Self::LOG)?)

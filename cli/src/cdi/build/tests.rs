@@ -3,7 +3,7 @@ use std::ffi::OsStr;
 use std::io;
 
 use serde_json::{Value, json};
-use uverbs::sim::{DeviceId, DeviceSpec, Machine};
+use uverbs::sim::{DeviceId, DeviceSpec, Machine, Verdict};
 use uverbs::{DeviceNumber, Host, Registry};
 
 use super::*;
@@ -17,6 +17,8 @@ const VF: &str = "pci0000:3a/0000:3a:00.0/0000:3b:00.2";
 pub(in crate::cdi) struct FakeNodes {
     pub(in crate::cdi) numbers: RefCell<HashMap<String, Option<DeviceNumber>>>,
     pub(in crate::cdi) mads: Vec<Mad>,
+    /// The names of the parents of devices that cannot be read.
+    parents: HashMap<String, &'static str>,
 }
 
 impl Nodes for FakeNodes {
@@ -27,8 +29,20 @@ impl Nodes for FakeNodes {
         match name.strip_prefix("uverbs").and_then(|number| number.parse::<u32>().ok()) {
             Some(number @ 0..32) => Some((231, 192 + number).into()),
             Some(number) => Some((510, number - 32).into()),
-            None => Some((10, 60).into()),
+            None => match self.mads.iter().find(|mad| mad.name == name) {
+                Some(mad) => Some(mad.number),
+                None => Some((10, 60).into()),
+            },
         }
+    }
+
+    fn rdma_cm(&self) -> io::Result<Option<DeviceNumber>> {
+        let is_loaded = self.numbers.borrow().get(RDMA_CM) != Some(&None);
+        Ok(is_loaded.then_some((10, 60).into()))
+    }
+
+    fn parent_of(&self, uverbs: &str) -> Option<Vec<u8>> {
+        self.parents.get(uverbs).map(|parent| parent.as_bytes().to_vec())
     }
 
     fn mads(&self) -> io::Result<Vec<Mad>> {
@@ -191,6 +205,8 @@ fn places_are_named_and_have_all_their_devices() {
     assert_eq!(
         edits.hooks[0].args[2..],
         [
+            "--node",
+            "rdma_cm=10:60",
             "v1,pci=0000:3b:00.0,uverbs=0,dev_t=231:192",
             "v1,pci=0000:3b:00.0,uverbs=1,dev_t=231:193"
         ]
@@ -266,6 +282,8 @@ fn mads() -> FakeNodes {
     let mad = |name: &str, kind, parent: &str, device: &str| Mad {
         name: name.to_owned(),
         kind,
+        number: (231, u32::from(name.as_bytes()[4]) + if kind == MadKind::Umad { 0 } else { 64 })
+            .into(),
         parent: parent.into(),
         device: device.into(),
     };
@@ -297,6 +315,127 @@ fn nodes_for_datagrams_are_those_of_the_same_parent() {
     assert_eq!(nodes(&built, "0000:3b:00.2"), ["uverbs3", "issm0"]);
     let built = build(&machine, wanted(), mads());
     assert_eq!(nodes(&built, "0000:3b:00.2"), ["uverbs3"]);
+}
+
+/// The engine fixes their numbers in the container's configuration, so that the hook has to compare them.
+#[test]
+fn the_hook_gets_every_node_that_a_container_gets() {
+    let all = Wanted { umad: true, issm: true, ..wanted() };
+    let spec = build(&machine(), all, mads()).spec.expect("a file");
+    for device in &spec.devices {
+        let edits = &device.container_edits;
+        let args = &edits.hooks[0].args;
+        let nodes = edits.device_nodes.iter().chain(&spec.container_edits.device_nodes);
+        for node in nodes {
+            let name = node.path.strip_prefix("/dev/infiniband/").expect("a node");
+            let number = name.strip_prefix("uverbs");
+            let is_there = |arg: &String| match number {
+                Some(number) => arg.contains(&format!(",uverbs={number},")),
+                None => arg.starts_with(&format!("{name}=")),
+            };
+            assert!(args.iter().any(is_there), "{name}: {args:?}");
+        }
+    }
+    let function = spec.devices.iter().find(|device| device.name == "0000:3b:00.2").expect("one");
+    assert_eq!(
+        function.container_edits.hooks[0].args[2..],
+        [
+            "--node",
+            "rdma_cm=10:60",
+            "--node",
+            "umad0=231:48",
+            "--node",
+            "issm0=231:112",
+            "v1,pci=0000:3b:00.2,uverbs=3,dev_t=231:195"
+        ]
+    );
+    let none = build(&machine(), Wanted { rdma_cm: false, ..wanted() }, mads());
+    let spec = none.spec.expect("a file");
+    assert!(spec.devices.iter().all(|device| device.container_edits.hooks[0].args.len() < 5));
+}
+
+#[test]
+fn a_node_of_another_number_is_left_out() {
+    for (name, why) in [
+        ("umad0", "/dev/infiniband/umad0 is a node of 231:999 and not of 231:48"),
+        ("rdma_cm", "/dev/infiniband/rdma_cm is a node of 231:999 and not of 10:60"),
+    ] {
+        let nodes = mads();
+        nodes.numbers.borrow_mut().insert(name.to_owned(), Some((231, 999).into()));
+        let built = build(&machine(), Wanted { umad: true, ..only("mlx5_2") }, nodes);
+        assert!(built.notes.iter().any(|note| note.contains(why)), "{:?}", built.notes);
+        let spec = built.spec.expect("a file");
+        let text = serde_json::to_string(&spec).expect("JSON");
+        assert!(!text.contains(name), "{text}");
+    }
+}
+
+/// The name of a place means all that is there. A device that cannot be read may be a part of it.
+#[test]
+fn a_place_with_a_device_that_cannot_be_read_is_left_out() {
+    let names_of = |machine: &Machine, wanted, nodes| {
+        let built = build(machine, wanted, nodes);
+        let names: Vec<_> = names(&built).into_iter().map(str::to_owned).collect();
+        (names, built.notes)
+    };
+    // The place is known, and the GUID is another network namespace's.
+    let machine = machine();
+    // A software device, too, which is a part of nothing.
+    for number in [1, 5] {
+        machine.set_netns_visible(machine.instance_of(number).expect("there"), false);
+    }
+    let with_guid = Wanted { with_guid: true, ..wanted() };
+    let (names, notes) = names_of(&machine, with_guid, FakeNodes::default());
+    assert_eq!(
+        names,
+        ["0000:3b:00.0-dev-mlx5_0", "0000:3b:00.0-sf88", "0000:3b:00.2", "platform-HISI00D1:00"]
+    );
+    let why = "0000:3b:00.0: left out, because smi1 (uverbs1) may be a part of it";
+    assert!(notes.iter().any(|note| note.starts_with(why)), "{notes:?}");
+
+    // It is not listed, because it cannot be read. Its link may show where it is.
+    let machine = self::machine();
+    let fails = |part: &'static str| {
+        machine.on_call(move |world, call| match call.detail(world).contains(part) {
+            true => Verdict::Fail(5),
+            false => Verdict::Continue,
+        });
+    };
+    fails("uverbs1");
+    let known = || FakeNodes {
+        parents: HashMap::from([
+            ("uverbs1".to_owned(), "0000:3b:00.0"),
+            ("uverbs3".to_owned(), "0000:3b:00.2"),
+        ]),
+        ..FakeNodes::default()
+    };
+    let (names, _) = names_of(&machine, wanted(), known());
+    assert_eq!(
+        names,
+        ["0000:3b:00.0-dev-mlx5_0", "0000:3b:00.0-sf88", "0000:3b:00.2", "platform-HISI00D1:00"]
+    );
+    let (names, notes) = names_of(&machine, wanted(), FakeNodes::default());
+    assert_eq!(
+        names,
+        [
+            "0000:3b:00.0-dev-mlx5_0",
+            "0000:3b:00.0-sf88-dev-mlx5_1",
+            "0000:3b:00.2-dev-mlx5_2",
+            "platform-HISI00D1:00-dev-hns_0"
+        ]
+    );
+    assert!(notes.iter().any(|note| note.contains("because uverbs1 may be a part")), "{notes:?}");
+
+    // It is listed, and its parent cannot be read.
+    machine.clear_hook();
+    let devices = listed(&machine);
+    fails("0000:3b:00.2");
+    let names_of = |nodes| {
+        let built = Builder::new(wanted(), nodes).build(&devices).expect("built");
+        super::tests::names(&built).len()
+    };
+    assert_eq!(names_of(known()), 5);
+    assert_eq!(names_of(FakeNodes::default()), 4);
 }
 
 /// Whoever may rename devices must not get one under the name of another, nor anything else into the file.
