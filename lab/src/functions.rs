@@ -196,6 +196,17 @@ pub(crate) fn verbs(address: &str) -> Result<Verbs> {
     Ok(found.remove(0))
 }
 
+/// Unbinds the first function and binds the second, whose device takes the name, the number and the device number of the
+/// other's.
+pub(crate) fn swap(first: &str, second: &str) -> Result<()> {
+    let before = verbs(first)?;
+    unbind(first)?;
+    bind(second)?;
+    let after = verbs(second)?;
+    ensure!(after == before, "{after:?} did not take over {before:?}");
+    Ok(())
+}
+
 /// The address of the function that a uverbs device belongs to, by its path in sysfs.
 pub(crate) fn of_uverbs(uverbs: &str) -> Result<String> {
     let link = fs::read_link(Path::new("/sys/class/infiniband_verbs").join(uverbs))?;

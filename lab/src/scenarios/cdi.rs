@@ -43,12 +43,7 @@ impl Pair {
 
     /// The second takes the number of the first.
     fn swap(&self) -> Result<()> {
-        let before = functions::verbs(&self.first)?;
-        functions::unbind(&self.first)?;
-        functions::bind(&self.second)?;
-        let after = functions::verbs(&self.second)?;
-        ensure!(after == before, "{after:?} did not take over {before:?}");
-        Ok(())
+        functions::swap(&self.first, &self.second)
     }
 
     /// The first is bound again, and has its number again.

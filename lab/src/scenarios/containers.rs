@@ -35,12 +35,7 @@ impl Functions {
 
     /// The second takes the name, the number and the device number of the first.
     fn swap(&self) -> Result<()> {
-        let before = functions::verbs(&self.first)?;
-        functions::unbind(&self.first)?;
-        functions::bind(&self.second)?;
-        let after = functions::verbs(&self.second)?;
-        ensure!(after == before, "{after:?} did not take over {before:?}");
-        Ok(())
+        functions::swap(&self.first, &self.second)
     }
 
     /// A container that is given the first function's node, and lists and opens its device.
