@@ -129,9 +129,9 @@ const ROUNDS: usize = 5;
 /// two processors that were nearly free, and 2.18 where others used them.
 const MOST: f64 = 4.0;
 /// The devices of the count of system calls, and how many there may be for each. They were 32 on a fresh guest, and up to
-/// 36 where indices were used before: each thread searches for that of its first device, which takes 128 requests at most.
+/// 38 where thousands of indices had been used before: each thread searches for that of its first device.
 const COUNTED: usize = 100;
-const CALLS: usize = 40;
+const CALLS: usize = 48;
 
 /// How many system calls the list makes, without those of threads that wait for a lock, which vary.
 fn calls_of_a_list() -> Result<usize> {
