@@ -87,7 +87,7 @@ fn the_list_of_devices_is_compared() {
     }
 }
 
-/// The list says what the container is to get, and the root what it has.
+/// The list has what the container is to get, and the root has what it got.
 #[test]
 fn the_list_alone_is_not_enough_where_the_root_is_seen() {
     let bundle = Bundle::new();
