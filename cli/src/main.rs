@@ -41,6 +41,9 @@ use serde::Serialize;
 const DEMO_HINT: &str =
     if cfg!(feature = "demo") { "; `uverbs demo` shows the command without any" } else { "" };
 
+/// The longest lines of a help, in columns.
+const TERM_WIDTH: usize = 100;
+
 /// List RDMA verbs devices, and open exactly the one that was listed.
 #[derive(Parser)]
 #[command(
@@ -48,13 +51,19 @@ const DEMO_HINT: &str =
     bin_name = "uverbs",
     version,
     arg_required_else_help = true,
-    max_term_width = 100
+    max_term_width = TERM_WIDTH
 )]
 struct Cli {
     #[command(subcommand)]
     command: Command,
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+#[derive(Args)]
+struct CommonArgs {
     /// Print more: the library's log and the calls that failed, on stderr; with `check` all that was checked
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, display_order = 100)]
     verbose: bool,
 }
 
@@ -138,7 +147,7 @@ impl Command {
 
 fn main() -> ExitCode {
     let cli = usage::parse();
-    if cli.verbose {
+    if cli.common.verbose {
         verbose::turn_on();
     }
     let json = cli.command.json();

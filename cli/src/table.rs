@@ -63,8 +63,12 @@ impl Table {
             let mut owed = self.indent;
             for (Cell { text: words, style }, width) in row.iter().zip(&widths) {
                 if !words.is_empty() {
-                    let _ = write!(text, "{:owed$}{style}{words}{style:#}", "");
+                    text.extend(std::iter::repeat_n(' ', owed));
                     owed = 0;
+                    match style.is_plain() {
+                        true => text.push_str(words),
+                        false => drop(write!(text, "{style}{words}{style:#}")),
+                    }
                 }
                 owed += width - words.chars().count() + 2;
             }

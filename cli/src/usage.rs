@@ -4,10 +4,17 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 
 use clap::error::{ContextValue, ErrorKind};
-use clap::{CommandFactory as _, FromArgMatches as _};
+use clap::{Args as _, CommandFactory as _, FromArgMatches as _};
 
+use crate::check::CheckArgs;
+use crate::guard::GuardArgs;
+use crate::hook::HookArgs;
+use crate::list::ListArgs;
+use crate::open::OpenArgs;
 use crate::output::{Failure, JsonArgs, Out};
-use crate::{Cli, ErrorJson, man};
+use crate::show::ShowArgs;
+use crate::wait::WaitArgs;
+use crate::{Cli, CommonArgs, ErrorJson, TERM_WIDTH, man};
 
 /// The command line as clap knows it, with the exit statuses of each subcommand in its help.
 pub(crate) fn command() -> clap::Command {
@@ -20,9 +27,34 @@ pub(crate) fn command() -> clap::Command {
     command.after_help(man::exit_status_help(""))
 }
 
+/// Adds the arguments of a subcommand.
+type Augment = fn(clap::Command) -> clap::Command;
+
+/// The subcommands that programs start again and again.
+const OFTEN: [(&str, Augment); 7] = [
+    ("list", ListArgs::augment_args),
+    ("show", ShowArgs::augment_args),
+    ("open", OpenArgs::augment_args),
+    ("wait", WaitArgs::augment_args),
+    ("check", CheckArgs::augment_args),
+    ("hook", HookArgs::augment_args),
+    ("guard", GuardArgs::augment_args),
+];
+
+/// The command with no subcommand but this one, if it is one of those. It is enough for a command line that begins with
+/// its name. To build all of them takes as long as to list a hundred devices.
+fn command_of(name: &OsStr) -> Option<clap::Command> {
+    let (name, augment) = OFTEN.into_iter().find(|(known, _)| name == *known)?;
+    let alone = clap::Command::new(name).after_help(man::exit_status_help(name));
+    let command = clap::Command::new("uverbs").bin_name("uverbs").max_term_width(TERM_WIDTH);
+    Some(CommonArgs::augment_args(command).subcommand(augment(alone)))
+}
+
 /// Parses the command line of this process. Ends the process for `--help`, `--version` and wrong usage.
 pub(crate) fn parse() -> Cli {
-    let parsed = command().try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
+    let alone = std::env::args_os().nth(1).and_then(|name| command_of(&name));
+    let matches = alone.unwrap_or_else(command).try_get_matches();
+    let parsed = matches.and_then(|matches| Cli::from_arg_matches(&matches));
     parsed.unwrap_or_else(|error| {
         let error = escape(error);
         if error.use_stderr() && std::env::args_os().skip(1).any(|arg| is_json(&arg)) {
@@ -102,6 +134,37 @@ mod tests {
     fn quotation_marks_alone_are_kept() {
         assert_eq!(escaped("'a\u{1b}[m'\n\"\u{e9}\\"), r#"'a\x1b[m'\n"\xc3\xa9\\"#);
         assert_eq!(escaped(""), "");
+    }
+
+    #[test]
+    fn a_subcommand_alone_is_as_among_all() {
+        for (name, _) in OFTEN {
+            let alone = command_of(OsStr::new(name)).expect("known");
+            let both = [alone, command()];
+            for args in [
+                &[name, "--help"][..],
+                &[name, "-h"],
+                &[name, "--no-such"],
+                &["-v", name, "a", "b", "c"],
+                &[name, "--json=x", "-v"],
+            ] {
+                let args = || ["uverbs"].iter().chain(args);
+                let results = both.clone().map(|command| {
+                    let matches = command.try_get_matches_from(args())?;
+                    Cli::from_arg_matches(&matches).map(|cli| cli.common.verbose)
+                });
+                let [alone, all] = results.map(|result| match result {
+                    Ok(is_verbose) => is_verbose.to_string(),
+                    Err(error) => error.render().ansi().to_string(),
+                });
+                assert_eq!(alone, all, "{:?}", args().collect::<Vec<_>>());
+            }
+        }
+        assert!(
+            ["", "lis", "list ", "--help", "help"]
+                .iter()
+                .all(|name| { command_of(OsStr::new(name)).is_none() })
+        );
     }
 
     #[test]
