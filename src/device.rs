@@ -96,10 +96,21 @@ impl Device {
         &self.0.record
     }
 
+    /// Whether the other handle is on the same record.
+    pub(crate) fn is_same_record(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// Finds its netlink index. The device is pinned meanwhile.
     pub(crate) fn join(&self, pin: &Held, socket: &Socket) -> Result<Joined> {
         let Inner { record, services, .. } = &*self.0;
         services.indices.join(record, pin, socket, || services.neighbours())
+    }
+
+    /// Its netlink index, if that is known or the next one, while nothing pins the device. The caller finds out whether
+    /// it was alive meanwhile.
+    pub(crate) fn find_next(&self, socket: &Socket) -> Result<Option<Joined>> {
+        self.0.services.indices.find_next(self.record(), socket)
     }
 
     /// Pins it for reading.
@@ -264,7 +275,7 @@ impl Device {
             .map_err(|error| self.0.explain(error))
     }
 
-    fn joined(&self) -> Result<Joined> {
+    pub(crate) fn joined(&self) -> Result<Joined> {
         if let Some(joined) = self.0.joined.get() {
             return Ok(*joined);
         }

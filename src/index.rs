@@ -127,20 +127,37 @@ impl Indices {
     /// Tries the index after that of a device that was joined, if this is the next one. Programs that query all devices
     /// join them in this order, and the search below looks at all of them each time.
     fn try_next(&self, record: &Record, pin: &Held, socket: &Socket) -> Result<Option<Joined>> {
-        let next = {
-            let hints = self.lock();
-            let before = hints.ends.iter().find(|end| {
-                end.number.checked_add(1) == Some(record.number) && end.ino < record.ino
-            });
-            let next = before.and_then(|end| end.index.checked_add(1));
-            next.filter(|index| *index < LIMIT && !hints.nobodies.contains(index))
-        };
-        let Some(index) = next else { return Ok(None) };
+        let Some(index) = self.next(record) else { return Ok(None) };
         let found = self.try_index(record, pin, socket, index)?;
         if let Some(joined) = found {
             self.lock().note(record, joined);
         }
         Ok(found)
+    }
+
+    fn next(&self, record: &Record) -> Option<u32> {
+        let hints = self.lock();
+        let mut ends = hints.ends.iter();
+        let before = ends
+            .find(|end| end.number.checked_add(1) == Some(record.number) && end.ino < record.ino)?;
+        let index = before.index.checked_add(1)?;
+        (index < LIMIT && !hints.nobodies.contains(&index)).then_some(index)
+    }
+
+    /// The index of a device that is not pinned, if it is known or the next one. It counts if the device turns out to
+    /// have been alive throughout; the record does not note it before.
+    pub(crate) fn find_next(&self, record: &Record, socket: &Socket) -> Result<Option<Joined>> {
+        if let Some(joined) = record.joined.get() {
+            return Ok(Some(*joined));
+        }
+        let Some(index) = self.next(record) else { return Ok(None) };
+        match self.request(record, socket, index)? {
+            Answer::Joined(joined) => {
+                self.lock().note(record, joined);
+                Ok(Some(joined))
+            }
+            Answer::Other(_) | Answer::Nobody => Ok(None),
+        }
     }
 
     /// Whether that index is the pinned device's. If so, its record notes it.
@@ -276,6 +293,14 @@ impl Indices {
     /// its `dev`) and is alive after. In between no other device had its device number, so an index with that
     /// number is this device's (`audits/kernel-facts.md`).
     fn query(&self, record: &Record, pin: &Held, socket: &Socket, index: u32) -> Result<Answer> {
+        let answer = self.request(record, socket, index)?;
+        if let Answer::Joined(_) = answer {
+            pin.read_device_number()?;
+        }
+        Ok(answer)
+    }
+
+    fn request(&self, record: &Record, socket: &Socket, index: u32) -> Result<Answer> {
         let chardev = socket.chardev(index)?;
         let mut hints = self.lock();
         let Some(chardev) = chardev else {
@@ -286,12 +311,10 @@ impl Indices {
             return Ok(Answer::Nobody);
         };
         hints.nobodies.remove(&index);
-        drop(hints);
-        if record.device_number != chardev.dev.into() {
-            return Ok(Answer::Other(chardev.dev.into()));
-        }
-        pin.read_device_number()?;
-        Ok(Answer::Joined(Joined { index, driver_id: chardev.driver_id }))
+        Ok(match record.device_number == chardev.dev.into() {
+            true => Answer::Joined(Joined { index, driver_id: chardev.driver_id }),
+            false => Answer::Other(chardev.dev.into()),
+        })
     }
 
     /// The join: returns the index if it is the device's.

@@ -143,12 +143,12 @@ pub mod sim {
     pub use crate::probe::{As, Facts, Probe, Probed, Root, Wire};
 }
 pub use open::{OpenOptions, Proven};
-pub use parent::{Bus, FunctionKind, Parent, PciFunction};
+pub use parent::{Bus, FunctionKind, Parent, PciFunction, Place};
 pub use ports::{Netdev, PortFacts};
 pub use provider::{
     Allocation, DeviceProvider, Match, MatchedBy, PinnedView, Provider, ProviderInfo,
 };
-pub use registry::{Change, Devices, DevicesIntoIter, Registry, ResyncReason};
+pub use registry::{Change, Devices, DevicesIntoIter, Registry, ResyncReason, Summary};
 pub use watch::Watch;
 #[cfg(feature = "tokio")]
 pub use watch::WatchStream;

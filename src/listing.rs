@@ -72,6 +72,12 @@ impl Sweeps {
         Ok(())
     }
 
+    /// Sweeps `class/infiniband_verbs` alone, once. A device that is there throughout may be lacking.
+    pub(crate) fn take_uverbs(&mut self, host: &Host) -> Result<()> {
+        self.uverbs.clear();
+        self.sweep_uverbs(host, Sweep::push)
+    }
+
     /// Sweeps `class/infiniband_verbs` until two sweeps in a row show the same.
     ///
     /// One sweep may lack a device that is there throughout: up to Linux 6.12 at least, `kernfs_fop_readdir`

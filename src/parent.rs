@@ -95,6 +95,26 @@ pub enum FunctionKind {
     Unknown,
 }
 
+/// Where a device is: the part of its [`Parent`] that a list shows ([`Summary`](crate::Summary)).
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct Place {
+    /// The address of the PCI function, as [`Parent::function`] has it.
+    pub pci: Option<PciAddress>,
+    /// The number of the sub-function, as [`Parent::subfunction`].
+    pub subfunction: Option<u32>,
+    /// The NUMA node, as [`Parent::numa_node`].
+    pub numa_node: Option<u32>,
+}
+
+impl Place {
+    pub(crate) fn of(parent: &Parent) -> Self {
+        let Parent { subfunction, numa_node, .. } = *parent;
+        Self { pci: parent.pci_address(), subfunction, numa_node }
+    }
+}
+
 impl Parent {
     /// The address of [`function`](Self::function).
     pub fn pci_address(&self) -> Option<PciAddress> {
@@ -193,6 +213,24 @@ impl Device {
         read().map_err(|error: Error| record.explain(error))
     }
 
+    /// Reads where it is while nothing holds it. That counts if it turns out to have been alive from before until after.
+    pub(crate) fn place_unheld(&self) -> Result<Place> {
+        let record = self.record();
+        let path = record.parent_path()?;
+        if *path == *VIRTUAL {
+            return Ok(Place::of(&Parent::of_virtual()));
+        }
+        let (kernel, sys) = (record.host.kernel(), record.host.sys());
+        // Names of this form are those of PCI functions alone. Of these, nothing but the node has to be read.
+        match address(last(&path)) {
+            Some(address) => {
+                let numa_node = numa_node(kernel, sys, &path)?;
+                Ok(Place { pci: Some(address), subfunction: None, numa_node })
+            }
+            None => Ok(Place::of(&Directory::open(kernel, sys, path)?.read()?)),
+        }
+    }
+
     /// Whether its directory is beneath that of this PCI function. Makes no system call.
     pub(crate) fn is_beneath(&self, address: PciAddress) -> bool {
         let name = address.to_string();
@@ -237,7 +275,7 @@ impl<'a> Directory<'a> {
     }
 
     fn name(&self) -> &[u8] {
-        self.path.to_bytes().rsplit(|byte| *byte == b'/').next().unwrap_or_default()
+        last(&self.path)
     }
 
     /// The number in an attribute; `None` if there is no such attribute.
@@ -281,7 +319,7 @@ impl<'a> Directory<'a> {
             _ => None,
         };
         let name = Some(Name::new(self.name()));
-        let numa_node = self.numa_node()?;
+        let numa_node = numa_node(self.kernel, self.sys, &self.path)?;
         Ok(Parent { bus, name, subfunction, function, numa_node })
     }
 
@@ -316,10 +354,10 @@ impl<'a> Directory<'a> {
                 None => FunctionKind::Unknown,
             });
         };
-        let name = path.to_bytes().rsplit(|byte| *byte == b'/').next().unwrap_or_default();
-        let physical = address(name).filter(|physical| *physical != own).ok_or_else(|| {
-            sysfs::malformed_link(PHYSFN, Bad("a link that leads to no other PCI function"))
-        })?;
+        let physical =
+            address(last(&path)).filter(|physical| *physical != own).ok_or_else(|| {
+                sysfs::malformed_link(PHYSFN, Bad("a link that leads to no other PCI function"))
+            })?;
         let number = match Self::open(self.kernel, self.sys, path) {
             Ok(directory) => directory.number_of(physical, own, &self.path)?,
             Err(error) if sysfs::is_absent(&error) => None,
@@ -337,18 +375,24 @@ impl<'a> Directory<'a> {
         let link = c_path(format!("virtfn{number}").as_bytes())?;
         Ok(self.target(&link)?.filter(|target| **target == *path).map(|_| number))
     }
+}
 
-    fn numa_node(&self) -> Result<Option<u32>> {
-        let mut path = self.path.to_bytes();
-        let mut node = self.number(NUMA_NODE, parse_numa_node)?;
-        while node.is_none() {
-            let Some(next) = above(path) else { return Ok(None) };
-            path = next;
-            let attribute = c_path(&[path, b"/", NUMA_NODE.to_bytes()].concat())?;
-            node = sysfs::read_optional(self.kernel, self.sys, &attribute, parse_numa_node)?;
+/// The node of the nearest device with one, from that of the path upwards.
+fn numa_node(kernel: &Kernel, sys: &Handle, path: &CStr) -> Result<Option<u32>> {
+    let mut next = Some(path.to_bytes());
+    while let Some(path) = next {
+        let attribute = c_path(&[path, b"/", NUMA_NODE.to_bytes()].concat())?;
+        if let Some(node) = sysfs::read_optional(kernel, sys, &attribute, parse_numa_node)? {
+            return Ok(node);
         }
-        Ok(node.flatten())
+        next = above(path);
     }
+    Ok(None)
+}
+
+/// The last component of a path.
+fn last(path: &CStr) -> &[u8] {
+    path.to_bytes().rsplit(|byte| *byte == b'/').next().unwrap_or_default()
 }
 
 const NUMA_NODE: &CStr = c"numa_node";

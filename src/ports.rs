@@ -10,6 +10,7 @@ use crate::kernel::nldev::PortInfo;
 use crate::kernel::{Bad, Errno};
 use crate::netlink::Socket;
 use crate::pin::{self, Held};
+use crate::record::Joined;
 use crate::sysfs;
 
 /// A port as it is seen without a context ([`Device::ports`]).
@@ -41,6 +42,23 @@ pub struct Netdev {
     pub index: u32,
     /// Its name at that moment. Names change and are reused, so it is for display; look the device up by its index.
     pub name: Name,
+}
+
+/// Ports that were read while nothing held the device.
+pub(crate) struct Unheld {
+    joined: Joined,
+    count: u32,
+    ports: Vec<PortFacts>,
+}
+
+impl Unheld {
+    /// The ports, now that the device is known to have been alive throughout.
+    pub(crate) fn confirm(self, device: &Device) -> Vec<PortFacts> {
+        let record = device.record();
+        let _ = record.joined.set(self.joined);
+        let _ = record.ports.set(self.count);
+        self.ports
+    }
 }
 
 /// The most ports that are read of one device. A device of mlx5 in switchdev mode has a port for each representor.
@@ -113,12 +131,33 @@ impl Device {
         let count = match record.ports.get() {
             Some(count) => *count,
             None => {
-                let info = socket.device(index)?.ok_or_else(|| self.not_in_netlink(index))?;
+                let count = self.count_ports(&socket, index)?;
                 held.read_device_number()?;
-                *record.ports.get_or_init(|| info.ports)
+                *record.ports.get_or_init(|| count)
             }
         };
         (1..=count.min(PORTS_MAX)).map(|port| read(&socket, index, port)).collect()
+    }
+
+    fn count_ports(&self, socket: &Socket, index: u32) -> Result<u32> {
+        Ok(socket.device(index)?.ok_or_else(|| self.not_in_netlink(index))?.ports)
+    }
+
+    /// Reads the ports while the device is not held. They count if it turns out to have been alive from before until
+    /// after ([`Unheld::confirm`]).
+    pub(crate) fn ports_unheld(&self, socket: &Socket) -> Result<Unheld> {
+        let joined = match self.find_next(socket)? {
+            Some(joined) => joined,
+            // The first of a run: those after it are found from its index.
+            None => self.joined()?,
+        };
+        let count = match self.record().ports.get() {
+            Some(count) => *count,
+            None => self.count_ports(socket, joined.index)?,
+        };
+        let read = |port| self.port(socket, joined.index, port);
+        let ports = (1..=count.min(PORTS_MAX)).map(read).collect::<Result<_>>()?;
+        Ok(Unheld { joined, count, ports })
     }
 
     /// Reads one port. Its rate is read under the name that the device has before and after.

@@ -3,6 +3,8 @@
 mod changes;
 mod devices;
 mod quiet;
+mod summary;
+mod threads;
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -22,6 +24,8 @@ pub use changes::{Change, ResyncReason};
 pub use devices::{Devices, DevicesIntoIter};
 pub(crate) use quiet::Attached;
 use quiet::Quiet;
+pub use summary::Summary;
+use threads::by_parts;
 
 /// The devices of a host. A clone shares its records. Threads may share a registry; a forked child makes one of its own
 /// ([`Host`], "Fork").
@@ -145,9 +149,19 @@ impl Registry {
     /// device does not stop the listing: see [`Devices::faults`].
     #[doc(alias = "ibv_get_device_list")]
     pub fn devices(&self) -> Result<Devices> {
+        self.devices_by(1)
+    }
+
+    /// As [`devices`](Self::devices), with up to `threads` threads, of which the calling one is one. Where there are
+    /// dozens of new devices, each thread looks at a part of them. The others end within the call. If threads are
+    /// forbidden, the calling one does all the work.
+    ///
+    /// # Errors
+    /// As [`devices`](Self::devices).
+    pub fn devices_by(&self, threads: usize) -> Result<Devices> {
         let devices = match self.current() {
             Some(devices) => devices,
-            None => self.list()?,
+            None => self.list(threads)?,
         };
         if !self.0.services.providers.is_empty() && !provider::is_inside() {
             devices.iter().for_each(set_up);
@@ -266,7 +280,7 @@ impl Registry {
         Ok(Some((device, pin)))
     }
 
-    fn list(&self) -> Result<Devices> {
+    fn list(&self, threads: usize) -> Result<Devices> {
         let host = &self.0.host;
         let (mut sweeps, changes, begin) = {
             let mut state = self.lock();
@@ -285,7 +299,7 @@ impl Registry {
             if state.changes != changes {
                 sweeps.take(host)?;
             }
-            state.rescan(&self.0, &sweeps);
+            state.rescan(&self.0, &sweeps, threads);
             std::mem::swap(&mut state.sweeps, &mut sweeps);
         }
         if state.spare.len() < SPARE {
@@ -334,11 +348,11 @@ impl State {
             })
     }
 
-    fn rescan(&mut self, registry: &Inner, sweeps: &Sweeps) {
+    fn rescan(&mut self, registry: &Inner, sweeps: &Sweeps, threads: usize) {
         let found = sweeps.uverbs();
         let swept = found.len();
         let mut entries = Vec::with_capacity(swept);
-        let mut not_shown = Vec::new();
+        let (mut changed, mut not_shown) = (Vec::new(), Vec::new());
         let mut old = std::mem::take(&mut self.entries).into_iter().peekable();
         for (number, link) in found {
             while let Some(known) = old.next_if(|entry| entry.number < number) {
@@ -348,17 +362,15 @@ impl State {
             if known.as_mut().is_some_and(|known| known.is_as_it_was(registry, link, sweeps)) {
                 entries.extend(known);
             } else {
-                entries.extend(look(registry, number, link, known));
+                changed.push((number, link, known));
             }
         }
         not_shown.extend(old);
+        entries.extend(look_at_all(registry, changed, threads));
         let shown = entries.len();
         // A sweep may have skipped a device that is there, so each device is looked up before it is marked.
-        entries.extend(
-            not_shown
-                .into_iter()
-                .filter_map(|known| look(registry, known.number, known.link, Some(known))),
-        );
+        let not_shown = not_shown.into_iter().map(|known| (known.number, known.link, Some(known)));
+        entries.extend(look_at_all(registry, not_shown.collect(), threads));
         self.is_whole = shown == swept && entries.len() == shown;
         entries.sort_unstable_by_key(|entry| entry.number);
         link_names(&mut entries, sweeps);
@@ -384,12 +396,34 @@ fn link_names(entries: &mut [Entry], sweeps: &Sweeps) {
     }
 }
 
-/// Looks at one uverbs device. Returns the known record if it is the same instance, otherwise a new one, or `None`
-/// if the device is gone.
-fn look(registry: &Inner, number: u32, link: u64, known: Option<Entry>) -> Option<Entry> {
-    let host = &registry.host;
+/// Looks at each uverbs device of a number, with its class link and the known entry. Returns those that are there.
+fn look_at_all(
+    registry: &Inner,
+    devices: Vec<(u32, u64, Option<Entry>)>,
+    threads: usize,
+) -> impl Iterator<Item = Entry> {
+    let numbers: Vec<_> = devices.iter().map(|(number, ..)| *number).collect();
+    let look = |part: &[u32]| {
+        part.iter().map(|number| Sighting::take(&registry.host, *number)).collect::<Vec<_>>()
+    };
+    let sightings = by_parts(&numbers, threads, look);
+    let devices = devices.into_iter().zip(sightings);
+    devices.filter_map(|((number, link, known), sighting)| {
+        note(registry, number, link, known, sighting)
+    })
+}
+
+/// Notes a look at one uverbs device. Returns the known record if it is the same instance, otherwise a new one, or
+/// `None` if the device is gone.
+fn note(
+    registry: &Inner,
+    number: u32,
+    link: u64,
+    known: Option<Entry>,
+    sighting: Result<Sighting>,
+) -> Option<Entry> {
     let known = known.and_then(|known| known.seen);
-    let sighting = match Sighting::take(host, number) {
+    let sighting = match sighting {
         Ok(sighting) => sighting,
         Err(error) if sysfs::is_absent(&error) => {
             if let Some(known) = known {

@@ -11,7 +11,7 @@ use uverbs::{
 use crate::output::hex;
 use crate::select::is_gone;
 
-pub(crate) use parent::ParentJson;
+pub(crate) use parent::{ParentJson, address};
 pub(crate) use ports::{PortJson, columns};
 
 /// What was read of a device beside the list.
@@ -39,17 +39,6 @@ impl Known {
         Ok((Self { facts, parent, ports }, failed))
     }
 
-    /// Parent and ports alone, as a list shows them without `-v`.
-    ///
-    /// # Errors
-    /// The device is gone.
-    pub(crate) fn read_in_short(device: &Device) -> Result<(Self, Vec<Error>)> {
-        let mut failed = Vec::new();
-        let parent = noted(device.parent(), &mut failed)?;
-        let ports = noted(device.ports(), &mut failed)?;
-        Ok((Self { facts: None, parent, ports }, failed))
-    }
-
     /// All of it, without the reasons; nothing of a device that is gone.
     pub(crate) fn read_quietly(device: &Device) -> Self {
         Self::read(device).map(|(known, _)| known).unwrap_or_default()
@@ -57,7 +46,7 @@ impl Known {
 }
 
 /// The value, or none, with the reason among those that failed.
-fn noted<T>(result: Result<T>, failed: &mut Vec<Error>) -> Result<Option<T>> {
+pub(crate) fn noted<T>(result: Result<T>, failed: &mut Vec<Error>) -> Result<Option<T>> {
     match result {
         Ok(value) => Ok(Some(value)),
         Err(error) if is_gone(&error) => Err(error),

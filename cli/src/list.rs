@@ -1,16 +1,15 @@
 //! `uverbs list`.
 
-use std::panic::resume_unwind;
 use std::thread;
 
 use clap::Args;
 use serde::Serialize;
-use uverbs::{Device, Devices, Error, ErrorKind, Host, Registry};
+use uverbs::{Devices, Error, ErrorKind, Host, KeptNetlink, Registry, Summary};
 
 use crate::DEMO_HINT;
 use crate::absent::Absent;
 use crate::explain;
-use crate::facts::{DeviceJson, Known, columns, or_dash};
+use crate::facts::{DeviceJson, Known, PortJson, address, columns, noted, or_dash};
 use crate::output::{Failure, JsonArgs, Out, note};
 use crate::table::{Cell, Table};
 use crate::verbose;
@@ -44,12 +43,54 @@ pub(crate) fn run(args: &ListArgs, out: &mut Out) -> Result<bool, Failure> {
 
 /// Lists the devices of a registry. Returns whether every device could be listed.
 fn list(registry: &Registry, args: &ListArgs, out: &mut Out) -> Result<bool, Failure> {
-    let found = registry.devices()?;
+    let found = registry.devices_by(threads())?;
     // One socket for all devices.
     let netlink = registry.host().keep_netlink();
     let in_full = args.json.json || verbose::is_on();
-    let (mut devices, mut elsewhere) = (Vec::with_capacity(found.len()), Vec::new());
-    for (device, read) in found.iter().zip(read(&found, in_full)) {
+    let devices = if in_full { report(&found, &netlink, in_full_json(&found)) } else { Vec::new() };
+    let rows = match in_full {
+        true => devices.iter().map(|device| Row::in_full(device, verbose::is_on())).collect(),
+        false => report(&found, &netlink, in_short(registry, &found)),
+    };
+    if let (Err(error), false) = (netlink, rows.is_empty()) {
+        Failure::from(error).report_as("opens will be refused: ");
+    }
+    let faults: Vec<_> = found.faults().map(Failure::from).collect();
+    for fault in &faults {
+        fault.report_as("not listed: ");
+    }
+    let complete = faults.is_empty();
+    let absent = Absent::look(&found);
+    if args.json.json {
+        let (is_ib_uverbs_loaded, without_verbs) = (absent.is_loaded, absent.without_verbs);
+        out.json(&ListJson { devices, faults, is_ib_uverbs_loaded, without_verbs })?;
+    } else if !rows.is_empty() {
+        out.text(&table(rows, verbose::is_on()).render())?;
+        absent.in_words().into_iter().for_each(note);
+    } else if complete {
+        out.text(&format!("{}{DEMO_HINT}\n", absent.of_empty_list()))?;
+    }
+    Ok(complete)
+}
+
+/// More threads gain little: most of the time is the kernel's, which takes locks.
+const THREADS: usize = 4;
+
+fn threads() -> usize {
+    thread::available_parallelism().map_or(1, usize::from).min(THREADS)
+}
+
+/// What was read of a device, and why a part could not be read. The error is that the device is gone.
+type Read<T> = uverbs::Result<(T, Vec<Error>)>;
+
+/// Returns what was read of the devices that are there, in order. Reports what could not be read.
+fn report<T>(
+    devices: &Devices,
+    netlink: &uverbs::Result<KeptNetlink>,
+    found: impl Iterator<Item = Read<T>>,
+) -> Vec<T> {
+    let (mut all, mut elsewhere) = (Vec::with_capacity(devices.len()), Vec::new());
+    for (device, read) in devices.iter().zip(found) {
         let (known, failed) = match read {
             Ok(read) => read,
             Err(error) => {
@@ -62,99 +103,88 @@ fn list(registry: &Registry, args: &ListArgs, out: &mut Out) -> Result<bool, Fai
         for error in failed {
             match error.kind() {
                 ErrorKind::OtherNamespace => elsewhere.push(device),
-                // Where netlink cannot be used at all, that is reported once, below.
+                // Where netlink cannot be used at all, that is reported once, in the end.
                 ErrorKind::NetlinkUnavailable if netlink.is_err() => {}
                 _ => Failure::from(error).report(),
             }
         }
-        devices.push(DeviceJson::new(device, &known));
+        all.push(known);
     }
     if !elsewhere.is_empty() {
         note(explain::elsewhere(&elsewhere));
     }
-    if let (Err(error), false) = (netlink, devices.is_empty()) {
-        Failure::from(error).report_as("opens will be refused: ");
-    }
-    let faults: Vec<_> = found.faults().map(Failure::from).collect();
-    for fault in &faults {
-        fault.report_as("not listed: ");
-    }
-    let complete = faults.is_empty();
-    let absent = Absent::look(&found);
-    if args.json.json {
-        let (is_ib_uverbs_loaded, without_verbs) = (absent.is_loaded, absent.without_verbs);
-        out.json(&ListJson { devices, faults, is_ib_uverbs_loaded, without_verbs })?;
-    } else if !devices.is_empty() {
-        out.text(&table(&devices, verbose::is_on()).render())?;
-        absent.in_words().into_iter().for_each(note);
-    } else if complete {
-        out.text(&format!("{}{DEMO_HINT}\n", absent.of_empty_list()))?;
-    }
-    Ok(complete)
+    all
 }
 
-/// From this many devices on, they are read by several threads.
-const MANY: usize = 64;
-/// More threads gain little: most of the time is the kernel's, which takes locks.
-const THREADS: usize = 4;
-
-/// Reads all devices, in order.
-fn read(devices: &Devices, in_full: bool) -> Vec<uverbs::Result<(Known, Vec<Error>)>> {
-    let devices: Vec<_> = devices.iter().collect();
-    let read = |devices: &[&Device]| -> Vec<_> {
-        // One socket for all. Without it each device has the error.
-        let _kept = devices.first().and_then(|device| device.host().keep_netlink().ok());
-        let read = if in_full { Known::read } else { Known::read_in_short };
-        devices.iter().map(|device| read(device)).collect()
-    };
-    let threads = thread::available_parallelism().map_or(1, usize::from).min(THREADS);
-    if threads == 1 || devices.len() < MANY {
-        return read(&devices);
-    }
-    let (first, others) = devices.split_at(devices.len().div_ceil(threads));
-    thread::scope(|scope| {
-        let others: Vec<_> = others
-            .chunks(first.len())
-            .map(|part| thread::Builder::new().spawn_scoped(scope, || read(part)).map_err(|_| part))
-            .collect();
-        let mut found = read(first);
-        for other in others {
-            found.extend(match other {
-                Ok(thread) => thread.join().unwrap_or_else(|panic| resume_unwind(panic)),
-                // Threads are forbidden or used up.
-                Err(part) => read(part),
-            });
-        }
-        found
+fn in_full_json(devices: &Devices) -> impl Iterator<Item = Read<DeviceJson>> {
+    devices.iter().map(|device| {
+        let (known, failed) = Known::read(device)?;
+        Ok((DeviceJson::new(device, &known), failed))
     })
 }
 
-fn table(devices: &[DeviceJson], in_full: bool) -> Table {
+fn in_short(registry: &Registry, devices: &Devices) -> impl Iterator<Item = Read<Row>> {
+    let summaries = registry.summaries(devices.as_slice(), threads());
+    devices.iter().zip(summaries).map(|(device, Summary { place, ports, .. })| {
+        let mut failed = Vec::new();
+        let (place, ports) = (noted(place, &mut failed)?, noted(ports, &mut failed)?);
+        let ports: Vec<_> = ports.iter().flatten().map(PortJson::new).collect();
+        let place = place.as_ref();
+        let row = Row {
+            device: device.name().to_string(),
+            node: format!("uverbs{}", device.uverbs_number()),
+            pci: place.and_then(|place| address(place.pci, place.subfunction)),
+            numa_node: place.and_then(|place| place.numa_node),
+            ports: columns(&ports),
+            more: None,
+        };
+        Ok((row, failed))
+    })
+}
+
+/// A line of the table.
+struct Row {
+    device: String,
+    node: String,
+    pci: Option<String>,
+    numa_node: Option<u32>,
+    /// State, rate and network device.
+    ports: [Option<String>; 3],
+    /// The columns of `-v`.
+    more: Option<[String; 5]>,
+}
+
+impl Row {
+    fn in_full(device: &DeviceJson, with_more: bool) -> Self {
+        let more = || {
+            [
+                or_dash(&device.index),
+                or_dash(&device.driver),
+                or_dash(&device.node_guid),
+                device.dev_t.clone(),
+                device.inode.to_string(),
+            ]
+        };
+        Self {
+            device: device.name.clone(),
+            node: device.uverbs.clone(),
+            pci: device.pci(),
+            numa_node: device.numa_node(),
+            ports: columns(device.ports.as_deref().unwrap_or_default()),
+            more: with_more.then(more),
+        }
+    }
+}
+
+fn table(rows: Vec<Row>, in_full: bool) -> Table {
     let usual = ["DEVICE", "NODE", "PCI", "NUMA", "STATE", "RATE", "NETDEV"];
     let more = ["INDEX", "DRIVER", "NODE GUID", "DEV_T", "INODE"];
     let heading = [&usual[..], if in_full { &more } else { &[] }].concat();
     let mut table = Table::new(0, &heading);
-    for device in devices {
-        let [state, rate, netdev] = columns(device.ports.as_deref().unwrap_or_default());
-        let mut row: Vec<Cell> = vec![
-            (&device.name).into(),
-            (&device.uverbs).into(),
-            or_dash(&device.pci()).into(),
-            or_dash(&device.numa_node()).into(),
-            or_dash(&state).into(),
-            or_dash(&rate).into(),
-            or_dash(&netdev).into(),
-        ];
-        if in_full {
-            row.extend([
-                or_dash(&device.index).into(),
-                or_dash(&device.driver).into(),
-                or_dash(&device.node_guid).into(),
-                (&device.dev_t).into(),
-                device.inode.into(),
-            ]);
-        }
-        table.row(row);
+    for Row { device, node, pci, numa_node, ports, more } in rows {
+        let usual = [device, node, or_dash(&pci), or_dash(&numa_node)];
+        let ports = ports.iter().map(or_dash);
+        table.row(usual.into_iter().chain(ports).chain(more.into_iter().flatten()).map(Cell::from));
     }
     table
 }
@@ -198,7 +228,8 @@ mod tests {
             found.iter().map(json).collect()
         };
         let text = |devices: &[DeviceJson], in_full| {
-            anstream::adapter::strip_str(&table(devices, in_full).render()).to_string()
+            let rows = devices.iter().map(|device| Row::in_full(device, in_full)).collect();
+            anstream::adapter::strip_str(&table(rows, in_full).render()).to_string()
         };
         let expected = "DEVICE  NODE     PCI           NUMA  STATE   RATE    NETDEV\n\
                         mlx5_0  uverbs0  0000:3b:00.2  1     ACTIVE  10Gb/s  -,eth0\n\

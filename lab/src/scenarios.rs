@@ -82,6 +82,7 @@ const SRIOV: &[(&str, Scenario)] = &[
     ("sriov_control_libibverbs_opens_the_other_function", sriov::control_libibverbs),
     ("sriov_number_is_taken_while_unbinding_waits", sriov::unbinding_waits),
     ("sriov_many_functions_at_once", sriov::many_at_once),
+    ("sriov_cost_of_a_list", sriov::cost_of_a_list),
     ("cdi_watch_writes_a_burst_once", cdi::burst),
 ];
 

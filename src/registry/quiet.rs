@@ -139,6 +139,6 @@ impl Registry {
 
     /// Lists the devices by a sweep, without attaching providers.
     pub(crate) fn sweep(&self) -> crate::error::Result<Devices> {
-        self.list()
+        self.list(1)
     }
 }

@@ -49,13 +49,8 @@ impl ParentJson {
         }
     }
 
-    /// The address as the selector `pci=` takes it: `0000:3b:00.2`, or `0000:3b:00.0/sf88` of a sub-function.
     pub(crate) fn address(&self) -> Option<String> {
-        let pci = self.pci.as_ref()?;
-        Some(match self.subfunction {
-            Some(number) => format!("{pci}/sf{number}"),
-            None => pci.clone(),
-        })
+        address(self.pci.as_ref(), self.subfunction)
     }
 
     /// Bus and name.
@@ -78,4 +73,13 @@ impl ParentJson {
         };
         Some(format!("{pci}, {vendor:04x}:{device:04x}{kind}"))
     }
+}
+
+/// The address as the selector `pci=` takes it: `0000:3b:00.2`, or `0000:3b:00.0/sf88` of a sub-function.
+pub(crate) fn address(pci: Option<impl ToString>, subfunction: Option<u32>) -> Option<String> {
+    let pci = pci?.to_string();
+    Some(match subfunction {
+        Some(number) => format!("{pci}/sf{number}"),
+        None => pci,
+    })
 }

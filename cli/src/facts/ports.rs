@@ -53,6 +53,9 @@ impl PortJson {
 ///
 /// Two ports that differ are both shown, in their order. Of more than two, the ports in a state are counted.
 pub(crate) fn columns(ports: &[PortJson]) -> [Option<String>; 3] {
+    if let [port] = ports {
+        return [Some(port.state.clone()), port.rate(), port.netdev.clone()];
+    }
     let active = ports.iter().filter(|port| port.state == "ACTIVE").count();
     let of_all = |each: &dyn Fn(&PortJson) -> Option<String>, differ: &dyn Fn() -> String| {
         let values: Vec<_> = ports.iter().map(each).collect();

@@ -124,17 +124,19 @@ pub(super) fn ports_match_rdma() -> Result<()> {
 }
 
 const DEVICES: usize = 1000;
-const ROUNDS: usize = 5;
-/// The most times as long as `ibv_devices`, which reads no parent, no port and no state. The aim is 1. It was 1.13 with
-/// two processors that were nearly free, and 2.18 where others used them.
-const MOST: f64 = 4.0;
-/// The devices of the count of system calls, and how many there may be for each. They were 32 on a fresh guest, and up to
-/// 38 where thousands of indices had been used before: each thread searches for that of its first device.
+/// The fastest of so many by turns counts. On a busy machine single runs take twice as long.
+const ROUNDS: usize = 15;
+/// The most times as long as `ibv_devices`, which reads no parent, no port and no state. On older kernels reading sysfs
+/// takes longer and `ibv_devices` less: it was 1.11 (`audits/measurements.md`).
+const MOST: f64 = 1.0;
+const MOST_BEFORE_6_12: f64 = 1.6;
+/// The devices of the count of system calls, and how many there may be for each. They were 22 on a fresh guest. Where
+/// thousands of indices had been used before, there are more: each thread searches for that of its first device.
 const COUNTED: usize = 100;
-const CALLS: usize = 48;
+pub(super) const CALLS: usize = 30;
 
 /// How many system calls the list makes, without those of threads that wait for a lock, which vary.
-fn calls_of_a_list() -> Result<usize> {
+pub(super) fn calls_of_a_list() -> Result<usize> {
     guest::run("strace", &["-f", "-c", "-o", "/tmp/calls", "uverbs", "list"])?;
     let text = fs::read_to_string("/tmp/calls")?;
     let calls = |name: &str| -> Result<usize> {
@@ -146,6 +148,27 @@ fn calls_of_a_list() -> Result<usize> {
     let total = calls("total")?;
     ensure!(total > 0, "no total: {text}");
     Ok(total - calls("futex")?)
+}
+
+/// How many times as long as `ibv_devices` the list takes, in the same run.
+fn beside_libibverbs(devices: usize) -> Result<f64> {
+    let time = |program: &str, args: &[&str]| -> Result<f64> {
+        let began = Instant::now();
+        let output = guest::stdout(program, args)?;
+        ensure!(output.lines().count() > devices, "{program}: {} lines", output.lines().count());
+        Ok(began.elapsed().as_secs_f64())
+    };
+    let mut fastest = [f64::INFINITY; 2];
+    for _ in 0..ROUNDS {
+        fastest[0] = fastest[0].min(time("uverbs", &["list"])?);
+        fastest[1] = fastest[1].min(time("ibv_devices", &[])?);
+    }
+    let [ours, theirs] = fastest;
+    let ratio = ours / theirs;
+    println!(
+        "    {devices} devices: uverbs list {ours:.3} s, ibv_devices {theirs:.3} s, {ratio:.2}"
+    );
+    Ok(ratio)
 }
 
 /// The whole list on the command line, beside libibverbs' in the same run, by turns.
@@ -160,33 +183,15 @@ pub(super) fn a_list_beside_libibverbs() -> Result<()> {
     guest::hca("wait-idle")?;
     guest::hca(&format!("add name=tst guid=0000000000010000 count={DEVICES}"))?;
     guest::until_uverbs(&format!("uverbs{}", DEVICES - 1), true)?;
-    let time = |program: &str, args: &[&str]| -> Result<f64> {
-        let began = Instant::now();
-        let output = guest::stdout(program, args)?;
-        ensure!(output.lines().count() > DEVICES, "{program}: {} lines", output.lines().count());
-        Ok(began.elapsed().as_secs_f64())
-    };
-    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-    for _ in 0..ROUNDS {
-        ours.push(time("uverbs", &["list"])?);
-        theirs.push(time("ibv_devices", &[])?);
-    }
-    let median = |times: &mut Vec<f64>| {
-        times.sort_by(f64::total_cmp);
-        times[times.len() / 2]
-    };
-    let (ours, theirs) = (median(&mut ours), median(&mut theirs));
+    let ratio = beside_libibverbs(DEVICES)?;
     // Only the traced calls stop the program: it makes tens of thousands.
     let trace = ["-f", "--seccomp-bpf", "-o", "/tmp/trace", "-e", "trace=socket", "uverbs", "list"];
     guest::run("strace", &trace)?;
     let sockets = fs::read_to_string("/tmp/trace")?.matches("NETLINK_RDMA").count();
-    let ratio = ours / theirs;
-    println!(
-        "    {DEVICES} devices: uverbs list {ours:.3} s, ibv_devices {theirs:.3} s, ratio {ratio:.2}; {sockets} RDMA netlink \
-         socket"
-    );
+    println!("    {sockets} RDMA netlink sockets");
     // One for each thread that reads.
     ensure!((1..=4).contains(&sockets), "{sockets} sockets");
-    ensure!(ratio <= MOST, "slower than that: {ratio:.2}");
+    let most = if guest::version()? >= (6, 12) { MOST } else { MOST_BEFORE_6_12 };
+    ensure!(ratio <= most, "{ratio:.2} times, not {most}");
     Ok(())
 }

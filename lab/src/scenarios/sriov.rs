@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use uverbs::{Change, Device, ErrorKind, Registry, Watch};
 
 use super::expect::{opened, refused, registry};
+use super::parents;
 use crate::functions::{self, Facts, NODE, PF, TOTAL, Verbs};
 use crate::guest;
 use crate::ibverbs::Ibverbs;
@@ -261,5 +262,16 @@ pub(super) fn many_at_once() -> Result<()> {
         "    {count} functions: made in {made:.1?}, reported after {followed:.1?}, bound again in {shuffled:.1?}, \
          gone in {gone:.1?}"
     );
+    Ok(())
+}
+
+/// A list of functions reads NUMA nodes, which one of software devices does not.
+pub(super) fn cost_of_a_list() -> Result<()> {
+    functions::make_bound(0)?;
+    let without = parents::calls_of_a_list()?;
+    functions::set(PF, "sriov_numvfs", &TOTAL.to_string())?;
+    let calls = (parents::calls_of_a_list()? - without).div_ceil(TOTAL as usize);
+    println!("    {calls} system calls a function");
+    ensure!(calls <= parents::CALLS, "{calls} system calls a function");
     Ok(())
 }
