@@ -24,7 +24,7 @@ all!(is_static:
     Allocation, AsyncEvent, Bus, Change, Check, CheckId, Context, ContextClaim, Device, DeviceAttributes, DeviceFacts,
     DeviceNumber, Devices, DevicesIntoIter, ErrorKind, Evidence, ExtendedAttributes,
     ForkSafety, FunctionKind, Gid, GidEntry, Guid, Host, HostBuilder, Instance, KeptNetlink, Match, MatchedBy, Name, Netdev, OpenOptions, Opened,
-    Parent, PciAddress, PciFunction, PortAttributes, PortFacts, PortRate, ProviderInfo, Registry, ResyncReason, Step, Timestamp, UnprovenContext, Value, Watch,
+    Parent, PciAddress, PciFunction, Place, PortAttributes, PortFacts, PortRate, ProviderInfo, Registry, ResyncReason, Step, Summary, Timestamp, UnprovenContext, Value, Watch,
 );
 all!(is_send_and_sync: AsyncEvents, PinnedView<'_>, Box<dyn DeviceProvider>, Box<dyn Provider>);
 #[cfg(feature = "tokio")]

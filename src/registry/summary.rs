@@ -28,7 +28,7 @@ impl Summary {
 }
 
 impl Registry {
-    /// Reads place and ports of many devices, in that order, with half of the system calls that
+    /// Reads place and ports of many devices, in that order, with about half of the system calls that
     /// [`Device::parent`] and [`Device::ports`] of each take.
     ///
     /// The devices are not held meanwhile. At the end one sweep of the class directory shows which of them have been

@@ -214,6 +214,20 @@ fn devices_that_cannot_be_confirmed_are_read_one_by_one() {
     let devices = other.devices().expect("a list");
     let found = registry.summaries(devices.as_slice(), 1);
     assert!(found.iter().zip(truth()).all(|(found, truth)| told(found) == Some(truth)));
+    // Of another registry, and replaced since by one that this registry has listed.
+    let (replaced, [_, b, _]) = self::machine();
+    let list = || {
+        let registry = Registry::new(Host::simulated(&replaced).expect("a host"));
+        let devices = registry.devices().expect("a list");
+        (registry, devices)
+    };
+    let (_, before) = list();
+    replaced.with(|world| replace(world, b));
+    let (registry_since, since) = list();
+    let found = registry_since.summaries(before.as_slice(), 1);
+    assert_eq!(found[1].ports.as_ref().expect_err("replaced").kind(), ErrorKind::Replaced);
+    let found = registry_since.summaries(since.as_slice(), 1);
+    assert_eq!(told(&found[1]), Some(of_replacement()));
     // Where inode numbers may repeat.
     let foreign = self::machine().0;
     foreign.set_sys_type(0x0102_1994);
