@@ -243,7 +243,6 @@ impl Device {
             Ok((joined, info.ok_or_else(|| self.not_in_netlink(joined.index))?))
         };
         let (joined, info) = facts().map_err(|error| self.0.explain(error))?;
-        let port_count = *self.0.ports.get_or_init(|| info.ports);
         Ok(DeviceFacts {
             index: joined.index,
             driver_id: joined.driver_id.map(DriverId::from_raw),
@@ -251,7 +250,7 @@ impl Device {
             sys_image_guid: Guid(info.sys_image_guid),
             node_type: NodeType::from_raw(info.node_type),
             firmware_version: Name::new(&info.fw_version),
-            port_count,
+            port_count: info.ports,
         })
     }
 

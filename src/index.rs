@@ -145,7 +145,7 @@ impl Indices {
     }
 
     /// The index of a device that is not pinned, if it is known or the next one. It counts if the device turns out to
-    /// have been alive throughout; the record does not note it before.
+    /// have been alive throughout. The record does not note it before; the hints, which decide nothing, do.
     pub(crate) fn find_next(&self, record: &Record, socket: &Socket) -> Result<Option<Joined>> {
         if let Some(joined) = record.joined.get() {
             return Ok(Some(*joined));
@@ -156,7 +156,12 @@ impl Indices {
                 self.lock().note(record, joined);
                 Ok(Some(joined))
             }
-            Answer::Other(_) | Answer::Nobody => Ok(None),
+            Answer::Other(_) | Answer::Nobody => {
+                // The run ends here, and the index need not be requested again.
+                let follows = |end: &End| end.number.checked_add(1) == Some(record.number);
+                self.lock().ends.retain(|end| !follows(end));
+                Ok(None)
+            }
         }
     }
 

@@ -72,7 +72,7 @@ impl Sweeps {
         Ok(())
     }
 
-    /// Sweeps `class/infiniband_verbs` alone, once. A device that is there throughout may be lacking.
+    /// Sweeps `class/infiniband_verbs` alone, once. A device that is there throughout may be missing.
     pub(crate) fn take_uverbs(&mut self, host: &Host) -> Result<()> {
         self.uverbs.clear();
         self.sweep_uverbs(host, Sweep::push)

@@ -96,6 +96,9 @@ pub enum FunctionKind {
 }
 
 /// Where a device is: the part of its [`Parent`] that a list shows ([`Summary`](crate::Summary)).
+///
+/// A parent with a name such as `0000:3b:00.2` is taken for a PCI function, as no other bus has such names. Of it the NUMA
+/// node alone is read, so an attribute that [`Device::parent`] refuses may go unnoticed here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -213,6 +216,18 @@ impl Device {
         read().map_err(|error: Error| record.explain(error))
     }
 
+    /// Reads where it is while it is held.
+    pub(crate) fn place(&self) -> Result<Place> {
+        let record = self.record();
+        let read = || {
+            let held = pin::hold(record)?;
+            let place = self.place_unheld()?;
+            held.read_device_number()?;
+            Ok(place)
+        };
+        read().map_err(|error: Error| record.explain(error))
+    }
+
     /// Reads where it is while nothing holds it. That counts if it turns out to have been alive from before until after.
     pub(crate) fn place_unheld(&self) -> Result<Place> {
         let record = self.record();
@@ -221,7 +236,6 @@ impl Device {
             return Ok(Place::of(&Parent::of_virtual()));
         }
         let (kernel, sys) = (record.host.kernel(), record.host.sys());
-        // Names of this form are those of PCI functions alone. Of these, nothing but the node has to be read.
         match address(last(&path)) {
             Some(address) => {
                 let numa_node = numa_node(kernel, sys, &path)?;

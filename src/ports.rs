@@ -6,10 +6,10 @@ use crate::context::{LinkSpeed, LinkWidth, PhysicalState, PortRate, PortState};
 use crate::device::Device;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ids::Name;
-use crate::kernel::nldev::PortInfo;
+use crate::kernel::nldev::{DeviceInfo, PortInfo};
 use crate::kernel::{Bad, Errno};
 use crate::netlink::Socket;
-use crate::pin::{self, Held};
+use crate::pin;
 use crate::record::Joined;
 use crate::sysfs;
 
@@ -47,16 +47,13 @@ pub struct Netdev {
 /// Ports that were read while nothing held the device.
 pub(crate) struct Unheld {
     joined: Joined,
-    count: u32,
     ports: Vec<PortFacts>,
 }
 
 impl Unheld {
     /// The ports, now that the device is known to have been alive throughout.
     pub(crate) fn confirm(self, device: &Device) -> Vec<PortFacts> {
-        let record = device.record();
-        let _ = record.joined.set(self.joined);
-        let _ = record.ports.set(self.count);
+        let _ = device.record().joined.set(self.joined);
         self.ports
     }
 }
@@ -73,12 +70,11 @@ impl Device {
     ///
     /// # Errors
     /// As [`index`](Self::index). `Os` if the driver does not answer for a port. `Unstable` if the device was renamed
-    /// meanwhile.
+    /// meanwhile. A device that gets another name and its own again within the read of one port is not noticed: the rate
+    /// may then be that of the device which had the name.
     #[doc(alias = "ibv_query_port")]
     pub fn ports(&self) -> Result<Vec<PortFacts>> {
-        self.read_ports(|held| {
-            self.each_port(held, |socket, index, port| self.port(socket, index, port))
-        })
+        self.read_ports(|socket, index| self.all_ports(socket, index))
     }
 
     /// Reads the network devices of the ports, over RDMA netlink (`RDMA_NLDEV_CMD_PORT_GET`). The kernel reports those
@@ -97,21 +93,21 @@ impl Device {
     /// # Errors
     /// As [`index`](Self::index). `Os` if the driver does not answer for a port.
     pub fn netdevs(&self) -> Result<Vec<Netdev>> {
-        let ports = self.read_ports(|held| {
-            self.each_port(held, |socket, index, port| {
-                let info = socket.port(index, port)?.ok_or_else(|| self.not_in_netlink(index))?;
-                Ok(netdev(port, info))
-            })
-        })?;
-        Ok(ports.into_iter().flatten().collect())
+        self.read_ports(|socket, index| {
+            let count = self.device_info(socket, index)?.ports.min(PORTS_MAX);
+            let read = |port| Ok(netdev(port, self.port_info(socket, index, port)?));
+            (1..=count).filter_map(|port| read(port).transpose()).collect()
+        })
     }
 
-    /// Reads while the device is held and alive.
-    fn read_ports<T>(&self, read: impl FnOnce(&Held) -> Result<T>) -> Result<T> {
+    /// Reads by the device's index, while it is held and alive.
+    fn read_ports<T>(&self, read: impl FnOnce(&Socket, u32) -> Result<T>) -> Result<T> {
         let record = self.record();
         let look = || {
             let held = pin::hold(record)?;
-            let found = read(&held)?;
+            let socket = record.host.netlink()?;
+            let index = self.join(&held, &socket)?.index;
+            let found = read(&socket, index)?;
             // The index is this device's as long as the directory lives.
             held.read_device_number()?;
             Ok(found)
@@ -119,55 +115,44 @@ impl Device {
         look().map_err(|error: Error| record.explain(error))
     }
 
-    /// Reads each port by the device's index.
-    fn each_port<T>(
-        &self,
-        held: &Held,
-        read: impl Fn(&Socket, u32, u32) -> Result<T>,
-    ) -> Result<Vec<T>> {
-        let record = self.record();
-        let socket = record.host.netlink()?;
-        let index = self.join(held, &socket)?.index;
-        let count = match record.ports.get() {
-            Some(count) => *count,
-            None => {
-                let count = self.count_ports(&socket, index)?;
-                held.read_device_number()?;
-                *record.ports.get_or_init(|| count)
-            }
-        };
-        (1..=count.min(PORTS_MAX)).map(|port| read(&socket, index, port)).collect()
-    }
-
-    fn count_ports(&self, socket: &Socket, index: u32) -> Result<u32> {
-        Ok(socket.device(index)?.ok_or_else(|| self.not_in_netlink(index))?.ports)
-    }
-
     /// Reads the ports while the device is not held. They count if it turns out to have been alive from before until
     /// after ([`Unheld::confirm`]).
-    pub(crate) fn ports_unheld(&self, socket: &Socket) -> Result<Unheld> {
-        let joined = match self.find_next(socket)? {
+    pub(crate) fn ports_unheld(&self) -> Result<Unheld> {
+        let socket = self.record().host.netlink()?;
+        let joined = match self.find_next(&socket)? {
             Some(joined) => joined,
             // The first of a run: those after it are found from its index.
             None => self.joined()?,
         };
-        let count = match self.record().ports.get() {
-            Some(count) => *count,
-            None => self.count_ports(socket, joined.index)?,
-        };
-        let read = |port| self.port(socket, joined.index, port);
-        let ports = (1..=count.min(PORTS_MAX)).map(read).collect::<Result<_>>()?;
-        Ok(Unheld { joined, count, ports })
+        let ports = self.all_ports(&socket, joined.index)?;
+        Ok(Unheld { joined, ports })
     }
 
-    /// Reads one port. Its rate is read under the name that the device has before and after.
-    fn port(&self, socket: &Socket, index: u32, port: u32) -> Result<PortFacts> {
-        let mut name = self.name();
+    fn device_info(&self, socket: &Socket, index: u32) -> Result<DeviceInfo> {
+        socket.device(index)?.ok_or_else(|| self.not_in_netlink(index))
+    }
+
+    fn port_info(&self, socket: &Socket, index: u32, port: u32) -> Result<PortInfo> {
+        socket.port(index, port)?.ok_or_else(|| self.not_in_netlink(index))
+    }
+
+    /// Reads the ports of the device with that index.
+    fn all_ports(&self, socket: &Socket, index: u32) -> Result<Vec<PortFacts>> {
+        let info = self.device_info(socket, index)?;
+        // Each answer has the name at that moment. The one that a list has seen may be another device's by now.
+        let mut name = Name::new(&info.name);
+        (1..=info.ports.min(PORTS_MAX))
+            .map(|port| self.port(socket, index, port, &mut name))
+            .collect()
+    }
+
+    /// Reads one port. Its rate is read under a name that netlink reports before and after.
+    fn port(&self, socket: &Socket, index: u32, port: u32, name: &mut Name) -> Result<PortFacts> {
         for _ in 0..LOOKS {
-            let rate = self.rate(&name, port);
-            let info = socket.port(index, port)?.ok_or_else(|| self.not_in_netlink(index))?;
+            let rate = self.rate(name, port);
+            let info = self.port_info(socket, index, port)?;
             if *info.device_name != *name.as_bytes() {
-                name = Name::new(&info.device_name);
+                *name = Name::new(&info.device_name);
                 continue;
             }
             return Ok(PortFacts {

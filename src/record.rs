@@ -26,8 +26,6 @@ pub(crate) struct Record {
     /// Netlink's node GUID, set by the first proof.
     pub(crate) node_guid: OnceLock<Guid>,
     pub(crate) next_pd: NextNumber,
-    /// Netlink's number of ports, which does not change.
-    pub(crate) ports: OnceLock<u32>,
     /// Why the device is gone. It does not come back.
     gone: OnceLock<Gone>,
     /// Its name or its timestamp was found changed between two lists: the next list has to look, though it may
@@ -121,7 +119,6 @@ impl Record {
             joined: OnceLock::new(),
             node_guid: OnceLock::new(),
             next_pd: NextNumber::default(),
-            ports: OnceLock::new(),
             gone: OnceLock::new(),
             changed: AtomicBool::new(false),
             state: Mutex::new(State {

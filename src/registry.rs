@@ -13,6 +13,7 @@ use crate::device::{Device, Services};
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::Host;
 use crate::ids::Name;
+use crate::kernel::Errno;
 use crate::listing::{NameLink, Sweeps};
 use crate::netlink::Socket;
 use crate::pin::Pin;
@@ -152,9 +153,9 @@ impl Registry {
         self.devices_by(1)
     }
 
-    /// As [`devices`](Self::devices), with up to `threads` threads, of which the calling one is one. Where there are
-    /// dozens of new devices, each thread looks at a part of them. The others end within the call. If threads are
-    /// forbidden, the calling one does all the work.
+    /// As [`devices`](Self::devices), with up to `threads` threads, of which the calling one is one. Each looks at 32 new
+    /// devices or more, and has up to three descriptors open meanwhile. They end within the call. Where one cannot be
+    /// started, the calling thread does its work.
     ///
     /// # Errors
     /// As [`devices`](Self::devices).
@@ -396,34 +397,36 @@ fn link_names(entries: &mut [Entry], sweeps: &Sweeps) {
     }
 }
 
-/// Looks at each uverbs device of a number, with its class link and the known entry. Returns those that are there.
-fn look_at_all(
-    registry: &Inner,
-    devices: Vec<(u32, u64, Option<Entry>)>,
-    threads: usize,
-) -> impl Iterator<Item = Entry> {
-    let numbers: Vec<_> = devices.iter().map(|(number, ..)| *number).collect();
-    let look = |part: &[u32]| {
-        part.iter().map(|number| Sighting::take(&registry.host, *number)).collect::<Vec<_>>()
+/// A device to look at: its number, its class link, and what is known of it.
+type ToLook = (u32, u64, Option<Entry>);
+
+/// Looks at each uverbs device. Returns those that are there.
+fn look_at_all(registry: &Inner, devices: Vec<ToLook>, threads: usize) -> Vec<Entry> {
+    let look = |(number, link, known)| look(registry, number, link, known);
+    if threads <= 1 {
+        return devices.into_iter().filter_map(look).collect();
+    }
+    // A part that no thread takes must not be lost.
+    let devices: Vec<_> = devices.into_iter().map(|device| Mutex::new(Some(device))).collect();
+    let take = |device: &Mutex<Option<ToLook>>| {
+        device.lock().unwrap_or_else(|poison| poison.into_inner()).take()
     };
-    let sightings = by_parts(&numbers, threads, look);
-    let devices = devices.into_iter().zip(sightings);
-    devices.filter_map(|((number, link, known), sighting)| {
-        note(registry, number, link, known, sighting)
-    })
+    let found =
+        by_parts(&devices, threads, |part| part.iter().filter_map(take).filter_map(look).collect());
+    // Each thread has three descriptors at a time, so where few are left, one of them may have had none.
+    let again = |entry: Entry| match entry.fault.as_ref().and_then(|fault| fault.errno()) {
+        Some(Errno::MFILE | Errno::NFILE) => look((entry.number, entry.link, Some(entry))),
+        _ => Some(entry),
+    };
+    found.into_iter().filter_map(again).collect()
 }
 
-/// Notes a look at one uverbs device. Returns the known record if it is the same instance, otherwise a new one, or
-/// `None` if the device is gone.
-fn note(
-    registry: &Inner,
-    number: u32,
-    link: u64,
-    known: Option<Entry>,
-    sighting: Result<Sighting>,
-) -> Option<Entry> {
+/// Looks at one uverbs device. Returns the known record if it is the same instance, otherwise a new one, or `None`
+/// if the device is gone.
+fn look(registry: &Inner, number: u32, link: u64, known: Option<Entry>) -> Option<Entry> {
+    let host = &registry.host;
     let known = known.and_then(|known| known.seen);
-    let sighting = match sighting {
+    let sighting = match Sighting::take(host, number) {
         Ok(sighting) => sighting,
         Err(error) if sysfs::is_absent(&error) => {
             if let Some(known) = known {

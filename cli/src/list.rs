@@ -1,10 +1,11 @@
 //! `uverbs list`.
 
+use std::panic::resume_unwind;
 use std::thread;
 
 use clap::Args;
 use serde::Serialize;
-use uverbs::{Devices, Error, ErrorKind, Host, KeptNetlink, Registry, Summary};
+use uverbs::{Device, Devices, Error, ErrorKind, Host, KeptNetlink, Registry, Summary};
 
 use crate::DEMO_HINT;
 use crate::absent::Absent;
@@ -43,14 +44,18 @@ pub(crate) fn run(args: &ListArgs, out: &mut Out) -> Result<bool, Failure> {
 
 /// Lists the devices of a registry. Returns whether every device could be listed.
 fn list(registry: &Registry, args: &ListArgs, out: &mut Out) -> Result<bool, Failure> {
-    let found = registry.devices_by(threads())?;
+    let threads = thread::available_parallelism().map_or(1, usize::from).min(THREADS);
+    let found = registry.devices_by(threads)?;
     // One socket for all devices.
     let netlink = registry.host().keep_netlink();
     let in_full = args.json.json || verbose::is_on();
-    let devices = if in_full { report(&found, &netlink, in_full_json(&found)) } else { Vec::new() };
+    let devices = match in_full {
+        true => report(&found, &netlink, in_full_json(&found, threads)),
+        false => Vec::new(),
+    };
     let rows = match in_full {
         true => devices.iter().map(|device| Row::in_full(device, verbose::is_on())).collect(),
-        false => report(&found, &netlink, in_short(registry, &found)),
+        false => report(&found, &netlink, in_short(registry, &found, threads)),
     };
     if let (Err(error), false) = (netlink, rows.is_empty()) {
         Failure::from(error).report_as("opens will be refused: ");
@@ -73,12 +78,10 @@ fn list(registry: &Registry, args: &ListArgs, out: &mut Out) -> Result<bool, Fai
     Ok(complete)
 }
 
+/// From this many devices on, several threads read them in full.
+const MANY: usize = 64;
 /// More threads gain little: most of the time is the kernel's, which takes locks.
 const THREADS: usize = 4;
-
-fn threads() -> usize {
-    thread::available_parallelism().map_or(1, usize::from).min(THREADS)
-}
 
 /// What was read of a device, and why a part could not be read. The error is that the device is gone.
 type Read<T> = uverbs::Result<(T, Vec<Error>)>;
@@ -87,7 +90,7 @@ type Read<T> = uverbs::Result<(T, Vec<Error>)>;
 fn report<T>(
     devices: &Devices,
     netlink: &uverbs::Result<KeptNetlink>,
-    found: impl Iterator<Item = Read<T>>,
+    found: impl IntoIterator<Item = Read<T>>,
 ) -> Vec<T> {
     let (mut all, mut elsewhere) = (Vec::with_capacity(devices.len()), Vec::new());
     for (device, read) in devices.iter().zip(found) {
@@ -116,15 +119,43 @@ fn report<T>(
     all
 }
 
-fn in_full_json(devices: &Devices) -> impl Iterator<Item = Read<DeviceJson>> {
-    devices.iter().map(|device| {
-        let (known, failed) = Known::read(device)?;
-        Ok((DeviceJson::new(device, &known), failed))
+/// Reads everything, by so many threads.
+fn in_full_json(devices: &Devices, threads: usize) -> Vec<Read<DeviceJson>> {
+    let read = |part: &[Device]| -> Vec<Read<DeviceJson>> {
+        // One socket for all. Without it each device has the error.
+        let _kept = part.first().and_then(|device| device.host().keep_netlink().ok());
+        let read = |device| {
+            let (known, failed) = Known::read(device)?;
+            Ok((DeviceJson::new(device, &known), failed))
+        };
+        part.iter().map(read).collect()
+    };
+    let devices = devices.as_slice();
+    if threads == 1 || devices.len() < MANY {
+        return read(devices);
+    }
+    thread::scope(|scope| {
+        let parts = devices.chunks(devices.len().div_ceil(threads)).map(|part| {
+            (part, thread::Builder::new().spawn_scoped(scope, move || read(part)).ok())
+        });
+        let parts: Vec<_> = parts.collect();
+        parts
+            .into_iter()
+            .flat_map(|(part, thread)| match thread {
+                Some(thread) => thread.join().unwrap_or_else(|panic| resume_unwind(panic)),
+                // Threads are forbidden or used up.
+                None => read(part),
+            })
+            .collect()
     })
 }
 
-fn in_short(registry: &Registry, devices: &Devices) -> impl Iterator<Item = Read<Row>> {
-    let summaries = registry.summaries(devices.as_slice(), threads());
+fn in_short(
+    registry: &Registry,
+    devices: &Devices,
+    threads: usize,
+) -> impl Iterator<Item = Read<Row>> {
+    let summaries = registry.summaries(devices.as_slice(), threads);
     devices.iter().zip(summaries).map(|(device, Summary { place, ports, .. })| {
         let mut failed = Vec::new();
         let (place, ports) = (noted(place, &mut failed)?, noted(ports, &mut failed)?);

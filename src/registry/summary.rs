@@ -5,7 +5,6 @@ use super::{NO_LINK, Registry, by_parts};
 use crate::device::Device;
 use crate::error::Result;
 use crate::listing::Sweeps;
-use crate::netlink::Socket;
 use crate::parent::Place;
 use crate::ports::{PortFacts, Unheld};
 
@@ -22,22 +21,25 @@ pub struct Summary {
 impl Summary {
     /// Reads it while the device is held.
     fn read(device: &Device) -> Self {
-        let place = device.parent().map(|parent| Place::of(&parent));
-        Self { place, ports: device.ports() }
+        Self { place: device.place(), ports: device.ports() }
+    }
+
+    /// Reads it while nothing holds the device.
+    fn read_unheld(device: &Device) -> (Result<Place>, Result<Unheld>) {
+        (device.place_unheld(), device.ports_unheld())
     }
 }
 
 impl Registry {
-    /// Reads place and ports of many devices, in that order, with about half of the system calls that
-    /// [`Device::parent`] and [`Device::ports`] of each take.
+    /// Reads place and ports of many devices, in that order. Where nothing happens meanwhile, this takes a third to a half of
+    /// the system calls that [`Device::parent`] and [`Device::ports`] of each take.
     ///
     /// The devices are not held meanwhile. At the end one sweep of the class directory shows which of them have been
-    /// there since they were listed: their links have unique inode numbers. What was read of these counts. All others
-    /// are read again, one by one: those that are gone, that another call has found since the list, or of which
-    /// something could not be read, and all where inode numbers may repeat.
+    /// there since they were listed, because the inode number of a class link is never used again. What was read of
+    /// these counts. All others are read one by one: those that the sweep does not show, of another registry, or looked
+    /// up by index and not listed since, and all where inode numbers may repeat.
     ///
-    /// With dozens of devices, up to `threads` threads share the work, as in [`devices_by`](Self::devices_by). Each uses
-    /// one netlink socket.
+    /// Up to `threads` threads share the work, as in [`devices_by`](Self::devices_by). Each uses one netlink socket.
     ///
     /// ```no_run
     /// # fn main() -> uverbs::Result<()> {
@@ -51,7 +53,8 @@ impl Registry {
     /// ```
     ///
     /// # Errors
-    /// Each part has its own: those of [`Device::parent`] and [`Device::ports`].
+    /// Each part has its own: for the place `Malformed`, `Os` or `PermissionDenied` if an attribute is not as expected or
+    /// cannot be read, and `Removed` or `Replaced` if the device is gone; those of [`Device::ports`].
     pub fn summaries(&self, devices: &[Device], threads: usize) -> Vec<Summary> {
         by_parts(devices, threads, |part| self.summaries_if(part, |part| self.were_there(part)))
     }
@@ -61,18 +64,21 @@ impl Registry {
         devices: &[Device],
         were_there: impl FnOnce(&[Device]) -> Vec<bool>,
     ) -> Vec<Summary> {
-        let host = self.host();
         // Without a socket, each device has the error.
-        let _kept = host.keep_netlink();
-        let socket = host.netlink().ok();
-        let read = |device| read_unheld(device, socket.as_deref()?);
-        let found: Vec<_> = devices.iter().map(read).collect();
-        let were_there = were_there(devices);
-        let confirmed = devices.iter().zip(found).zip(were_there);
+        let _kept = self.host().keep_netlink();
+        // What the sweep cannot confirm is not read in vain.
+        let read =
+            |(device, link): (&Device, Option<u64>)| link.map(|_| Summary::read_unheld(device));
+        let found: Vec<_> = devices.iter().zip(self.links_of(devices)).map(read).collect();
+        let confirmed = devices.iter().zip(found).zip(were_there(devices));
         confirmed
             .map(|((device, found), was_there)| match found.filter(|_| was_there) {
                 Some((place, ports)) => {
-                    Summary { place: Ok(place), ports: Ok(ports.confirm(device)) }
+                    let explain = |error| device.record().explain(error);
+                    Summary {
+                        place: place.map_err(explain),
+                        ports: ports.map(|ports| ports.confirm(device)).map_err(explain),
+                    }
                 }
                 None => Summary::read(device),
             })
@@ -86,32 +92,29 @@ impl Registry {
     fn were_there(&self, devices: &[Device]) -> Vec<bool> {
         let mut sweeps = Sweeps::default();
         let links = match sweeps.take_uverbs(self.host()) {
-            Ok(()) if self.host().has_unique_inodes() => sweeps.uverbs(),
-            _ => Vec::new(),
+            Ok(()) => sweeps.uverbs(),
+            Err(_) => Vec::new(),
         };
-        let state = self.lock();
-        let was_there = |device: &Device| {
-            let number = device.uverbs_number();
-            let entry = state.entries.binary_search_by_key(&number, |entry| entry.number).ok();
-            let entry = entry.map(|at| &state.entries[at]);
-            entry.and_then(|entry| Some((entry.link, entry.listed()?))).is_some_and(
-                |(link, seen)| {
-                    link != NO_LINK
-                        && seen.device.is_same_record(device)
-                        && !device.is_known_gone()
-                        && links.binary_search(&(number, link)).is_ok()
-                },
-            )
+        let is_there = |(device, link): (&Device, Option<u64>)| {
+            link.is_some_and(|link| links.binary_search(&(device.uverbs_number(), link)).is_ok())
         };
-        devices.iter().map(was_there).collect()
+        devices.iter().zip(self.links_of(devices)).map(is_there).collect()
     }
-}
 
-/// Reads a device that is not held; `None` if something could not be read.
-fn read_unheld(device: &Device, socket: &Socket) -> Option<(Place, Unheld)> {
-    let place = device.place_unheld().ok()?;
-    let ports = device.ports_unheld(socket).ok()?;
-    Some((place, ports))
+    /// The class link of each device, by its inode number, as the list saw it that found the device.
+    fn links_of(&self, devices: &[Device]) -> Vec<Option<u64>> {
+        let has_unique_inodes = self.host().has_unique_inodes();
+        let state = self.lock();
+        let link = |device: &Device| {
+            let number = device.uverbs_number();
+            let at = state.entries.binary_search_by_key(&number, |entry| entry.number).ok()?;
+            let entry = &state.entries[at];
+            let is_listed = entry.listed().is_some_and(|seen| seen.device.is_same_record(device));
+            let is_known = is_listed && entry.link != NO_LINK && !device.is_known_gone();
+            (has_unique_inodes && is_known).then_some(entry.link)
+        };
+        devices.iter().map(link).collect()
+    }
 }
 
 #[cfg(all(test, feature = "sim"))]

@@ -3,16 +3,18 @@
 use std::panic::resume_unwind;
 use std::thread;
 
-/// From this many things on, a thread is worth its start.
-const MANY: usize = 64;
+/// So many things make a thread worth its start.
+const PART: usize = 32;
 
 /// What `run` returns for the parts of a list, in order. Up to `threads` threads run it, of which the calling one is one.
+/// It runs the part of a thread that cannot be started, too.
 pub(super) fn by_parts<T: Sync, R: Send>(
     list: &[T],
     threads: usize,
     run: impl Fn(&[T]) -> Vec<R> + Sync,
 ) -> Vec<R> {
-    if threads <= 1 || list.len() < MANY {
+    let threads = threads.min(list.len() / PART);
+    if threads <= 1 {
         return run(list);
     }
     let (first, others) = list.split_at(list.len().div_ceil(threads));
