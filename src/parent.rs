@@ -220,6 +220,10 @@ impl Device {
     pub(crate) fn place(&self) -> Result<Place> {
         let record = self.record();
         let read = || {
+            if *record.parent_path()? == *VIRTUAL {
+                pin::known(record)?;
+                return self.place_unheld();
+            }
             let held = pin::hold(record)?;
             let place = self.place_unheld()?;
             held.read_device_number()?;
