@@ -156,12 +156,7 @@ impl Indices {
                 self.lock().note(record, joined);
                 Ok(Some(joined))
             }
-            Answer::Other(_) | Answer::Nobody => {
-                // The run ends here, and the index need not be requested again.
-                let follows = |end: &End| end.number.checked_add(1) == Some(record.number);
-                self.lock().ends.retain(|end| !follows(end));
-                Ok(None)
-            }
+            Answer::Other(_) | Answer::Nobody => Ok(None),
         }
     }
 
