@@ -470,7 +470,9 @@ fn threads_share_the_work_and_keep_the_order() {
         }
         Verdict::Continue
     });
-    by(3);
-    assert_eq!(counted.try_iter().count(), 3);
+    for (threads, expected) in [(3, 3), (usize::MAX, 6)] {
+        by(threads);
+        assert_eq!(counted.try_iter().count(), expected, "at least 32 devices a thread");
+    }
     machine.clear_hook();
 }
