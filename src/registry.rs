@@ -153,9 +153,9 @@ impl Registry {
         self.devices_by(1)
     }
 
-    /// As [`devices`](Self::devices), with up to `threads` threads, of which the calling one is one. Each looks at 32 new
-    /// devices or more, and has up to three descriptors open meanwhile. They end within the call. Where one cannot be
-    /// started, the calling thread does its work.
+    /// As [`devices`](Self::devices), with up to `threads` threads, including the calling one. Each looks at 32 new devices or
+    /// more, and has up to three descriptors open meanwhile. They end within the call. If one cannot be started, the
+    /// calling thread does its work.
     ///
     /// # Errors
     /// As [`devices`](Self::devices).

@@ -6,8 +6,8 @@ use std::thread;
 /// So many things make a thread worth its start.
 const PART: usize = 32;
 
-/// What `run` returns for the parts of a list, in order. Up to `threads` threads run it, of which the calling one is one.
-/// It runs the part of a thread that cannot be started, too.
+/// Splits a list into parts and returns the results of `run` for them, in order. Up to `threads` threads run it, including
+/// the calling one, which takes over the part of a thread that cannot be started.
 pub(super) fn by_parts<T: Sync, R: Send>(
     list: &[T],
     threads: usize,

@@ -252,7 +252,7 @@ fn devices_that_cannot_be_confirmed_are_read_one_by_one() {
     assert_eq!(found[1].ports.as_ref().expect_err("gone").kind(), ErrorKind::Removed);
 }
 
-/// A device of which a call fails has that error, if any. The others are read.
+/// If a call fails, one device has that error, and the others are read.
 #[test]
 fn a_call_that_fails_is_the_error_of_one_device() {
     for at in 1.. {
