@@ -42,7 +42,7 @@ const OFTEN: [(&str, Augment); 7] = [
 ];
 
 /// The command with no subcommand but this one, if it is one of those. It is enough for a command line that begins with
-/// its name. To build all of them takes as long as to list a hundred devices.
+/// its name. Setting up all of them made the start longer by a third and more (`audits/measurements.md`).
 fn command_of(name: &OsStr) -> Option<clap::Command> {
     let (name, augment) = OFTEN.into_iter().find(|(known, _)| name == *known)?;
     let alone = clap::Command::new(name).after_help(man::exit_status_help(name));
