@@ -5,11 +5,11 @@ use std::hash::{Hash, Hasher};
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, Weak};
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::host::Host;
 use crate::identity::Instance;
 use crate::ids::{DeviceNumber, DriverId, Guid, Name, NodeType};
-use crate::index::{Indices, MOVE_IT, Neighbour};
+use crate::index::{Indices, Neighbour, not_in_netlink};
 use crate::netlink::Socket;
 use crate::pin::{self, Held, Pin};
 use crate::provider::{Allocation, Provided, ProviderInfo, Providers, Slot};
@@ -79,7 +79,7 @@ impl Services {
         let listed = self.listed().as_ref().and_then(Weak::upgrade);
         let neighbour = |device: &Device| Neighbour {
             ino: device.0.ino,
-            device_number: device.0.device_number,
+            number: device.0.number,
             index: device.0.joined.get().map(|joined| joined.index),
         };
         listed.iter().flat_map(|listed| listed.iter()).map(neighbour).collect()
@@ -96,32 +96,15 @@ impl Device {
         &self.0.record
     }
 
-    /// Whether the other handle is on the same record.
-    pub(crate) fn is_same_record(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
-    }
-
     /// Finds its netlink index. The device is pinned meanwhile.
     pub(crate) fn join(&self, pin: &Held, socket: &Socket) -> Result<Joined> {
         let Inner { record, services, .. } = &*self.0;
         services.indices.join(record, pin, socket, || services.neighbours())
     }
 
-    /// Its netlink index, if that is known or the next one, while nothing pins the device. The caller finds out whether
-    /// it was alive meanwhile.
-    pub(crate) fn find_next(&self, socket: &Socket) -> Result<Option<Joined>> {
-        self.0.services.indices.find_next(self.record(), socket)
-    }
-
     /// Pins it for reading.
     pub(crate) fn pin(&self) -> Result<Pin> {
         pin::pin_for_reading(self.record()).map_err(|error| self.0.explain(error))
-    }
-
-    /// The error where netlink has no answer for its index, though it is alive.
-    pub(crate) fn not_in_netlink(&self, index: u32) -> Error {
-        let text = format!("RDMA netlink has no device of index {index}");
-        Error::new(ErrorKind::OtherNamespace, text).with_hint(MOVE_IT)
     }
 
     /// Whether `index` is its netlink index. The device is pinned meanwhile.
@@ -240,7 +223,7 @@ impl Device {
             // The index is this device's as long as the directory lives. If it is still alive after the answer, the
             // answer was about this device.
             pinned.read_device_number()?;
-            Ok((joined, info.ok_or_else(|| self.not_in_netlink(joined.index))?))
+            Ok((joined, info.ok_or_else(|| not_in_netlink(joined.index))?))
         };
         let (joined, info) = facts().map_err(|error| self.0.explain(error))?;
         Ok(DeviceFacts {

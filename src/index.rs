@@ -11,10 +11,12 @@ use std::collections::BTreeSet;
 use std::sync::Mutex;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::ids::{DeviceNumber, Name};
+use crate::ids::Name;
+use crate::kernel::nldev::Chardev;
 use crate::netlink::Socket;
 use crate::pin::Held;
 use crate::record::{Joined, Record};
+use crate::sysfs;
 
 /// Up to this many devices, a dump takes no longer than a search may.
 const FEW: usize = 16;
@@ -33,6 +35,12 @@ const NOBODIES: usize = 1024;
 /// What to do about a device that netlink does not list.
 pub(crate) const MOVE_IT: &str =
     "to move it here, run this in its namespace: rdma dev set DEV netns NAME";
+
+/// The error where netlink has no answer for a device's index, though it is alive.
+pub(crate) fn not_in_netlink(index: u32) -> Error {
+    let text = format!("RDMA netlink has no device of index {index}");
+    Error::new(ErrorKind::OtherNamespace, text).with_hint(MOVE_IT)
+}
 
 /// What is known of the indices. Hints only: the join decides.
 #[derive(Debug, Default)]
@@ -72,8 +80,10 @@ impl Hints {
 /// Another listed device, as a hint for finding an index.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Neighbour {
+    /// An inode number that it got when it was added: that of its directory, or of its class link.
     pub(crate) ino: u64,
-    pub(crate) device_number: DeviceNumber,
+    /// The N of `uverbsN`.
+    pub(crate) number: u32,
     /// Its index, if it is known.
     pub(crate) index: Option<u32>,
 }
@@ -110,7 +120,8 @@ impl Indices {
         if found.is_none() {
             let listed = listed();
             if listed.len() > FEW {
-                found = self.search(record, pin, socket, &listed)?;
+                let query = |index| self.query(record, pin, socket, index);
+                found = self.search(record.ino, &listed, query)?;
             }
         }
         if found.is_none() {
@@ -127,7 +138,16 @@ impl Indices {
     /// Tries the index after that of a device that was joined, if this is the next one. Programs that query all devices
     /// join them in this order, and the search below looks at all of them each time.
     fn try_next(&self, record: &Record, pin: &Held, socket: &Socket) -> Result<Option<Joined>> {
-        let Some(index) = self.next(record) else { return Ok(None) };
+        let index = {
+            let hints = self.lock();
+            let mut ends = hints.ends.iter();
+            let is_before = |end: &&End| {
+                end.number.checked_add(1) == Some(record.number) && end.ino < record.ino
+            };
+            let next = ends.find(is_before).and_then(|before| before.index.checked_add(1));
+            next.filter(|index| *index < LIMIT && !hints.nobodies.contains(index))
+        };
+        let Some(index) = index else { return Ok(None) };
         let found = self.try_index(record, pin, socket, index)?;
         if let Some(joined) = found {
             self.lock().note(record, joined);
@@ -135,29 +155,26 @@ impl Indices {
         Ok(found)
     }
 
-    fn next(&self, record: &Record) -> Option<u32> {
-        let hints = self.lock();
-        let mut ends = hints.ends.iter();
-        let before = ends
-            .find(|end| end.number.checked_add(1) == Some(record.number) && end.ino < record.ino)?;
-        let index = before.index.checked_add(1)?;
-        (index < LIMIT && !hints.nobodies.contains(&index)).then_some(index)
-    }
-
-    /// The index of a device that is not pinned, if it is known or the next one. It counts if the device turns out to
-    /// have been alive throughout. The record does not note it before; the hints, which decide nothing, do.
-    pub(crate) fn find_next(&self, record: &Record, socket: &Socket) -> Result<Option<Joined>> {
-        if let Some(joined) = record.joined.get() {
-            return Ok(Some(*joined));
+    /// The index of `uverbsN` while nothing pins it: `next`, if that is it, or one that a search finds. It counts if the
+    /// device turns out to have been alive from before until after.
+    pub(crate) fn find_unheld(
+        &self,
+        (number, ino): (u32, u64),
+        socket: &Socket,
+        next: Option<u32>,
+        listed: &[Neighbour],
+    ) -> Result<Option<u32>> {
+        let query = |index| {
+            self.request(socket, index, |chardev| {
+                sysfs::parse_uverbs(&chardev.name) == Some(number)
+            })
+        };
+        if let Some(next) = next
+            && let Answer::Joined(joined) = query(next)?
+        {
+            return Ok(Some(joined.index));
         }
-        let Some(index) = self.next(record) else { return Ok(None) };
-        match self.request(record, socket, index)? {
-            Answer::Joined(joined) => {
-                self.lock().note(record, joined);
-                Ok(Some(joined))
-            }
-            Answer::Other(_) | Answer::Nobody => Ok(None),
-        }
+        Ok(self.search(ino, listed, query)?.map(|joined| joined.index))
     }
 
     /// Whether that index is the pinned device's. If so, its record notes it.
@@ -226,10 +243,9 @@ impl Indices {
     /// moved to another network namespace.
     fn search(
         &self,
-        record: &Record,
-        pin: &Held,
-        socket: &Socket,
+        ino: u64,
         listed: &[Neighbour],
+        query: impl Fn(u32) -> Result<Answer>,
     ) -> Result<Option<Joined>> {
         // How many devices, from the one of inode `from` up to the one of `to`, are still there. Their indices are
         // at least that far apart.
@@ -239,16 +255,16 @@ impl Indices {
         };
         // Bounds that another device's inode and index set: the lowest index that is possible, and the lowest that
         // is too high.
-        let first_after = |ino, index: u32| index.saturating_add(between(ino, record.ino));
+        let first_after = |other, index: u32| index.saturating_add(between(other, ino));
         let end_before =
-            |ino, index: u32| index.saturating_add(1).saturating_sub(between(record.ino, ino));
+            |other, index: u32| index.saturating_add(1).saturating_sub(between(ino, other));
         // The nearest devices whose indices are known already.
         let joined = listed.iter().filter_map(|device| Some((device.ino, device.index?)));
-        let before = joined.clone().filter(|(ino, _)| *ino < record.ino).max();
-        let after = joined.filter(|(ino, _)| *ino > record.ino).min();
-        let (ino, index) = before.unwrap_or_default();
-        let mut from = first_after(ino, index);
-        let mut to = after.map_or(LIMIT, |(ino, index)| end_before(ino, index).min(LIMIT));
+        let before = joined.clone().filter(|(other, _)| *other < ino).max();
+        let after = joined.filter(|(other, _)| *other > ino).min();
+        let (other, index) = before.unwrap_or_default();
+        let mut from = first_after(other, index);
+        let mut to = after.map_or(LIMIT, |(other, index)| end_before(other, index).min(LIMIT));
         // Starts at the bound that was moved last: without gaps, the index is right there. Across indices that are
         // not in use it moves away from both bounds by turns. The steps grow, but slowly, because gaps may be
         // regular.
@@ -261,22 +277,22 @@ impl Indices {
             let other = if !(from..to).contains(&index) || is_nobody() {
                 None
             } else {
-                match self.query(record, pin, socket, index)? {
+                match query(index)? {
                     Answer::Joined(joined) => return Ok(Some(joined)),
                     Answer::Other(number) => {
-                        listed.iter().find(|other| other.device_number == number)
+                        listed.iter().find(|other| Some(other.number) == number)
                     }
                     Answer::Nobody => None,
                 }
             };
             match other.map(|other| other.ino) {
-                Some(ino) => {
-                    at_end = ino > record.ino;
+                Some(other) => {
+                    at_end = other > ino;
                     (step, turned) = (0, false);
                     if at_end {
-                        to = end_before(ino, index);
+                        to = end_before(other, index);
                     } else {
-                        from = first_after(ino, index);
+                        from = first_after(other, index);
                     }
                 }
                 None if to < LIMIT && !turned => (at_end, turned) = (!at_end, true),
@@ -293,14 +309,20 @@ impl Indices {
     /// its `dev`) and is alive after. In between no other device had its device number, so an index with that
     /// number is this device's (`audits/kernel-facts.md`).
     fn query(&self, record: &Record, pin: &Held, socket: &Socket, index: u32) -> Result<Answer> {
-        let answer = self.request(record, socket, index)?;
+        let is_it = |chardev: &Chardev| record.device_number == chardev.dev.into();
+        let answer = self.request(socket, index, is_it)?;
         if let Answer::Joined(_) = answer {
             pin.read_device_number()?;
         }
         Ok(answer)
     }
 
-    fn request(&self, record: &Record, socket: &Socket, index: u32) -> Result<Answer> {
+    fn request(
+        &self,
+        socket: &Socket,
+        index: u32,
+        is_it: impl FnOnce(&Chardev) -> bool,
+    ) -> Result<Answer> {
         let chardev = socket.chardev(index)?;
         let mut hints = self.lock();
         let Some(chardev) = chardev else {
@@ -311,9 +333,9 @@ impl Indices {
             return Ok(Answer::Nobody);
         };
         hints.nobodies.remove(&index);
-        Ok(match record.device_number == chardev.dev.into() {
+        Ok(match is_it(&chardev) {
             true => Answer::Joined(Joined { index, driver_id: chardev.driver_id }),
-            false => Answer::Other(chardev.dev.into()),
+            false => Answer::Other(sysfs::parse_uverbs(&chardev.name)),
         })
     }
 
@@ -336,8 +358,8 @@ impl Indices {
 enum Answer {
     /// It is the device's.
     Joined(Joined),
-    /// It belongs to another device, or does so by now.
-    Other(DeviceNumber),
+    /// It belongs to another device, or does so by now. This is the N of its `uverbsN`.
+    Other(Option<u32>),
     /// No device has it, or its device has no uverbs node.
     Nobody,
 }

@@ -72,10 +72,22 @@ impl Sweeps {
         Ok(())
     }
 
-    /// Sweeps `class/infiniband_verbs` alone, once. A device that is there throughout may be missing.
-    pub(crate) fn take_uverbs(&mut self, host: &Host) -> Result<()> {
-        self.uverbs.clear();
-        self.sweep_uverbs(host, Sweep::push)
+    /// Number and class link of every uverbs device, as one sweep shows them, ordered by number. A device that is there
+    /// throughout may be missing.
+    pub(crate) fn once(host: &Host) -> Result<Vec<(u32, u64)>> {
+        let mut sweeps = Self::default();
+        sweeps.sweep_uverbs(host, Sweep::push)?;
+        Ok(sweeps.uverbs())
+    }
+
+    /// The same as two sweeps show them that agree, or the last ones.
+    ///
+    /// # Errors
+    /// As [`take`](Self::take).
+    pub(crate) fn twice(host: &Host) -> Result<Vec<(u32, u64)>> {
+        let mut sweeps = Self::default();
+        sweeps.sweep_until_it_stays(host)?;
+        Ok(sweeps.uverbs())
     }
 
     /// Sweeps `class/infiniband_verbs` until two sweeps in a row show the same.

@@ -8,6 +8,7 @@ use std::fmt;
 
 use crate::device::Device;
 use crate::error::{Error, ErrorKind, Result};
+use crate::host::Host;
 use crate::ids::{Name, PciAddress};
 use crate::kernel::{Bad, Handle, Kernel};
 use crate::pin;
@@ -112,7 +113,24 @@ pub struct Place {
 }
 
 impl Place {
-    pub(crate) fn of(parent: &Parent) -> Self {
+    /// Reads the place of the uverbs device with that path. It counts if the device turns out to have been alive from
+    /// before until after.
+    pub(crate) fn read(host: &Host, uverbs: &CStr) -> Result<Self> {
+        let path = sysfs::parent_path(uverbs)?;
+        if *path == *VIRTUAL {
+            return Ok(Self::of(&Parent::of_virtual()));
+        }
+        let (kernel, sys) = (host.kernel(), host.sys());
+        match address(last(&path)) {
+            Some(address) => {
+                let numa_node = numa_node(kernel, sys, &path)?;
+                Ok(Self { pci: Some(address), subfunction: None, numa_node })
+            }
+            None => Ok(Self::of(&Directory::open(kernel, sys, path)?.read()?)),
+        }
+    }
+
+    fn of(parent: &Parent) -> Self {
         let Parent { subfunction, numa_node, .. } = *parent;
         Self { pci: parent.pci_address(), subfunction, numa_node }
     }
@@ -202,7 +220,7 @@ impl Device {
     pub fn parent(&self) -> Result<Parent> {
         let record = self.record();
         let read = || {
-            let path = record.parent_path()?;
+            let path = sysfs::parent_path(&record.path)?;
             if *path == *VIRTUAL {
                 // There is nothing to read.
                 return pin::known(record).map(|()| Parent::of_virtual());
@@ -220,33 +238,16 @@ impl Device {
     pub(crate) fn place(&self) -> Result<Place> {
         let record = self.record();
         let read = || {
-            if *record.parent_path()? == *VIRTUAL {
+            if *sysfs::parent_path(&record.path)? == *VIRTUAL {
                 pin::known(record)?;
-                return self.place_unheld();
+                return Place::read(&record.host, &record.path);
             }
             let held = pin::hold(record)?;
-            let place = self.place_unheld()?;
+            let place = Place::read(&record.host, &record.path)?;
             held.read_device_number()?;
             Ok(place)
         };
         read().map_err(|error: Error| record.explain(error))
-    }
-
-    /// Reads where it is while nothing holds it. That counts if it turns out to have been alive from before until after.
-    pub(crate) fn place_unheld(&self) -> Result<Place> {
-        let record = self.record();
-        let path = record.parent_path()?;
-        if *path == *VIRTUAL {
-            return Ok(Place::of(&Parent::of_virtual()));
-        }
-        let (kernel, sys) = (record.host.kernel(), record.host.sys());
-        match address(last(&path)) {
-            Some(address) => {
-                let numa_node = numa_node(kernel, sys, &path)?;
-                Ok(Place { pci: Some(address), subfunction: None, numa_node })
-            }
-            None => Ok(Place::of(&Directory::open(kernel, sys, path)?.read()?)),
-        }
     }
 
     /// Whether its directory is beneath that of this PCI function. Makes no system call.

@@ -1,16 +1,17 @@
 //! The ports of a device as RDMA netlink reports them, without a context.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 
 use crate::context::{LinkSpeed, LinkWidth, PhysicalState, PortRate, PortState};
 use crate::device::Device;
 use crate::error::{Error, ErrorKind, Result};
+use crate::host::Host;
 use crate::ids::Name;
+use crate::index::not_in_netlink;
 use crate::kernel::nldev::{DeviceInfo, PortInfo};
 use crate::kernel::{Bad, Errno};
 use crate::netlink::Socket;
 use crate::pin;
-use crate::record::Joined;
 use crate::sysfs;
 
 /// A port as it is seen without a context ([`Device::ports`]).
@@ -44,20 +45,6 @@ pub struct Netdev {
     pub name: Name,
 }
 
-/// Ports that were read while nothing held the device.
-pub(crate) struct Unheld {
-    joined: Joined,
-    ports: Vec<PortFacts>,
-}
-
-impl Unheld {
-    /// The ports, now that the device is known to have been alive throughout.
-    pub(crate) fn confirm(self, device: &Device) -> Vec<PortFacts> {
-        let _ = device.record().joined.set(self.joined);
-        self.ports
-    }
-}
-
 /// The most ports that are read of one device. A device of mlx5 in switchdev mode has a port for each representor.
 const PORTS_MAX: u32 = 256;
 
@@ -74,7 +61,7 @@ impl Device {
     /// may then be that of the device which had the name.
     #[doc(alias = "ibv_query_port")]
     pub fn ports(&self) -> Result<Vec<PortFacts>> {
-        self.read_ports(|socket, index| self.all_ports(socket, index))
+        self.read_ports(|reader| reader.read().map(|(_, ports)| ports))
     }
 
     /// Reads the network devices of the ports, over RDMA netlink (`RDMA_NLDEV_CMD_PORT_GET`). The kernel reports those
@@ -93,64 +80,65 @@ impl Device {
     /// # Errors
     /// As [`index`](Self::index). `Os` if the driver does not answer for a port.
     pub fn netdevs(&self) -> Result<Vec<Netdev>> {
-        self.read_ports(|socket, index| {
-            let count = self.device_info(socket, index)?.ports.min(PORTS_MAX);
-            let read = |port| Ok(netdev(port, self.port_info(socket, index, port)?));
+        self.read_ports(|reader| {
+            let count = reader.device_info()?.ports.min(PORTS_MAX);
+            let read = |port| Ok(netdev(port, reader.port_info(port)?));
             (1..=count).filter_map(|port| read(port).transpose()).collect()
         })
     }
 
     /// Reads by the device's index, while it is held and alive.
-    fn read_ports<T>(&self, read: impl FnOnce(&Socket, u32) -> Result<T>) -> Result<T> {
+    fn read_ports<T>(&self, read: impl FnOnce(PortReader<'_>) -> Result<T>) -> Result<T> {
         let record = self.record();
         let look = || {
             let held = pin::hold(record)?;
             let socket = record.host.netlink()?;
             let index = self.join(&held, &socket)?.index;
-            let found = read(&socket, index)?;
+            let (host, path) = (&record.host, &*record.path);
+            let found = read(PortReader { host, path, socket: &socket, index })?;
             // The index is this device's as long as the directory lives.
             held.read_device_number()?;
             Ok(found)
         };
         look().map_err(|error: Error| record.explain(error))
     }
+}
 
-    /// Reads the ports while the device is not held. They count if it turns out to have been alive from before until
-    /// after ([`Unheld::confirm`]).
-    pub(crate) fn ports_unheld(&self) -> Result<Unheld> {
-        let socket = self.record().host.netlink()?;
-        let joined = match self.find_next(&socket)? {
-            Some(joined) => joined,
-            // The first of a run: those after it are found from its index.
-            None => self.joined()?,
-        };
-        let ports = self.all_ports(&socket, joined.index)?;
-        Ok(Unheld { joined, ports })
-    }
+/// Reads the ports of the device with that index. What it reads counts if the index and the directory are the device's
+/// and it was alive throughout.
+#[derive(Clone, Copy)]
+pub(crate) struct PortReader<'a> {
+    pub(crate) host: &'a Host,
+    /// The path of the uverbs device's directory, relative to /sys.
+    pub(crate) path: &'a CStr,
+    pub(crate) socket: &'a Socket,
+    pub(crate) index: u32,
+}
 
-    fn device_info(&self, socket: &Socket, index: u32) -> Result<DeviceInfo> {
-        socket.device(index)?.ok_or_else(|| self.not_in_netlink(index))
-    }
-
-    fn port_info(&self, socket: &Socket, index: u32, port: u32) -> Result<PortInfo> {
-        socket.port(index, port)?.ok_or_else(|| self.not_in_netlink(index))
-    }
-
-    /// Reads the ports of the device with that index.
-    fn all_ports(&self, socket: &Socket, index: u32) -> Result<Vec<PortFacts>> {
-        let info = self.device_info(socket, index)?;
+impl PortReader<'_> {
+    /// Its name and its ports.
+    pub(crate) fn read(self) -> Result<(Name, Vec<PortFacts>)> {
+        let info = self.device_info()?;
         // Each answer has the name at that moment. The one that a list has seen may be another device's by now.
         let mut name = Name::new(&info.name);
-        (1..=info.ports.min(PORTS_MAX))
-            .map(|port| self.port(socket, index, port, &mut name))
-            .collect()
+        let ports = (1..=info.ports.min(PORTS_MAX)).map(|port| self.port(port, &mut name));
+        let ports = ports.collect::<Result<_>>()?;
+        Ok((name, ports))
+    }
+
+    fn device_info(self) -> Result<DeviceInfo> {
+        self.socket.device(self.index)?.ok_or_else(|| not_in_netlink(self.index))
+    }
+
+    fn port_info(self, port: u32) -> Result<PortInfo> {
+        self.socket.port(self.index, port)?.ok_or_else(|| not_in_netlink(self.index))
     }
 
     /// Reads one port. Its rate is read under a name that netlink reports before and after.
-    fn port(&self, socket: &Socket, index: u32, port: u32, name: &mut Name) -> Result<PortFacts> {
+    fn port(self, port: u32, name: &mut Name) -> Result<PortFacts> {
         for _ in 0..LOOKS {
             let rate = self.rate(name, port);
-            let info = self.port_info(socket, index, port)?;
+            let info = self.port_info(port)?;
             if *info.device_name != *name.as_bytes() {
                 *name = Name::new(&info.device_name);
                 continue;
@@ -166,17 +154,15 @@ impl Device {
         Err(Error::new(ErrorKind::Unstable, format!("renamed {LOOKS} times meanwhile")))
     }
 
-    fn rate(&self, name: &Name, port: u32) -> Result<Option<PortRate>> {
-        let record = self.record();
-        let path = match record.rdma_path(name) {
+    fn rate(self, name: &Name, port: u32) -> Result<Option<PortRate>> {
+        let path = match sysfs::rdma_path(self.path, name) {
             Ok(path) => [path.to_bytes(), format!("/ports/{port}/rate").as_bytes()].concat(),
             // A name that is not that of a directory.
             Err(error) if error.kind() == ErrorKind::Unsupported => return Ok(None),
             Err(error) => return Err(error),
         };
         let path = CString::new(path).unwrap_or_default();
-        let (kernel, sys) = (record.host.kernel(), record.host.sys());
-        match sysfs::read_optional(kernel, sys, &path, parse_rate) {
+        match sysfs::read_optional(self.host.kernel(), self.host.sys(), &path, parse_rate) {
             // The driver reports no width that the kernel knows (`rate_show`).
             Err(error) if error.errno() == Some(Errno::INVAL) => Ok(None),
             rate => rate,

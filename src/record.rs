@@ -1,6 +1,6 @@
 //! The record of one instance: its identity, what is known about it, and whether it is gone.
 
-use std::ffi::{CStr, CString};
+use std::ffi::CStr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 
@@ -128,28 +128,6 @@ impl Record {
                 directory: Weak::new(),
             }),
         }
-    }
-
-    /// The path of the parent device's directory, relative to /sys.
-    pub(crate) fn parent_path(&self) -> Result<CString> {
-        let uverbs = self.path.to_bytes();
-        let class = uverbs.rsplitn(3, |byte| *byte == b'/').nth(2).unwrap_or_default();
-        CString::new(class).map_err(|_| Error::new(ErrorKind::Malformed, "a path with a NUL in it"))
-    }
-
-    /// The path of the directory of the RDMA device of that name, next to that of its uverbs device.
-    ///
-    /// # Errors
-    /// `Unsupported` for a name that is not one component of a path: it would lead to another device's directory.
-    pub(crate) fn rdma_path(&self, name: &Name) -> Result<CString> {
-        let text = name.as_bytes();
-        if matches!(text, b"." | b"..") || text.contains(&b'/') {
-            let text = format!("a device named \"{name}\" has no directory of its own in sysfs");
-            let error = Error::new(ErrorKind::Unsupported, text);
-            return Err(error.with_hint("rename the device"));
-        }
-        let path = [self.parent_path()?.to_bytes(), b"/infiniband/", text].concat();
-        CString::new(path).map_err(|_| Error::new(ErrorKind::Malformed, "a name with a NUL in it"))
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {

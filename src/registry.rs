@@ -414,8 +414,10 @@ fn look_at_all(registry: &Inner, devices: Vec<ToLook>, threads: usize) -> Vec<En
     let found =
         by_parts(&devices, threads, |part| part.iter().filter_map(take).filter_map(look).collect());
     // Each thread has three descriptors at a time, so where few are left, one of them may have had none.
-    let again = |entry: Entry| match entry.fault.as_ref().and_then(|fault| fault.errno()) {
-        Some(Errno::MFILE | Errno::NFILE) => look((entry.number, entry.link, Some(entry))),
+    let again = |entry: Entry| match &entry.fault {
+        Some(fault) if is_short_of_descriptors(fault) => {
+            look((entry.number, entry.link, Some(entry)))
+        }
         _ => Some(entry),
     };
     found.into_iter().filter_map(again).collect()
@@ -458,6 +460,11 @@ fn recognise(registry: &Inner, sighting: Sighting, known: Option<Seen>) -> Devic
         device.0.mark(Gone::Replaced);
     }
     Device::new(Record::new(registry.host.clone(), sighting), registry.services.clone())
+}
+
+/// Whether there was no descriptor left.
+fn is_short_of_descriptors(error: &Error) -> bool {
+    matches!(error.errno(), Some(Errno::MFILE | Errno::NFILE))
 }
 
 /// Whether the error means that the device is no longer there.

@@ -305,6 +305,27 @@ pub(crate) fn read_class_link(kernel: &Kernel, sys: &Handle, number: u32) -> Res
     .map_err(|bad| Error::malformed(path.to_string_lossy(), bad))
 }
 
+/// The path of the parent device's directory, from that of a uverbs device. Both are relative to /sys.
+pub(crate) fn parent_path(uverbs: &CStr) -> Result<CString> {
+    let class = uverbs.to_bytes().rsplitn(3, |byte| *byte == b'/').nth(2).unwrap_or_default();
+    CString::new(class).map_err(|_| Error::new(ErrorKind::Malformed, "a path with a NUL in it"))
+}
+
+/// The path of the directory of the RDMA device of that name, next to that of its uverbs device.
+///
+/// # Errors
+/// `Unsupported` for a name that is not one component of a path: it would lead to another device's directory.
+pub(crate) fn rdma_path(uverbs: &CStr, name: &Name) -> Result<CString> {
+    let text = name.as_bytes();
+    if matches!(text, b"." | b"..") || text.contains(&b'/') {
+        let text = format!("a device named \"{name}\" has no directory of its own in sysfs");
+        let error = Error::new(ErrorKind::Unsupported, text);
+        return Err(error.with_hint("rename the device"));
+    }
+    let path = [parent_path(uverbs)?.to_bytes(), b"/infiniband/", text].concat();
+    CString::new(path).map_err(|_| Error::new(ErrorKind::Malformed, "a name with a NUL in it"))
+}
+
 /// `prefix` and `uverbsN` as a path.
 pub(crate) fn uverbs_path(prefix: &str, number: u32) -> CString {
     CString::new(format!("{prefix}uverbs{number}")).unwrap_or_default()

@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::Path;
 
-use uverbs::Devices;
+use uverbs::{Devices, Name};
 
 use crate::output::up_to_five;
 
@@ -21,17 +21,21 @@ pub(crate) struct Absent {
 impl Absent {
     /// Looks at `/sys/class`.
     pub(crate) fn look(devices: &Devices) -> Self {
-        Self::look_in(Path::new("/sys/class"), devices)
+        // A fault may be of a device whose name is not known.
+        let are_all_listed = devices.faults().next().is_none();
+        Self::beside(devices.iter().map(|device| device.name()), are_all_listed)
     }
 
-    fn look_in(class: &Path, devices: &Devices) -> Self {
+    /// Looks at `/sys/class`. `listed` are the names of the verbs devices.
+    pub(crate) fn beside(listed: impl Iterator<Item = Name>, are_all_listed: bool) -> Self {
+        let listed = listed.map(|name| name.as_bytes().to_vec()).collect();
+        Self::look_in(Path::new("/sys/class"), listed, are_all_listed)
+    }
+
+    fn look_in(class: &Path, listed: BTreeSet<Vec<u8>>, are_all_listed: bool) -> Self {
         // Another error than ENOENT is no reason to call the module missing.
         let is_loaded = fs::metadata(class.join("infiniband_verbs"))
             .map_or_else(|error| error.kind() != std::io::ErrorKind::NotFound, |_| true);
-        let listed: BTreeSet<_> =
-            devices.iter().map(|device| device.name().as_bytes().to_vec()).collect();
-        // A fault may be of a device whose name is not known.
-        let are_all_listed = devices.faults().next().is_none();
         let names = fs::read_dir(class.join("infiniband")).into_iter().flatten().flatten();
         let names = names.map(|entry| entry.file_name().into_vec());
         let without = names.filter(|name| are_all_listed && !listed.contains(name));
@@ -94,25 +98,20 @@ mod tests {
         }
     }
 
-    #[cfg(feature = "demo")]
     #[test]
     fn the_classes_are_compared_with_the_list() {
-        use uverbs::sim::{DeviceSpec, Machine};
-
-        let machine = Machine::new();
-        machine.add(DeviceSpec::new("rxe0")).expect("added");
-        let host = uverbs::Host::simulated(&machine).expect("a host");
-        let devices = uverbs::Registry::new(host).devices().expect("a list");
-
         let class = std::env::temp_dir().join(format!("uverbs-absent-{}", std::process::id()));
-        let look = || Absent::look_in(&class, &devices);
-        assert_eq!(look(), absent(false, &[]));
+        let look = |are_all_listed| {
+            Absent::look_in(&class, BTreeSet::from([b"rxe0".to_vec()]), are_all_listed)
+        };
+        assert_eq!(look(true), absent(false, &[]));
         for name in ["infiniband_verbs", "infiniband/rxe0", "infiniband/mlx5_1", "infiniband/a\x1b"]
         {
             fs::create_dir_all(class.join(name)).expect("made");
         }
-        let found = look();
+        let (found, with_a_fault) = (look(true), look(false));
         fs::remove_dir_all(&class).expect("removed");
         assert_eq!(found, absent(true, &[r"a\x1b", "mlx5_1"]));
+        assert_eq!(with_a_fault, absent(true, &[]));
     }
 }

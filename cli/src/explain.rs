@@ -1,7 +1,9 @@
 //! Sentences for what an operator meets most: a missing node, a node that may not be opened, a masked
 //! `/sys`, a device of another network namespace.
 
-use uverbs::{Device, Error, ErrorKind, Step};
+use std::fmt;
+
+use uverbs::{Error, ErrorKind, Step};
 
 use crate::output::up_to_five;
 
@@ -20,7 +22,7 @@ pub(crate) fn sentence(error: &Error) -> Option<String> {
 }
 
 /// What it means that netlink does not list these devices, and what to do.
-pub(crate) fn elsewhere(devices: &[&Device]) -> String {
+pub(crate) fn elsewhere(devices: &[impl fmt::Display]) -> String {
     let (they, them) = match devices {
         [_] => ("it", "it"),
         _ => ("they", "one"),
@@ -35,7 +37,7 @@ pub(crate) fn elsewhere(devices: &[&Device]) -> String {
 #[cfg(all(test, feature = "demo"))]
 mod tests {
     use rustix::io::Errno;
-    use uverbs::{Host, Registry};
+    use uverbs::{Device, Host, Registry};
 
     use super::*;
     use crate::output::Failure;

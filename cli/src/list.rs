@@ -45,27 +45,19 @@ pub(crate) fn run(args: &ListArgs, out: &mut Out) -> Result<bool, Failure> {
 /// Lists the devices of a registry. Returns whether every device could be listed.
 fn list(registry: &Registry, args: &ListArgs, out: &mut Out) -> Result<bool, Failure> {
     let threads = thread::available_parallelism().map_or(1, usize::from).min(THREADS);
-    let found = registry.devices_by(threads)?;
     // One socket for all devices.
     let netlink = registry.host().keep_netlink();
-    let in_full = args.json.json || verbose::is_on();
-    let devices = match in_full {
-        true => report(&found, &netlink, in_full_json(&found, threads)),
-        false => Vec::new(),
-    };
-    let rows = match in_full {
-        true => devices.iter().map(|device| Row::in_full(device, verbose::is_on())).collect(),
-        false => report(&found, &netlink, in_short(registry, &found, threads)),
+    let Listed { devices, rows, faults, absent } = match args.json.json || verbose::is_on() {
+        true => Listed::in_full(registry, &netlink, threads)?,
+        false => Listed::in_short(registry, &netlink, threads)?,
     };
     if let (Err(error), false) = (netlink, rows.is_empty()) {
         Failure::from(error).report_as("opens will be refused: ");
     }
-    let faults: Vec<_> = found.faults().map(Failure::from).collect();
     for fault in &faults {
         fault.report_as("not listed: ");
     }
     let complete = faults.is_empty();
-    let absent = Absent::look(&found);
     if args.json.json {
         let (is_ib_uverbs_loaded, without_verbs) = (absent.is_loaded, absent.without_verbs);
         out.json(&ListJson { devices, faults, is_ib_uverbs_loaded, without_verbs })?;
@@ -86,14 +78,54 @@ const THREADS: usize = 4;
 /// What was read of a device, and why a part could not be read. The error is that the device is gone.
 type Read<T> = uverbs::Result<(T, Vec<Error>)>;
 
+/// What was read of all devices.
+struct Listed {
+    /// Empty in the short form.
+    devices: Vec<DeviceJson>,
+    rows: Vec<Row>,
+    faults: Vec<Failure>,
+    absent: Absent,
+}
+
+impl Listed {
+    fn in_full(
+        registry: &Registry,
+        netlink: &uverbs::Result<KeptNetlink>,
+        threads: usize,
+    ) -> uverbs::Result<Self> {
+        let found = registry.devices_by(threads)?;
+        let devices = report(netlink, in_full_json(&found, threads));
+        let rows = devices.iter().map(|device| Row::in_full(device, verbose::is_on())).collect();
+        let faults = found.faults().map(Failure::from).collect();
+        Ok(Self { devices, rows, faults, absent: Absent::look(&found) })
+    }
+
+    fn in_short(
+        registry: &Registry,
+        netlink: &uverbs::Result<KeptNetlink>,
+        threads: usize,
+    ) -> uverbs::Result<Self> {
+        let (mut summaries, mut faults) = (Vec::new(), Vec::new());
+        for summary in registry.summaries(threads)? {
+            match summary {
+                Ok(summary) => summaries.push(summary),
+                Err(error) => faults.push(Failure::from(error)),
+            }
+        }
+        let names = summaries.iter().map(|summary| summary.name.clone());
+        let absent = Absent::beside(names, faults.is_empty());
+        let rows = report(netlink, summaries.into_iter().map(Row::in_short));
+        Ok(Self { devices: Vec::new(), rows, faults, absent })
+    }
+}
+
 /// Returns what was read of the devices that are there, in order. Reports what could not be read.
 fn report<T>(
-    devices: &Devices,
     netlink: &uverbs::Result<KeptNetlink>,
     found: impl IntoIterator<Item = Read<T>>,
 ) -> Vec<T> {
-    let (mut all, mut elsewhere) = (Vec::with_capacity(devices.len()), Vec::new());
-    for (device, read) in devices.iter().zip(found) {
+    let (mut all, mut elsewhere) = (Vec::new(), Vec::new());
+    for read in found {
         let (known, failed) = match read {
             Ok(read) => read,
             Err(error) => {
@@ -105,7 +137,9 @@ fn report<T>(
         };
         for error in failed {
             match error.kind() {
-                ErrorKind::OtherNamespace => elsewhere.push(device),
+                ErrorKind::OtherNamespace => {
+                    elsewhere.push(error.device().unwrap_or_default().to_owned());
+                }
                 // Where netlink cannot be used at all, that is reported once, in the end.
                 ErrorKind::NetlinkUnavailable if netlink.is_err() => {}
                 _ => Failure::from(error).report(),
@@ -150,29 +184,6 @@ fn in_full_json(devices: &Devices, threads: usize) -> Vec<Read<DeviceJson>> {
     })
 }
 
-fn in_short(
-    registry: &Registry,
-    devices: &Devices,
-    threads: usize,
-) -> impl Iterator<Item = Read<Row>> {
-    let summaries = registry.summaries(devices.as_slice(), threads);
-    devices.iter().zip(summaries).map(|(device, Summary { place, ports, .. })| {
-        let mut failed = Vec::new();
-        let (place, ports) = (noted(place, &mut failed)?, noted(ports, &mut failed)?);
-        let ports: Vec<_> = ports.iter().flatten().map(PortJson::new).collect();
-        let place = place.as_ref();
-        let row = Row {
-            device: device.name().to_string(),
-            node: format!("uverbs{}", device.uverbs_number()),
-            pci: place.and_then(|place| address(place.pci, place.subfunction)),
-            numa_node: place.and_then(|place| place.numa_node),
-            ports: columns(&ports),
-            more: None,
-        };
-        Ok((row, failed))
-    })
-}
-
 /// A line of the table.
 struct Row {
     device: String,
@@ -186,6 +197,23 @@ struct Row {
 }
 
 impl Row {
+    fn in_short(summary: Summary) -> Read<Self> {
+        let Summary { uverbs_number, name, place, ports, .. } = summary;
+        let mut failed = Vec::new();
+        let (place, ports) = (noted(place, &mut failed)?, noted(ports, &mut failed)?);
+        let ports: Vec<_> = ports.iter().flatten().map(PortJson::new).collect();
+        let place = place.as_ref();
+        let row = Self {
+            device: name.to_string(),
+            node: format!("uverbs{uverbs_number}"),
+            pci: place.and_then(|place| address(place.pci, place.subfunction)),
+            numa_node: place.and_then(|place| place.numa_node),
+            ports: columns(&ports),
+            more: None,
+        };
+        Ok((row, failed))
+    }
+
     fn in_full(device: &DeviceJson, with_more: bool) -> Self {
         let more = || {
             [
@@ -266,6 +294,9 @@ mod tests {
                         mlx5_0  uverbs0  0000:3b:00.2  1     ACTIVE  10Gb/s  -,eth0\n\
                         rxe0    uverbs1  -             -     ACTIVE  10Gb/s  -\n";
         assert_eq!(text(&read(), false), expected);
+        let listed = Listed::in_short(&registry, &registry.host().keep_netlink(), 1);
+        let in_short = table(listed.expect("listed").rows, false).render();
+        assert_eq!(anstream::adapter::strip_str(&in_short).to_string(), expected);
         let in_full = text(&read(), true);
         let ends = in_full.lines().map(|line| line.split_whitespace().skip(7).collect::<Vec<_>>());
         let ends: Vec<_> = ends.collect();

@@ -69,7 +69,8 @@ impl Body {
     /// unless its GUID is the one that the descriptor reports.
     fn open_directory(&self, record: &Record, name: &Name) -> Result<Handle> {
         let (kernel, sys) = (self.kernel(), record.host.sys());
-        let directory = sysfs::open(kernel, sys, &record.rdma_path(name)?, sysfs::DIRECTORY)?;
+        let directory =
+            sysfs::open(kernel, sys, &sysfs::rdma_path(&record.path, name)?, sysfs::DIRECTORY)?;
         let expected = self.query_device()?.node_guid;
         let found = sysfs::read_once(kernel, &directory, c"node_guid", sysfs::parse_guid)?;
         if expected == found {

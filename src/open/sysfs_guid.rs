@@ -47,7 +47,7 @@ fn read(record: &Record, pin: &Pin) -> Result<Option<Guid>> {
     if matches!(name.as_bytes(), b"." | b"..") || name.as_bytes().contains(&b'/') {
         return Ok(None);
     }
-    let parent = record.parent_path()?;
+    let parent = sysfs::parent_path(&record.path)?;
     let path = [parent.to_bytes(), b"/infiniband/", name.as_bytes()].concat();
     let Ok(path) = CString::new(path) else { return Ok(None) };
     let (kernel, sys) = (record.host.kernel(), record.host.sys());

@@ -101,7 +101,8 @@ impl<'a> PinnedView<'a> {
     pub fn parent_attribute(&self, path: &str) -> Result<Vec<u8>> {
         let path = relative(path)?;
         let (kernel, sys) = (self.record.host.kernel(), self.record.host.sys());
-        let parent = sysfs::open(kernel, sys, &self.record.parent_path()?, sysfs::DIRECTORY)?;
+        let parent =
+            sysfs::open(kernel, sys, &sysfs::parent_path(&self.record.path)?, sysfs::DIRECTORY)?;
         let value = sysfs::read_bytes(kernel, &parent, &path)?;
         // Once the device is gone, another device may be in the parent's place.
         self.pin.read_device_number()?;

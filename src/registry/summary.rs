@@ -1,119 +1,192 @@
-//! Summaries of many devices at once. Nothing is held meanwhile: one sweep at the end shows which devices have been
-//! there throughout.
+//! Summaries of all devices. Nothing is held meanwhile: one sweep at the end shows which devices have been there
+//! throughout.
 
-use super::{NO_LINK, Registry, by_parts};
-use crate::device::Device;
-use crate::error::Result;
+use super::{Registry, by_parts, is_gone, is_short_of_descriptors};
+use crate::error::{Error, Result};
+use crate::ids::Name;
+use crate::index::Neighbour;
 use crate::listing::Sweeps;
+use crate::netlink::Socket;
 use crate::parent::Place;
-use crate::ports::{PortFacts, Unheld};
+use crate::ports::{PortFacts, PortReader};
+use crate::sysfs;
 
 /// What a list shows of a device: [`Registry::summaries`].
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Summary {
+    /// The N of `uverbsN`.
+    pub uverbs_number: u32,
+    /// Its name.
+    pub name: Name,
     /// Where it is.
     pub place: Result<Place>,
-    /// Its ports, as [`Device::ports`] reads them.
+    /// Its ports, as [`Device::ports`](crate::Device::ports) reads them.
     pub ports: Result<Vec<PortFacts>>,
 }
 
-impl Summary {
-    /// Reads it while the device is held.
-    fn read(device: &Device) -> Self {
-        Self { place: device.place(), ports: device.ports() }
-    }
-
-    /// Reads it while nothing holds the device.
-    fn read_unheld(device: &Device) -> (Result<Place>, Result<Unheld>) {
-        (device.place_unheld(), device.ports_unheld())
-    }
-}
+/// A device of a sweep: its number and the inode number of its class link.
+type Swept = (u32, u64);
 
 impl Registry {
-    /// Reads place and ports of many devices, in that order. Where nothing happens meanwhile, this takes a third to a half of
-    /// the system calls that [`Device::parent`] and [`Device::ports`] of each take.
+    /// Reads name, place and ports of every device, ordered by uverbs number. This takes about a third of the system calls
+    /// that [`devices`](Self::devices) takes with [`Device::parent`](crate::Device::parent) and
+    /// [`Device::ports`](crate::Device::ports) of each device. It is for display: to use a device, list it.
     ///
     /// The devices are not held meanwhile. At the end one sweep of the class directory shows which of them have been
-    /// there since they were listed, because the inode number of a class link is never used again. What was read of
-    /// these counts. All others are read one by one: those that the sweep does not show, of another registry, or looked
-    /// up by index and not listed since, and all where inode numbers may repeat.
+    /// there from the beginning, because the inode number of a class link is never used again. What was read of these
+    /// counts. All others are read one by one, each held meanwhile: those that the sweep does not show, those of which
+    /// a part could not be read, and all where inode numbers may repeat. A device that is gone by then is left out.
     ///
     /// Up to `threads` threads share the work, as in [`devices_by`](Self::devices_by). Each uses one netlink socket.
     ///
     /// ```no_run
     /// # fn main() -> uverbs::Result<()> {
     /// let registry = uverbs::Registry::new(uverbs::Host::open()?);
-    /// let devices = registry.devices()?;
-    /// for (device, summary) in devices.iter().zip(registry.summaries(devices.as_slice(), 1)) {
-    ///     println!("{device}: {:?}, {:?}", summary.place?.pci, summary.ports?);
+    /// for summary in registry.summaries(1)? {
+    ///     let summary = summary?;
+    ///     println!("{}: {:?}, {:?}", summary.name, summary.place?.pci, summary.ports?);
     /// }
     /// # Ok(())
     /// # }
     /// ```
     ///
     /// # Errors
-    /// Each part has its own: for the place `Malformed`, `Os` or `PermissionDenied` if an attribute is not as expected or
-    /// cannot be read, and `Removed` or `Replaced` if the device is gone; those of [`Device::ports`].
-    pub fn summaries(&self, devices: &[Device], threads: usize) -> Vec<Summary> {
-        by_parts(devices, threads, |part| self.summaries_if(part, |part| self.were_there(part)))
+    /// As [`devices`](Self::devices). Instead of a device that could not be read, there is its error, as in
+    /// [`Devices::faults`](crate::Devices::faults). Each part has its own: for the place `Malformed`, `Os` or
+    /// `PermissionDenied` if an attribute is not as expected or cannot be read; those of
+    /// [`Device::ports`](crate::Device::ports).
+    pub fn summaries(&self, threads: usize) -> Result<Vec<Result<Summary>>> {
+        let swept = Sweeps::twice(self.host())?;
+        let is_there = |swept: &[Swept]| self.are_there(swept);
+        let found = by_parts(&swept, threads, |part| self.summaries_of(part, &swept, is_there));
+        // Each thread has three descriptors at a time, so where few are left, one of them may have had none.
+        let again = |(number, summary)| match has_error(&summary, is_short_of_descriptors) {
+            true => self.read_held(number),
+            false => Some(summary),
+        };
+        Ok(found.into_iter().filter_map(again).collect())
     }
 
-    fn summaries_if(
+    /// Reads a part of the devices. `are_there` returns whether each has been there until now.
+    fn summaries_of(
         &self,
-        devices: &[Device],
-        were_there: impl FnOnce(&[Device]) -> Vec<bool>,
-    ) -> Vec<Summary> {
+        part: &[Swept],
+        all: &[Swept],
+        are_there: impl FnOnce(&[Swept]) -> Vec<bool>,
+    ) -> Vec<(u32, Result<Summary>)> {
         // Without a socket, each device has the error.
         let _kept = self.host().keep_netlink();
-        // What the sweep cannot confirm is not read in vain.
-        let read =
-            |(device, link): (&Device, Option<u64>)| link.map(|_| Summary::read_unheld(device));
-        let found: Vec<_> = devices.iter().zip(self.links_of(devices)).map(read).collect();
-        let confirmed = devices.iter().zip(found).zip(were_there(devices));
-        confirmed
-            .map(|((device, found), was_there)| match found.filter(|_| was_there) {
-                Some((place, ports)) => {
-                    let explain = |error| device.record().explain(error);
-                    Summary {
-                        place: place.map_err(explain),
-                        ports: ports.map(|ports| ports.confirm(device)).map_err(explain),
-                    }
-                }
-                None => Summary::read(device),
-            })
-            .collect()
+        let found = self.read_unheld(part, all);
+        // What the sweep cannot confirm is not swept for.
+        let confirmed = match found.iter().any(Option::is_some) {
+            true => are_there(part),
+            false => vec![false; part.len()],
+        };
+        let found = part.iter().zip(found).zip(confirmed);
+        let found = found.filter_map(|((&(number, _), found), was_there)| {
+            let summary = match found.filter(|_| was_there) {
+                Some(summary) => Ok(summary),
+                None => self.read_held(number)?,
+            };
+            Some((number, summary))
+        });
+        found.collect()
     }
 
-    /// Whether each device has been there from the list until now, as far as one sweep shows.
+    /// Reads devices while nothing holds them, as far as that works. It counts for those that turn out to have been there
+    /// throughout.
+    fn read_unheld(&self, part: &[Swept], all: &[Swept]) -> Vec<Option<Summary>> {
+        match self.host().netlink() {
+            Ok(socket) if self.host().has_unique_inodes() => {
+                let mut reader = Reader::new(self, &socket, all);
+                part.iter().map(|swept| reader.read(*swept)).collect()
+            }
+            _ => part.iter().map(|_| None).collect(),
+        }
+    }
+
+    /// Whether each device is still there, as far as one sweep shows.
     ///
     /// The kernel makes and removes the class link with the device (`device_add`, `device_del`). A link that was swept
-    /// before the device was looked at, and is there now, was there in between, and so it was the device's.
-    fn were_there(&self, devices: &[Device]) -> Vec<bool> {
-        let mut sweeps = Sweeps::default();
-        let links = match sweeps.take_uverbs(self.host()) {
-            Ok(()) => sweeps.uverbs(),
-            Err(_) => Vec::new(),
-        };
-        let is_there = |(device, link): (&Device, Option<u64>)| {
-            link.is_some_and(|link| links.binary_search(&(device.uverbs_number(), link)).is_ok())
-        };
-        devices.iter().zip(self.links_of(devices)).map(is_there).collect()
+    /// before, and is there now, was there in between. Meanwhile no other device had the number, so what the path of the
+    /// link and the index with that number led to was the device's.
+    fn are_there(&self, part: &[Swept]) -> Vec<bool> {
+        let now = Sweeps::once(self.host()).unwrap_or_default();
+        part.iter().map(|swept| now.binary_search(swept).is_ok()).collect()
     }
 
-    /// The class link of each device, by its inode number, as the list saw it that found the device.
-    fn links_of(&self, devices: &[Device]) -> Vec<Option<u64>> {
-        let has_unique_inodes = self.host().has_unique_inodes();
-        let state = self.lock();
-        let link = |device: &Device| {
-            let number = device.uverbs_number();
-            let at = state.entries.binary_search_by_key(&number, |entry| entry.number).ok()?;
-            let entry = &state.entries[at];
-            let is_listed = entry.listed().is_some_and(|seen| seen.device.is_same_record(device));
-            let is_known = is_listed && entry.link != NO_LINK && !device.is_known_gone();
-            (has_unique_inodes && is_known).then_some(entry.link)
+    /// Reads `uverbsN` while it is held. `None` if there is no such device, or it goes meanwhile.
+    fn read_held(&self, number: u32) -> Option<Result<Summary>> {
+        let device = match self.look_at(number) {
+            Ok(found) => found?.0,
+            Err(error) => return Some(Err(error)),
         };
-        devices.iter().map(link).collect()
+        let (place, ports) = (device.place(), device.ports());
+        let summary = Ok(Summary { uverbs_number: number, name: device.name(), place, ports });
+        (!has_error(&summary, is_gone)).then_some(summary)
+    }
+}
+
+/// Whether an error of it or of one of its parts is such an error.
+fn has_error(summary: &Result<Summary>, is_such: fn(&Error) -> bool) -> bool {
+    let errors = match summary {
+        Ok(Summary { place, ports, .. }) => [place.as_ref().err(), ports.as_ref().err()],
+        Err(error) => [Some(error), None],
+    };
+    errors.into_iter().flatten().any(is_such)
+}
+
+/// How many searches for an index may fail in a part of a list. Each takes up to 128 requests in vain where devices are
+/// in another network namespace.
+const SEARCHES: usize = 4;
+
+/// Reads devices one after the other while nothing holds them.
+struct Reader<'a> {
+    registry: &'a Registry,
+    socket: &'a Socket,
+    /// All devices, ordered by number, with the indices that were found.
+    listed: Vec<Neighbour>,
+    /// The index after the last one that was found.
+    next: Option<u32>,
+    /// How many more searches may fail.
+    searches: usize,
+}
+
+impl<'a> Reader<'a> {
+    fn new(registry: &'a Registry, socket: &'a Socket, all: &[Swept]) -> Self {
+        let neighbour = |&(number, ino): &Swept| Neighbour { ino, number, index: None };
+        let listed = all.iter().map(neighbour).collect();
+        Self { registry, socket, listed, next: None, searches: SEARCHES }
+    }
+
+    fn read(&mut self, swept: Swept) -> Option<Summary> {
+        let (number, _) = swept;
+        let host = self.registry.host();
+        let path = sysfs::read_class_link(host.kernel(), host.sys(), number).ok()?;
+        let index = self.find(swept)?;
+        let reader = PortReader { host, path: &path, socket: self.socket, index };
+        let (name, ports) = reader.read().ok()?;
+        let place = Place::read(host, &path).ok()?;
+        Some(Summary { uverbs_number: number, name, place: Ok(place), ports: Ok(ports) })
+    }
+
+    /// The netlink index.
+    fn find(&mut self, swept: Swept) -> Option<u32> {
+        let listed = if self.searches > 0 { &*self.listed } else { &[] };
+        let indices = &self.registry.0.services.indices;
+        match indices.find_unheld(swept, self.socket, self.next, listed).ok()? {
+            Some(index) => {
+                self.next = index.checked_add(1);
+                let at = self.listed.binary_search_by_key(&swept.0, |device| device.number);
+                self.listed[at.ok()?].index = Some(index);
+                Some(index)
+            }
+            None => {
+                self.searches = self.searches.saturating_sub(1);
+                None
+            }
+        }
     }
 }
 

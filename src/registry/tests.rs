@@ -112,3 +112,39 @@ fn a_sweep_from_before_a_watch_makes_no_list_current() {
     machine.add(DeviceSpec::new("b")).expect("added");
     assert_eq!(registry.devices().expect("a list").len(), 2);
 }
+
+/// Another thread finds a device removed while a list looks at others.
+#[test]
+fn a_device_that_is_marked_during_a_list_is_not_listed_anew() {
+    for threads in [1, 2] {
+        for at in 1.. {
+            let machine = Machine::new();
+            let ids: Vec<_> = (0..70)
+                .map(|number| machine.add(DeviceSpec::new(format!("a{number}"))).expect("added"))
+                .collect();
+            let registry = Registry::new(Host::simulated(&machine).expect("a host"));
+            let device = registry.devices().expect("a list").by_name("a9").expect("listed");
+            // The list looks at some devices before it, and at some after it.
+            for number in (5..15).chain(60..70) {
+                machine.rename(ids[number], format!("b{number}").as_bytes()).expect("renamed");
+            }
+            let (first, id, other) = (machine.calls() + 3 * at, ids[9], device.clone());
+            machine.on_call(move |world, call| {
+                if call.ordinal() == first {
+                    world.remove(id);
+                    other.record().mark(Gone::Removed);
+                }
+                Verdict::Continue
+            });
+            let after = registry.devices_by(threads).expect("a list");
+            machine.clear_hook();
+            let same = after.iter().find(|listed| **listed == device);
+            let is_same_record = |listed: &Device| std::ptr::eq(listed.record(), device.record());
+            assert!(same.is_none_or(is_same_record), "{threads} {at}");
+            if machine.calls() < first {
+                assert!(at > 30, "{at}");
+                break;
+            }
+        }
+    }
+}

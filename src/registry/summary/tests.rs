@@ -1,9 +1,9 @@
 use std::collections::BTreeSet;
 
 use super::*;
+use crate::device::Device;
 use crate::error::ErrorKind;
 use crate::host::Host;
-use crate::record::Gone;
 use crate::sim::{CallKind, DeviceId, DeviceSpec, Machine, Verdict, World};
 
 const FUNCTIONS: [&str; 2] = ["pci0000:3a/0000:3b:00.1", "pci0000:3a/0000:3b:00.2"];
@@ -11,13 +11,33 @@ const FUNCTIONS: [&str; 2] = ["pci0000:3a/0000:3b:00.1", "pci0000:3a/0000:3b:00.
 /// What a summary must say, if it says anything: address, NUMA node, and state and network device of both ports.
 type Told = (Option<String>, Option<u32>, Vec<(u32, Option<String>)>);
 
-fn told(summary: &Summary) -> Option<Told> {
-    let (place, ports) = (summary.place.as_ref().ok()?, summary.ports.as_ref().ok()?);
+fn told(summary: &Summary) -> Told {
+    let place = summary.place.as_ref().expect("a place");
+    let ports = summary.ports.as_ref().expect("ports");
     let port = |port: &PortFacts| {
         (port.state.to_raw().into(), port.netdev.as_ref().map(|netdev| netdev.name.to_string()))
     };
     let pci = place.pci.map(|address| address.to_string());
-    Some((pci, place.numa_node, ports.iter().map(port).collect()))
+    (pci, place.numa_node, ports.iter().map(port).collect())
+}
+
+fn all(registry: &Registry) -> Vec<Summary> {
+    let found = registry.summaries(1).expect("a list").into_iter();
+    found.map(|summary| summary.expect("read")).collect()
+}
+
+/// Reads each listed device by itself.
+fn one_by_one(registry: &Registry) -> Vec<(Result<Place>, Result<Vec<PortFacts>>)> {
+    let devices = registry.devices().expect("a list");
+    let _kept = registry.host().keep_netlink();
+    devices.iter().map(|device| (device.place(), device.ports())).collect()
+}
+
+/// How many system calls it takes.
+fn calls(machine: &Machine, run: impl FnOnce()) -> u64 {
+    let before = machine.calls();
+    run();
+    machine.calls() - before
 }
 
 fn dress(world: &mut World, id: DeviceId, state: u8, netdev: &str) {
@@ -84,10 +104,10 @@ enum Happens {
     SteppedOver,
 }
 
-/// Each event before each call of a list and of what is read after it. Returns which wrong summaries there were.
-/// `were_there` stands for the sweep at the end.
+/// Each event before each call. Returns which wrong summaries there were: such that no device has. `are_there` stands for
+/// the sweep at the end.
 fn explore(
-    were_there: impl Fn(&Registry, &[Device]) -> Vec<bool>,
+    are_there: impl Fn(&Registry, &[Swept]) -> Vec<bool>,
     is_known: bool,
 ) -> BTreeSet<(Happens, u64)> {
     let mut wrong = BTreeSet::new();
@@ -99,9 +119,12 @@ fn explore(
         Happens::SteppedOver,
     ] {
         for at in 1.. {
-            let (machine, [a, b, c]) = machine();
-            let [of_b, of_c] = [b, c].map(|id| machine.directory(id).expect("there"));
+            let (machine, [a, b, _]) = machine();
             let registry = Registry::new(Host::simulated(&machine).expect("a host"));
+            if is_known {
+                let devices = registry.devices().expect("a list");
+                devices.iter().for_each(|device| drop(device.query()));
+            }
             let first = machine.calls() + at;
             machine.on_call(move |world, call| {
                 if call.ordinal() == first {
@@ -115,37 +138,34 @@ fn explore(
                 }
                 Verdict::Continue
             });
-            let devices = registry.devices().expect("a list");
-            if is_known {
-                devices.iter().for_each(|device| drop(device.query()));
-            }
-            let found =
-                registry.summaries_if(devices.as_slice(), |devices| were_there(&registry, devices));
+            let swept = Sweeps::twice(registry.host()).expect("swept");
+            let found = registry.summaries_of(&swept, &swept, |swept| are_there(&registry, swept));
             machine.clear_hook();
             if machine.calls() < first {
-                assert!(at > 70, "{at}");
+                assert!(at > 50, "{at}");
                 break;
             }
             let [of_a_function, of_listed, of_software] = truth();
-            for (device, summary) in devices.iter().zip(&found) {
-                let ino = device.instance().ino;
-                let truth = match device.uverbs_number() {
-                    0 => &of_a_function,
-                    1 if ino == of_b => &of_listed,
-                    1 => &of_replacement(),
-                    _ => &of_software,
-                };
-                let errors = [summary.place.as_ref().err(), summary.ports.as_ref().err()];
-                match told(summary) {
-                    Some(told) if told != *truth => drop(wrong.insert((happens, at))),
-                    Some(_) => {}
-                    // What stays where it is is always read.
-                    None => assert!(ino != of_c && happens < Happens::Renamed, "{happens:?} {at}"),
+            let truth: [(&[Told], &[&str]); 3] = [
+                (&[of_a_function], &["a", "b"]),
+                (&[of_listed, of_replacement()], &["a", "b", "z"]),
+                (&[of_software], &["c"]),
+            ];
+            let mut shown = [false; 3];
+            for (number, summary) in found {
+                let summary = summary.expect("read");
+                let (truth, names) = truth[number as usize];
+                let name = summary.name.to_string();
+                if !truth.contains(&told(&summary)) || !names.contains(&name.as_str()) {
+                    wrong.insert((happens, at));
                 }
-                for error in errors.into_iter().flatten() {
-                    let is_gone = matches!(error.kind(), ErrorKind::Removed | ErrorKind::Replaced);
-                    assert!(is_gone, "{happens:?} {at}: {error}");
-                }
+                shown[number as usize] = true;
+            }
+            // What stays where it is is always shown.
+            let is_a_there = happens != Happens::SteppedOver;
+            let is_b_there = !matches!(happens, Happens::Removed | Happens::Replaced);
+            for (was_shown, is_there) in shown.into_iter().zip([is_a_there, is_b_there, true]) {
+                assert!(was_shown || !is_there, "{happens:?} {at}: {shown:?}");
             }
         }
     }
@@ -153,16 +173,16 @@ fn explore(
 }
 
 #[test]
-fn what_is_read_is_of_the_listed_devices() {
+fn what_is_read_is_of_one_device() {
     for is_known in [false, true] {
-        assert_eq!(explore(Registry::were_there, is_known), BTreeSet::new());
+        assert_eq!(explore(Registry::are_there, is_known), BTreeSet::new());
     }
 }
 
 #[test]
-fn without_the_sweep_it_may_be_of_another() {
+fn without_the_sweep_it_may_be_of_two() {
     for is_known in [false, true] {
-        let wrong = explore(|_, devices| vec![true; devices.len()], is_known);
+        let wrong = explore(|_, swept| vec![true; swept.len()], is_known);
         assert!(wrong.iter().any(|(happens, _)| *happens == Happens::Replaced), "{wrong:?}");
     }
 }
@@ -174,115 +194,133 @@ fn many_devices_are_read_as_each_of_them() {
     machine.add_auxiliary(sf, Some(88));
     machine.add(DeviceSpec::new("sf").beneath(sf)).expect("added");
     machine.set_port_attribute(c, 1, "rate", None).expect("a port");
-    let registry = Registry::new(Host::simulated(&machine).expect("a host"));
-    let devices = registry.devices().expect("a list");
-    let calls = |read: &mut dyn FnMut()| {
-        let before = machine.calls();
-        read();
-        machine.calls() - before
-    };
-    let mut all = Vec::new();
-    let at_once = calls(&mut || all = registry.summaries(devices.as_slice(), 1));
-    let fresh = Registry::new(Host::simulated(&machine).expect("a host"));
-    let each = fresh.devices().expect("a list");
-    let mut one_by_one = Vec::new();
-    let alone = calls(&mut || one_by_one = each.iter().map(Summary::read).collect());
-    for (device, (all, alone)) in devices.iter().zip(all.iter().zip(&one_by_one)) {
-        let (place, ports) = (all.place.as_ref().expect("read"), all.ports.as_ref().expect("read"));
-        assert_eq!(Some(place), alone.place.as_ref().ok(), "{device}");
-        assert_eq!(Some(ports), alone.ports.as_ref().ok(), "{device}");
+    let registry = || Registry::new(Host::simulated(&machine).expect("a host"));
+    let (mut found, mut alone) = (Vec::new(), Vec::new());
+    let at_once = calls(&machine, || found = all(&registry()));
+    let by_itself = calls(&machine, || alone = one_by_one(&registry()));
+    assert_eq!(found.len(), 4);
+    for (found, (place, ports)) in found.iter().zip(&alone) {
+        assert_eq!(found.place.as_ref().ok(), place.as_ref().ok(), "{found:?}");
+        assert_eq!(found.ports.as_ref().ok(), ports.as_ref().ok(), "{found:?}");
     }
-    assert_eq!(all[3].place.as_ref().expect("read").subfunction, Some(88));
-    assert!(at_once < alone * 3 / 4, "{at_once} calls, and {alone}");
-    // Both noted the index.
-    let known = calls(&mut || drop(registry.summaries(devices.as_slice(), 1)));
-    assert!(known < at_once, "{known} calls");
-    assert!(registry.summaries(&[], 1).is_empty());
+    let names = found.iter().map(|summary| (summary.uverbs_number, summary.name.to_string()));
+    let expected = ["a", "b", "c", "sf"].map(str::to_owned);
+    assert_eq!(names.collect::<Vec<_>>(), (0..).zip(expected).collect::<Vec<_>>());
+    assert_eq!(found[3].place.as_ref().expect("read").subfunction, Some(88));
+    assert!(at_once < by_itself * 3 / 5, "{at_once} calls, and {by_itself}");
+    assert!(
+        Registry::new(Host::simulated(&Machine::new()).expect("a host"))
+            .summaries(1)
+            .expect("none")
+            .is_empty()
+    );
+}
+
+/// The indices need not follow the numbers.
+#[test]
+fn each_device_is_read_by_its_own_index() {
+    for (step, recreated) in [(1, 0), (1, 7), (3, 0), (1000, 3), (0, 0)] {
+        let machine = Machine::new();
+        let mut ids = Vec::new();
+        for number in 0..40 {
+            match step {
+                // Downwards, as after all indices had been used once.
+                0 => machine.set_next_index(5000 - 100 * number),
+                step => machine.set_next_index(step * number),
+            }
+            let id = machine.add(DeviceSpec::new(format!("a{number}"))).expect("added");
+            machine.set_netdev(id, 1, Some((number + 1, "eth"))).expect("a port");
+            ids.push(id);
+        }
+        if recreated > 0 {
+            ids.iter()
+                .step_by(recreated)
+                .for_each(|id| machine.recreate_uverbs(*id).expect("made again"));
+        }
+        let registry = Registry::new(Host::simulated(&machine).expect("a host"));
+        for summary in all(&registry) {
+            let netdev = summary.ports.expect("read").remove(0).netdev.expect("a netdev");
+            assert_eq!(format!("a{}", netdev.index - 1), summary.name.to_string());
+        }
+    }
 }
 
 /// What keeps a device from being read without being held does not keep it from being read.
 #[test]
 fn devices_that_cannot_be_confirmed_are_read_one_by_one() {
+    let is_true = |registry: &Registry| {
+        let found = all(registry);
+        assert!(
+            found.len() == 3
+                && found.iter().zip(truth()).all(|(found, truth)| told(found) == truth)
+        );
+    };
     let (machine, [_, b, _]) = machine();
     let registry = Registry::new(Host::simulated(&machine).expect("a host"));
-    let index = machine.index_of(b);
-    // Looked up, and never listed.
-    let device = registry.by_index(index).expect("found");
-    let found = registry.summaries(std::slice::from_ref(&device), 1);
-    assert_eq!(told(&found[0]), Some(truth()[1].clone()));
-    // Of another registry.
-    let other = Registry::new(Host::simulated(&machine).expect("a host"));
-    let devices = other.devices().expect("a list");
-    let found = registry.summaries(devices.as_slice(), 1);
-    assert!(found.iter().zip(truth()).all(|(found, truth)| told(found) == Some(truth)));
-    // Of another registry, and replaced since by one that this registry has listed.
-    let (replaced, [_, b, _]) = self::machine();
-    let list = || {
-        let registry = Registry::new(Host::simulated(&replaced).expect("a host"));
-        let devices = registry.devices().expect("a list");
-        (registry, devices)
-    };
-    let (_, before) = list();
-    replaced.with(|world| replace(world, b));
-    let (registry_since, since) = list();
-    let found = registry_since.summaries(before.as_slice(), 1);
-    assert_eq!(found[1].ports.as_ref().expect_err("replaced").kind(), ErrorKind::Replaced);
-    let found = registry_since.summaries(since.as_slice(), 1);
-    assert_eq!(told(&found[1]), Some(of_replacement()));
+    is_true(&registry);
     // Where inode numbers may repeat.
-    let foreign = self::machine().0;
-    foreign.set_sys_type(0x0102_1994);
-    let foreign = Host::builder().allow_foreign_sys(true).simulated(&foreign).build();
-    let foreign = Registry::new(foreign.expect("a host"));
-    let listed = foreign.devices().expect("a list");
-    assert!(!foreign.host().has_unique_inodes());
-    let found = foreign.summaries(listed.as_slice(), 1);
-    assert!(found.iter().zip(truth()).all(|(found, truth)| told(found) == Some(truth)));
+    machine.set_sys_type(0x0102_1994);
+    let foreign = Host::builder().allow_foreign_sys(true).simulated(&machine).build();
+    let foreign = foreign.expect("a host");
+    assert!(!foreign.has_unique_inodes());
+    is_true(&Registry::new(foreign));
     // Without netlink the places are known.
     machine.deny_netlink(Some(1));
-    for summary in registry.summaries(devices.as_slice(), 1) {
+    for summary in all(&registry) {
         summary.place.expect("read in sysfs");
         let error = summary.ports.expect_err("denied");
         assert_eq!(error.kind(), ErrorKind::NetlinkUnavailable);
     }
     machine.deny_netlink(None);
-    machine.remove(b);
-    other.devices().expect("a list");
-    let found = other.summaries(devices.as_slice(), 1);
-    assert_eq!(found[1].ports.as_ref().expect_err("gone").kind(), ErrorKind::Removed);
+    // In another network namespace.
+    machine.set_netns_visible(b, false);
+    let found = all(&registry);
+    let error = found[1].ports.as_ref().expect_err("not listed");
+    assert_eq!((error.kind(), error.device()), (ErrorKind::OtherNamespace, Some("b (uverbs1)")));
+    assert_eq!([told(&found[0]), told(&found[2])], [0, 2].map(|at| truth()[at].clone()));
 }
 
-/// If a call fails, one device has that error, and the others are read.
+/// A call that fails once fails the list or costs nothing. The calls of one device that fail are its error.
 #[test]
-fn a_call_that_fails_is_the_error_of_one_device() {
+fn a_call_that_fails_is_made_again() {
     for at in 1.. {
         let (machine, _) = machine();
         let registry = Registry::new(Host::simulated(&machine).expect("a host"));
-        let devices = registry.devices().expect("a list");
         let first = machine.calls() + at;
         machine.on_call(move |_, call| match call.ordinal() == first {
             true => Verdict::Fail(12),
             false => Verdict::Continue,
         });
-        let found = registry.summaries(devices.as_slice(), 1);
+        let found = registry.summaries(1);
         machine.clear_hook();
-        let mut failed = 0;
-        for (device, (summary, truth)) in devices.iter().zip(found.iter().zip(truth())) {
-            match told(summary) {
-                Some(told) => assert_eq!(told, truth, "{at}"),
-                None => failed += 1,
+        match found {
+            Ok(found) => {
+                let found: Vec<_> =
+                    found.iter().map(|found| told(found.as_ref().expect("read"))).collect();
+                assert_eq!(found, truth(), "{at}");
             }
-            let errors = [summary.place.as_ref().err(), summary.ports.as_ref().err()];
-            for error in errors.into_iter().flatten() {
-                assert_eq!(error.raw_os_error(), Some(12), "{at}: {error}");
-                assert!(error.to_string().starts_with(&device.to_string()), "{at}: {error}");
-            }
+            Err(error) => assert!(at < 10 && error.raw_os_error() == Some(12), "{at}: {error}"),
         }
-        assert!(failed <= 1, "{at}: {found:?}");
         if machine.calls() < first {
-            assert!(at > 30, "{at}");
-            return;
+            assert!(at > 50, "{at}");
+            break;
         }
+    }
+    // Its path, and how many devices and parts of devices need it.
+    for (path, devices, parts) in [("uverbs1", 1, 0), ("numa_node", 0, 2), ("rate", 0, 3)] {
+        let (machine, _) = machine();
+        let registry = Registry::new(Host::simulated(&machine).expect("a host"));
+        machine.on_call(move |world, call| {
+            let is_it = call.kind() == CallKind::Openat2 && call.detail(world).contains(path);
+            if is_it { Verdict::Fail(12) } else { Verdict::Continue }
+        });
+        let found = registry.summaries(1).expect("a list");
+        machine.clear_hook();
+        assert_eq!(found.len(), 3);
+        let is_it = |error: &Error| error.raw_os_error() == Some(12);
+        let failed = found.iter().filter(|found| has_error(found, is_it)).count();
+        let missing = found.iter().filter(|found| found.is_err()).count();
+        assert_eq!((missing, failed), (devices, devices + parts), "{path}");
     }
 }
 
@@ -306,10 +344,7 @@ fn rates_are_not_those_of_the_device_that_had_the_name() {
                 Verdict::Continue
             });
             let ports: Vec<_> = match at_once {
-                true => {
-                    let summaries = registry.summaries(devices.as_slice(), 1).into_iter();
-                    summaries.map(|summary| summary.ports).collect()
-                }
+                true => all(&registry).into_iter().map(|summary| summary.ports).collect(),
                 false => devices.iter().map(Device::ports).collect(),
             };
             machine.clear_hook();
@@ -337,10 +372,11 @@ fn a_place_is_the_same_held_or_not() {
         let registry = Registry::new(Host::simulated(&machine).expect("a host"));
         let devices = registry.devices().expect("a list");
         devices.as_slice()[1].parent().expect_err("refused");
-        let not_held = registry.summaries(devices.as_slice(), 1);
-        let held = registry.summaries_if(devices.as_slice(), |devices| vec![false; devices.len()]);
-        for found in [not_held, held] {
-            assert!(found.iter().zip(truth()).all(|(found, truth)| told(found) == Some(truth)));
+        let swept = Sweeps::twice(registry.host()).expect("swept");
+        for is_there in [false, true] {
+            let found = registry.summaries_of(&swept, &swept, |swept| vec![is_there; swept.len()]);
+            let found = found.into_iter().map(|(_, found)| told(&found.expect("read")));
+            assert_eq!(found.collect::<Vec<_>>(), truth());
         }
     }
 }
@@ -366,53 +402,15 @@ fn what_cannot_be_confirmed_costs_little_more() {
                 if is_port { Verdict::Fail(5) } else { Verdict::Continue }
             }),
         }
-        let calls = |read: &dyn Fn(&Registry, &[Device])| {
+        let registry = || {
             let host = Host::builder().allow_foreign_sys(true).simulated(&machine).build();
-            let registry = Registry::new(host.expect("a host"));
-            let devices = registry.devices().expect("a list");
-            let _kept = registry.host().keep_netlink();
-            let before = machine.calls();
-            read(&registry, devices.as_slice());
-            machine.calls() - before
+            Registry::new(host.expect("a host"))
         };
-        let at_once = calls(&|registry, devices| drop(registry.summaries(devices, 1)));
-        let alone = calls(&|_, devices| devices.iter().map(Summary::read).for_each(drop));
-        assert!(at_once < alone * 6 / 5, "{world}: {at_once} calls, and {alone}");
-    }
-}
-
-/// Another thread finds a device removed while a list looks at others.
-#[test]
-fn a_device_that_is_marked_during_a_list_is_not_listed_anew() {
-    for threads in [1, 2] {
-        for at in 1.. {
-            let machine = Machine::new();
-            let ids: Vec<_> = (0..70)
-                .map(|number| machine.add(DeviceSpec::new(format!("a{number}"))).expect("added"))
-                .collect();
-            let registry = Registry::new(Host::simulated(&machine).expect("a host"));
-            let device = registry.devices().expect("a list").by_name("a9").expect("listed");
-            // The list looks at some devices before it, and at some after it.
-            for number in (5..15).chain(60..70) {
-                machine.rename(ids[number], format!("b{number}").as_bytes()).expect("renamed");
-            }
-            let (first, id, other) = (machine.calls() + 3 * at, ids[9], device.clone());
-            machine.on_call(move |world, call| {
-                if call.ordinal() == first {
-                    world.remove(id);
-                    other.record().mark(Gone::Removed);
-                }
-                Verdict::Continue
-            });
-            let after = registry.devices_by(threads).expect("a list");
-            machine.clear_hook();
-            let same = after.iter().find(|listed| **listed == device);
-            assert!(same.is_none_or(|listed| listed.is_same_record(&device)), "{threads} {at}");
-            if machine.calls() < first {
-                assert!(at > 30, "{at}");
-                break;
-            }
-        }
+        let at_once = calls(&machine, || drop(registry().summaries(1).expect("a list")));
+        let alone = calls(&machine, || drop(one_by_one(&registry())));
+        // What cannot be read without being held is read once more.
+        let most = if world == "ports do not answer" { alone * 3 / 2 } else { alone * 21 / 20 };
+        assert!(at_once < most, "{world}: {at_once} calls, and {alone}");
     }
 }
 
@@ -435,6 +433,9 @@ fn threads_with_few_descriptors_list_every_device() {
         let registry = Registry::new(Host::simulated(&machine).expect("a host"));
         let devices = registry.devices_by(threads).expect("a list");
         assert_eq!((devices.len(), devices.faults().count()), (200, 0), "{threads} threads");
+        let found = registry.summaries(threads).expect("a list");
+        let read = found.iter().filter(|found| !has_error(found, |_| true));
+        assert_eq!((found.len(), read.count()), (200, 200), "{threads} threads");
     }
     machine.clear_hook();
 }
@@ -450,8 +451,8 @@ fn threads_share_the_work_and_keep_the_order() {
     let by = |threads| {
         let registry = Registry::new(Host::simulated(&machine).expect("a host"));
         let devices = registry.devices_by(threads).expect("a list");
-        let netdevs = registry.summaries(devices.as_slice(), threads).into_iter().map(|summary| {
-            let ports = summary.ports.expect("read");
+        let netdevs = registry.summaries(threads).expect("a list").into_iter().map(|summary| {
+            let ports = summary.expect("read").ports.expect("read");
             ports[0].netdev.as_ref().map(|netdev| netdev.index)
         });
         let netdevs: Vec<_> = netdevs.collect();
