@@ -183,32 +183,20 @@ pub(crate) fn build_other_crates() -> Result<Vec<String>> {
     Ok(["on-ibverbs", "on-sideway"].map(path).to_vec())
 }
 
-/// The programs that have been built: of release and debug builds, the most recent one.
+/// The programs that [`build`] has built. Others, such as a later debug build, are slower and are not taken.
 pub(crate) fn programs() -> Vec<PathBuf> {
-    let profiles = ["release", "debug"].map(|profile| paths::target().join(profile));
-    let mut programs: Vec<PathBuf> = Vec::new();
-    for name in ["uverbs", "uverbs-lab"] {
-        programs.extend(latest(profiles.iter().map(|dir| dir.join(name))));
-    }
-    programs.extend(latest([paths::target().join("lsan").join(WITH_LEAK_SANITIZER)].into_iter()));
-    programs.extend(latest([guard()].into_iter()));
+    let target = paths::target();
+    let release = target.join("release");
+    let mut programs = ["uverbs", "uverbs-lab"].map(|name| release.join(name)).to_vec();
+    programs.extend([target.join("lsan").join(WITH_LEAK_SANITIZER), guard()]);
     if let Ok(directory) = paths::lab("callers") {
-        programs.extend(
-            CALLERS.iter().filter_map(|(name, ..)| latest([directory.join(name)].into_iter())),
-        );
+        programs.extend(CALLERS.iter().map(|(name, ..)| directory.join(name)));
     }
     programs.extend(capi::programs());
-    programs.extend(latest([paths::target().join("leave-out").join(LEAVING_OUT)].into_iter()));
-    for name in examples() {
-        programs.extend(latest(profiles.iter().map(|dir| dir.join("examples").join(&name))));
-    }
+    programs.push(target.join("leave-out").join(LEAVING_OUT));
+    programs.extend(examples().into_iter().map(|name| release.join("examples").join(name)));
+    programs.retain(|program| tools::is_executable(program));
     programs
-}
-
-fn latest(files: impl Iterator<Item = PathBuf>) -> Option<PathBuf> {
-    files
-        .filter(|file| tools::is_executable(file))
-        .max_by_key(|file| file.metadata().and_then(|meta| meta.modified()).ok())
 }
 
 /// The names of the root package's examples, from its sources: the build directory keeps deleted ones.

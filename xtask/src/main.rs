@@ -97,7 +97,7 @@ struct RunArgs {
     #[arg(long)]
     containers: bool,
 
-    /// Use the workspace's binaries as they are; without this option they are built first
+    /// Use the release builds as they are; without this option they are built first
     #[arg(long)]
     no_build: bool,
 
