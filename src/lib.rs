@@ -28,7 +28,7 @@
 //!   difference of two lists.
 //! - [`Device`]: a counted handle on one instance. It holds no descriptor and outlives the hardware.
 //! - [`Device::parent`] reads the [`Parent`] that it belongs to, and [`Device::ports`] its ports, without opening it.
-//!   [`Registry::summaries`] reads both of many devices.
+//!   [`Registry::summaries`] reads both of all devices, for display.
 //! - [`Device::open`] returns a [`Context`], or an [`Error`] that names the device, the step and the cause.
 //!   [`OpenOptions`] demand more of an open, or less. [`Device::verify`] proves the same of a descriptor that another
 //!   library opened.
