@@ -67,8 +67,7 @@ struct End {
 }
 
 impl Hints {
-    fn note(&mut self, record: &Record, joined: Joined) {
-        let (number, ino, index) = (record.number, record.ino, joined.index);
+    fn note(&mut self, number: u32, ino: u64, index: u32) {
         self.ends.retain(|end| end.number.checked_add(1) != Some(number));
         if self.ends.len() >= RUNS {
             self.ends.remove(0);
@@ -131,50 +130,46 @@ impl Indices {
             let text = "RDMA netlink lists no device with this device number";
             Error::new(ErrorKind::OtherNamespace, text).with_hint(MOVE_IT)
         })?;
-        self.lock().note(record, joined);
+        self.lock().note(record.number, record.ino, joined.index);
         Ok(*record.joined.get_or_init(|| joined))
     }
 
     /// Tries the index after that of a device that was joined, if this is the next one. Programs that query all devices
     /// join them in this order, and the search below looks at all of them each time.
     fn try_next(&self, record: &Record, pin: &Held, socket: &Socket) -> Result<Option<Joined>> {
-        let index = {
-            let hints = self.lock();
-            let mut ends = hints.ends.iter();
-            let is_before = |end: &&End| {
-                end.number.checked_add(1) == Some(record.number) && end.ino < record.ino
-            };
-            let next = ends.find(is_before).and_then(|before| before.index.checked_add(1));
-            next.filter(|index| *index < LIMIT && !hints.nobodies.contains(index))
-        };
-        let Some(index) = index else { return Ok(None) };
+        let Some(index) = self.next(record.number, record.ino) else { return Ok(None) };
         let found = self.try_index(record, pin, socket, index)?;
         if let Some(joined) = found {
-            self.lock().note(record, joined);
+            self.lock().note(record.number, record.ino, joined.index);
         }
         Ok(found)
     }
 
-    /// The index of `uverbsN` while nothing pins it: `next`, if that is it, or one that a search finds. It counts if the
-    /// device turns out to have been alive from before until after.
+    fn next(&self, number: u32, ino: u64) -> Option<u32> {
+        let hints = self.lock();
+        let is_before = |end: &&End| end.number.checked_add(1) == Some(number) && end.ino < ino;
+        let index = hints.ends.iter().find(is_before)?.index.checked_add(1)?;
+        (index < LIMIT && !hints.nobodies.contains(&index)).then_some(index)
+    }
+
+    /// The index of `uverbsN` while nothing pins it: the next one, or one that a search finds. It counts if the device
+    /// turns out to have been alive from before until after. The hints, which decide nothing, note it at once.
     pub(crate) fn find_unheld(
         &self,
         (number, ino): (u32, u64),
         socket: &Socket,
-        next: Option<u32>,
         listed: &[Neighbour],
     ) -> Result<Option<u32>> {
-        let query = |index| {
-            self.request(socket, index, |chardev| {
-                sysfs::parse_uverbs(&chardev.name) == Some(number)
-            })
+        let is_it = |chardev: &Chardev| sysfs::parse_uverbs(&chardev.name) == Some(number);
+        let query = |index| self.request(socket, index, is_it);
+        let found = match self.next(number, ino).map(query).transpose()? {
+            Some(Answer::Joined(joined)) => Some(joined),
+            _ => self.search(ino, listed, query)?,
         };
-        if let Some(next) = next
-            && let Answer::Joined(joined) = query(next)?
-        {
-            return Ok(Some(joined.index));
-        }
-        Ok(self.search(ino, listed, query)?.map(|joined| joined.index))
+        Ok(found.map(|joined| {
+            self.lock().note(number, ino, joined.index);
+            joined.index
+        }))
     }
 
     /// Whether that index is the pinned device's. If so, its record notes it.

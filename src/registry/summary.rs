@@ -77,33 +77,29 @@ impl Registry {
     ) -> Vec<(u32, Result<Summary>)> {
         // Without a socket, each device has the error.
         let _kept = self.host().keep_netlink();
-        let found = self.read_unheld(part, all);
-        // What the sweep cannot confirm is not swept for.
-        let confirmed = match found.iter().any(Option::is_some) {
+        let socket = self.host().netlink().ok().filter(|_| self.host().has_unique_inodes());
+        let mut reader = socket.as_deref().map(|socket| Reader::new(self, socket, all));
+        let found =
+            part.iter().map(|swept| match reader.as_mut().and_then(|reader| reader.read(*swept)) {
+                Some(summary) => Found::Unheld(summary),
+                None => Found::Held(self.read_held(swept.0)),
+            });
+        let found: Vec<_> = found.collect();
+        // Where everything was held, there is nothing to confirm.
+        let confirmed = match found.iter().any(|found| matches!(found, Found::Unheld(_))) {
             true => are_there(part),
             false => vec![false; part.len()],
         };
         let found = part.iter().zip(found).zip(confirmed);
         let found = found.filter_map(|((&(number, _), found), was_there)| {
-            let summary = match found.filter(|_| was_there) {
-                Some(summary) => Ok(summary),
-                None => self.read_held(number)?,
+            let summary = match found {
+                Found::Unheld(summary) if was_there => Some(Ok(summary)),
+                Found::Unheld(_) => self.read_held(number),
+                Found::Held(summary) => summary,
             };
-            Some((number, summary))
+            Some((number, summary?))
         });
         found.collect()
-    }
-
-    /// Reads devices while nothing holds them, as far as that works. It counts for those that turn out to have been there
-    /// throughout.
-    fn read_unheld(&self, part: &[Swept], all: &[Swept]) -> Vec<Option<Summary>> {
-        match self.host().netlink() {
-            Ok(socket) if self.host().has_unique_inodes() => {
-                let mut reader = Reader::new(self, &socket, all);
-                part.iter().map(|swept| reader.read(*swept)).collect()
-            }
-            _ => part.iter().map(|_| None).collect(),
-        }
     }
 
     /// Whether each device is still there, as far as one sweep shows.
@@ -141,14 +137,20 @@ fn has_error(summary: &Result<Summary>, is_such: fn(&Error) -> bool) -> bool {
 /// in another network namespace.
 const SEARCHES: usize = 4;
 
+/// How a device was read.
+enum Found {
+    /// While nothing held it.
+    Unheld(Summary),
+    /// While it was held, if it was there.
+    Held(Option<Result<Summary>>),
+}
+
 /// Reads devices one after the other while nothing holds them.
 struct Reader<'a> {
     registry: &'a Registry,
     socket: &'a Socket,
     /// All devices, ordered by number, with the indices that were found.
     listed: Vec<Neighbour>,
-    /// The index after the last one that was found.
-    next: Option<u32>,
     /// How many more searches may fail.
     searches: usize,
 }
@@ -157,7 +159,7 @@ impl<'a> Reader<'a> {
     fn new(registry: &'a Registry, socket: &'a Socket, all: &[Swept]) -> Self {
         let neighbour = |&(number, ino): &Swept| Neighbour { ino, number, index: None };
         let listed = all.iter().map(neighbour).collect();
-        Self { registry, socket, listed, next: None, searches: SEARCHES }
+        Self { registry, socket, listed, searches: SEARCHES }
     }
 
     fn read(&mut self, swept: Swept) -> Option<Summary> {
@@ -175,9 +177,8 @@ impl<'a> Reader<'a> {
     fn find(&mut self, swept: Swept) -> Option<u32> {
         let listed = if self.searches > 0 { &*self.listed } else { &[] };
         let indices = &self.registry.0.services.indices;
-        match indices.find_unheld(swept, self.socket, self.next, listed).ok()? {
+        match indices.find_unheld(swept, self.socket, listed).ok()? {
             Some(index) => {
-                self.next = index.checked_add(1);
                 let at = self.listed.binary_search_by_key(&swept.0, |device| device.number);
                 self.listed[at.ok()?].index = Some(index);
                 Some(index)

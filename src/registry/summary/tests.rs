@@ -245,6 +245,21 @@ fn each_device_is_read_by_its_own_index() {
     }
 }
 
+/// Far from 0, no search reaches the indices of few devices. The first device is held, and the others follow it.
+#[test]
+fn one_held_device_leads_to_the_next_ones() {
+    let machine = Machine::new();
+    machine.set_next_index(100_000);
+    (0..16).for_each(|number| {
+        machine.add(DeviceSpec::new(format!("a{number}"))).expect("added");
+    });
+    let registry = || Registry::new(Host::simulated(&machine).expect("a host"));
+    let (far, alone) = (registry(), registry());
+    let at_once = calls(&machine, || assert_eq!(all(&far).len(), 16));
+    let by_itself = calls(&machine, || drop(one_by_one(&alone)));
+    assert!(at_once < by_itself * 3 / 5, "{at_once} calls, and {by_itself}");
+}
+
 /// What keeps a device from being read without being held does not keep it from being read.
 #[test]
 fn devices_that_cannot_be_confirmed_are_read_one_by_one() {
