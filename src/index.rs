@@ -7,6 +7,8 @@
 //! assigns indices and inode numbers in order of registration, so each answer shows in which direction to continue
 //! and by how much at least. All this only provides hints. The join decides ([`query`](Indices::query)).
 
+mod finder;
+
 use std::collections::BTreeSet;
 use std::sync::Mutex;
 
@@ -17,6 +19,8 @@ use crate::netlink::Socket;
 use crate::pin::Held;
 use crate::record::{Joined, Record};
 use crate::sysfs;
+
+pub(crate) use finder::Finder;
 
 /// Up to this many devices, a dump takes no longer than a search may.
 const FEW: usize = 16;
@@ -67,7 +71,8 @@ struct End {
 }
 
 impl Hints {
-    fn note(&mut self, number: u32, ino: u64, index: u32) {
+    fn note(&mut self, record: &Record, joined: Joined) {
+        let (number, ino, index) = (record.number, record.ino, joined.index);
         self.ends.retain(|end| end.number.checked_add(1) != Some(number));
         if self.ends.len() >= RUNS {
             self.ends.remove(0);
@@ -130,46 +135,28 @@ impl Indices {
             let text = "RDMA netlink lists no device with this device number";
             Error::new(ErrorKind::OtherNamespace, text).with_hint(MOVE_IT)
         })?;
-        self.lock().note(record.number, record.ino, joined.index);
+        self.lock().note(record, joined);
         Ok(*record.joined.get_or_init(|| joined))
     }
 
     /// Tries the index after that of a device that was joined, if this is the next one. Programs that query all devices
     /// join them in this order, and the search below looks at all of them each time.
     fn try_next(&self, record: &Record, pin: &Held, socket: &Socket) -> Result<Option<Joined>> {
-        let Some(index) = self.next(record.number, record.ino) else { return Ok(None) };
+        let index = {
+            let hints = self.lock();
+            let mut ends = hints.ends.iter();
+            let is_before = |end: &&End| {
+                end.number.checked_add(1) == Some(record.number) && end.ino < record.ino
+            };
+            let next = ends.find(is_before).and_then(|before| before.index.checked_add(1));
+            next.filter(|index| *index < LIMIT && !hints.nobodies.contains(index))
+        };
+        let Some(index) = index else { return Ok(None) };
         let found = self.try_index(record, pin, socket, index)?;
         if let Some(joined) = found {
-            self.lock().note(record.number, record.ino, joined.index);
+            self.lock().note(record, joined);
         }
         Ok(found)
-    }
-
-    fn next(&self, number: u32, ino: u64) -> Option<u32> {
-        let hints = self.lock();
-        let is_before = |end: &&End| end.number.checked_add(1) == Some(number) && end.ino < ino;
-        let index = hints.ends.iter().find(is_before)?.index.checked_add(1)?;
-        (index < LIMIT && !hints.nobodies.contains(&index)).then_some(index)
-    }
-
-    /// The index of `uverbsN` while nothing pins it: the next one, or one that a search finds. It counts if the device
-    /// turns out to have been alive from before until after. The hints, which decide nothing, note it at once.
-    pub(crate) fn find_unheld(
-        &self,
-        (number, ino): (u32, u64),
-        socket: &Socket,
-        listed: &[Neighbour],
-    ) -> Result<Option<u32>> {
-        let is_it = |chardev: &Chardev| sysfs::parse_uverbs(&chardev.name) == Some(number);
-        let query = |index| self.request(socket, index, is_it);
-        let found = match self.next(number, ino).map(query).transpose()? {
-            Some(Answer::Joined(joined)) => Some(joined),
-            _ => self.search(ino, listed, query)?,
-        };
-        Ok(found.map(|joined| {
-            self.lock().note(number, ino, joined.index);
-            joined.index
-        }))
     }
 
     /// Whether that index is the pinned device's. If so, its record notes it.
@@ -233,6 +220,11 @@ impl Indices {
         self.0.lock().unwrap_or_else(|poison| poison.into_inner())
     }
 
+    /// Whether the index had no uverbs node when it was queried.
+    fn is_nobody(&self, index: u32) -> bool {
+        self.lock().nobodies.contains(&index)
+    }
+
     /// Searches for the index near those of the listed devices, to which each answer adds one. Returns `None` if
     /// that fails: too few of the indices in between are in use, or the order does not hold, as for a device that
     /// moved to another network namespace.
@@ -268,8 +260,7 @@ impl Indices {
         for _ in 0..PROBES.min(listed.len()) {
             let index =
                 if at_end { to.saturating_sub(1 + step) } else { from.saturating_add(step) };
-            let is_nobody = || self.lock().nobodies.contains(&index);
-            let other = if !(from..to).contains(&index) || is_nobody() {
+            let other = if !(from..to).contains(&index) || self.is_nobody(index) {
                 None
             } else {
                 match query(index)? {

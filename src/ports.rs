@@ -58,7 +58,8 @@ impl Device {
     /// # Errors
     /// As [`index`](Self::index). `Os` if the driver does not answer for a port. `Unstable` if the device was renamed
     /// meanwhile. A device that gets another name and its own again within the read of one port is not noticed: the rate
-    /// may then be that of the device which had the name.
+    /// may then be missing, or that of the device which had the name. Where names are unique only within a network namespace
+    /// (Linux 7.3), `/sys` has to be mounted in that of the netlink socket, or the rate may be of another device.
     #[doc(alias = "ibv_query_port")]
     pub fn ports(&self) -> Result<Vec<PortFacts>> {
         self.read_ports(|reader| reader.read().map(|(_, ports)| ports))

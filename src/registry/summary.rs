@@ -1,14 +1,19 @@
 //! Summaries of all devices. Nothing is held meanwhile: one sweep at the end shows which devices have been there
 //! throughout.
 
-use super::{Registry, by_parts, is_gone, is_short_of_descriptors};
+use std::collections::BTreeSet;
+
+use super::{LOOKS, Registry, by_parts, is_gone, is_short_of_descriptors};
+use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::host::Host;
 use crate::ids::Name;
-use crate::index::Neighbour;
+use crate::index::Finder;
 use crate::listing::Sweeps;
 use crate::netlink::Socket;
 use crate::parent::Place;
 use crate::ports::{PortFacts, PortReader};
+use crate::record::{Record, Sighting};
 use crate::sysfs;
 
 /// What a list shows of a device: [`Registry::summaries`].
@@ -27,16 +32,21 @@ pub struct Summary {
 
 /// A device of a sweep: its number and the inode number of its class link.
 type Swept = (u32, u64);
+/// A summary, or why there is none, with the device's number.
+type Numbered = (u32, Result<Summary>);
 
 impl Registry {
-    /// Reads name, place and ports of every device, ordered by uverbs number. This takes about a third of the system calls
-    /// that [`devices`](Self::devices) takes with [`Device::parent`](crate::Device::parent) and
-    /// [`Device::ports`](crate::Device::ports) of each device. It is for display: to use a device, list it.
+    /// Reads name, place and ports of every device, ordered by uverbs number. It is for display: to use a device, list it.
+    /// This takes a third to a half of the system calls of [`devices`](Self::devices) and then
+    /// [`Device::parent`](crate::Device::parent) and [`Device::ports`](crate::Device::ports) of each.
     ///
     /// The devices are not held meanwhile. At the end one sweep of the class directory shows which of them have been
     /// there from the beginning, because the inode number of a class link is never used again. What was read of these
     /// counts. All others are read one by one, each held meanwhile: those that the sweep does not show, those of which
     /// a part could not be read, and all where inode numbers may repeat. A device that is gone by then is left out.
+    ///
+    /// A device that is there throughout is returned, unless the class directory changes during each of eight sweeps. The
+    /// devices are not noted in the registry: no list and no watch is different afterwards.
     ///
     /// Up to `threads` threads share the work, as in [`devices_by`](Self::devices_by). Each uses one netlink socket.
     ///
@@ -52,20 +62,27 @@ impl Registry {
     /// ```
     ///
     /// # Errors
-    /// As [`devices`](Self::devices). Instead of a device that could not be read, there is its error, as in
-    /// [`Devices::faults`](crate::Devices::faults). Each part has its own: for the place `Malformed`, `Os` or
+    /// As [`devices`](Self::devices). Instead of a device whose directory in sysfs could not be opened, there is its error,
+    /// as in [`Devices::faults`](crate::Devices::faults). Each part has its own: for the place `Malformed`, `Os` or
     /// `PermissionDenied` if an attribute is not as expected or cannot be read; those of
     /// [`Device::ports`](crate::Device::ports).
     pub fn summaries(&self, threads: usize) -> Result<Vec<Result<Summary>>> {
         let swept = Sweeps::twice(self.host())?;
-        let is_there = |swept: &[Swept]| self.are_there(swept);
-        let found = by_parts(&swept, threads, |part| self.summaries_of(part, &swept, is_there));
-        // Each thread has three descriptors at a time, so where few are left, one of them may have had none.
-        let again = |(number, summary)| match has_error(&summary, is_short_of_descriptors) {
-            true => self.read_held(number),
-            false => Some(summary),
-        };
-        Ok(found.into_iter().filter_map(again).collect())
+        let are_there = |swept: &[Swept]| self.are_there(swept);
+        let mut found =
+            by_parts(&swept, threads, |part| self.summaries_of(part, &swept, are_there));
+        // Each thread has up to four descriptors at a time, so where few are left, one of them may have had none. The
+        // calling thread reads these devices again.
+        let is_short = |found: &&Numbered| has_error(&found.1, is_short_of_descriptors);
+        let short: BTreeSet<_> = found.iter().filter(is_short).map(|found| found.0).collect();
+        let again: Vec<_> =
+            swept.iter().filter(|swept| short.contains(&swept.0)).copied().collect();
+        if !again.is_empty() {
+            found.retain(|found| !short.contains(&found.0));
+            found.extend(self.summaries_of(&again, &swept, are_there));
+            found.sort_unstable_by_key(|found| found.0);
+        }
+        Ok(found.into_iter().map(|(_, summary)| summary).collect())
     }
 
     /// Reads a part of the devices. `are_there` returns whether each has been there until now.
@@ -74,30 +91,26 @@ impl Registry {
         part: &[Swept],
         all: &[Swept],
         are_there: impl FnOnce(&[Swept]) -> Vec<bool>,
-    ) -> Vec<(u32, Result<Summary>)> {
+    ) -> Vec<Numbered> {
+        let host = self.host();
         // Without a socket, each device has the error.
-        let _kept = self.host().keep_netlink();
-        let socket = self.host().netlink().ok().filter(|_| self.host().has_unique_inodes());
-        let mut reader = socket.as_deref().map(|socket| Reader::new(self, socket, all));
-        let found =
-            part.iter().map(|swept| match reader.as_mut().and_then(|reader| reader.read(*swept)) {
-                Some(summary) => Found::Unheld(summary),
-                None => Found::Held(self.read_held(swept.0)),
-            });
-        let found: Vec<_> = found.collect();
-        // Where everything was held, there is nothing to confirm.
-        let confirmed = match found.iter().any(|found| matches!(found, Found::Unheld(_))) {
-            true => are_there(part),
-            false => vec![false; part.len()],
+        let _kept = host.keep_netlink();
+        let found = match host.netlink() {
+            Ok(socket) if host.has_unique_inodes() => {
+                let mut finder =
+                    Finder::new(&self.0.services.indices, &socket, all.iter().copied());
+                let read = |&(number, _): &Swept| read_unheld(host, &socket, &mut finder, number);
+                part.iter().map(read).collect()
+            }
+            _ => part.iter().map(|_| None).collect::<Vec<_>>(),
         };
-        let found = part.iter().zip(found).zip(confirmed);
+        let found = part.iter().zip(found).zip(are_there(part));
         let found = found.filter_map(|((&(number, _), found), was_there)| {
-            let summary = match found {
-                Found::Unheld(summary) if was_there => Some(Ok(summary)),
-                Found::Unheld(_) => self.read_held(number),
-                Found::Held(summary) => summary,
+            let summary = match found.filter(|_| was_there) {
+                Some(summary) => Ok(summary),
+                None => self.read_held(number)?,
             };
-            Some((number, summary?))
+            Some((number, summary))
         });
         found.collect()
     }
@@ -112,16 +125,44 @@ impl Registry {
         part.iter().map(|swept| now.binary_search(swept).is_ok()).collect()
     }
 
-    /// Reads `uverbsN` while it is held. `None` if there is no such device, or it goes meanwhile.
+    /// Reads `uverbsN` while it is held. `None` if there is no such device.
     fn read_held(&self, number: u32) -> Option<Result<Summary>> {
-        let device = match self.look_at(number) {
-            Ok(found) => found?.0,
-            Err(error) => return Some(Err(error)),
-        };
-        let (place, ports) = (device.place(), device.ports());
-        let summary = Ok(Summary { uverbs_number: number, name: device.name(), place, ports });
-        (!has_error(&summary, is_gone)).then_some(summary)
+        let mut last = None;
+        for _ in 0..LOOKS {
+            let sighting = match Sighting::take(self.host(), number) {
+                Ok(sighting) => sighting,
+                Err(error) if sysfs::is_absent(&error) => return None,
+                Err(error) => return Some(Err(error.of(|| format!("uverbs{number}")))),
+            };
+            let record = Record::new(self.host().clone(), sighting);
+            let device = Device::new(record, self.0.services.clone());
+            let (place, ports) = (device.place(), device.ports());
+            let summary = Ok(Summary { uverbs_number: number, name: device.name(), place, ports });
+            // It may be about to go, or another one may have its number by now.
+            if !has_error(&summary, |error| is_gone(error) || sysfs::is_absent(error)) {
+                return Some(summary);
+            }
+            last = Some(summary);
+        }
+        last.filter(|summary| !has_error(summary, is_gone))
     }
+}
+
+/// Reads `uverbsN` while nothing holds it. `None` if a part cannot be read.
+fn read_unheld(
+    host: &Host,
+    socket: &Socket,
+    finder: &mut Finder<'_>,
+    number: u32,
+) -> Option<Summary> {
+    let (kernel, sys) = (host.kernel(), host.sys());
+    let path = sysfs::read_class_link(kernel, sys, number).ok()?;
+    // A device that could not be opened is not listed.
+    sysfs::open(kernel, sys, &path, sysfs::DIRECTORY).ok()?;
+    let index = finder.find(number).ok()??;
+    let (name, ports) = PortReader { host, path: &path, socket, index }.read().ok()?;
+    let place = Place::read(host, &path).ok()?;
+    Some(Summary { uverbs_number: number, name, place: Ok(place), ports: Ok(ports) })
 }
 
 /// Whether an error of it or of one of its parts is such an error.
@@ -131,64 +172,6 @@ fn has_error(summary: &Result<Summary>, is_such: fn(&Error) -> bool) -> bool {
         Err(error) => [Some(error), None],
     };
     errors.into_iter().flatten().any(is_such)
-}
-
-/// How many searches for an index may fail in a part of a list. Each takes up to 128 requests in vain where devices are
-/// in another network namespace.
-const SEARCHES: usize = 4;
-
-/// How a device was read.
-enum Found {
-    /// While nothing held it.
-    Unheld(Summary),
-    /// While it was held, if it was there.
-    Held(Option<Result<Summary>>),
-}
-
-/// Reads devices one after the other while nothing holds them.
-struct Reader<'a> {
-    registry: &'a Registry,
-    socket: &'a Socket,
-    /// All devices, ordered by number, with the indices that were found.
-    listed: Vec<Neighbour>,
-    /// How many more searches may fail.
-    searches: usize,
-}
-
-impl<'a> Reader<'a> {
-    fn new(registry: &'a Registry, socket: &'a Socket, all: &[Swept]) -> Self {
-        let neighbour = |&(number, ino): &Swept| Neighbour { ino, number, index: None };
-        let listed = all.iter().map(neighbour).collect();
-        Self { registry, socket, listed, searches: SEARCHES }
-    }
-
-    fn read(&mut self, swept: Swept) -> Option<Summary> {
-        let (number, _) = swept;
-        let host = self.registry.host();
-        let path = sysfs::read_class_link(host.kernel(), host.sys(), number).ok()?;
-        let index = self.find(swept)?;
-        let reader = PortReader { host, path: &path, socket: self.socket, index };
-        let (name, ports) = reader.read().ok()?;
-        let place = Place::read(host, &path).ok()?;
-        Some(Summary { uverbs_number: number, name, place: Ok(place), ports: Ok(ports) })
-    }
-
-    /// The netlink index.
-    fn find(&mut self, swept: Swept) -> Option<u32> {
-        let listed = if self.searches > 0 { &*self.listed } else { &[] };
-        let indices = &self.registry.0.services.indices;
-        match indices.find_unheld(swept, self.socket, listed).ok()? {
-            Some(index) => {
-                let at = self.listed.binary_search_by_key(&swept.0, |device| device.number);
-                self.listed[at.ok()?].index = Some(index);
-                Some(index)
-            }
-            None => {
-                self.searches = self.searches.saturating_sub(1);
-                None
-            }
-        }
-    }
 }
 
 #[cfg(all(test, feature = "sim"))]
