@@ -32,8 +32,8 @@ impl<'a> Finder<'a> {
 
     /// The index of `uverbsN`; `None` if netlink lists no device with that node.
     ///
-    /// The next index is tried first, then a search or, of few devices and after a search in vain, one dump. Of a dump
-    /// each index is queried once.
+    /// The index after that of the device before is tried first. Then there is a search, and after a search in vain, or for
+    /// few devices without one, a dump, of which each index is queried once.
     pub(crate) fn find(&mut self, number: u32) -> Result<Option<u32>> {
         let Ok(at) = self.place(number) else { return Ok(None) };
         if let Some(index) = self.listed[at].index {
@@ -41,7 +41,8 @@ impl<'a> Finder<'a> {
         }
         if self.dumped.is_none() {
             let before = at.checked_sub(1).and_then(|before| self.listed[before].index);
-            let next = before.and_then(|before| before.checked_add(1));
+            // Without gaps, the indices are as the places.
+            let next = before.map_or(u32::try_from(at).ok(), |before| before.checked_add(1));
             if let Some(next) = next.filter(|next| !self.indices.is_nobody(*next))
                 && self.query(next)? == Some(number)
             {

@@ -126,14 +126,13 @@ pub(super) fn ports_match_rdma() -> Result<()> {
 const DEVICES: usize = 1000;
 /// The fastest of so many by turns counts. On a busy machine single runs take twice as long.
 const ROUNDS: usize = 15;
-/// The most times as long as `ibv_devices`, which reads no parent, no port and no state. The aim is 1. On 6.12 it was 0.58
-/// with two processors and 0.77 with one, on older kernels 0.85 and 1.19, because reading sysfs takes longer there and
+/// The most times as long as `ibv_devices`, which reads no parent, no port and no state. The aim is 1. On 6.12 it was 0.66
+/// with two processors and 0.84 with one, on older kernels 0.88 and 1.25, because reading sysfs takes longer there and
 /// `ibv_devices` less (`audits/measurements.md`). On a busy host the second processor gains nothing.
 const MOST: f64 = 1.0;
 const MOST_BEFORE_6_12: f64 = 1.5;
-/// The devices of the count of system calls, and how many there may be for each. They were 13 on a fresh guest, and for a
-/// virtual function 16. Where thousands of indices had been used before, there are more: each thread searches for that of
-/// its first device.
+/// The devices of the count of system calls, and how many there may be for each. They were 15 on a fresh guest, 17 where
+/// other indices had been used before, and 18 for a virtual function.
 const COUNTED: usize = 100;
 pub(super) const CALLS: usize = 20;
 
