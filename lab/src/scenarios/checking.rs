@@ -209,11 +209,18 @@ fn frozen_worker(check: &mut Child, cold: &Path) -> Result<u32> {
     Ok(worker)
 }
 
-/// Waits until the worker of a check sleeps in the driver, which no signal but SIGKILL ends.
+/// Waits until the worker of a check sleeps in the driver, which no signal but SIGKILL ends. It may sleep so for other
+/// reasons while it starts, before it has its lock and the node.
 fn until_in_driver(check: &mut Child) -> Result<u32> {
+    let has_node = |worker: &u32| {
+        let files = fs::read_dir(format!("/proc/{worker}/fd")).into_iter().flatten().flatten();
+        let mut files = files.filter_map(|file| fs::read_link(file.path()).ok());
+        files.any(|file| file.starts_with("/dev/infiniband"))
+    };
     let is_in_driver = |worker: &u32| {
-        fs::read_to_string(format!("/proc/{worker}/status"))
-            .is_ok_and(|status| status.contains("State:\tD"))
+        has_node(worker)
+            && fs::read_to_string(format!("/proc/{worker}/status"))
+                .is_ok_and(|status| status.contains("State:\tD"))
     };
     guest::until("the driver to be called", || {
         workers().is_ok_and(|workers| workers.first().is_some_and(is_in_driver))
