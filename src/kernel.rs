@@ -195,9 +195,10 @@ impl Kernel {
         forward!(self, fstatfs_type(fd))
     }
 
-    /// `readlinkat(fd, "")` on a link that was opened with `O_PATH | O_NOFOLLOW`. Returns the length.
-    pub(crate) fn readlink(&self, fd: &Handle, buffer: &mut [u8]) -> Sys<usize> {
-        forward!(self, readlink(fd, buffer))
+    /// `readlinkat(fd, path)` of a link in a directory, or with an empty path of one that was opened with
+    /// `O_PATH | O_NOFOLLOW`. Returns the length. The path is one name: nothing limits where a longer one leads.
+    pub(crate) fn readlink(&self, fd: &Handle, path: &CStr, buffer: &mut [u8]) -> Sys<usize> {
+        forward!(self, readlink(fd, path, buffer))
     }
 
     /// `pread(fd, buffer, 0)`: for a sysfs attribute, the current value.

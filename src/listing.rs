@@ -5,7 +5,7 @@ use std::ffi::CStr;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::host::Host;
-use crate::kernel::DirEntry;
+use crate::kernel::{DirEntry, Handle};
 use crate::sysfs;
 
 /// The entries of one sweep of a directory, in the kernel's order. That order is the same each time, as long as the
@@ -40,6 +40,11 @@ impl Sweep {
     fn iter(&self) -> impl Iterator<Item = (&[u8], u64)> {
         (0..self.entries.len()).filter_map(|at| self.get(at))
     }
+}
+
+/// Opens `class/infiniband_verbs`.
+pub(crate) fn open_class(host: &Host) -> Result<Handle> {
+    sysfs::open(host.kernel(), host.sys(), c"class/infiniband_verbs", sysfs::SWEEP)
 }
 
 /// How many pairs of sweeps are made until the two of one pair agree.
@@ -137,14 +142,12 @@ impl Sweeps {
         host: &Host,
         mut each: impl FnMut(&mut Sweep, DirEntry<'_>),
     ) -> Result<()> {
-        const CLASS: &CStr = c"class/infiniband_verbs";
-        let (kernel, sys) = (host.kernel(), host.sys());
         // Opened for each sweep: a descriptor that is kept dies with the module, and its offset is shared.
-        match sysfs::open(kernel, sys, CLASS, sysfs::SWEEP) {
+        match open_class(host) {
             Err(error) if sysfs::is_absent(&error) => Ok(()),
             directory => {
                 let each = &mut |entry: DirEntry<'_>| each(&mut self.uverbs, entry);
-                sysfs::sweep(kernel, &directory?, "class/infiniband_verbs", each)
+                sysfs::sweep(host.kernel(), &directory?, "class/infiniband_verbs", each)
             }
         }
     }

@@ -237,7 +237,8 @@ impl Probed {
     /// The errno of the call.
     pub fn link(&self) -> Result<Vec<u8>, i32> {
         let mut buffer = [0; 4096];
-        let len = self.kernel.readlink(&self.handle, &mut buffer).map_err(Errno::raw_os_error)?;
+        let len =
+            self.kernel.readlink(&self.handle, c"", &mut buffer).map_err(Errno::raw_os_error)?;
         Ok(buffer[..len].to_vec())
     }
 

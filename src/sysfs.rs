@@ -153,15 +153,22 @@ pub(crate) fn read_link(kernel: &Kernel, dir: &Handle, name: &CStr) -> Result<Op
         Err(error) => return Err(error),
     };
     let mut buffer = [0; LINK_MAX];
-    let len = read_link_into(kernel, &link, name, &mut buffer)?;
+    let len = read_link_into(kernel, &link, c"", name, &mut buffer)?;
     match buffer.get(..len) {
         Some(text) if len < LINK_MAX => Ok(Some(text.to_vec())),
         _ => Err(malformed_link(name, Bad("too long"))),
     }
 }
 
-fn read_link_into(kernel: &Kernel, link: &Handle, path: &CStr, buffer: &mut [u8]) -> Result<usize> {
-    retry(|| kernel.readlink(link, buffer)).map_err(|errno| {
+/// Reads the link of that name in a directory, or with an empty name an open one. Errors show `path`.
+fn read_link_into(
+    kernel: &Kernel,
+    fd: &Handle,
+    name: &CStr,
+    path: &CStr,
+    buffer: &mut [u8],
+) -> Result<usize> {
+    retry(|| kernel.readlink(fd, name, buffer)).map_err(|errno| {
         Error::call(format!("readlinkat(\"{}\")", path.to_bytes().escape_ascii()), errno)
     })
 }
@@ -296,8 +303,24 @@ const LINK_MAX: usize = 1024;
 pub(crate) fn read_class_link(kernel: &Kernel, sys: &Handle, number: u32) -> Result<CString> {
     let path = uverbs_path("class/infiniband_verbs/", number);
     let link = open(kernel, sys, &path, LINK)?;
+    read_class_link_from(kernel, &link, c"", &path, number)
+}
+
+/// The same, from the open class directory. Takes one system call.
+pub(crate) fn read_class_link_in(kernel: &Kernel, class: &Handle, number: u32) -> Result<CString> {
+    let name = uverbs_path("", number);
+    read_class_link_from(kernel, class, &name, &name, number)
+}
+
+fn read_class_link_from(
+    kernel: &Kernel,
+    fd: &Handle,
+    name: &CStr,
+    path: &CStr,
+    number: u32,
+) -> Result<CString> {
     let mut buffer = [0; LINK_MAX];
-    let len = read_link_into(kernel, &link, &path, &mut buffer)?;
+    let len = read_link_into(kernel, fd, name, path, &mut buffer)?;
     match buffer.get(..len) {
         Some(text) if len < LINK_MAX => parse_class_link(text, number),
         _ => Err(Bad("a class link that is too long")),

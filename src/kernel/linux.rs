@@ -52,8 +52,8 @@ pub(super) fn fstatfs_type(fd: BorrowedFd<'_>) -> Sys<u64> {
     Ok(rustix::fs::fstatfs(fd)?.f_type as u64)
 }
 
-pub(super) fn readlink(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> Sys<usize> {
-    rustix::fs::readlinkat_raw(fd, c"", buffer)
+pub(super) fn readlink(fd: BorrowedFd<'_>, path: &CStr, buffer: &mut [u8]) -> Sys<usize> {
+    rustix::fs::readlinkat_raw(fd, path, buffer)
 }
 
 pub(super) fn pread(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> Sys<usize> {

@@ -357,9 +357,9 @@ impl Machine {
         self.on_file(CallKind::Fstatfs, fd, |world, _, file| world.fstatfs_type(file))
     }
 
-    pub(crate) fn readlink(&self, fd: &SimHandle, buffer: &mut [u8]) -> Sys<usize> {
+    pub(crate) fn readlink(&self, fd: &SimHandle, path: &CStr, buffer: &mut [u8]) -> Sys<usize> {
         self.on_file(CallKind::Readlink, fd, |world, verdict, file| {
-            let len = world.readlink(file, buffer)?;
+            let len = world.readlink(file, path.to_bytes(), buffer)?;
             let len = verdict.of_answer(buffer, len).min(buffer.len());
             buffer[..len].hash(&mut world.returned);
             Ok(len)

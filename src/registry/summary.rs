@@ -9,7 +9,8 @@ use crate::error::{Error, Result};
 use crate::host::Host;
 use crate::ids::Name;
 use crate::index::Finder;
-use crate::listing::Sweeps;
+use crate::kernel::Handle;
+use crate::listing::{Sweeps, open_class};
 use crate::netlink::Socket;
 use crate::parent::Place;
 use crate::ports::{PortFacts, PortReader};
@@ -95,11 +96,12 @@ impl Registry {
         let host = self.host();
         // Without a socket, each device has the error.
         let _kept = host.keep_netlink();
-        let found = match host.netlink() {
-            Ok(socket) if host.has_unique_inodes() => {
+        let found = match (host.netlink(), open_class(host)) {
+            (Ok(socket), Ok(class)) if host.has_unique_inodes() => {
                 let mut finder =
                     Finder::new(&self.0.services.indices, &socket, all.iter().copied());
-                let read = |&(number, _): &Swept| read_unheld(host, &socket, &mut finder, number);
+                let read =
+                    |&(number, _): &Swept| read_unheld(host, &socket, &class, &mut finder, number);
                 part.iter().map(read).collect()
             }
             _ => part.iter().map(|_| None).collect::<Vec<_>>(),
@@ -152,11 +154,12 @@ impl Registry {
 fn read_unheld(
     host: &Host,
     socket: &Socket,
+    class: &Handle,
     finder: &mut Finder<'_>,
     number: u32,
 ) -> Option<Summary> {
     let (kernel, sys) = (host.kernel(), host.sys());
-    let path = sysfs::read_class_link(kernel, sys, number).ok()?;
+    let path = sysfs::read_class_link_in(kernel, class, number).ok()?;
     // A device that could not be opened is not listed.
     sysfs::open(kernel, sys, &path, sysfs::DIRECTORY).ok()?;
     let index = finder.find(number).ok()??;

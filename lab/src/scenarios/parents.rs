@@ -131,8 +131,8 @@ const ROUNDS: usize = 15;
 /// `ibv_devices` less (`audits/measurements.md`). On a busy host the second processor gains nothing.
 const MOST: f64 = 1.0;
 const MOST_BEFORE_6_12: f64 = 1.5;
-/// The devices of the count of system calls, and how many there may be for each. They were 15 on a fresh guest, 17 where
-/// other indices had been used before, and 18 for a virtual function.
+/// The devices of the count of system calls, and how many there may be for each. They were 15, and 16 for a virtual
+/// function.
 const COUNTED: usize = 100;
 pub(super) const CALLS: usize = 20;
 

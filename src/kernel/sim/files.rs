@@ -100,9 +100,14 @@ impl World {
         })
     }
 
-    pub(super) fn readlink(&self, id: FileId, buffer: &mut [u8]) -> Sys<usize> {
-        // readlinkat with an empty path: a file that is not a link counts as an empty path that leads nowhere.
-        let text = self.tree.link_text(self.file(id)?.node).ok_or(Errno::NOENT)?;
+    pub(super) fn readlink(&mut self, id: FileId, path: &[u8], buffer: &mut [u8]) -> Sys<usize> {
+        let file = self.file(id)?.node;
+        let (link, errno) = match path {
+            // With an empty path, a file that is not a link counts as an empty path that leads nowhere.
+            [] => (file, Errno::NOENT),
+            name => (self.tree.walk(file, name, true)?, Errno::INVAL),
+        };
+        let text = self.tree.link_text(link).ok_or(errno)?;
         if buffer.is_empty() {
             return Err(Errno::INVAL);
         }

@@ -74,7 +74,15 @@ impl Host {
 
     fn link(&self, path: &str) -> String {
         let mut buffer = [0; 128];
-        let len = self.kernel.readlink(&self.sys(path, PATH).unwrap(), &mut buffer).unwrap();
+        let link = self.sys(path, PATH).unwrap();
+        let len = self.kernel.readlink(&link, c"", &mut buffer).unwrap();
+        // By its name in its directory, it is the same.
+        let (directory, name) = path.rsplit_once('/').unwrap();
+        let directory = self.sys(directory, OFlags::DIRECTORY).unwrap();
+        let mut by_name = [0; 128];
+        let name = CString::new(name).unwrap();
+        assert_eq!(self.kernel.readlink(&directory, &name, &mut by_name), Ok(len));
+        assert_eq!(buffer, by_name);
         String::from_utf8(buffer[..len].to_vec()).unwrap()
     }
 
@@ -125,6 +133,10 @@ fn sysfs_shows_a_device() {
     assert_eq!(host.kernel.fstatfs_type(&host.sys), Ok(SYSFS_MAGIC));
     let class = host.sys("class/infiniband_verbs", DIR).unwrap();
     assert_eq!(host.names(&class).unwrap(), [".", "..", "abi_version", "uverbs0"]);
+    let class = host.sys("class/infiniband_verbs", OFlags::DIRECTORY).unwrap();
+    for (name, errno) in [(c"uverbs9", Errno::NOENT), (c"abi_version", Errno::INVAL)] {
+        assert_eq!(host.kernel.readlink(&class, name, &mut [0; 128]), Err(errno), "{name:?}");
+    }
     let text = host.link("class/infiniband_verbs/uverbs0");
     assert_eq!(text, "../../devices/virtual/infiniband_verbs/uverbs0");
     let text = host.link("class/infiniband/mlx5_0");
