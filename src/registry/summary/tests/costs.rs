@@ -38,19 +38,21 @@ fn what_cannot_be_confirmed_costs_little_more() {
 /// Wherever the indices are, each device takes about as many calls.
 #[test]
 fn no_index_is_far() {
-    for (count, first, gap) in [
-        (2, 0, 1),
-        (2, 1000, 1),
-        (16, 40, 1),
-        (32, 100_000, 1),
-        (200, 0, 1),
-        (200, 1 << 30, 1),
-        (200, 0, 2),
-        (200, 0, 100),
-        (256, 7, 17),
-        (257, 0, 1),
-        (300, 10_000, 1),
-        (300, 10_000, 2),
+    for (count, first, gap, dumps) in [
+        (2, 0, 1, 0),
+        (2, 1000, 1, 1),
+        (16, 40, 1, 1),
+        (32, 100_000, 1, 1),
+        (200, 0, 1, 0),
+        (200, 1 << 30, 1, 1),
+        (200, 0, 2, 1),
+        (200, 0, 100, 1),
+        (256, 7, 17, 1),
+        (257, 0, 1, 0),
+        (300, 500, 1, 0),
+        (300, 500, 2, 0),
+        // The steps of the search are longer than all indices together.
+        (300, 100_000, 1, 1),
     ] {
         let machine = Machine::new();
         for number in 0..count {
@@ -58,7 +60,16 @@ fn no_index_is_far() {
             machine.add(DeviceSpec::new(format!("a{number}"))).expect("added");
         }
         let registry = Registry::new(Host::simulated(&machine).expect("a host"));
+        let (sent, counted) = std::sync::mpsc::channel();
+        machine.on_call(move |world, call| {
+            if call.kind() == CallKind::Send && call.detail(world).contains("dump") {
+                let _ = sent.send(());
+            }
+            Verdict::Continue
+        });
         let found = calls(&machine, || assert_eq!(all(&registry).len(), count as usize));
+        machine.clear_hook();
+        assert_eq!(counted.try_iter().count(), dumps, "{count} from {first} by {gap}");
         // Sweeps, a dump, and those of each device. Across gaps, where nothing is dumped, some more.
         let each = if count > 256 && gap > 1 { 18 } else { 12 };
         let most = 320 + each * u64::from(count);
