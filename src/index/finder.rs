@@ -32,8 +32,8 @@ impl<'a> Finder<'a> {
 
     /// The index of `uverbsN`; `None` if netlink lists no device with that node.
     ///
-    /// The index after that of the device before is tried first. Then there is a search, and after a search in vain, or for
-    /// few devices without one, a dump, of which each index is queried once.
+    /// This tries the index after that of the previous device first. If it is wrong, many devices are searched and few are
+    /// dumped. A search that fails is followed by a dump, too. Each index of the dump is queried once.
     pub(crate) fn find(&mut self, number: u32) -> Result<Option<u32>> {
         let Ok(at) = self.place(number) else { return Ok(None) };
         if let Some(index) = self.listed[at].index {

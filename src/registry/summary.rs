@@ -43,8 +43,8 @@ impl Registry {
     ///
     /// The devices are not held meanwhile. At the end one sweep of the class directory shows which of them have been
     /// there from the beginning, because the inode number of a class link is never used again. What was read of these
-    /// counts. All others are read one by one, each held meanwhile: those that the sweep does not show, those of which
-    /// a part could not be read, and all where inode numbers may repeat. A device that is gone by then is left out.
+    /// counts. A device that the sweep does not show is read again while it is held. So is one with a part that could not
+    /// be read, and every device where inode numbers may repeat. A device that is gone by then is left out.
     ///
     /// A device that is there throughout is returned, unless the class directory changes during each of eight sweeps. The
     /// devices are not noted in the registry: no list and no watch is different afterwards.
